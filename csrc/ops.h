@@ -1,0 +1,48 @@
+// Every launcher, on both devices: the table of contents of csrc.
+//
+// Launchers take raw pointers, never allocate device memory and never synchronise, so that a call
+// can be captured in a CUDA graph. They return null, or a message that says what was refused.
+// "real" below is the accumulate type: double for kFloat64, float otherwise. `threads` is the most
+// CPU threads to use; `device` and `stream` (a cudaStream_t) come last on CUDA.
+//
+// A map tensor is "channels last" when parts vary fastest in memory, else width does.
+// The C linkage lets tests call the launchers without Python bindings.
+#pragma once
+
+#include "portable.h"
+
+extern "C" {
+
+// Draw target maps. heatmaps: dtype (batch, parts, height, width), without gaps.
+// CPU: float32, float64. CUDA: also float16, bfloat16.
+const char* fasthg_gaussian_heatmaps_cpu(int dtype, const fasthg::Targets* targets, void* heatmaps,
+                                         bool channels_last, int threads);
+const char* fasthg_gaussian_heatmaps_cuda(int dtype, const fasthg::Targets* targets, void* heatmaps,
+                                          bool channels_last, int device, void* stream);
+
+// Half the squared distance of predictions to the target maps, and its gradient, in one pass.
+// predictions: dtype (stacks, batch, parts, height, width); the maps of one image have no gaps,
+// images lie `batch_stride` and stacks `stack_stride` elements apart.
+// gradient: as predictions but without any gaps, or null to skip it. loss: real (stacks, batch).
+const char* fasthg_heatmap_mse_cpu(int dtype, const fasthg::Targets* targets, int stacks,
+                                   const void* predictions, int64_t stack_stride,
+                                   int64_t batch_stride, bool channels_last, void* gradient,
+                                   void* loss, int threads);
+const char* fasthg_heatmap_mse_cuda(int dtype, const fasthg::Targets* targets, int stacks,
+                                    const void* predictions, int64_t stack_stride,
+                                    int64_t batch_stride, bool channels_last, void* gradient,
+                                    void* loss, int device, void* stream);
+
+// Peak of each map. heatmaps: dtype (batch, parts, height, width) with any strides (elements);
+// xy: real (batch, parts, 2) heatmap cells; score: real (batch, parts).
+const char* fasthg_heatmap_peaks_cpu(int dtype, const void* heatmaps, const int64_t strides[4],
+                                     const int64_t shape[4], int method, void* xy, void* score,
+                                     int threads);
+const char* fasthg_heatmap_peaks_cuda(int dtype, const void* heatmaps, const int64_t strides[4],
+                                      const int64_t shape[4], int method, void* xy, void* score,
+                                      int device, void* stream);
+
+// Null if the CUDA runtime in this library works with the driver, else what it says.
+const char* fasthg_cuda_problem();
+
+}  // extern "C"

@@ -1,0 +1,218 @@
+"""Agreement between keys: what no single value can show to be wrong."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .data_keys import project_data
+
+if TYPE_CHECKING:
+    from .model_keys import Parts
+    from .schema import Config
+
+STRIDE = 4  # input pixels of a heatmap cell: the stem halves twice
+COARSEST = 64  # and four levels of the hourglass halve the heatmap four times more
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One contradiction: the key to report it at, its cause, its remedy, all keys it rests on."""
+
+    key: str
+    what: str
+    remedy: str
+    involves: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key whose value the finding depends on, the reported one first."""
+        return (self.key, *self.involves)
+
+
+def find_problems(cfg: Config) -> list[Problem]:
+    """All contradictions between keys whose single values are valid."""
+    return [
+        *_parts(cfg.PARTS),
+        *_flips(cfg),
+        *_sizes(cfg),
+        *_ranges(cfg),
+        *_schedule(cfg),
+        *_data(cfg),
+        *_evaluation(cfg),
+    ]
+
+
+def _parts(parts: Parts) -> Iterator[Problem]:
+    count = parts.NUM_PARTS
+    of_count = ("PARTS.NUM_PARTS",)
+    for key, entries in (("NAMES", parts.NAMES), ("SIGMAS", parts.SIGMAS)):
+        if len(entries) != count:
+            origin = "entries" if key in parts.model_fields_set else "stock entries"
+            yield Problem(
+                f"PARTS.{key}",
+                f"{len(entries)} {origin} for PARTS.NUM_PARTS {count}",
+                "give one entry for each part",
+                of_count,
+            )
+    for name, times in Counter(parts.NAMES).items():
+        if times > 1:
+            yield Problem(
+                "PARTS.NAMES", f"{name!r} is there {times} times", "name each part differently"
+            )
+    stock = "" if "LEFT_RIGHT_PAIRS" in parts.model_fields_set else "stock "
+    seen: set[int] = set()
+    for pair in parts.LEFT_RIGHT_PAIRS:
+        if max(pair) >= count:
+            yield Problem(
+                "PARTS.LEFT_RIGHT_PAIRS",
+                f"{stock}pair [{pair[0]}, {pair[1]}] points beyond the {count} parts",
+                f"indices run from 0 to {count - 1}; [] means no pairs",
+                of_count,
+            )
+        elif pair[0] == pair[1]:
+            yield Problem(
+                "PARTS.LEFT_RIGHT_PAIRS",
+                f"pair [{pair[0]}, {pair[1]}] pairs a part with itself",
+                "give the indices of the left and of the right part",
+            )
+        elif seen.intersection(pair):
+            index = min(seen.intersection(pair))
+            yield Problem(
+                "PARTS.LEFT_RIGHT_PAIRS",
+                f"part {index} is in more than one pair",
+                "list each part at most once",
+            )
+        seen.update(pair)
+
+
+_SIDE = re.compile(r"left|right", re.IGNORECASE)
+
+
+def _mirrored(name: str) -> str:
+    """The name with left and right exchanged, lower case, without spaces and underscores."""
+    other = {"left": "right", "right": "left"}
+    return re.sub(r"[\s_-]", "", _SIDE.sub(lambda m: other[m.group().lower()], name).lower())
+
+
+def _flips(cfg: Config) -> Iterator[Problem]:
+    """A lateral part without partner keeps its label in a mirrored image, where it is wrong."""
+    names = cfg.PARTS.NAMES
+    if cfg.DO_RANDOM_FLIP_LEFT_RIGHT == 0.0 and not cfg.FLIP_TEST:
+        return
+    paired = {index for pair in cfg.PARTS.LEFT_RIGHT_PAIRS for index in pair}
+    plain = {re.sub(r"[\s_-]", "", name.lower()): index for index, name in enumerate(names)}
+    reported: set[int] = set()
+    for index, name in enumerate(names):
+        if index in paired or index in reported or not _SIDE.search(name):
+            continue
+        partner = plain.get(_mirrored(name))
+        if partner is None:
+            what = f"{name!r} has no partner on the other side, and images are mirrored"
+            remedy = "set DO_RANDOM_FLIP_LEFT_RIGHT: false (and FLIP_TEST: false)"
+        else:
+            what = f"{name!r} and {names[partner]!r} are not paired, and images are mirrored"
+            remedy = f"add [{index}, {partner}], or set DO_RANDOM_FLIP_LEFT_RIGHT: false"
+            reported.add(partner)
+        yield Problem(
+            "PARTS.LEFT_RIGHT_PAIRS",
+            what,
+            remedy,
+            ("PARTS.NAMES", "DO_RANDOM_FLIP_LEFT_RIGHT", "FLIP_TEST"),
+        )
+
+
+def _sizes(cfg: Config) -> Iterator[Problem]:
+    if cfg.INPUT_SIZE % COARSEST:
+        below = max(COARSEST, cfg.INPUT_SIZE // COARSEST * COARSEST)
+        yield Problem(
+            "INPUT_SIZE",
+            f"{cfg.INPUT_SIZE} is not a multiple of {COARSEST}, the network's coarsest step",
+            f"use {below} or {cfg.INPUT_SIZE // COARSEST * COARSEST + COARSEST}",
+        )
+    elif cfg.INPUT_SIZE != STRIDE * cfg.HEATMAP_SIZE:
+        yield Problem(
+            "HEATMAP_SIZE",
+            f"{cfg.HEATMAP_SIZE} does not fit INPUT_SIZE {cfg.INPUT_SIZE}, which gives a heatmap "
+            f"of {cfg.INPUT_SIZE // STRIDE} cells",
+            f"use HEATMAP_SIZE: {cfg.INPUT_SIZE // STRIDE}",
+            ("INPUT_SIZE",),
+        )
+
+
+def _ranges(cfg: Config) -> Iterator[Problem]:
+    for stem in ("RANDOM_PADDING", "RANDOM_JPEG_QUALITY"):
+        low, high = getattr(cfg, f"{stem}_MIN"), getattr(cfg, f"{stem}_MAX")
+        if low > high:
+            yield Problem(
+                f"{stem}_MIN",
+                f"{low} is above {stem}_MAX {high}",
+                "exchange the two",
+                (f"{stem}_MAX",),
+            )
+
+
+def _schedule(cfg: Config) -> Iterator[Problem]:
+    if cfg.OPTIMIZER == "ftrl":
+        yield Problem(
+            "OPTIMIZER",
+            "ftrl is for sparse linear models and not available",
+            "use adagrad, which it extends, or the stock rmsprop",
+        )
+    kind = "LEARNING_RATE_DECAY_TYPE"
+    if cfg.LEARNING_RATE_DECAY_TYPE == "exponential":
+        for key in ("LEARNING_RATE_DECAY_FACTOR", "NUM_EPOCHS_PER_DELAY", "NUM_TRAIN_EXAMPLES"):
+            if key not in cfg.model_fields_set:
+                default = type(cfg).model_fields[key].default
+                yield Problem(
+                    kind, f"exponential decay needs {key}", f"set it (MARS: {default:g})", (key,)
+                )
+    falls_to_end = cfg.LEARNING_RATE_DECAY_TYPE in ("polynomial", "cosine")
+    if falls_to_end and cfg.END_LEARNING_RATE > cfg.INITIAL_LEARNING_RATE:
+        yield Problem(
+            "END_LEARNING_RATE",
+            f"{cfg.END_LEARNING_RATE:g} is above INITIAL_LEARNING_RATE "
+            f"{cfg.INITIAL_LEARNING_RATE:g}, from which it decays",
+            "set a smaller one, such as 0",
+            ("INITIAL_LEARNING_RATE", kind),
+        )
+    if cfg.LEARNING_RATE_WARMUP_STEPS >= cfg.NUM_TRAIN_ITERATIONS:
+        yield Problem(
+            "LEARNING_RATE_WARMUP_STEPS",
+            f"{cfg.LEARNING_RATE_WARMUP_STEPS} steps of warm-up leave nothing of "
+            f"NUM_TRAIN_ITERATIONS {cfg.NUM_TRAIN_ITERATIONS}",
+            f"use about {cfg.NUM_TRAIN_ITERATIONS // 20}",
+            ("NUM_TRAIN_ITERATIONS",),
+        )
+
+
+def _data(cfg: Config) -> Iterator[Problem]:
+    if (cfg.MARS_PROJECT is None) != (cfg.POSE_MODEL is None):
+        missing = "POSE_MODEL" if cfg.POSE_MODEL is None else "MARS_PROJECT"
+        given = "MARS_PROJECT" if missing == "POSE_MODEL" else "POSE_MODEL"
+        yield Problem(given, f"needs {missing}", f"set {missing}, or use DATA instead", (missing,))
+        return
+    # A resolved configuration holds both, and they agree.
+    if cfg.MARS_PROJECT and cfg.POSE_MODEL:
+        if cfg.DATA == project_data(cfg.MARS_PROJECT, cfg.POSE_MODEL):
+            return
+        yield Problem(
+            "MARS_PROJECT",
+            "DATA is given as well, with other files",
+            "keep either DATA or MARS_PROJECT",
+            ("DATA", "POSE_MODEL"),
+        )
+
+
+def _evaluation(cfg: Config) -> Iterator[Problem]:
+    sigmas = cfg.OKS_SIGMAS
+    if not isinstance(sigmas, str) and len(sigmas) != cfg.PARTS.NUM_PARTS:
+        yield Problem(
+            "OKS_SIGMAS",
+            f"{len(sigmas)} numbers for PARTS.NUM_PARTS {cfg.PARTS.NUM_PARTS}",
+            "give one for each part, or a named set such as narrow",
+            ("PARTS.NUM_PARTS",),
+        )

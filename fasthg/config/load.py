@@ -1,0 +1,204 @@
+"""From a YAML file and `KEY=VALUE` overrides to a Config, or to one error that lists every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fasthg.errors import ConfigError
+
+from .checks import Problem
+from .explain import Key, explain, is_section, key_name, suggestion
+from .lines import Document, YamlFault, parse_document, parse_value
+from .schema import Config
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: a MARS `config_train.yaml` or one of fasthg's.
+        overrides: `KEY=VALUE`, dotted for sections (`PARTS.SIGMAS=[1, 1, 1.5]`); the value is YAML.
+            Applied in order, and validated with the file as a whole.
+
+    Raises:
+        ConfigError: with one line for each fault, `file.yaml:12: KEY: what; remedy`.
+    """
+    document = _read(Path(path))
+    faults = _Faults(str(path), document)
+    for text in overrides:
+        _apply(document.values, text, faults)
+    _check_names(document.values, Config, (), faults)
+    if faults.found:
+        # The values of the other keys are still worth a look in the same run.
+        values = _without(document.values, faults.keys)
+        _validate(values, faults)
+        raise faults.error()
+    config = _validate(document.values, faults)
+    if config is None:
+        raise faults.error()
+    return config
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], object]:
+    """Split `KEY=VALUE` into the key's path and its YAML value.
+
+    Raises:
+        ConfigError: there is no `=`, no key, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    names = tuple(key.strip().split("."))
+    if not equals or not all(names):
+        raise ConfigError(f"override '{text}': expected KEY=VALUE; write e.g. BATCH_SIZE=16")
+    try:
+        return names, parse_value(value)
+    except YamlFault as fault:
+        raise ConfigError(f"override '{text}': {fault}") from fault
+
+
+def _read(path: Path) -> Document:
+    try:
+        return parse_document(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; pass the path of a YAML configuration") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; pass the YAML file in it") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except YamlFault as fault:
+        where = f"{path}:{fault.line}" if fault.line else str(path)
+        raise ConfigError(f"{where}: {fault}") from fault
+
+
+_LAST = 2**31  # overrides are listed after the lines of the file
+
+
+class _Faults:
+    """Faults found so far, each with the place of its key: a line of the file or an override."""
+
+    def __init__(self, file: str, document: Document) -> None:
+        self.file = file
+        self.lines = document.lines
+        self.overrides: dict[Key, str] = {}
+        self.keys: list[Key] = []
+        self.found: list[tuple[int, str]] = []
+
+    def add(self, key: Key, text: str, *, also: Sequence[Key] = ()) -> None:
+        """Record a fault of a key; `also` are other keys that may show the place."""
+        self.keys.append(key)
+        line, place = self._place(key, also)
+        self.found.append((line, f"{place}: {key_name(key)}: {text}"))
+
+    def add_override(self, text: str) -> None:
+        """Record a fault of an override that names no key."""
+        self.found.append((_LAST, text))
+
+    def _place(self, key: Key, also: Sequence[Key]) -> tuple[int, str]:
+        parents = [key[:end] for end in range(len(key) - 1, 0, -1)]
+        for candidate in (key, *also, *parents):
+            for end in range(1, len(candidate) + 1):
+                if candidate[:end] in self.overrides:
+                    return _LAST, f"override '{self.overrides[candidate[:end]]}'"
+            if candidate in self.lines:
+                return self.lines[candidate], f"{self.file}:{self.lines[candidate]}"
+        for names, text in self.overrides.items():
+            if names[: len(key)] == key:
+                return _LAST, f"override '{text}'"
+        return 0, self.file
+
+    def error(self) -> ConfigError:
+        """All faults, one per line, in the order of the file."""
+        found = sorted(dict.fromkeys(self.found), key=lambda item: item[0])
+        return ConfigError("\n".join(text for _, text in found))
+
+
+def _apply(values: dict[str, Any], text: str, faults: _Faults) -> None:
+    try:
+        names, value = parse_override(text)
+    except ConfigError as error:
+        faults.add_override(str(error))
+        return
+    target = values
+    for depth, name in enumerate(names[:-1]):
+        inner = target.get(name)
+        if inner is None:
+            inner = target[name] = {}
+        if not isinstance(inner, dict):
+            faults.overrides[names] = text
+            faults.add(names, f"{key_name(names[: depth + 1])} is not a section; drop the dot")
+            return
+        target = inner
+    target[names[-1]] = value
+    # An override of a whole section replaces the earlier ones inside it.
+    for key in [key for key in faults.overrides if key[: len(names)] == names]:
+        del faults.overrides[key]
+    faults.overrides[names] = text
+
+
+def _check_names(
+    values: Mapping[str, Any], model: type[BaseModel], at: Key, faults: _Faults
+) -> None:
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            faults.add((*at, name), f"unknown key; {suggestion(name, model, at)}")
+            continue
+        section = field.annotation
+        if isinstance(value, Mapping) and is_section(section):
+            _check_names(value, section, (*at, name), faults)
+
+
+def _validate(values: dict[str, Any], faults: _Faults) -> Config | None:
+    """The configuration, or None with every fault recorded.
+
+    Keys can only be compared once each is valid by itself. So that one bad value does not hide a
+    contradiction elsewhere, bad ones are left out and the rest is compared again; contradictions
+    that rest on a key already reported are dropped.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        bad: list[Key] = []
+        problems: list[Problem] = []
+        for item in error.errors(include_url=False):
+            if item["type"] == "fasthg_keys":
+                problems = item["ctx"]["problems"]
+                continue
+            key = _key(item["loc"])
+            bad.append(key)
+            faults.add(key, explain(item, key))
+        if bad:
+            _validate(_without(values, bad), faults)
+        reported = {key_name(key).partition("[")[0] for key in faults.keys}
+        for problem in problems:
+            if reported.isdisjoint(problem.keys):
+                also = [tuple(name.split(".")) for name in problem.involves]
+                where = tuple(problem.key.split("."))
+                faults.add(where, f"{problem.what}; {problem.remedy}", also=also)
+        return None
+
+
+def _key(loc: tuple[str | int, ...]) -> Key:
+    # Within a list of unlike items pydantic adds the name of the branch it tried.
+    return tuple(part for part in loc if isinstance(part, int) or part.isupper())
+
+
+def _without(values: dict[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
+    """A copy without the given keys; of a list the whole list is left out."""
+    result = dict(values)
+    for key in keys:
+        names = [part for part in key if isinstance(part, str)]
+        target = result
+        for name in names[:-1]:
+            inner = target.get(name)
+            if not isinstance(inner, dict):
+                break
+            target[name] = target = dict(inner)
+        else:
+            target.pop(names[-1], None)
+    return result

@@ -1,0 +1,49 @@
+"""The configuration: every key of MARS's `config_train.yaml` and fasthg's own, in one flat model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from .checks import find_problems
+from .data_keys import AugmentKeys, Data, DataKeys, project_data
+from .model_keys import ModelKeys
+from .run_keys import EvaluationKeys, MachineKeys, RunKeys
+from .training_keys import OptimizerKeys, ScheduleKeys
+
+
+class Config(
+    EvaluationKeys,
+    RunKeys,
+    MachineKeys,
+    OptimizerKeys,
+    ScheduleKeys,
+    AugmentKeys,
+    DataKeys,
+    ModelKeys,
+):
+    """All keys, with the stock values of MARS as defaults.
+
+    Attributes bear the names of the YAML keys; sections are attributes of their own
+    (`cfg.PARTS.SIGMAS`). Instances are frozen. `MARS_PROJECT` and `POSE_MODEL` fill `DATA`.
+
+    Raises:
+        pydantic.ValidationError: a value has the wrong type or range, a key is unknown, or two keys
+            contradict each other. `load_config` turns it into a ConfigError with line numbers.
+    """
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Fill DATA from the MARS project, so that readers need to know one place only."""
+        if self.MARS_PROJECT and self.POSE_MODEL and self.DATA == Data():
+            # The model is frozen for its users; this is still construction.
+            self.__dict__["DATA"] = project_data(self.MARS_PROJECT, self.POSE_MODEL)
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Config:
+        problems = find_problems(self)
+        if problems:
+            text = " | ".join(f"{p.key}: {p.what}; {p.remedy}" for p in problems)
+            raise PydanticCustomError("fasthg_keys", "{text}", {"text": text, "problems": problems})
+        return self

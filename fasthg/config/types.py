@@ -1,0 +1,128 @@
+"""Value types of the configuration: strict where a slip changes the meaning, lenient where it cannot.
+
+YAML turns `"8"` into text, `yes` into a boolean and `7e5` into a float. A quoted number is refused,
+because a user who meant a name would get a count; a float with an integral value is a whole number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, StrictBool, StrictStr
+from pydantic_core import PydanticCustomError
+
+
+def show(value: object, limit: int = 60) -> str:
+    """The value as a user would write it in YAML, shortened to `limit` characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"a section with {len(value)} keys"
+    if isinstance(value, list | tuple):
+        text = "[" + ", ".join(show(item, limit) for item in value) + "]"
+    else:
+        text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def wrong(what: str, remedy: str = "") -> PydanticCustomError:
+    """An error with its own remedy; without one the reader is told the default."""
+    # Both texts travel in the context and not in the template, where a brace would be a field.
+    return PydanticCustomError("fasthg", "{what}", {"what": what, "remedy": remedy})
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong(f"expected a whole number, got {show(value)}")
+    if isinstance(value, float) and not (math.isfinite(value) and value.is_integer()):
+        raise wrong(f"expected a whole number, got {show(value)}")
+    return int(value)
+
+
+def _real(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong(f"expected a number, got {show(value)}")
+    if not math.isfinite(value):
+        raise wrong(f"expected a finite number, got {show(value)}")
+    return float(value)
+
+
+def _frequency(when_true: float) -> Callable[[object], object]:
+    def convert(value: object) -> object:
+        if isinstance(value, bool):
+            return when_true if value else 0.0
+        number = _real(value)
+        assert isinstance(number, float)
+        if not 0.0 <= number <= 1.0:
+            raise wrong(f"a frequency lies in 0..1, got {show(value)}", "0 is never, 1 is always")
+        return number
+
+    return convert
+
+
+def _sequence(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        raise wrong(f"expected a list, got {show(value)}", "write [first, second, ...]")
+    return value
+
+
+def _sequence_or_none(value: object) -> object:
+    return () if value is None else _sequence(value)
+
+
+def _free_form(value: object) -> object:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise wrong(f"expected a section of keys, got {show(value)}", "indent its keys below it")
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def local_path(text: str) -> str:
+    """A path with `~` and `$VARIABLES` expanded and either separator accepted.
+
+    A project folder moves between Windows and Linux, its configuration with it; on Linux a backslash
+    can only be a separator typed on Windows.
+    """
+    text = os.path.expandvars(os.path.expanduser(text))
+    return text.replace("\\", "/") if os.sep == "/" else text
+
+
+def _patterns(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise wrong(f"expected a file pattern or a list of them, got {show(value)}")
+    for item in value:
+        if not isinstance(item, str) or not item:
+            raise wrong(f"expected a file pattern, got {show(item)}", 'write "folder/train_*"')
+    return tuple(local_path(item) for item in value)
+
+
+def _free_text(value: object) -> object:
+    if not isinstance(value, str):
+        raise wrong(f"expected text, got {show(value)}", "put it in quotes")
+    return value
+
+
+Flag = StrictBool
+Text = Annotated[StrictStr, BeforeValidator(_free_text)]
+Folder = Annotated[Text, AfterValidator(local_path)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float, BeforeValidator(_real)]
+Frequency = Annotated[float, BeforeValidator(_frequency(1.0))]
+FlipFrequency = Annotated[float, BeforeValidator(_frequency(0.5))]
+FreeForm = Annotated[dict[str, Any], BeforeValidator(_free_form)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+AsList = BeforeValidator(_sequence)
+AsOptionalList = BeforeValidator(_sequence_or_none)
+LowerCase = BeforeValidator(_lower)

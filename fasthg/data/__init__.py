@@ -1,0 +1,1 @@
+"""From TFRecords to batches: records, the index over them, converters and loaders."""

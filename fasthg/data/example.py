@@ -1,0 +1,205 @@
+"""The wire format of `tf.train.Example`, read and written without TensorFlow.
+
+The messages, in protobuf's notation (source: tensorflow/core/example/{example,feature}.proto)::
+
+    Example  { Features features = 1; }
+    Features { map<string, Feature> feature = 1; }        one entry: { key = 1; value = 2; }
+    Feature  { oneof kind { BytesList = 1; FloatList = 2; Int64List = 3; } }
+    *List    { repeated value = 1; }                      floats and ints packed or not
+
+The reader works on spans (start, end) of the serialised bytes and decodes only what it is asked
+for: an index over many records never copies the images in them. Whatever protobuf allows is read
+as protobuf reads it: fields in any order, unknown fields, split messages, a key given twice (the
+last one counts). Anything else raises ValueError with the byte position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Span = tuple[int, int]
+Value = Sequence[bytes] | Sequence[int] | npt.NDArray[np.float32]
+
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_BYTES, _FLOATS, _INTS = 1, 2, 3
+_SINGLE = {_BYTES: _DELIMITED, _FLOATS: _FIXED32, _INTS: _VARINT}
+_NAMES = {_BYTES: "bytes", _FLOATS: "floats", _INTS: "integers"}
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The unsigned varint at `at` and the position after it."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError(f"broken integer at byte {at}")
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of the message in [start, end): (number, wire type, start, end of the value)."""
+    at = start
+    while at < end:
+        tag, at = _varint(data, at, end)
+        wire = tag & 7
+        if wire == _DELIMITED:
+            length, at = _varint(data, at, end)
+            stop = at + length
+        elif wire == _VARINT:
+            stop = _varint(data, at, end)[1]
+        elif wire == _FIXED32:
+            stop = at + 4
+        elif wire == _FIXED64:
+            stop = at + 8
+        else:
+            raise ValueError(f"unknown wire type {wire} at byte {at}")
+        if stop > end:
+            raise ValueError(f"field at byte {at} runs past its message")
+        yield tag >> 3, wire, at, stop
+        at = stop
+
+
+def features(data: bytes) -> dict[bytes, Span]:
+    """Span of each Feature message of a serialised Example, by key. Values are not decoded."""
+    found: dict[bytes, Span] = {}
+    for number, wire, start, end in _fields(data, 0, len(data)):
+        if number == 1 and wire == _DELIMITED:
+            _entries(data, start, end, found)
+    return found
+
+
+def _entries(data: bytes, at: int, end: int, found: dict[bytes, Span]) -> None:
+    """Add the map entries of the Features message in [at, end) to `found`.
+
+    This loop runs for every feature of every record and is what indexing a large set costs, so the
+    layout that every known writer produces (key, then value, nothing else) is read in place; any
+    other entry goes through `_fields`.
+    """
+    while at < end:
+        if data[at] != 0x0A:
+            at = next(_fields(data, at, end))[3]
+            continue
+        length, at = _varint(data, at + 1, end)
+        entry, at = at, at + length
+        if at > end:
+            raise ValueError(f"field at byte {entry} runs past its message")
+        if length > 4 and data[entry] == 0x0A:
+            value = entry + 2 + data[entry + 1]
+            if data[entry + 1] < 0x80 and value + 1 < at and data[value] == 0x12:
+                size = data[value + 1]
+                start = value + 2
+                if size >= 0x80:
+                    size, start = _varint(data, value + 1, at)
+                if start + size == at:
+                    found[data[entry + 2 : value]] = (start, at)
+                    continue
+        key, span = b"", (at, at)
+        for field, wire, start, stop in _fields(data, entry, at):
+            if wire == _DELIMITED and field == 1:
+                key = data[start:stop]
+            elif wire == _DELIMITED and field == 2:
+                span = (start, stop)
+        found[key] = span
+
+
+def _values(data: bytes, span: Span, kind: int) -> list[Span]:
+    """Span of each `value` field of the list of `kind` in a Feature message."""
+    start, end = span
+    # One packed list and nothing else, in less than 128 bytes: nearly every feature there is.
+    if (
+        6 <= end - start < 130
+        and data[start] == kind << 3 | _DELIMITED
+        and data[start + 2] == 0x0A
+        and data[start + 1] == end - start - 2 < 0x80
+        and data[start + 3] == end - start - 4
+    ):
+        return [(start + 4, end)]
+    found: list[Span] = []
+    for number, wire, start, end in _fields(data, start, end):
+        if number == kind and wire == _DELIMITED:
+            for field, field_wire, at, stop in _fields(data, start, end):
+                if field == 1 and field_wire in (_DELIMITED, _SINGLE[kind]):
+                    found.append((at, stop))
+        elif number in _NAMES:
+            raise ValueError(f"holds {_NAMES[number]} where {_NAMES[kind]} belong")
+    return found
+
+
+def kind_is_bytes(data: bytes, span: Span) -> bool:
+    """Whether a Feature holds a list of bytes (an empty Feature does not)."""
+    return span[0] < span[1] and data[span[0]] == _BYTES << 3 | _DELIMITED
+
+
+def bytes_spans(data: bytes, span: Span) -> list[Span]:
+    """Span of each byte string in a Feature. ValueError where it holds numbers."""
+    return _values(data, span, _BYTES)
+
+
+def float_bytes(data: bytes, span: Span) -> bytes:
+    """The values of a Feature as consecutive little-endian float32. ValueError on another kind."""
+    found = b"".join([data[start:end] for start, end in _values(data, span, _FLOATS)])
+    if len(found) % 4:
+        raise ValueError(f"floats of {len(found)} bytes")
+    return found
+
+
+def ints(data: bytes, span: Span) -> list[int]:
+    """The values of a Feature as signed 64-bit integers. ValueError where it holds another kind."""
+    found: list[int] = []
+    for at, end in _values(data, span, _INTS):
+        packed = data[at:end]
+        if packed.isascii():
+            # Every byte is below 128 and thus an integer of its own.
+            found.extend(packed)
+            continue
+        while at < end:
+            value, at = _varint(data, at, end)
+            value &= 0xFFFFFFFFFFFFFFFF
+            found.append(value - (1 << 64) if value >> 63 else value)
+    return found
+
+
+def _encode_varint(value: int) -> bytes:
+    value &= 0xFFFFFFFFFFFFFFFF
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _delimited(number: int, *parts: bytes) -> bytes:
+    return b"".join(
+        (_encode_varint(number << 3 | _DELIMITED), _encode_varint(sum(map(len, parts))), *parts)
+    )
+
+
+def _encode_feature(value: Value) -> bytes:
+    if isinstance(value, np.ndarray):
+        return _delimited(_FLOATS, _delimited(1, value.astype("<f4").tobytes()))
+    if not value:
+        return b""
+    strings = [item for item in value if isinstance(item, bytes)]
+    if strings:
+        return _delimited(_BYTES, *(_delimited(1, item) for item in strings))
+    return _delimited(_INTS, _delimited(1, *(_encode_varint(int(item)) for item in value)))
+
+
+def encode(values: Mapping[str, Value]) -> bytes:
+    """Serialise an Example: byte strings, integers or a float32 array for each key, sorted by key.
+
+    An empty list has no type of its own and is written as a Feature of no kind, which TensorFlow
+    takes for a missing value.
+    """
+    entries: Iterable[bytes] = (
+        _delimited(1, _delimited(1, key.encode()), _delimited(2, _encode_feature(values[key])))
+        for key in sorted(values)
+    )
+    return _delimited(1, *entries)

@@ -1,0 +1,212 @@
+"""What lies where in a serialised record, and the rules that turn its numbers into annotations.
+
+Shared by `records` (one frame, everything) and `index` (every frame, no image is copied).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fasthg.data import example
+
+FloatArray = npt.NDArray[np.float32]
+
+_AGAIN = "convert the annotations again"
+_NOTHING = (0, 0)
+_EDGES = (b"xmin", b"ymin", b"xmax", b"ymax")
+
+
+class Layout(NamedTuple):
+    """What an index needs of one serialised record, undecoded where its bytes can be copied.
+
+    `jpeg` is a span of the payload; the byte fields hold little-endian float32 as in the record:
+    xmin.. `objects` values, parts_x and parts_y `objects * parts`, area `objects` or none.
+    `visibility` holds `objects * parts` integers or none. Sizes are 0 where the record gives none.
+    """
+
+    image_id: bytes
+    jpeg: example.Span
+    width: int
+    height: int
+    objects: int
+    parts: int
+    xmin: bytes
+    ymin: bytes
+    xmax: bytes
+    ymax: bytes
+    parts_x: bytes
+    parts_y: bytes
+    visibility: list[int]
+    area: bytes
+
+
+class Reader:
+    """Typed access to the features of one payload; every fault names its key."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.spans = example.features(payload)
+
+    def ints(self, key: bytes) -> list[int]:
+        try:
+            return example.ints(self.payload, self.spans.get(key, _NOTHING))
+        except ValueError as error:
+            raise self._fault(key, error) from None
+
+    def integer(self, key: bytes) -> int:
+        return next(iter(self.ints(key)), 0)
+
+    def float_bytes(self, key: bytes) -> bytes:
+        try:
+            return example.float_bytes(self.payload, self.spans.get(key, _NOTHING))
+        except ValueError as error:
+            raise self._fault(key, error) from None
+
+    def floats(self, key: bytes) -> FloatArray:
+        return np.frombuffer(self.float_bytes(key), "<f4").astype(np.float32)
+
+    def bytes_spans(self, key: bytes) -> list[example.Span]:
+        try:
+            return example.bytes_spans(self.payload, self.spans.get(key, _NOTHING))
+        except ValueError as error:
+            raise self._fault(key, error) from None
+
+    def strings(self, key: bytes) -> list[bytes]:
+        """Byte strings, or integers as decimal text: identifiers come as either."""
+        span = self.spans.get(key, _NOTHING)
+        if span == _NOTHING or example.kind_is_bytes(self.payload, span):
+            return [self.payload[start:end] for start, end in self.bytes_spans(key)]
+        return [b"%d" % value for value in self.ints(key)]
+
+    def string(self, key: bytes) -> bytes:
+        return next(iter(self.strings(key)), b"")
+
+    @staticmethod
+    def _fault(key: bytes, error: ValueError) -> ValueError:
+        return ValueError(f"{key.decode(errors='replace')} cannot be read ({error}); {_AGAIN}")
+
+
+def scan(payload: bytes) -> Layout:
+    """Lay open a serialised record without decoding or copying its image.
+
+    Raises ValueError, of the form "cause; remedy", for a payload that is no Example, lacks its
+    image, has annotated objects without boxes or parts, or counts that contradict each other.
+    """
+    return layout_of(open_payload(payload))
+
+
+def open_payload(payload: bytes) -> Reader:
+    try:
+        return Reader(payload)
+    except ValueError as error:
+        raise ValueError(f"not a tf.train.Example ({error}); {_AGAIN}") from None
+
+
+def layout_of(reader: Reader) -> Layout:
+    jpeg = reader.bytes_spans(b"image/encoded")
+    if not jpeg or jpeg[0][0] == jpeg[0][1]:
+        raise ValueError(f"image/encoded is missing; {_AGAIN}")
+    edges = [reader.float_bytes(b"image/object/bbox/" + edge) for edge in _EDGES]
+    parts_x = reader.float_bytes(b"image/object/parts/x")
+    parts_y = reader.float_bytes(b"image/object/parts/y")
+    visibility = reader.ints(b"image/object/parts/v")
+    area = reader.float_bytes(b"image/object/area")
+
+    counts = reader.ints(b"image/object/bbox/count") or reader.ints(b"image/object/count")
+    objects = counts[0] if counts else len(edges[0]) // 4
+    if not edges[0] and (objects or parts_x):
+        raise ValueError(f"annotated animals but no boxes (image/object/bbox/xmin); {_AGAIN}")
+    for name, edge in zip(_EDGES, edges, strict=True):
+        if len(edge) != 4 * objects:
+            raise ValueError(
+                f"image/object/bbox/{name.decode()} has {len(edge) // 4} values "
+                f"for {objects} objects; {_AGAIN}"
+            )
+    labels = len(parts_x) // 4
+    if objects and (labels == 0 or labels % objects):
+        raise ValueError(
+            f"image/object/parts/x has {labels} values for {objects} objects; {_AGAIN}"
+        )
+    for key, found in (("y", len(parts_y) // 4), ("v", len(visibility) or labels)):
+        if found != labels:
+            raise ValueError(
+                f"image/object/parts/{key} has {found} values where parts/x has {labels}; {_AGAIN}"
+            )
+    if area and len(area) != 4 * objects:
+        raise ValueError(
+            f"image/object/area has {len(area) // 4} values for {objects} objects; {_AGAIN}"
+        )
+    return Layout(
+        image_id=reader.string(b"image/id"),
+        jpeg=jpeg[0],
+        width=reader.integer(b"image/width"),
+        height=reader.integer(b"image/height"),
+        objects=objects,
+        parts=labels // objects if objects else 0,
+        xmin=edges[0],
+        ymin=edges[1],
+        xmax=edges[2],
+        ymax=edges[3],
+        parts_x=parts_x,
+        parts_y=parts_y,
+        visibility=visibility,
+        area=area,
+    )
+
+
+def labelled(
+    keypoints: FloatArray, visibility: npt.NDArray[np.uint8]
+) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
+    """Make the two agree: NaN and visibility 0 wherever either says that a part is unlabelled.
+
+    keypoints (..., parts, 2), visibility (..., parts); changed in place and returned.
+    """
+    missing = ~np.isfinite(keypoints).all(axis=-1) | (visibility == 0)
+    keypoints[missing] = np.nan
+    visibility[missing] = 0
+    return keypoints, visibility
+
+
+def area_px(area: FloatArray, bbox: FloatArray, image_px: FloatArray) -> FloatArray:
+    """Areas in image px², (objects,): as given above 1, times the image's area below (normalised).
+
+    bbox (objects, 4) normalised, whose area stands in where `area` is missing or not positive;
+    image_px (objects,) width * height.
+    """
+    box = (bbox[:, 2] - bbox[:, 0]) * (bbox[:, 3] - bbox[:, 1]) * image_px
+    known = np.where(area > 1, area, area * image_px)
+    return np.where(np.isfinite(area) & (area > 0), known, box).astype(np.float32)
+
+
+def visibility_array(values: Sequence[int], count: int) -> npt.NDArray[np.uint8]:
+    """(count,) uint8 in 0..2; where a record has none, every part counts as visible."""
+    if not values:
+        return np.full(count, 2, np.uint8)
+    return np.clip(np.asarray(values, np.int64), 0, 2).astype(np.uint8)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in px from a JPEG's frame header, or None where there is none to read.
+
+    Walks the marker segments to the first SOFn (ITU-T T.81, B.1.1.3 and B.2.2).
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height = data[at + 5] << 8 | data[at + 6]
+            width = data[at + 7] << 8 | data[at + 8]
+            return (width, height) if width and height else None
+        elif marker in (0xD9, 0xDA):
+            return None
+        else:
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None

@@ -1,0 +1,38 @@
+"""The training loss: squared error against Gaussian heatmaps that are never stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fasthg.data.batch import Batch
+from fasthg.ops import heatmap_mse
+
+
+def heatmap_loss(
+    predictions: Tensor, batch: Batch, *, subpixel: bool = False, scaling: str = "sum"
+) -> Tensor:
+    """Loss per stack and image.
+
+    `sum((target - prediction)^2) / 2` over parts and cells. An invisible part's target is an
+    empty map; visibility does not mask the loss (as MARS).
+
+    Args:
+        predictions: `(stacks, batch, parts, height, width)`; half types are taken as float32.
+        batch: keypoints in heatmap cells, visibility, sigmas.
+        subpixel: centre the targets on the keypoint itself, not on its nearest cell.
+        scaling: "sum" as MARS; "mean" divides by batch x parts.
+
+    Returns:
+        `(stacks, batch)` float32; the training loss is its sum.
+    """
+    loss = heatmap_mse(
+        predictions.to(torch.float32) if predictions.device.type == "cpu" else predictions,
+        batch.keypoints,
+        batch.sigmas,
+        batch.visibility,
+        subpixel=subpixel,
+    )
+    if scaling == "mean":
+        loss = loss / (predictions.shape[1] * predictions.shape[2])
+    return loss

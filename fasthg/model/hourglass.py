@@ -1,0 +1,126 @@
+"""The stacked hourglass: stem, then stacks of hourglass, features and heatmaps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fasthg.config import Config
+from fasthg.model.layers import HOURGLASS_LEVELS, BatchNorm, ConvBN, Hourglass, Residual
+
+STRIDE = 4
+"""Input pixels per heatmap cell, along each axis."""
+
+
+class Stem(nn.Module):
+    """`(batch, 3, height, width)` -> `(batch, features, height / 4, width / 4)`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv = ConvBN(3, 64, kernel=7, stride=2)
+        self.residual1 = Residual(64, 128)
+        self.residual2 = Residual(128, 128)
+        self.residual3 = Residual(128, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.max_pool2d(self.residual1(self.conv(images)), 2, 2)
+        return self.residual3(self.residual2(x))
+
+
+class Stack(nn.Module):
+    """One stack; all but the last send features and heatmaps on to the next."""
+
+    def __init__(self, features: int, parts: int, last: bool) -> None:
+        super().__init__()
+        self.hourglass = Hourglass(HOURGLASS_LEVELS, features)
+        self.residual = Residual(features, features)
+        self.features = ConvBN(features, features)
+        self.heatmap = nn.Conv2d(features, parts, 1)
+        self.remap_features = None if last else nn.Conv2d(features, features, 1)
+        self.remap_heatmap = None if last else nn.Conv2d(parts, features, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(self.residual(self.hourglass(x)))
+        heatmap = self.heatmap(features)
+        if self.remap_features is not None and self.remap_heatmap is not None:
+            x = x + self.remap_features(features) + self.remap_heatmap(heatmap)
+        return x, heatmap
+
+
+class StackedHourglass(nn.Module):
+    """The MARS network.
+
+    Args:
+        stacks: number of hourglasses (NUM_STACKS).
+        parts: number of heatmaps (PARTS.NUM_PARTS).
+        features: width of every hourglass (FEATURES; MARS: 256). Inner widths are half of it;
+            the stem keeps its 64 and 128 channels.
+        head_scale: factor on the initial weights of the heatmap convolutions. At 1 (Xavier) the
+            first loss is over a hundred times that of an all-zero output and short runs collapse.
+        bn_eps, bn_decay: see `BatchNorm`.
+    """
+
+    def __init__(
+        self,
+        stacks: int = 8,
+        parts: int = 7,
+        features: int = 256,
+        head_scale: float = 1.0,
+        bn_eps: float = 1e-3,
+        bn_decay: float = 0.9997,
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(features)
+        self.stacks = nn.ModuleList(
+            Stack(features, parts, last=i == stacks - 1) for i in range(stacks)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, BatchNorm):
+                module.eps, module.decay = bn_eps, bn_decay
+        with torch.no_grad():
+            for stack in self.stacks:
+                assert isinstance(stack, Stack)
+                stack.heatmap.weight.mul_(head_scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Heatmaps of every stack.
+
+        Args:
+            images: `(batch, 3, height, width)` in [-1, 1]; sides are multiples of 64.
+
+        Returns:
+            `(stacks, batch, parts, height / 4, width / 4)` heatmaps; each stack's maps lie in
+            memory channels-last, as the convolutions write them.
+        """
+        x = self.stem(images)
+        heatmaps = []
+        for stack in self.stacks:
+            x, heatmap = stack(x)
+            heatmaps.append(heatmap.permute(0, 2, 3, 1))
+        return torch.stack(heatmaps).permute(0, 1, 4, 2, 3)
+
+    def set_bn_decay(self, decay: float) -> None:
+        """Set the decay of all moving statistics."""
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.decay = decay
+
+
+def build_model(config: Config) -> StackedHourglass:
+    """The network that `config` describes, initialised from RANDOM_SEED, in channels_last."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(config.RANDOM_SEED))
+        model = StackedHourglass(
+            stacks=config.NUM_STACKS,
+            parts=config.PARTS.NUM_PARTS,
+            features=config.FEATURES,
+            head_scale=config.HEAD_INIT_SCALE,
+            bn_eps=config.BATCHNORM_EPSILON,
+            bn_decay=config.BATCHNORM_MOVING_AVERAGE_DECAY,
+        )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

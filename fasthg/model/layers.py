@@ -1,0 +1,133 @@
+"""Blocks of the MARS network: convolution + batch norm, residual, hourglass.
+
+All maps are `(batch, channels, height, width)` in memory format channels_last.
+Source of the architecture: Newell et al., "Stacked Hourglass Networks for Human Pose Estimation",
+2016, in the variant that MARS trains.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HOURGLASS_LEVELS = 4
+
+
+class BatchNorm(nn.Module):
+    """Batch norm with an offset but no scale.
+
+    `y = (x - mean) / sqrt(var + eps) + bias`. Training normalises with the biased variance of the
+    batch and moves `running_var` towards the unbiased one: `running = decay * running +
+    (1 - decay) * batch`, as `tf.contrib.slim.batch_norm` does.
+
+    Args:
+        channels: number of channels.
+        eps: added to the variance (BATCHNORM_EPSILON).
+        decay: share of the moving statistics kept per step (BATCHNORM_MOVING_AVERAGE_DECAY).
+            An attribute, so that a step may warm it up.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-3, decay: float = 0.9997) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.eps = eps
+        self.decay = decay
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            None,
+            self.bias,
+            self.training,
+            1.0 - self.decay,
+            self.eps,
+        )
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm, optional ReLU.
+
+    Padding is TensorFlow's SAME: for the 7x7 stride-2 stem two pixels before and three after, so
+    torch's symmetric padding does not serve there.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        total = kernel - stride
+        self.before, self.after = total // 2, total - total // 2
+        same = self.before == self.after
+        self.conv = nn.Conv2d(
+            channels_in, channels_out, kernel, stride, self.before if same else 0, bias=False
+        )
+        self.pad = None if same else (self.before, self.after, self.before, self.after)
+        self.bn = BatchNorm(channels_out)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pad is not None:
+            x = F.pad(x, self.pad)
+        y = self.bn(self.conv(x))
+        return F.relu(y, inplace=True) if self.relu else y
+
+
+class Residual(nn.Module):
+    """1x1 to half the width, 3x3, 1x1 to the full width, plus the input; no ReLU after the sum."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        half = channels_out // 2
+        self.conv1 = ConvBN(channels_in, half)
+        self.conv2 = ConvBN(half, half, kernel=3)
+        self.conv3 = ConvBN(half, channels_out, relu=False)
+        self.skip = (
+            None if channels_in == channels_out else ConvBN(channels_in, channels_out, relu=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv3(self.conv2(self.conv1(x)))
+        return y + (x if self.skip is None else self.skip(x))
+
+
+def upsample2x(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling: `(batch, channels, h, w)` -> `(batch, channels, 2h, 2w)`.
+
+    Expands the channels-last view instead of calling `F.interpolate`, whose compiled backward
+    scatters with atomics; the backward of an expand is a plain sum.
+    """
+    b, c, h, w = x.shape
+    nhwc = x.permute(0, 2, 3, 1)[:, :, None, :, None, :]
+    return nhwc.expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+
+class Hourglass(nn.Module):
+    """One hourglass: at each level a residual at full size plus a path at half size."""
+
+    def __init__(self, levels: int, channels: int) -> None:
+        super().__init__()
+        self.upper = Residual(channels, channels)
+        self.lower1 = Residual(channels, channels)
+        self.lower2: nn.Module = (
+            Hourglass(levels - 1, channels) if levels > 1 else Residual(channels, channels)
+        )
+        self.lower3 = Residual(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lower = self.lower3(self.lower2(self.lower1(F.max_pool2d(x, 2, 2))))
+        return self.upper(x) + upsample2x(lower)
+
+def decayed_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters with and without L2: convolution weights and biases have it, BN offsets do not."""
+    offsets = {id(m.bias) for m in model.modules() if isinstance(m, BatchNorm)}
+    decayed = [p for p in model.parameters() if id(p) not in offsets]
+    plain = [p for p in model.parameters() if id(p) in offsets]
+    return decayed, plain

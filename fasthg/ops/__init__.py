@@ -1,0 +1,13 @@
+"""Operators of the trainer: compiled for CPU and CUDA, plain torch where there is no kernel.
+
+Usable alone: nothing here needs the rest of fasthg.
+"""
+
+from __future__ import annotations
+
+from fasthg.ops._native import OpPath, paths
+from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
+from fasthg.ops.heatmap_mse import heatmap_mse
+from fasthg.ops.heatmap_peaks import heatmap_peaks
+
+__all__ = ["OpPath", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks", "paths"]

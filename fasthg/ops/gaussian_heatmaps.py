@@ -1,0 +1,167 @@
+"""Draw keypoints as Gaussian heatmaps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from fasthg.ops import _native, _targets, reference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def _empty(
+    keypoints: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    return torch.empty(
+        (*keypoints.shape[:2], height, width),
+        dtype=dtype,
+        device=keypoints.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _fake(
+    keypoints: Tensor,
+    sigmas: Tensor,
+    visibility: Tensor | None,
+    height: int,
+    width: int,
+    subpixel: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    return _empty(keypoints, height, width, dtype, channels_last)
+
+
+def _implementation(
+    keypoints: Tensor,
+    sigmas: Tensor,
+    visibility: Tensor | None,
+    height: int,
+    width: int,
+    subpixel: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    work = _targets.arithmetic_dtype(dtype)
+    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
+    # The CPU kernels write float32 and float64 only.
+    stored = work if keypoints.device.type == "cpu" else dtype
+    heatmaps = _empty(keypoints, height, width, stored, channels_last)
+    if not _native.serves(heatmaps):
+        heatmaps.copy_(
+            reference.gaussian_heatmaps(
+                keypoints, sigmas, height, width, visibility, subpixel=subpixel
+            )
+        )
+    elif heatmaps.numel():
+        _native.launch(
+            "gaussian_heatmaps",
+            heatmaps,
+            _targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),
+            heatmaps.data_ptr(),
+            channels_last,
+        )
+    return heatmaps.to(dtype)
+
+
+_operator = _native.register(
+    "gaussian_heatmaps(Tensor keypoints, Tensor sigmas, Tensor? visibility, SymInt height,"
+    " SymInt width, bool subpixel, ScalarType dtype, bool channels_last) -> Tensor",
+    _implementation,
+    _fake,
+)
+
+
+@overload
+def gaussian_heatmaps(
+    keypoints: Tensor,
+    sigmas: Tensor,
+    size: int | tuple[int, int],
+    visibility: Tensor | None = None,
+    *,
+    subpixel: bool = False,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor: ...
+
+
+@overload
+def gaussian_heatmaps(
+    keypoints: NDArray[Any],
+    sigmas: NDArray[Any],
+    size: int | tuple[int, int],
+    visibility: NDArray[Any] | None = None,
+    *,
+    subpixel: bool = False,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> NDArray[Any]: ...
+
+
+def gaussian_heatmaps(
+    keypoints: Any,
+    sigmas: Any,
+    size: int | tuple[int, int],
+    visibility: Any = None,
+    *,
+    subpixel: bool = False,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Any:
+    """Draw one Gaussian a part: `exp(-((i - u)² + (j - v)²) / (2 sigma²))`, peak 1, no cut-off.
+
+    Args:
+        keypoints: (batch, parts, 2), (x, y) in heatmap cells, any floating dtype. A NaN or
+            infinite coordinate gives an empty (all-zero) map.
+        sigmas: (parts,), or (batch, parts) for one of each instance; heatmap cells. A sigma that
+            is zero, negative or NaN gives an empty map (looking at it first would stall a GPU).
+        size: height = width, or (height, width), in cells.
+        visibility: (batch, parts), any dtype: a map is drawn where it is > 0; None draws all.
+        subpixel: False rounds the centre (u, v) to the nearest cell, half to even, as MARS does.
+        dtype: of the result; None takes keypoints' own. float64 computes in float64, all others
+            in float32, rounded once at the end.
+        memory_format: of the result: torch.contiguous_format or torch.channels_last.
+
+    Returns:
+        (batch, parts, height, width), on keypoints' device; a NumPy array if keypoints is one.
+
+    Equivalent to:
+        u, v = keypoints.round().unbind(-1)
+        across = torch.exp(-((torch.arange(width) - u[..., None]) / sigmas[..., None]) ** 2 / 2)
+        down = torch.exp(-((torch.arange(height) - v[..., None]) / sigmas[..., None]) ** 2 / 2)
+        heatmaps = down[..., :, None] * across[..., None, :] * (visibility > 0)[..., None, None]
+
+    Error: at most 3e-7 absolute in float32 against float64 arithmetic.
+    Not differentiable; `fasthg.ops.reference.gaussian_heatmaps` is (with subpixel=True).
+
+    Raises:
+        ValueError: wrong shape, mixed devices, keypoints or sigmas that require grad.
+
+    Source: MARS pose training (targets of the stacked hourglass), whose records round the centre.
+    """
+    if not isinstance(keypoints, Tensor):
+        arrays = _targets.as_tensors(keypoints, sigmas, visibility)
+        drawn: Tensor = gaussian_heatmaps(
+            arrays[0],  # type: ignore[arg-type]
+            arrays[1],  # type: ignore[arg-type]
+            size,
+            arrays[2],
+            subpixel=subpixel,
+            dtype=dtype,
+            memory_format=memory_format,
+        )
+        return drawn.numpy()
+    _targets.check_targets("gaussian_heatmaps", keypoints, sigmas, visibility)
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 0 or width < 0:
+        raise ValueError(f"gaussian_heatmaps: size: expected >= 0, got {(height, width)}")
+    dtype = keypoints.dtype if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise ValueError(f"gaussian_heatmaps: dtype: expected a floating dtype, got {dtype}")
+    channels_last = memory_format == torch.channels_last
+    return _operator(keypoints, sigmas, visibility, height, width, subpixel, dtype, channels_last)

@@ -1,0 +1,120 @@
+"""The run folder: where everything of one training lies.
+
+`config.yaml` (as given), `config.resolved.yaml`, `env.json`, `metrics.jsonl`, TensorBoard events,
+`checkpoints/{last.pt, step_*.pt, best.safetensors}` and `eval/<split>/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fasthg.checkpoint import write_text
+from fasthg.config import Config, dump_config, load_config
+from fasthg.errors import DataError, FasthgError
+
+
+class RunFolder:
+    """Paths of a run, and its append-only log of metrics."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.pt"
+        self.best = self.checkpoints / "best.safetensors"
+        self.resolved = path / "config.resolved.yaml"
+
+    @classmethod
+    def create(cls, config: Config, source: Path | None, stem: str) -> RunFolder:
+        """Make a new run folder; an existing one is never written into.
+
+        Args:
+            config: RUNS_DIR and RUN_NAME name the folder; a number is added where it exists.
+            source: the configuration file as given, copied along.
+            stem: name used with the time where RUN_NAME is null.
+
+        Raises:
+            FasthgError: the folder cannot be made.
+        """
+        name = config.RUN_NAME or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        parent = Path(config.RUNS_DIR)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number = 1
+            while True:
+                path = parent / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise FasthgError(
+                f"{parent}: cannot make a run folder ({error.strerror}); choose another RUNS_DIR"
+            ) from error
+        run = cls(path)
+        if source is not None:
+            write_text(path / "config.yaml", source.read_text(encoding="utf-8"))
+        write_text(run.resolved, dump_config(config))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            DataError: `path` is not a run folder.
+        """
+        run = cls(path)
+        if not run.resolved.is_file():
+            raise DataError(f"{path}: not a run folder (no {run.resolved.name}); give runs/<name>")
+        return run
+
+    def config(self, overrides: list[str] | None = None) -> Config:
+        """The run's configuration, with overrides."""
+        return load_config(self.resolved, overrides or [])
+
+    def eval_folder(self, split: str) -> Path:
+        """Where an evaluation on `split` goes."""
+        return self.path / "eval" / split
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file in the run folder, atomically."""
+        write_text(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`.
+
+        Raises:
+            FasthgError: the disk is full or the folder is read-only.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise FasthgError(
+                f"{path}: cannot write ({error.strerror}); free disk space, then --resume"
+            ) from error
+
+    def truncate_log(self, step: int) -> None:
+        """Drop rows after `step`: a resumed run writes them again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line that a full disk cut off
+                continue
+            if row.get("step", 0) <= step:
+                kept.append(line)
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)

@@ -1,0 +1,345 @@
+"""The training loop: batches in, steps, validation, checkpoints, logs; stops cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from fasthg import metrics
+from fasthg.checkpoint import CheckpointKeeper, load_state, save_weights
+from fasthg.config import Config, dump_config, inert_keys
+from fasthg.data.index import RecordIndex
+from fasthg.data.loader import Loader, loader_choice, make_loader
+from fasthg.data.plan import Planner
+from fasthg.environment import describe_environment
+from fasthg.errors import ConfigError, DataError
+from fasthg.inference import Predictions, predict
+from fasthg.model import build_model
+from fasthg.pictures import as_array, draw_instances
+from fasthg.progress import Meter, ProgressLine
+from fasthg.run import RunFolder
+from fasthg.step import StepResult, TrainStep, choose_device
+from fasthg.weights import weights_metadata
+
+PICTURED = 8
+"""Validation instances drawn for TensorBoard."""
+
+
+class Stop:
+    """Turns SIGINT and SIGTERM into a flag, so that a step ends before the run does."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    run: RunFolder
+    step: int
+    interrupted: bool
+
+
+@dataclass
+class Split:
+    """One split of the data, ready to be loaded again and again."""
+
+    index: RecordIndex
+    planner: Planner
+    loader: Loader
+
+
+def open_split(
+    config: Config, patterns: str | Sequence[str], device: torch.device, *, training: bool
+) -> Split:
+    """Index the files of a split and make its loader.
+
+    Raises:
+        DataError: a file cannot be used; nothing has been written yet.
+    """
+    index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
+    planner = Planner(index, config, training=training, seed=int(config.RANDOM_SEED))
+    if not training and len(index) < 512:
+        # A small split is loaded in this process: starting workers costs more than it saves.
+        config = config.model_copy(update={"NUM_INPUT_THREADS": 0})
+    return Split(index, planner, make_loader(planner, config, device))
+
+
+class Training:
+    """One run from its first or resumed step to its end.
+
+    Args:
+        config: the resolved configuration.
+        run: an existing run folder.
+        console: where progress goes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        train: Split,
+        validation: Split | None,
+        run: RunFolder,
+        console: Console,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.train = train
+        self.validation = validation
+        self.run = run
+        self.console = console
+        self.step = TrainStep(config, build_model(config).to(device), device)
+        self.done = 0
+        self.best = float("inf")
+        self.keeper = CheckpointKeeper(
+            run.checkpoints,
+            config.SAVE_INTERVAL_SECS,
+            config.MAX_TO_KEEP,
+            config.KEEP_CHECKPOINT_EVERY_N_HOURS,
+        )
+
+    def resume(self) -> None:
+        """Go on from the run's last checkpoint.
+
+        Raises:
+            DataError: there is none, or it is of another network or optimiser.
+        """
+        state = load_state(self.run.last)
+        try:
+            self.step.load_state(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            cause = str(error).splitlines()[0]
+            raise DataError(
+                f"{self.run.last}: does not fit this configuration ({cause}); "
+                "resume with the run's own NUM_STACKS, FEATURES, PARTS and OPTIMIZER"
+            ) from error
+        self.done, self.best = int(state["step"]), float(state["best"])
+        self.run.truncate_log(self.done)
+        self.console.print(
+            f"resumed {self.run.last}: weights, optimiser, averages and data order at step "
+            f"{self.done}",
+            highlight=False,
+        )
+
+    def announce(self) -> None:
+        """Print what will be done, with what, and which keys have no effect."""
+        config, say = self.config, self.console.print
+        loader, reason = loader_choice(config, self.device)
+        parameters = sum(p.numel() for p in self.step.model.parameters())
+        precision = str(self.step.precision).removeprefix("torch.")
+        say(f"run      {self.run.path}", highlight=False)
+        validation = f", {len(self.validation.index)} for validation" if self.validation else ""
+        say(f"data     {len(self.train.index)} instances{validation}", highlight=False)
+        say(
+            f"network  {config.NUM_STACKS} stacks, {config.FEATURES} features, "
+            f"{parameters:,} weights, {precision} on {self.device}",
+            highlight=False,
+        )
+        say(f"loader   {loader} ({reason})", highlight=False)
+        for key, why in inert_keys(config):
+            say(f"no effect: {key}: {why}", markup=False, highlight=False, soft_wrap=True)
+
+    def fit(self) -> Outcome:
+        """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""
+        config = self.config
+        total = config.NUM_TRAIN_ITERATIONS
+        writer = SummaryWriter(str(self.run.path), purge_step=self.done + 1)
+        progress = ProgressLine(self.console, total)
+        meter = Meter()
+        next_summary = time.monotonic()
+        try:
+            with Stop() as stop, progress:
+                batches: Iterator[Any] = self.train.loader.batches(self.done, total)
+                while self.done < total and stop.signal is None:
+                    asked = time.perf_counter()
+                    batch = next(batches)
+                    waited = time.perf_counter() - asked
+                    batch = batch.to(self.device)
+                    result = self.step(batch, self.done)
+                    self.done += 1
+                    meter.add(len(batch.images), waited)
+                    if self.done % config.LOG_EVERY_N_STEPS == 0 or self.done in (1, total):
+                        row = self._report(result, batch.instance, meter, progress)
+                        meter.reset()
+                        if time.monotonic() >= next_summary or self.done == total:
+                            next_summary = time.monotonic() + config.SAVE_SUMMARY_SECS
+                            summarise(writer, row)
+                    paused = time.monotonic()
+                    if self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total:
+                        self._validate(writer, progress)
+                    if self.keeper.due() and self.done < total:
+                        self._save()
+                    meter.pause(time.monotonic() - paused)
+            self._save()
+        finally:
+            writer.close()
+        if self.train.loader.corrupt:
+            progress.note(f"{len(self.train.loader.corrupt)} unreadable images were skipped")
+        return Outcome(self.run, self.done, interrupted=self.done < total)
+
+    def _report(
+        self, result: StepResult, instances: torch.Tensor, meter: Meter, progress: ProgressLine
+    ) -> dict[str, Any]:
+        losses = result.loss.double().cpu()
+        if not torch.isfinite(losses).all():
+            self._refuse_nan(losses, instances)
+        images_per_s, step_s, wait = meter.rates()
+        loss = float(losses.sum())
+        progress.update(self.done, loss, result.learning_rate, images_per_s, step_s, wait)
+        row = {
+            "step": self.done,
+            "loss": loss,
+            "loss_per_stack": losses.sum(1).tolist(),
+            "learning_rate": result.learning_rate,
+            "images_per_s": images_per_s,
+            "wait_share": wait,
+        }
+        self.run.log(row)
+        return row
+
+    def _refuse_nan(self, losses: torch.Tensor, instances: torch.Tensor) -> None:
+        rows = (~torch.isfinite(losses)).any(0).nonzero().ravel().tolist()
+        names = "; ".join(self.train.index.describe(int(instances[r])) for r in rows[:3])
+        raise DataError(
+            f"step {self.done}: the loss is not finite for {len(rows)} of {len(instances)} images "
+            f"({names}); lower INITIAL_LEARNING_RATE or set GRADIENT_CLIP_NORM, then resume from "
+            f"{self.run.checkpoints}"
+        )
+
+    def _validate(self, writer: SummaryWriter, progress: ProgressLine) -> None:
+        if self.validation is None:
+            self._save_best()
+            return
+        part = self.validation
+        predictions = predict(
+            self.step.ema_model(),
+            part.loader.batches(0, part.planner.batches_per_epoch),
+            part.index,
+            self.config,
+            self.step.precision,
+        )[self.config.DECODE]
+        distances = metrics.errors(
+            predictions.keypoints, predictions.truth, predictions.visibility
+        )
+        mean, median = float(np.nanmean(distances)), float(np.nanmedian(distances))
+        better = mean < self.best
+        if better:
+            self.best = mean
+            self._save_best()
+        row = {
+            "step": self.done,
+            "val_loss": predictions.loss,
+            "val_error_mean_px": mean,
+            "val_error_median_px": median,
+        }
+        self.run.log(row)
+        summarise(writer, row)
+        self._picture(writer, predictions)
+        progress.note(
+            f"step {self.done}: validation error mean {mean:.2f} px, median {median:.2f} px"
+            + (" (best so far)" if better else "")
+        )
+
+    def _picture(self, writer: SummaryWriter, predictions: Predictions) -> None:
+        assert self.validation is not None
+        rows = range(min(PICTURED, len(predictions)))
+        title = f"validation, step {self.done}"
+        figure = draw_instances(self.validation.index, predictions, rows, self.config, title)
+        writer.add_image("validation", as_array(figure), self.done, dataformats="HWC")
+
+    def _save_best(self) -> None:
+        metadata = weights_metadata(self.config, self.done, self.best)
+        save_weights(self.run.best, self.step.ema.shadow, metadata)
+
+    def _save(self) -> None:
+        state = {
+            "step": self.done,
+            "best": self.best,
+            "config": dump_config(self.config),
+            **self.step.state(),
+        }
+        self.keeper.save(self.done, state)
+
+
+def summarise(writer: SummaryWriter, row: dict[str, Any]) -> None:
+    """Write a row of metrics to TensorBoard; lists become one curve per stack."""
+    for name, value in row.items():
+        if name == "step":
+            continue
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            tag = f"{name}/stack{number}" if isinstance(value, list) else name
+            writer.add_scalar(tag, item, row["step"])
+
+
+def train(
+    config: Config,
+    console: Console,
+    *,
+    source: Path | None = None,
+    stem: str = "run",
+    resume: Path | None = None,
+) -> Outcome:
+    """Train as `config` says.
+
+    Args:
+        config: the resolved configuration.
+        console: where progress goes.
+        source: the configuration file, copied into the run folder.
+        stem: names the run folder with the time where RUN_NAME is null.
+        resume: an existing run folder to go on in.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
+    """
+    if config.DATA.TRAIN is None:
+        raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
+    device = choose_device(config.DEVICE)
+    with contextlib.ExitStack() as stack:
+        # Data is opened before the folder is made: a wrong glob leaves nothing behind.
+        splits: list[Split | None] = []
+        for patterns in (config.DATA.TRAIN, config.DATA.VAL):
+            split = None
+            if patterns is not None:
+                split = open_split(config, patterns, device, training=not splits)
+                stack.callback(split.loader.close)
+            splits.append(split)
+        first, validation = splits
+        assert first is not None
+        run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
+        training = Training(config, device, first, validation, run, console)
+        if resume is not None:
+            training.resume()
+        training.announce()
+        run.write_json("env.json", describe_environment())
+        if training.done >= config.NUM_TRAIN_ITERATIONS:
+            console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
+            return Outcome(run, training.done, interrupted=False)
+        return training.fit()

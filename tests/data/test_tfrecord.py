@@ -1,0 +1,105 @@
+"""TFRecord framing: the checksum, damage of every kind, atomic writing."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fasthg.data.tfrecord import frame, masked_crc, read_frames, write_frames
+from fasthg.errors import DataError
+
+PAYLOADS = [b"first", b"", b"third" * 1000]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "train_dataset-00000-of-00001"
+    assert write_frames(path, PAYLOADS) == 3
+    return path
+
+
+def test_masked_crc_of_the_standard_check_value() -> None:
+    # CRC32C of "123456789" is 0xe3069283 (RFC 3720, B.4 gives the polynomial).
+    assert masked_crc(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) % 2**32
+
+
+def test_frame_layout() -> None:
+    data = frame(b"abc")
+    assert len(data) == 8 + 4 + 3 + 4
+    assert struct.unpack("<Q", data[:8]) == (3,)
+    assert data[12:15] == b"abc"
+
+
+def test_round_trip_with_offsets(file: Path) -> None:
+    frames = list(read_frames(file))
+    assert [payload for _, payload in frames] == PAYLOADS
+    content = file.read_bytes()
+    for offset, payload in frames:
+        assert content[offset : offset + len(payload)] == payload
+    assert list(read_frames(file, verify_crc=False)) == frames
+
+
+@pytest.mark.parametrize("verify_crc", [True, False])
+@pytest.mark.parametrize("cut", [1, 5000, 5020, 5025])
+def test_truncation_names_file_record_and_byte(file: Path, cut: int, verify_crc: bool) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:-cut])
+    number = 2 if cut <= 5000 + 4 + 12 else 1
+    start = {1: 21, 2: 21 + 16}[number]
+    with pytest.raises(DataError, match=rf"00001: record {number} at byte {start}: the file ends"):
+        list(read_frames(file, verify_crc=verify_crc))
+
+
+def test_wrong_data_crc(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="record 2 at byte 37: the CRC of the record's data"):
+        list(read_frames(file))
+    assert len(list(read_frames(file, verify_crc=False))) == 3
+
+
+def test_wrong_length_crc(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[21 + 9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="record 1 at byte 21: the CRC of the record's length"):
+        list(read_frames(file))
+
+
+@pytest.mark.parametrize("verify_crc", [True, False])
+def test_foreign_and_missing_files(tmp_path: Path, verify_crc: bool) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("a text file that is no TFRecord, and long enough for a header")
+    with pytest.raises(DataError, match="notes.txt: not a TFRecord file"):
+        list(read_frames(text, verify_crc=verify_crc))
+    with pytest.raises(DataError, match="absent: No such file"):
+        list(read_frames(tmp_path / "absent", verify_crc=verify_crc))
+
+
+def test_empty_file_has_no_records(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert list(read_frames(tmp_path / "empty")) == []
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_nothing(file: Path) -> None:
+    before = file.read_bytes()
+
+    def broken() -> Iterator[bytes]:
+        yield b"one"
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_frames(file, broken())
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_write_makes_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "set"
+    write_frames(path, [b"x"])
+    assert [payload for _, payload in read_frames(path)] == [b"x"]
