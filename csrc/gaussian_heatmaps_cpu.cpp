@@ -10,7 +10,9 @@ template <typename T>
 FASTHG_HD void draw(GaussianRows<T>& rows, T* image) {
   for (int64_t row = 0; row < rows.rows(); ++row) rows.write(row, image + row * rows.length());
 }
-FASTHG_VECTOR_CLONES void draw_image(GaussianRows<float>& rows, float* image) { draw(rows, image); }
+FASTHG_VECTOR_CLONES void draw_image(GaussianRows<float>& rows, float* image) {
+  draw(rows, image);
+}
 FASTHG_VECTOR_CLONES void draw_image(GaussianRows<double>& rows, double* image) {
   draw(rows, image);
 }

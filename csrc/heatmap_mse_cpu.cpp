@@ -59,8 +59,8 @@ void heatmap_mse(const Targets& targets, int stacks, const T* predictions, int64
       if (image != loaded) tables[worker].load(loaded = image);
       const int64_t out = stack * targets.batch + image;
       const T* prediction = predictions + stack * stack_stride + image * batch_stride;
-      loss[out] = static_cast<T>(compare_image(tables[worker], prediction,
-                                               gradient ? gradient + out * size : nullptr));
+      loss[out] = static_cast<T>(
+          compare_image(tables[worker], prediction, gradient ? gradient + out * size : nullptr));
     }
   });
 }

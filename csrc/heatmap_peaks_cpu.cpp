@@ -23,7 +23,8 @@ Peak<T> largest_cell(const Map<T>& map) {
     for (int x = 0; x < map.width; ++x) {
       const T value = map.at(y, x);
       // The second test takes the first number seen, even -inf, and never NaN.
-      if (value > peak.value || (peak.cell < 0 && value == value)) peak = {value, y * map.width + x};
+      if (value > peak.value || (peak.cell < 0 && value == value))
+        peak = {value, y * map.width + x};
     }
   return peak;
 }

@@ -49,11 +49,11 @@ constexpr double kMinimumCurvature = 1e-6;    // sigma of 1000 cells; float nois
 constexpr double kMinimumDeterminant = 1e-3;  // relative to dxx * dyy: no ridge
 constexpr double kMaximumStep = 1.0;          // cells; a true peak is less than 1 away
 
+// Point k of the stencil, in reading order: rows of 1, 3, 5, 3 and 1 cells.
 FASTHG_HD void stencil_point(int k, int* dx, int* dy) {
-  constexpr int xs[kStencilPoints] = {0, -1, 0, 1, -2, -1, 0, 1, 2, -1, 0, 1, 0};
-  constexpr int ys[kStencilPoints] = {-2, -1, -1, -1, 0, 0, 0, 0, 0, 1, 1, 1, 2};
-  *dx = xs[k];
-  *dy = ys[k];
+  *dy = k < 1 ? -2 : k < 4 ? -1 : k < 9 ? 0 : k < 12 ? 1 : 2;
+  const int middle = *dy == -2 ? 0 : *dy == 2 ? 12 : 6 + 4 * *dy;
+  *dx = k - middle;
 }
 
 FASTHG_HD bool stencil_fits(int x, int y, int width, int height) {
@@ -61,19 +61,26 @@ FASTHG_HD bool stencil_fits(int x, int y, int width, int height) {
          y < height - kStencilRadius;
 }
 
+// exp(-d^2 / 2), written as selects: an indexed table would live in a GPU's local memory.
+template <typename T>
+FASTHG_HD T blur_weight(int d) {
+  d = d < 0 ? -d : d;
+  return d == 0   ? T(1)
+         : d == 1 ? T(0.60653065971263342)
+         : d == 2 ? T(0.13533528323661270)
+                  : T(0.011108996538242306);
+}
+
 // Logarithm of the blurred map at one cell; NaN where it does not exist. Taps outside the map are
 // left out and the others renormalised: zeros there would drag the peak inwards.
 template <typename T, typename Map>
 FASTHG_HD T log_blurred(const Map& map, int x, int y) {
-  // exp(-d^2 / 2) for d = 0..3
-  constexpr T weight[kBlurRadius + 1] = {T(1), T(0.60653065971263342), T(0.13533528323661270),
-                                         T(0.011108996538242306)};
   T sum = 0, total = 0;
   for (int dy = -kBlurRadius; dy <= kBlurRadius; ++dy) {
     if (y + dy < 0 || y + dy >= map.height) continue;
     for (int dx = -kBlurRadius; dx <= kBlurRadius; ++dx) {
       if (x + dx < 0 || x + dx >= map.width) continue;
-      const T w = weight[dy < 0 ? -dy : dy] * weight[dx < 0 ? -dx : dx];
+      const T w = blur_weight<T>(dy) * blur_weight<T>(dx);
       sum += w * map.at(y + dy, x + dx);
       total += w;
     }

@@ -6,6 +6,7 @@ older file as it was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -36,17 +37,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         # torch and safetensors report a failed write as errors of their own.
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) else _cause(error)
         raise FasthgError(
             f"{path}: cannot write ({reason}); free disk space or choose another RUNS_DIR"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _cause(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, UTF-8."""
-    write_atomically(path, lambda p: p.write_bytes(text.encode()) and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode())
+
+    write_atomically(path, write)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -65,10 +75,13 @@ def load_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; give a run folder that has one") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        cause = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a readable checkpoint ({cause}); use an older one") from error
+        raise DataError(
+            f"{path}: not a readable checkpoint ({_cause(error)}); use an older one"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise DataError(f"{path}: not a checkpoint of format {FORMAT}; train again with this version")
+        raise DataError(
+            f"{path}: not a checkpoint of format {FORMAT}; train again with this version"
+        )
     return state
 
 

@@ -186,7 +186,7 @@ def doctor(as_json: AsJson = False) -> None:
     table.add_row("device", facts["device"], f"precision {facts['precision']}")
     table.add_row("loader", facts["loader"]["path"], facts["loader"]["reason"])
     for op in facts["ops"]:
-        table.add_row(f"op {op['op']}", op["path"], op["reason"])
+        table.add_row(f"op {op['op']}, {op['device']}", op["path"], op["reason"])
     for name, version in facts["packages"].items():
         table.add_row("package", name, version or "not installed")
     console.print(table)

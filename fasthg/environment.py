@@ -56,5 +56,5 @@ def describe_environment() -> dict[str, Any]:
         "device": str(device),
         "precision": str(choose_precision("auto", device)).removeprefix("torch."),
         "loader": {"path": loader, "reason": reason},
-        "ops": ops.paths(),
+        "ops": [path._asdict() for path in ops.paths()],
     }

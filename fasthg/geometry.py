@@ -22,9 +22,7 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 
-def box_to_pixels(
-    bbox: npt.ArrayLike, width: npt.ArrayLike, height: npt.ArrayLike
-) -> Int:
+def box_to_pixels(bbox: npt.ArrayLike, width: npt.ArrayLike, height: npt.ArrayLike) -> Int:
     """Normalised boxes as whole image px, each edge rounded half to even as MARS does.
 
     bbox: `(batch, 4)` x1 y1 x2 y2 as shares of width and height. width, height: `(batch,)` px.

@@ -15,6 +15,7 @@ from fasthg.data.index import RecordIndex
 from fasthg.loss import heatmap_loss
 from fasthg.model import StackedHourglass
 from fasthg.ops import heatmap_peaks
+from fasthg.ops.heatmap_peaks import Method
 from fasthg.step import autocast, normalise
 
 
@@ -61,7 +62,9 @@ def flip_back(heatmaps: Tensor, pairs: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.no_grad()
-def forward(model: StackedHourglass, images: Tensor, config: Config, precision: torch.dtype) -> Tensor:
+def forward(
+    model: StackedHourglass, images: Tensor, config: Config, precision: torch.dtype
+) -> Tensor:
     """Heatmaps of all stacks, float32 `(stacks, batch, parts, height, width)`.
 
     Args:
@@ -90,7 +93,7 @@ def predict(
     config: Config,
     precision: torch.dtype,
     *,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[Method] | None = None,
 ) -> dict[str, Predictions]:
     """Predict every instance of `batches`.
 
@@ -130,7 +133,9 @@ def predict(
         method: Predictions(
             instance=instance,
             keypoints=np.concatenate(points[method]) if instances else np.zeros((0, parts, 2)),
-            scores=np.concatenate(scores[method]) if instances else np.zeros((0, parts), np.float32),
+            scores=np.concatenate(scores[method])
+            if instances
+            else np.zeros((0, parts), np.float32),
             truth=index.keypoints[instance].astype(np.float64),
             visibility=index.visibility[instance],
             area=index.area[instance].astype(np.float64),

@@ -46,7 +46,7 @@ class RMSPropTF(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, defaults)  # type: ignore[arg-type]
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -64,7 +64,7 @@ class RMSPropTF(Optimizer):
             squares = [self.state[p]["ms"] for p in params]
             grads: list[Tensor] = [p.grad for p in params]
             if group["weight_decay"]:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             torch._foreach_mul_(squares, group["decay"])
             torch._foreach_addcmul_(squares, grads, grads, value=1.0 - group["decay"])
             roots = torch._foreach_add(squares, group["eps"])
@@ -92,7 +92,7 @@ def build_optimizer(config: Config, decayed: list[Tensor], plain: list[Tensor]) 
         {"params": plain, "weight_decay": 0.0},
     ]
     lr = config.INITIAL_LEARNING_RATE
-    adam = {"betas": (config.ADAM_BETA1, config.ADAM_BETA2), "eps": config.ADAM_EPSILON}
+    betas = (config.ADAM_BETA1, config.ADAM_BETA2)
     match config.OPTIMIZER:
         case "rmsprop":
             return RMSPropTF(
@@ -103,9 +103,9 @@ def build_optimizer(config: Config, decayed: list[Tensor], plain: list[Tensor]) 
                 config.RMSPROP_EPSILON,
             )
         case "adam":
-            return torch.optim.Adam(groups, lr, **adam)
+            return torch.optim.Adam(groups, lr, betas, config.ADAM_EPSILON)
         case "adamw":
-            return torch.optim.AdamW(groups, lr, **adam)
+            return torch.optim.AdamW(groups, lr, betas, config.ADAM_EPSILON)
         case "sgd":
             return torch.optim.SGD(groups, lr)
         case "momentum":
@@ -124,10 +124,10 @@ def learning_rate(config: Config, step: int) -> float:
     """Learning rate of training step `step` (the first is 0).
 
     exponential: `INITIAL * FACTOR ** (step / decay_steps)` with `decay_steps` the steps in
-    NUM_EPOCHS_PER_DELAY epochs of NUM_TRAIN_EXAMPLES; polynomial: from INITIAL to
-    END_LEARNING_RATE over NUM_TRAIN_ITERATIONS, to the power LEARNING_RATE_DECAY_POWER; cosine:
-    half a wave between the same ends. LEARNING_RATE_STAIRCASE lets the rate change once per
-    `decay_steps` only. LEARNING_RATE_WARMUP_STEPS rises linearly to the rate first.
+    NUM_EPOCHS_PER_DELAY epochs of NUM_TRAIN_EXAMPLES; LEARNING_RATE_STAIRCASE rounds the exponent
+    down. polynomial: from INITIAL to END_LEARNING_RATE over NUM_TRAIN_ITERATIONS, to the power
+    LEARNING_RATE_DECAY_POWER. cosine: half a wave between the same ends.
+    LEARNING_RATE_WARMUP_STEPS rises linearly to the rate first.
     Sources: `tf.train.exponential_decay`, `tf.train.polynomial_decay`; Loshchilov and Hutter,
     "SGDR", 2017.
     """
@@ -138,15 +138,12 @@ def learning_rate(config: Config, step: int) -> float:
     kind = config.LEARNING_RATE_DECAY_TYPE
     if kind == "fixed":
         return initial
-    if kind == "exponential" or config.LEARNING_RATE_STAIRCASE:
+    if kind == "exponential":
         epoch = config.NUM_TRAIN_EXAMPLES / config.BATCH_SIZE
-        interval = max(int(epoch * config.NUM_EPOCHS_PER_DELAY), 1)
-        delays = step / interval
+        delays = step / max(int(epoch * config.NUM_EPOCHS_PER_DELAY), 1)
         if config.LEARNING_RATE_STAIRCASE:
             delays = math.floor(delays)
-            step = int(delays * interval)
-        if kind == "exponential":
-            return initial * float(config.LEARNING_RATE_DECAY_FACTOR**delays)
+        return initial * float(config.LEARNING_RATE_DECAY_FACTOR**delays)
     total = max(config.NUM_TRAIN_ITERATIONS - warmup, 1)
     left = 1.0 - min(max(step - warmup, 0) / total, 1.0)
     if kind == "polynomial":
@@ -177,9 +174,10 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the shadows towards the values that training step `step` (the first is 0) starts from.
+        """Move the shadows towards the values that training step `step` starts from.
 
-        Call it before the optimiser's step; TensorFlow's shadows lag one step in this way.
+        The first step is 0. Call it before the optimiser's step: TensorFlow's shadows lag one step
+        in this way.
         """
         weight = 1.0 - warmed_decay(self.decay, step)
         torch._foreach_lerp_(

@@ -95,7 +95,9 @@ def _draw_instance(
             axis.plot(tx, ty, "o", color=color, markersize=7, fillstyle="none")
             errors.append(float(np.hypot(px - tx, py - ty)))
     mean = f"{np.mean(errors):.1f} px" if errors else "no labels"
-    axis.set_title(f"{index.image_id(record)[-24:]} #{index.object_number[instance]}  {mean}", fontsize=7)
+    axis.set_title(
+        f"{index.image_id(record)[-24:]} #{index.object_number[instance]}  {mean}", fontsize=7
+    )
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -64,7 +64,9 @@ class ProgressLine:
         self._console = console
         self._total = total
         self._live = (
-            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+            Live(console=console, auto_refresh=False, transient=True)
+            if console.is_terminal
+            else None
         )
 
     def __enter__(self) -> ProgressLine:

@@ -45,7 +45,9 @@ def normalise(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().mul_(1.0 / 127.5).sub_(1.0)
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+def autocast(
+    device: torch.device, precision: torch.dtype
+) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision for `precision`; a no-op for float32."""
     if precision == torch.float32:
         return contextlib.nullcontext()
@@ -76,9 +78,7 @@ class TrainStep:
         self.precision = choose_precision(config.PRECISION, device)
         decayed, plain = decayed_parameters(model)
         self.optimizer = build_optimizer(config, decayed, plain)
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=self.precision == torch.float16
-        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.ema = EMA(model, config.MOVING_AVERAGE_DECAY)
         self._ema_model = copy.deepcopy(model)
 

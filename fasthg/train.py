@@ -246,9 +246,7 @@ class Training:
             self.config,
             self.step.precision,
         )[self.config.DECODE]
-        distances = metrics.errors(
-            predictions.keypoints, predictions.truth, predictions.visibility
-        )
+        distances = metrics.errors(predictions.keypoints, predictions.truth, predictions.visibility)
         mean, median = float(np.nanmean(distances)), float(np.nanmedian(distances))
         better = mean < self.best
         if better:

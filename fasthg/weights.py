@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from fasthg import __version__
@@ -39,11 +38,9 @@ def load_model(path: Path, config: Config) -> tuple[StackedHourglass, dict[str, 
     """
     tensors, metadata = load_weights(path)
     model = build_model(config)
-    for key, value in (("parts", config.PARTS.NAMES), ("features", config.FEATURES)):
-        saved = json.loads(metadata.get(key, "null"))
-        ours = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        if saved is not None and saved != ours:
-            raise DataError(f"{path}: {key} is {saved}, the configuration says {ours}; use its own")
+    saved, ours = json.loads(metadata.get("parts", "null")), list(config.PARTS.NAMES)
+    if saved is not None and saved != ours:
+        raise DataError(f"{path}: its parts are {saved}, the configuration's {ours}; use its own")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -10,8 +10,17 @@ import pytest
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real and reference data; tests that need it are skipped where it is unset."""
-    folder = os.environ.get("FASTHG_TEST_DATA")
-    if not folder:
-        pytest.skip("FASTHG_TEST_DATA is not set: it names a folder of reference data")
-    return Path(folder)
+    """Folder of real recordings and of files written by MARS itself, or a skip with the reason."""
+    value = os.environ.get("FASTHG_TEST_DATA")
+    if not value:
+        pytest.skip("FASTHG_TEST_DATA is not set: no real data to test with")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.skip(f"FASTHG_TEST_DATA is {value}, which is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree."""
+    return Path(__file__).resolve().parent.parent

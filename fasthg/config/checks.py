@@ -156,12 +156,6 @@ def _ranges(cfg: Config) -> Iterator[Problem]:
 
 
 def _schedule(cfg: Config) -> Iterator[Problem]:
-    if cfg.OPTIMIZER == "ftrl":
-        yield Problem(
-            "OPTIMIZER",
-            "ftrl is for sparse linear models and not available",
-            "use adagrad, which it extends, or the stock rmsprop",
-        )
     kind = "LEARNING_RATE_DECAY_TYPE"
     if cfg.LEARNING_RATE_DECAY_TYPE == "exponential":
         for key in ("LEARNING_RATE_DECAY_FACTOR", "NUM_EPOCHS_PER_DELAY", "NUM_TRAIN_EXAMPLES"):
@@ -179,14 +173,6 @@ def _schedule(cfg: Config) -> Iterator[Problem]:
             "set a smaller one, such as 0",
             ("INITIAL_LEARNING_RATE", kind),
         )
-    if cfg.LEARNING_RATE_WARMUP_STEPS >= cfg.NUM_TRAIN_ITERATIONS:
-        yield Problem(
-            "LEARNING_RATE_WARMUP_STEPS",
-            f"{cfg.LEARNING_RATE_WARMUP_STEPS} steps of warm-up leave nothing of "
-            f"NUM_TRAIN_ITERATIONS {cfg.NUM_TRAIN_ITERATIONS}",
-            f"use about {cfg.NUM_TRAIN_ITERATIONS // 20}",
-            ("NUM_TRAIN_ITERATIONS",),
-        )
 
 
 def _data(cfg: Config) -> Iterator[Problem]:
@@ -197,7 +183,8 @@ def _data(cfg: Config) -> Iterator[Problem]:
         return
     # A resolved configuration holds both, and they agree.
     if cfg.MARS_PROJECT and cfg.POSE_MODEL:
-        if cfg.DATA == project_data(cfg.MARS_PROJECT, cfg.POSE_MODEL):
+        expected = project_data(cfg.MARS_PROJECT, cfg.POSE_MODEL)
+        if expected == cfg.DATA:
             return
         yield Problem(
             "MARS_PROJECT",

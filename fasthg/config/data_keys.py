@@ -52,7 +52,7 @@ class DataKeys(Section):
     )
     LOADER: Annotated[Literal["auto", "portable", "dali"], LowerCase] = Field(
         default="auto",
-        description="Image pipeline: dali (GPU), portable (CPU threads), auto (dali where it runs).",
+        description="Image pipeline: dali (GPU), portable (CPU threads), auto (dali if it runs).",
     )
     NUM_INPUT_THREADS: Whole = Field(
         default=4, ge=1, description="CPU threads that decode and augment images."

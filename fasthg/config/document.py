@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 
 from .inert import ALWAYS_INERT, inert_reason, set_keys
+from .lines import dump_values
 from .schema import Config
 from .types import show
 
@@ -31,10 +31,7 @@ def dump_config(cfg: Config) -> str:
         elif not shown(name):
             continue
         values[name] = value
-    text: str = yaml.safe_dump(
-        values, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
-    )
-    return text
+    return dump_values(values)
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,16 @@ def explain(item: Mapping[str, Any], key: Key) -> str:
         what, remedy = f"expected true or false, got {got}", "write true or false without quotes"
     elif kind in _LIMITS:
         word, name = _LIMITS[kind]
-        what = f"must be {word} {context[name]:g}, got {got}"
+        limit = f"{word} {context[name]:g}"
+        what = f"must be {limit}, got {got}"
+        if isinstance(key[-1], int):
+            remedy = f"give a number {limit}"
     elif kind in ("model_type", "model_attributes_type"):
         what, remedy = f"expected a section of keys, got {got}", "indent its keys below it"
-    elif kind in ("missing", "too_short", "too_long"):
+    elif kind in ("missing", "too_long"):
         what, remedy = "expected two entries", "write [left, right]"
+    elif kind == "too_short":
+        what = f"needs at least {context['min_length']} entry"
     else:
         what = f"{item['msg']}, got {got}"
     return f"{what}; {remedy}"

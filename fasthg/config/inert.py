@@ -20,12 +20,10 @@ ALWAYS_INERT: dict[str, str] = {
     "PARTS.SYMBOLS": "pictures draw every part as a dot",
     "BACKGROUND_HEATMAPS": "MARS's loss ignores these maps, and so they are not computed",
     "LOSS": "of a loss that MARS does not use either; every stack counts equally",
-    "OPTIMIZER_EPSILON": "each optimiser has its own: RMSPROP_EPSILON, ADAM_EPSILON",
     "FTRL_LEARNING_RATE_POWER": "ftrl is not available",
     "FTRL_INITIAL_ACCUMULATOR_VALUE": "ftrl is not available",
     "FTRL_L1": "ftrl is not available",
     "FTRL_L2": "ftrl is not available",
-    "SAVE_SUMMARY_SECS": "metrics are written every LOG_EVERY_N_STEPS steps",
 }
 
 
@@ -87,6 +85,7 @@ SOMETIMES_INERT: dict[str, Callable[[Config], str | None]] = {
     "ADAM_BETA2": _adam,
     "ADAM_EPSILON": _adam,
     "ADADELTA_RHO": _optimizer("adadelta"),
+    "OPTIMIZER_EPSILON": _optimizer("adadelta"),
     "ADAGRAD_INITIAL_ACCUMULATOR_VALUE": _optimizer("adagrad"),
     "END_LEARNING_RATE": _decay("polynomial", "cosine"),
     "LEARNING_RATE_DECAY_POWER": _decay("polynomial"),

@@ -39,11 +39,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 floats."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which `_Loader` would read as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_document(text: str) -> Document:
@@ -52,8 +57,7 @@ def parse_document(text: str) -> Document:
     Raises:
         YamlFault: a syntax error, a repeated key, or a text that is empty or not a mapping.
     """
-    loader = _Loader(text)
-    node = _compose(loader)
+    loader, node = _compose(text)
     if node is None:
         raise YamlFault("no keys; start from a copy of configs/mars.yaml", None)
     if not isinstance(node, yaml.MappingNode):
@@ -68,14 +72,27 @@ def parse_value(text: str) -> object:
     Raises:
         YamlFault: a syntax error or a repeated key.
     """
-    loader = _Loader(text)
-    node = _compose(loader)
+    loader, node = _compose(text)
     return None if node is None else _convert(loader, node, (), {}, ())
 
 
-def _compose(loader: _Loader) -> yaml.Node | None:
+def dump_values(values: dict[str, Any]) -> str:
+    """YAML text that `parse_document` turns back into the same values; leaf lists in one line."""
+    text: str = yaml.dump(
+        values,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        width=100,
+        allow_unicode=True,
+    )
+    return text
+
+
+def _compose(text: str) -> tuple[_Loader, yaml.Node | None]:
     try:
-        return loader.get_single_node()
+        loader = _Loader(text)
+        return loader, loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or error.context or "not YAML"

@@ -1,4 +1,4 @@
-"""From a YAML file and `KEY=VALUE` overrides to a Config, or to one error that lists every fault."""
+"""From a YAML file and `KEY=VALUE` overrides to a Config, or to one error with every fault."""
 
 from __future__ import annotations
 

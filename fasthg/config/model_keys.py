@@ -37,7 +37,7 @@ class Parts(Section):
     )
     LEFT_RIGHT_PAIRS: Annotated[tuple[Pair, ...], AsOptionalList] = Field(
         default=((2, 1), (5, 4)),
-        description="Pairs of part indices, counted from 0, that change places in a mirrored image.",
+        description="Pairs of part indices, from 0, that change places in a mirrored image.",
     )
     SIGMAS: Annotated[tuple[Sigma, ...], AsList] = Field(
         default=(1.5, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0),
@@ -49,7 +49,8 @@ class Parts(Section):
         description="Multiply SIGMAS by the square root of the animal's area, as seen in the "
         "heatmap.",
     )
-    COLORS: Annotated[tuple[Text, ...], AsOptionalList] = Field(
+    COLORS: Annotated[tuple[Text, ...], AsList] = Field(
+        min_length=1,
         default=("yellow", "orange", "red", "snow", "magenta", "blueviolet", "green"),
         description="Colour of each part in pictures, as matplotlib names; repeated where short.",
     )
@@ -88,6 +89,12 @@ class ModelKeys(Section):
         ge=4,
         multiple_of=4,
         description="Channels of an hourglass; inner widths scale with it.",
+    )
+    STEM_FEATURES: Whole = Field(
+        default=64,
+        ge=4,
+        multiple_of=4,
+        description="Channels of the first convolution; the stem's residuals have twice as many.",
     )
     HEAD_INIT_SCALE: Real = Field(
         default=1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from .model_keys import Section
 from .types import AsList, Flag, Folder, FreeForm, LowerCase, Real, Text, Whole, show, wrong
@@ -24,6 +24,15 @@ def _sigma_set(value: object) -> object:
         f"{show(value)} is not a set of OKS sigmas",
         f"use one of {', '.join(SIGMA_SETS)}, or a list with one number for each part",
     )
+
+
+def _folder_name(value: str) -> str:
+    if value in ("", ".", "..") or "/" in value or "\\" in value:
+        raise wrong(f"{show(value)} is not the name of a folder", "set RUNS_DIR for its place")
+    return value
+
+
+FolderName = Annotated[Text, AfterValidator(_folder_name)]
 
 
 class MachineKeys(Section):
@@ -46,7 +55,7 @@ class RunKeys(Section):
     """Run folder, checkpoints and logging."""
 
     RUNS_DIR: Folder = Field(default="runs", description="Folder that holds the run folders.")
-    RUN_NAME: Text | None = Field(
+    RUN_NAME: FolderName | None = Field(
         default=None, description="Name of the run folder; null takes the file's name and the time."
     )
     LOG_EVERY_N_STEPS: Whole = Field(
@@ -59,7 +68,9 @@ class RunKeys(Section):
         default=3600.0, ge=0, description="Seconds between two saved training states."
     )
     SAVE_SUMMARY_SECS: Real = Field(
-        default=30.0, ge=0, description="Seconds between two summaries."
+        default=30.0,
+        ge=0,
+        description="Seconds between two summaries in TensorBoard.",
     )
     MAX_TO_KEEP: Whole = Field(
         default=4, ge=1, description="Number of recent step checkpoints kept."
@@ -79,6 +90,7 @@ class EvaluationKeys(Section):
         default=None, description="Image pixels in a centimetre; null reports pixels only."
     )
     PCK_RADII: Annotated[tuple[Annotated[Real, Field(gt=0)], ...], AsList] = Field(
+        min_length=1,
         default=(2.0, 5.0, 10.0, 20.0),
         description="Radii within which a point counts as correct, in image pixels.",
     )

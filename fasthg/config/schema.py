@@ -1,4 +1,4 @@
-"""The configuration: every key of MARS's `config_train.yaml` and fasthg's own, in one flat model."""
+"""The configuration: every key of MARS's `config_train.yaml` and of fasthg, in one model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Config(
 
     def model_post_init(self, context: Any, /) -> None:
         """Fill DATA from the MARS project, so that readers need to know one place only."""
-        if self.MARS_PROJECT and self.POSE_MODEL and self.DATA == Data():
+        no_data = Data() == self.DATA
+        if no_data and self.MARS_PROJECT and self.POSE_MODEL:
             # The model is frozen for its users; this is still construction.
             self.__dict__["DATA"] = project_data(self.MARS_PROJECT, self.POSE_MODEL)
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from .model_keys import Section
-from .types import Flag, LowerCase, Real, Whole
+from .types import Flag, LowerCase, Real, Whole, wrong
 
-Optimizer = Literal["rmsprop", "adam", "adamw", "sgd", "momentum", "adagrad", "adadelta", "ftrl"]
+Optimizer = Literal["rmsprop", "adam", "adamw", "sgd", "momentum", "adagrad", "adadelta"]
 DecayType = Literal["fixed", "exponential", "polynomial", "cosine"]
+
+
+def _refuse_ftrl(value: object) -> object:
+    if value == "ftrl":
+        raise wrong(
+            "ftrl is for sparse linear models and not available",
+            "use adagrad, which it extends, or the stock rmsprop",
+        )
+    return value
 
 
 class ScheduleKeys(Section):
@@ -66,7 +75,7 @@ class ScheduleKeys(Section):
 class OptimizerKeys(Section):
     """The update rule; each optimiser reads its own keys only."""
 
-    OPTIMIZER: Annotated[Optimizer, LowerCase] = Field(
+    OPTIMIZER: Annotated[Optimizer, BeforeValidator(_refuse_ftrl), LowerCase] = Field(
         default="rmsprop",
         description="rmsprop (TensorFlow's: epsilon inside the root), adam, adamw, sgd, momentum, "
         "adagrad or adadelta.",
@@ -132,7 +141,9 @@ class OptimizerKeys(Section):
     ADAGRAD_INITIAL_ACCUMULATOR_VALUE: Real = Field(
         default=0.1, ge=0, description="First value of the sum of squares (adagrad)."
     )
-    OPTIMIZER_EPSILON: Real = Field(default=1.0, description="Epsilon shared by MARS's optimisers.")
+    OPTIMIZER_EPSILON: Real = Field(
+        default=1.0, gt=0, description="Added to the mean squares, inside the roots (adadelta)."
+    )
     FTRL_LEARNING_RATE_POWER: Real = Field(default=-0.5, description="Learning rate power of ftrl.")
     FTRL_INITIAL_ACCUMULATOR_VALUE: Real = Field(
         default=0.1, description="First accumulator of ftrl."

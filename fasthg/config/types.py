@@ -1,4 +1,4 @@
-"""Value types of the configuration: strict where a slip changes the meaning, lenient where it cannot.
+"""Value types of the configuration: strict only where a slip changes the meaning.
 
 YAML turns `"8"` into text, `yes` into a boolean and `7e5` into a float. A quoted number is refused,
 because a user who meant a name would get a count; a float with an integral value is a whole number.
@@ -32,8 +32,9 @@ def show(value: object, limit: int = 60) -> str:
 
 def wrong(what: str, remedy: str = "") -> PydanticCustomError:
     """An error with its own remedy; without one the reader is told the default."""
-    # Both texts travel in the context and not in the template, where a brace would be a field.
-    return PydanticCustomError("fasthg", "{what}", {"what": what, "remedy": remedy})
+    # The text travels in the context and not in the template, where a brace would be a field.
+    text = f"{what}; {remedy}" if remedy else what
+    return PydanticCustomError("fasthg", "{text}", {"text": text, "what": what, "remedy": remedy})
 
 
 def _whole(value: object) -> object:
@@ -90,8 +91,8 @@ def _lower(value: object) -> object:
 def local_path(text: str) -> str:
     """A path with `~` and `$VARIABLES` expanded and either separator accepted.
 
-    A project folder moves between Windows and Linux, its configuration with it; on Linux a backslash
-    can only be a separator typed on Windows.
+    A project folder moves between Windows and Linux, its configuration with it; on Linux a
+    backslash can only be a separator typed on Windows.
     """
     text = os.path.expandvars(os.path.expanduser(text))
     return text.replace("\\", "/") if os.sep == "/" else text

@@ -121,9 +121,9 @@ def _values(data: bytes, span: Span, kind: int) -> list[Span]:
     ):
         return [(start + 4, end)]
     found: list[Span] = []
-    for number, wire, start, end in _fields(data, start, end):
+    for number, wire, inner, inner_end in _fields(data, start, end):
         if number == kind and wire == _DELIMITED:
-            for field, field_wire, at, stop in _fields(data, start, end):
+            for field, field_wire, at, stop in _fields(data, inner, inner_end):
                 if field == 1 and field_wire in (_DELIMITED, _SINGLE[kind]):
                     found.append((at, stop))
         elif number in _NAMES:

@@ -63,7 +63,7 @@ class _OpenFiles(threading.local):
             if len(self.handles) >= _OPEN_FILES:
                 self.handles.pop(next(iter(self.handles))).close()
             # Unbuffered: a JPEG is read once and in full.
-            handle = open(path, "rb", buffering=0)
+            handle = open(path, "rb", buffering=0)  # noqa: SIM115  closed by age or with the thread
         self.handles[path] = handle
         return handle
 
@@ -131,6 +131,7 @@ class RecordIndex:
 
     @property
     def num_records(self) -> int:
+        """R, records without animals included."""
         return len(self.file_id)
 
     @property

@@ -52,24 +52,29 @@ class Reader:
         self.spans = example.features(payload)
 
     def ints(self, key: bytes) -> list[int]:
+        """Integers under a key; none where it is missing."""
         try:
             return example.ints(self.payload, self.spans.get(key, _NOTHING))
         except ValueError as error:
             raise self._fault(key, error) from None
 
     def integer(self, key: bytes) -> int:
+        """The first integer under a key, or 0."""
         return next(iter(self.ints(key)), 0)
 
     def float_bytes(self, key: bytes) -> bytes:
+        """Little-endian float32 under a key, undecoded."""
         try:
             return example.float_bytes(self.payload, self.spans.get(key, _NOTHING))
         except ValueError as error:
             raise self._fault(key, error) from None
 
     def floats(self, key: bytes) -> FloatArray:
+        """Floats under a key."""
         return np.frombuffer(self.float_bytes(key), "<f4").astype(np.float32)
 
     def bytes_spans(self, key: bytes) -> list[example.Span]:
+        """Spans of the byte strings under a key."""
         try:
             return example.bytes_spans(self.payload, self.spans.get(key, _NOTHING))
         except ValueError as error:
@@ -83,6 +88,7 @@ class Reader:
         return [b"%d" % value for value in self.ints(key)]
 
     def string(self, key: bytes) -> bytes:
+        """The first of `strings`, or nothing."""
         return next(iter(self.strings(key)), b"")
 
     @staticmethod
@@ -100,6 +106,7 @@ def scan(payload: bytes) -> Layout:
 
 
 def open_payload(payload: bytes) -> Reader:
+    """A reader of a serialised record; ValueError where it is no Example."""
     try:
         return Reader(payload)
     except ValueError as error:
@@ -107,6 +114,7 @@ def open_payload(payload: bytes) -> Reader:
 
 
 def layout_of(reader: Reader) -> Layout:
+    """`scan` of a payload that is open already."""
     jpeg = reader.bytes_spans(b"image/encoded")
     if not jpeg or jpeg[0][0] == jpeg[0][1]:
         raise ValueError(f"image/encoded is missing; {_AGAIN}")

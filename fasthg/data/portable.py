@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -37,7 +39,8 @@ from fasthg.geometry import from_pixel_centres
 
 log = logging.getLogger(__name__)
 
-Image = npt.NDArray[np.uint8]
+# uint8; OpenCV's type hints promise no more than some array.
+Image = npt.NDArray[Any]
 # The EXIF orientation of a frame is not the one its annotation was drawn in.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PREFETCH = 2
@@ -72,7 +75,9 @@ class Painter:
         if sigma_x or sigma_y:
             width, height = (2 * int(r) + 1 for r in smoothing_radius(plan.smoothing[row]))
             # OpenCV takes 0 for "derive sigma from the kernel"; a kernel of width 1 ignores it.
-            region = cv2.GaussianBlur(region, (width, height), sigma_x or 1.0, sigmaY=sigma_y or 1.0)
+            region = cv2.GaussianBlur(
+                region, (width, height), sigma_x or 1.0, sigmaY=sigma_y or 1.0
+            )
         matrix = from_pixel_centres(plan.input_to_image[row] - [[0, 0, x1], [0, 0, y1]])
         return cv2.warpAffine(
             region,
@@ -108,7 +113,7 @@ class Painter:
             image = cv2.add(image, cv2.merge([plane] * 3), dtype=cv2.CV_8U)
         if draws.quality[row]:
             options = [cv2.IMWRITE_JPEG_QUALITY, int(draws.quality[row])]
-            image = cv2.imdecode(cv2.imencode(".jpg", image, options)[1], _DECODE)
+            image = cast(Image, cv2.imdecode(cv2.imencode(".jpg", image, options)[1], _DECODE))
         return image
 
 
@@ -195,7 +200,7 @@ class PortableLoader:
                 "multiprocessing_context": "fork" if fork else "spawn",
                 "persistent_workers": True,
                 "prefetch_factor": _PREFETCH,
-                "worker_init_fn": _start_worker,
+                "worker_init_fn": partial(_start_worker, fork),
             }
         self._data: DataLoader[_Painted] | None = DataLoader(
             dataset,
@@ -219,7 +224,9 @@ class PortableLoader:
         self._steps.steps = range(start, stop if limit is None else min(stop, limit))
         self._pass += 1
         mine = self._pass
-        for step, painted in zip(self._steps.steps, self._data, strict=True):
+        with _one_opencv_thread():
+            painted_batches = iter(self._data)
+        for step, painted in zip(self._steps.steps, painted_batches, strict=True):
             if painted.error is not None:
                 raise painted.error
             self._faults.report(painted.faults)
@@ -257,13 +264,27 @@ def _affordable(workers: int, planner: Planner) -> int:
     return min(workers, fitting)
 
 
-def _start_worker(_: int) -> None:
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """While workers are forked: processes are the parallelism, so each needs one thread only.
+
+    It has to be set here and not in the worker, because OpenCV's thread pool does not survive a
+    fork: setting the number in the child waits for threads that only the parent has.
+    """
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _start_worker(forked: bool, _: int) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Processes are the parallelism here: threads on top of them only get in each other's way.
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    if not forked:
+        cv2.setNumThreads(1)
 
 
-def _as_it_is(painted: _Painted) -> _Painted:
+def _as_it_is(painted: Any) -> Any:
     return painted

@@ -30,7 +30,7 @@ _REMEDY = "write or copy the file again"
 
 
 class Frame(NamedTuple):
-    """One record; `offset` is the position of `payload` (not of its frame) in the file, in bytes."""
+    """One record; `offset` is the byte position of `payload` (not of its frame) in the file."""
 
     offset: int
     payload: bytes
@@ -59,7 +59,7 @@ def read_frames(path: str | os.PathLike[str], *, verify_crc: bool = True) -> Ite
     """
     path = os.fspath(path)
     try:
-        stream = open(path, "rb")
+        stream = open(path, "rb")  # noqa: SIM115  only the opening is to be caught here
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: {reason}; check the path and its rights") from None
@@ -76,10 +76,12 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
             raise _damaged(path, number, start, "the file ends inside the record's header")
         length, length_crc = _HEADER.unpack(header)
         room = size - start - HEADER_BYTES - FOOTER_BYTES
-        # Without a CRC to trust, a length beyond the end of the file is the sign of a foreign file.
-        if length_crc != masked_crc(header[:8]) if verify_crc else number == 0 and length > room:
-            if number == 0:
-                raise DataError(f"{path}: not a TFRecord file; check the path or the glob")
+        # Without a CRC to trust, a first length beyond the end is the sign of a foreign file.
+        plausible = number > 0 or length <= room
+        sound = length_crc == masked_crc(header[:8]) if verify_crc else plausible
+        if not sound and number == 0:
+            raise DataError(f"{path}: not a TFRecord file; check the path or the glob")
+        if not sound:
             raise _damaged(path, number, start, "the CRC of the record's length is wrong")
         if length > room:
             raise _damaged(path, number, start, "the file ends inside the record")

@@ -16,14 +16,15 @@ STRIDE = 4
 class Stem(nn.Module):
     """`(batch, 3, height, width)` -> `(batch, features, height / 4, width / 4)`."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.conv = ConvBN(3, 64, kernel=7, stride=2)
-        self.residual1 = Residual(64, 128)
-        self.residual2 = Residual(128, 128)
-        self.residual3 = Residual(128, features)
+        self.conv = ConvBN(3, width, kernel=7, stride=2)
+        self.residual1 = Residual(width, 2 * width)
+        self.residual2 = Residual(2 * width, 2 * width)
+        self.residual3 = Residual(2 * width, features)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The first stack's input; see the class for shapes."""
         x = F.max_pool2d(self.residual1(self.conv(images)), 2, 2)
         return self.residual3(self.residual2(x))
 
@@ -41,6 +42,7 @@ class Stack(nn.Module):
         self.remap_heatmap = None if last else nn.Conv2d(parts, features, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The next stack's input, `(batch, features, height, width)`, and `parts` heatmaps."""
         features = self.features(self.residual(self.hourglass(x)))
         heatmap = self.heatmap(features)
         if self.remap_features is not None and self.remap_heatmap is not None:
@@ -54,8 +56,9 @@ class StackedHourglass(nn.Module):
     Args:
         stacks: number of hourglasses (NUM_STACKS).
         parts: number of heatmaps (PARTS.NUM_PARTS).
-        features: width of every hourglass (FEATURES; MARS: 256). Inner widths are half of it;
-            the stem keeps its 64 and 128 channels.
+        features: width of every hourglass (FEATURES; MARS: 256). Inner widths are half of it.
+        stem_features: width of the first convolution (STEM_FEATURES; MARS: 64); the stem's
+            residuals have twice as many. At full resolution, it decides what a small network costs.
         head_scale: factor on the initial weights of the heatmap convolutions. At 1 (Xavier) the
             first loss is over a hundred times that of an all-zero output and short runs collapse.
         bn_eps, bn_decay: see `BatchNorm`.
@@ -66,12 +69,13 @@ class StackedHourglass(nn.Module):
         stacks: int = 8,
         parts: int = 7,
         features: int = 256,
+        stem_features: int = 64,
         head_scale: float = 1.0,
         bn_eps: float = 1e-3,
         bn_decay: float = 0.9997,
     ) -> None:
         super().__init__()
-        self.stem = Stem(features)
+        self.stem = Stem(stem_features, features)
         self.stacks = nn.ModuleList(
             Stack(features, parts, last=i == stacks - 1) for i in range(stacks)
         )
@@ -119,8 +123,9 @@ def build_model(config: Config) -> StackedHourglass:
             stacks=config.NUM_STACKS,
             parts=config.PARTS.NUM_PARTS,
             features=config.FEATURES,
+            stem_features=config.STEM_FEATURES,
             head_scale=config.HEAD_INIT_SCALE,
             bn_eps=config.BATCHNORM_EPSILON,
             bn_decay=config.BATCHNORM_MOVING_AVERAGE_DECAY,
         )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -40,6 +40,7 @@ class BatchNorm(nn.Module):
         self.decay = decay
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
         return F.batch_norm(
             x,
             self.running_mean,
@@ -60,7 +61,12 @@ class ConvBN(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, relu: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        relu: bool = True,
     ) -> None:
         super().__init__()
         total = kernel - stride
@@ -74,6 +80,7 @@ class ConvBN(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(batch, in, height, width)` -> `(batch, out, height / stride, width / stride)`."""
         if self.pad is not None:
             x = F.pad(x, self.pad)
         y = self.bn(self.conv(x))
@@ -94,6 +101,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(batch, in, height, width)` -> `(batch, out, height, width)`."""
         y = self.conv3(self.conv2(self.conv1(x)))
         return y + (x if self.skip is None else self.skip(x))
 
@@ -122,12 +130,14 @@ class Hourglass(nn.Module):
         self.lower3 = Residual(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
         lower = self.lower3(self.lower2(self.lower1(F.max_pool2d(x, 2, 2))))
         return self.upper(x) + upsample2x(lower)
+
 
 def decayed_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters with and without L2: convolution weights and biases have it, BN offsets do not."""
     offsets = {id(m.bias) for m in model.modules() if isinstance(m, BatchNorm)}
-    decayed = [p for p in model.parameters() if id(p) not in offsets]
-    plain = [p for p in model.parameters() if id(p) in offsets]
+    decayed: list[Tensor] = [p for p in model.parameters() if id(p) not in offsets]
+    plain: list[Tensor] = [p for p in model.parameters() if id(p) in offsets]
     return decayed, plain

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fasthg.errors import DataError
-from fasthg.model.hourglass import StackedHourglass
+from fasthg.model.hourglass import Stack, StackedHourglass
 from fasthg.model.layers import Hourglass, Residual
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
@@ -69,11 +69,14 @@ def variable_names(model: StackedHourglass, root: str = "HourGlass") -> dict[str
             )
         conv = 1
         for number, stack in enumerate(model.stacks):
+            assert isinstance(stack, Stack)
             path = f"stacks.{number}"
             yield from _hourglass(
                 f"{root}/{_scope('hourglass', number)}", f"{path}.hourglass", stack.hourglass
             )
-            yield from _residual(f"{root}/residual_{3 + number}", f"{path}.residual", stack.residual)
+            yield from _residual(
+                f"{root}/residual_{3 + number}", f"{path}.residual", stack.residual
+            )
             yield from _conv_bn(f"{root}/Conv_{conv}", f"{path}.features")
             yield from _biased(f"{root}/Conv_{conv + 1}", f"{path}.heatmap")
             conv += 2

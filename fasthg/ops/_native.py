@@ -100,14 +100,16 @@ def serves(tensor: torch.Tensor) -> bool:
 def launch(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
     """Call the launcher `<name>_cpu` or `<name>_cuda`, whichever fits the tensor's device.
 
-    Appends what every launcher takes last: the thread count on the CPU, the device and torch's
-    current stream on CUDA (asked for at each call: a graph capture uses a stream of its own).
+    Adds what every launcher takes: the tensor's dtype code first; last, the thread count on the
+    CPU, or the device and torch's current stream on CUDA (asked for at each call, because a graph
+    capture uses a stream of its own).
     """
+    code = DTYPE_CODES[tensor.dtype]
     if tensor.device.type == "cpu":
-        getattr(native, f"{name}_cpu")(*arguments, torch.get_num_threads())
+        getattr(native, f"{name}_cpu")(code, *arguments, torch.get_num_threads())
     else:
         stream = torch.cuda.current_stream(tensor.device).cuda_stream
-        getattr(native, f"{name}_cuda")(*arguments, tensor.device.index, stream)
+        getattr(native, f"{name}_cuda")(code, *arguments, tensor.device.index, stream)
 
 
 def register(

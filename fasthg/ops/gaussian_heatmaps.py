@@ -144,18 +144,9 @@ def gaussian_heatmaps(
 
     Source: MARS pose training (targets of the stacked hourglass), whose records round the centre.
     """
-    if not isinstance(keypoints, Tensor):
-        arrays = _targets.as_tensors(keypoints, sigmas, visibility)
-        drawn: Tensor = gaussian_heatmaps(
-            arrays[0],  # type: ignore[arg-type]
-            arrays[1],  # type: ignore[arg-type]
-            size,
-            arrays[2],
-            subpixel=subpixel,
-            dtype=dtype,
-            memory_format=memory_format,
-        )
-        return drawn.numpy()
+    from_numpy = not isinstance(keypoints, Tensor)
+    if from_numpy:
+        keypoints, sigmas, visibility = _targets.as_tensors(keypoints, sigmas, visibility)
     _targets.check_targets("gaussian_heatmaps", keypoints, sigmas, visibility)
     height, width = (size, size) if isinstance(size, int) else size
     if height < 0 or width < 0:
@@ -164,4 +155,7 @@ def gaussian_heatmaps(
     if not dtype.is_floating_point:
         raise ValueError(f"gaussian_heatmaps: dtype: expected a floating dtype, got {dtype}")
     channels_last = memory_format == torch.channels_last
-    return _operator(keypoints, sigmas, visibility, height, width, subpixel, dtype, channels_last)
+    heatmaps = _operator(
+        keypoints, sigmas, visibility, height, width, subpixel, dtype, channels_last
+    )
+    return heatmaps.numpy() if from_numpy else heatmaps

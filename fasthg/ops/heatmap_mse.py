@@ -34,9 +34,7 @@ def _empty_gradient(predictions: Tensor, with_gradient: bool) -> Tensor:
     if not with_gradient:
         return predictions.new_empty(0)
     if not _is_channels_last(predictions):
-        return torch.empty(
-            predictions.shape, dtype=predictions.dtype, device=predictions.device
-        )
+        return torch.empty(predictions.shape, dtype=predictions.dtype, device=predictions.device)
     stacks, batch, parts, height, width = predictions.shape
     return predictions.new_empty((stacks, batch, height, width, parts)).permute(0, 1, 4, 2, 3)
 

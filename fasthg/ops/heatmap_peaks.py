@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Method = Literal["argmax", "quarter", "dark", "plateau"]
 
-# The order is that of `enum PeakMethod` in csrc/ops.h.
+# The order is that of `enum PeakMethod` in csrc/heatmap_peaks_math.h.
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -37,8 +37,8 @@ def _implementation(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
             "heatmap_peaks",
             maps,
             maps.data_ptr(),
-            *maps.stride(),
-            *maps.shape,
+            maps.stride(),
+            tuple(maps.shape),
             METHODS.index(method),
             xy.data_ptr(),
             score.data_ptr(),
@@ -98,9 +98,9 @@ def heatmap_peaks(heatmaps: Any, method: Method = "dark") -> Any:
     Raises:
         ValueError: wrong shape, no cells, not floating, unknown method.
     """
-    if not isinstance(heatmaps, Tensor):
-        xy, score = heatmap_peaks(torch.as_tensor(heatmaps), method)
-        return xy.numpy(), score.numpy()
+    from_numpy = not isinstance(heatmaps, Tensor)
+    if from_numpy:
+        heatmaps = torch.as_tensor(heatmaps)
     if heatmaps.dim() != 4 or heatmaps.shape[2] < 1 or heatmaps.shape[3] < 1:
         raise ValueError(
             "heatmap_peaks: heatmaps: expected (batch, parts, height >= 1, width >= 1), "
@@ -114,4 +114,5 @@ def heatmap_peaks(heatmaps: Any, method: Method = "dark") -> Any:
         raise ValueError(
             f"heatmap_peaks: method: expected one of {', '.join(METHODS)}, got {method!r}"
         )
-    return _operator(heatmaps.detach(), method)
+    xy, score = _operator(heatmaps.detach(), method)
+    return (xy.numpy(), score.numpy()) if from_numpy else (xy, score)

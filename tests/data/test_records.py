@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +111,7 @@ def message_class() -> Any:
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, type=9, label=single)
-    entry.field.add(
-        name="value", number=2, type=11, label=single, type_name=".tensorflow.Feature"
-    )
+    entry.field.add(name="value", number=2, type=11, label=single, type_name=".tensorflow.Feature")
     features.field.add(
         name="feature",
         number=1,
@@ -311,16 +308,9 @@ def test_jpeg_size() -> None:
     assert jpeg_size(data[:10]) is None
 
 
-def one_mouse() -> Path:
-    folder = Path(os.environ.get("FASTHG_TEST_DATA", "")) / "mars" / "one_mouse"
-    if not folder.is_dir():
-        pytest.skip("FASTHG_TEST_DATA does not name a folder with mars/one_mouse")
-    return folder
-
-
 @pytest.mark.parametrize(("split", "count"), [("train", 98), ("val", 6), ("test", 12)])
-def test_files_of_the_reference(split: str, count: int) -> None:
-    path = one_mouse() / f"{split}_dataset-00000-of-00001"
+def test_files_of_the_reference(test_data: Path, split: str, count: int) -> None:
+    path = test_data / "mars" / "one_mouse" / f"{split}_dataset-00000-of-00001"
     records = [decode(payload, str(offset)) for offset, payload in read_frames(path)]
     assert len(records) == count
     for record in records:

@@ -75,7 +75,7 @@ def test_wrong_length_crc(file: Path) -> None:
 def test_foreign_and_missing_files(tmp_path: Path, verify_crc: bool) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("a text file that is no TFRecord, and long enough for a header")
-    with pytest.raises(DataError, match="notes.txt: not a TFRecord file"):
+    with pytest.raises(DataError, match=r"notes.txt: not a TFRecord file"):
         list(read_frames(text, verify_crc=verify_crc))
     with pytest.raises(DataError, match="absent: No such file"):
         list(read_frames(tmp_path / "absent", verify_crc=verify_crc))

@@ -124,4 +124,3 @@ def test_missing_variable_and_wrong_shape_are_named(weights: dict[str, np.ndarra
         load_variables(StackedHourglass(stacks=3, parts=7, features=32), weights)
     with pytest.raises(DataError, match=r"HourGlass/.*shape"):
         load_variables(StackedHourglass(stacks=2, parts=5, features=32), weights)
-

@@ -1,0 +1,69 @@
+# Everything runs in .venv, which `make setup` creates; the other targets make it on their first run.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fasthg-installed
+TORCH := torch==2.13.0
+
+# One thread for each test worker: oversubscribed cores make short tests slow.
+TEST_WORKERS := 2
+TEST_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format cuda-check bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install fasthg in it, with everything to develop
+
+# The first Python that is new enough and can make environments; a bare command name may be a shim
+# of a version that is not installed, so each is tried.
+$(BIN)/python:
+	@for python in python3.13 python3.12 python3.11 python3; do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	        >/dev/null 2>&1; then \
+	        echo "$$python -m venv $(VENV)"; \
+	        exec $$python -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or newer with the venv module; on Debian and Ubuntu:" >&2; \
+	echo "    sudo apt-get install python3 python3-venv python3-dev" >&2; \
+	exit 3
+
+# Without build isolation the extension is compiled by the tools that are pinned here. A changed
+# source file installs anew, which compiles it.
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/python
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools pybind11
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup ## train the demo on synthetic mice and evaluate it (each time in a new run folder)
+	@test -d demo-data || $(BIN)/fasthg data synth demo-data --seed 0
+	$(BIN)/fasthg train configs/demo.yaml
+
+test: setup ## run the tests
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
+
+lint: setup ## check style and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror csrc/*
+
+format: setup ## rewrite all sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+cuda-check: setup ## compile the CUDA sources for every supported GPU, without one
+	$(BIN)/python tools/cuda_check.py
+
+bench: setup ## run the benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-enable
+
+clean: ## remove what was built, but not .venv, runs and data
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find fasthg tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -f fasthg/*.so $(STAMP)

@@ -1,0 +1,105 @@
+// Python's door to the launchers: pointers as integers, GIL released, a refusal as an exception.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using fasthg::Targets;
+
+namespace {
+
+using Pointer = uintptr_t;
+using Four = std::array<int64_t, 4>;
+
+void* ptr(Pointer address) {
+  return reinterpret_cast<void*>(address);
+}
+
+// Launchers start threads or queue kernels; neither needs the interpreter.
+template <typename Launch>
+void call(const Launch& launch) {
+  const char* refusal;
+  {
+    py::gil_scoped_release release;
+    refusal = launch();
+  }
+  if (refusal) throw std::runtime_error(refusal);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of fasthg; use them through fasthg.ops.";
+  m.attr("version") = FASTHG_VERSION;
+  m.attr("compiler") = FASTHG_COMPILER " " __VERSION__;
+  m.attr("cuda_note") = FASTHG_CUDA_NOTE;
+
+  py::class_<Targets>(m, "Targets")
+      .def(py::init([](Pointer keypoints, Pointer sigmas, Pointer visibility, int64_t sigma_stride,
+                       int batch, int parts, int height, int width, bool subpixel) {
+             return Targets{
+                 ptr(keypoints), ptr(sigmas), static_cast<const uint8_t*>(ptr(visibility)),
+                 sigma_stride,   batch,       parts,
+                 height,         width,       subpixel};
+           }),
+           py::kw_only(), py::arg("keypoints"), py::arg("sigmas"), py::arg("visibility"),
+           py::arg("sigma_stride"), py::arg("batch"), py::arg("parts"), py::arg("height"),
+           py::arg("width"), py::arg("subpixel"));
+
+  m.def("gaussian_heatmaps_cpu", [](int dtype, const Targets& targets, Pointer heatmaps,
+                                    bool channels_last, int threads) {
+    call([&] {
+      return fasthg_gaussian_heatmaps_cpu(dtype, &targets, ptr(heatmaps), channels_last, threads);
+    });
+  });
+  m.def("heatmap_mse_cpu", [](int dtype, const Targets& targets, int stacks, Pointer predictions,
+                              int64_t stack_stride, int64_t batch_stride, bool channels_last,
+                              Pointer gradient, Pointer loss, int threads) {
+    call([&] {
+      return fasthg_heatmap_mse_cpu(dtype, &targets, stacks, ptr(predictions), stack_stride,
+                                    batch_stride, channels_last, ptr(gradient), ptr(loss), threads);
+    });
+  });
+  m.def("heatmap_peaks_cpu", [](int dtype, Pointer heatmaps, const Four& strides, const Four& shape,
+                                int method, Pointer xy, Pointer score, int threads) {
+    call([&] {
+      return fasthg_heatmap_peaks_cpu(dtype, ptr(heatmaps), strides.data(), shape.data(), method,
+                                      ptr(xy), ptr(score), threads);
+    });
+  });
+
+#ifdef FASTHG_CUDA
+  m.attr("cuda") = true;
+  m.def("cuda_problem", &fasthg_cuda_problem);
+  m.def("gaussian_heatmaps_cuda", [](int dtype, const Targets& targets, Pointer heatmaps,
+                                     bool channels_last, int device, Pointer stream) {
+    call([&] {
+      return fasthg_gaussian_heatmaps_cuda(dtype, &targets, ptr(heatmaps), channels_last, device,
+                                           ptr(stream));
+    });
+  });
+  m.def("heatmap_mse_cuda", [](int dtype, const Targets& targets, int stacks, Pointer predictions,
+                               int64_t stack_stride, int64_t batch_stride, bool channels_last,
+                               Pointer gradient, Pointer loss, int device, Pointer stream) {
+    call([&] {
+      return fasthg_heatmap_mse_cuda(dtype, &targets, stacks, ptr(predictions), stack_stride,
+                                     batch_stride, channels_last, ptr(gradient), ptr(loss), device,
+                                     ptr(stream));
+    });
+  });
+  m.def("heatmap_peaks_cuda",
+        [](int dtype, Pointer heatmaps, const Four& strides, const Four& shape, int method,
+           Pointer xy, Pointer score, int device, Pointer stream) {
+          call([&] {
+            return fasthg_heatmap_peaks_cuda(dtype, ptr(heatmaps), strides.data(), shape.data(),
+                                             method, ptr(xy), ptr(score), device, ptr(stream));
+          });
+        });
+#else
+  m.attr("cuda") = false;
+#endif
+}

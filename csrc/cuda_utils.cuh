@@ -1,0 +1,118 @@
+// What the kernels share: vector loads, reductions, launching, dtype dispatch.
+//
+// The same kernels run on the host, one block at a time, under tests/emulation/cuda_emulation.h;
+// launches and dynamic shared memory are macros for its sake.
+#pragma once
+
+#include "portable.h"
+
+#ifdef FASTHG_CUDA_EMULATION
+#include "cuda_emulation.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define FASTHG_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// Sixteen-byte alignment suits every type that is carved from it.
+#define FASTHG_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace fasthg {
+
+constexpr int kWarp = 32;
+constexpr int kMaximumWarps = 32;
+
+// `count` neighbouring values in one memory transaction; 16 bytes is the widest there is.
+template <typename T, int count>
+struct alignas(sizeof(T) * count) Vector {
+  T value[count];
+};
+template <typename T>
+constexpr int kVectorLength = 16 / sizeof(T);
+
+inline bool aligned16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Shuffle any type made of 32-bit words.
+template <typename V>
+__device__ V shuffle_xor(V value, int mask) {
+  static_assert(sizeof(V) % 4 == 0, "shuffles move 32-bit words");
+  union Words {
+    V value;
+    unsigned word[sizeof(V) / 4];
+    __device__ Words() {}
+  } words;
+  words.value = value;
+#pragma unroll
+  for (unsigned& word : words.word) word = __shfl_xor_sync(0xffffffffu, word, mask);
+  return words.value;
+}
+
+// Combine one value of each thread; the result is thread 0's. `scratch` is shared memory for
+// kMaximumWarps values. The block is a multiple of a warp. The order is fixed, so sums repeat.
+template <typename V, typename Combine>
+__device__ V block_reduce(V value, V identity, V* scratch, Combine combine) {
+  for (int mask = kWarp / 2; mask; mask /= 2) value = combine(value, shuffle_xor(value, mask));
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();  // every warp's value must lie in scratch before the first warp reads them
+  if (warp == 0) {
+    value = lane < static_cast<int>(blockDim.x) / kWarp ? scratch[lane] : identity;
+    for (int mask = kWarp / 2; mask; mask /= 2) value = combine(value, shuffle_xor(value, mask));
+  }
+  return value;
+}
+
+// Makes a device current for a launch and gives the thread back its own.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    if (cudaGetDevice(&before_) != cudaSuccess) before_ = device;
+    if (before_ != device) cudaSetDevice(device);
+    changed_ = before_ != device;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// More than 48 KB of dynamic shared memory must be asked for; null if the device has that much.
+template <typename Kernel>
+const char* allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return nullptr;
+  const cudaError_t status = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (status == cudaSuccess) return nullptr;
+  cudaGetLastError();  // a refused attribute must not be blamed on the next launch
+  return "the maps are too large for the GPU's shared memory: use fewer parts or smaller maps";
+}
+
+inline const char* launch_status() {
+  const cudaError_t status = cudaGetLastError();
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+// Calls body(T{}) with the storage type of a dtype code.
+template <typename Body>
+const char* dispatch(int dtype, const Body& body) {
+  switch (dtype) {
+    case kFloat32:
+      return body(float{});
+    case kFloat64:
+      return body(double{});
+    case kFloat16:
+      return body(__half{});
+    case kBFloat16:
+      return body(__nv_bfloat16{});
+  }
+  return "unknown dtype code";
+}
+
+}  // namespace fasthg

@@ -1,0 +1,1 @@
+"""Annotation projects of other tools, converted to TFRecords in MARS' format."""

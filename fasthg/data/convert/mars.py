@@ -1,0 +1,162 @@
+"""MARS projects: `project_config.yaml`, the workers' labels, and `annotation_data/raw_images/`.
+
+Read from project_config.yaml: `keypoints`, `animal_names` (may be empty), `species`,
+`check_pairs` (pairs of keypoints that workers may swap), `pose` ({model: [animals]}; an empty list
+means all) and `manifest_name`. Labels come from the first of these that exists, or from the file
+that the caller names:
+
+1. `annotation_data/<manifest_name>`, then the only `*.manifest`, then the only `*.csv` there.
+   - `.manifest`, JSON lines as SageMaker Ground Truth writes them for the crowd-keypoint task::
+
+         {"source-ref": "s3://bucket/folder/frame.jpg",
+          "annotatedResult": {"annotationsFromAllWorkers": [
+              {"workerId": "...", "annotationData": {"content": "<JSON>"}}, ...]},
+          "annotatedResult-metadata": {...}}
+
+     where <JSON> (a string, or the object itself) is::
+
+         {"annotatedResult": {"keypoints": [{"label": "black mouse nose", "x": 1.5, "y": 2.5}, ...],
+                              "inputImageProperties": {"width": 1024, "height": 570}}}
+
+     x and y are image px. The name of the labelling job, twice `annotatedResult` here, may be any.
+     The list may be called `annotations`, the inner object `answerContent` (the form of worker
+     responses), and a worker's entry may hold `keypoints` directly. A line without labels is
+     skipped and counted. A label is an animal's name, the species (optional) and a keypoint.
+   - `.csv`: a DeepLabCut table whose scorers are the workers, and whose body parts are labels as
+     above or, with an `individuals` row, keypoints.
+2. `annotation_data/processed_keypoints.json`, which MARS derives from these: a list of::
+
+       {"image": "...", "width": W, "height": H, "ann_label": [keypoints],
+        "ann_<animal>": {"X": [[x by part] by worker], "Y": ..., "med": [[y by part], [x by part]]}}
+
+   with coordinates divided by W and H; 0, 0 stands for a part left out. `X` and `Y` are used where
+   they are, otherwise `med`.
+
+An image is looked for under `raw_images/` by as much of its path as exists there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fasthg.data.convert.common import (
+    FRACTIONS,
+    Labelled,
+    Report,
+    keep_labelled,
+    write_splits,
+)
+from fasthg.data.convert.crowd import consensus, repair_swaps
+from fasthg.data.convert.images import find_image, missing_images
+from fasthg.data.convert.mars_files import Project, read_frames, read_project
+from fasthg.errors import DataError
+
+
+def convert(
+    project: Path,
+    out: Path | None = None,
+    *,
+    pose_model: str | None = None,
+    annotations: Path | None = None,
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    skip_missing: bool = False,
+    shard_size: int = 1000,
+) -> Report:
+    """Write a project's frames as TFRecords: one record a frame, one object an animal.
+
+    out: by default `<project>/pose/<model>_tfrecords_pose`, where MARS puts them. pose_model: which
+    model of `pose` to write the animals of; needed where there are several. annotations: the file
+    of labels, instead of the search described above. The rest as in `dlc.convert`.
+    The report counts swaps of left and right that were repaired. Raises DataError, naming file,
+    line and remedy, for anything in the project that cannot be used.
+    """
+    config = read_project(Path(project))
+    model, animals = _animals(config, pose_model)
+    out = config.folder / "pose" / f"{model}_tfrecords_pose" if out is None else Path(out)
+    source = config.annotations if annotations is None else Path(annotations)
+    report = Report(files=[], parts=config.keypoints)
+    report.notes.append(f"labels from {source}; animals: {', '.join(animals)}")
+    frames: list[Labelled] = []
+    missing: list[str] = []
+    total, swaps, most = 0, 0, 0
+    images = config.folder / "annotation_data" / "raw_images"
+    labels = read_frames(source, config)
+    for frame in labels.frames:
+        total += 1
+        image = find_image(images, frame.image)
+        if image is None:
+            missing.append(frame.image)
+            continue
+        keypoints = []
+        for animal in animals:
+            workers, repaired = repair_swaps(frame.workers[animal], config.pairs)
+            keypoints.append(consensus(workers))
+            swaps += repaired
+            most = max(most, len(workers))
+        frames.append(Labelled(image, _image_id(images, image), np.stack(keypoints), animals))
+    if missing and not skip_missing:
+        raise missing_images(missing, total, images)
+    report.skipped = {
+        "frames without an image": len(missing),
+        "frames without labels": labels.empty,
+    }
+    report.notes.append(f"up to {most} workers a frame; {swaps} swaps of left and right repaired")
+    report.swaps = swaps
+    if labels.unknown:
+        names = ", ".join(sorted(labels.unknown))
+        report.notes.append(f"labels that name no keypoint or animal of the project: {names}")
+    return write_splits(
+        keep_labelled(frames, report),
+        out,
+        report,
+        seed=seed,
+        fractions=fractions,
+        shard_size=shard_size,
+    )
+
+
+def worker_labels(
+    project: Path, annotations: Path | None = None
+) -> list[tuple[str, dict[str, npt.NDArray[np.float64]]]]:
+    """Every frame's labels before any consensus, for measures of human agreement.
+
+    Returns (image as written in the file, {animal: (workers, parts, 2) image px, NaN where left
+    out}); swaps are repaired as in `convert`. Raises DataError as `convert` does.
+    """
+    config = read_project(Path(project))
+    source = config.annotations if annotations is None else Path(annotations)
+    return [
+        (
+            frame.image,
+            {name: repair_swaps(xy, config.pairs)[0] for name, xy in frame.workers.items()},
+        )
+        for frame in read_frames(source, config).frames
+    ]
+
+
+def _animals(config: Project, pose_model: str | None) -> tuple[str, tuple[str, ...]]:
+    where = config.folder / "project_config.yaml"
+    names = ", ".join(config.pose)
+    if pose_model is None:
+        if len(config.pose) != 1:
+            raise DataError(f"{where}: pose names {len(config.pose)} models ({names}); choose one")
+        pose_model = next(iter(config.pose))
+    if pose_model not in config.pose:
+        raise DataError(f"{where}: pose names no model {pose_model}; there are {names}")
+    animals = config.pose[pose_model] or config.animals
+    unknown = [name for name in animals if name not in config.animals]
+    if unknown:
+        raise DataError(
+            f"{where}: pose.{pose_model} names {', '.join(unknown)}, which animal_names lacks; "
+            f"correct one of them"
+        )
+    return pose_model, animals
+
+
+def _image_id(folder: Path, image: Path) -> str:
+    return image.relative_to(folder).with_suffix("").as_posix()

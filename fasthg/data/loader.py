@@ -1,0 +1,97 @@
+"""The choice between the two loaders, and what both promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from fasthg.config import Config
+from fasthg.data.batch import Batch
+from fasthg.data.plan import Planner
+from fasthg.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """Batches of a planner's plans, made ahead in the background.
+
+    Images depend on the plan alone, not on threads, workers, prefetching or earlier passes; the two
+    loaders differ by rounding only. A record whose image cannot be used is named in one warning,
+    noted in `corrupt`, and its rows are replaced (training: by the next usable row of the same
+    batch) or left out (evaluation; a batch without any row left is not given).
+    """
+
+    name: str
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """Records met so far whose image cannot be used -> the reason."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches start..stop-1, in order; an evaluation ends with its last batch at the latest.
+
+        One pass at a time: asking for another one ends the one before. Consecutive passes of
+        training continue without a gap. DALI on a GPU gives images on that GPU. Raises DataError if
+        a training batch has no usable image or a file vanished.
+        """
+
+    def close(self) -> None:
+        """End workers and free buffers; may be called twice."""
+
+
+def loader_choice(cfg: Config, device: torch.device) -> tuple[str, str]:
+    """The loader that LOADER means on this device, and why: ("dali" | "portable", reason)."""
+    if cfg.LOADER != "auto":
+        return cfg.LOADER, f"LOADER is {cfg.LOADER}"
+    if device.type != "cuda":
+        return "portable", f"on {device.type} OpenCV is faster than DALI"
+    if not _dali_installed():
+        return "portable", "DALI is not installed; pip install nvidia-dali-cuda130 (Linux only)"
+    return "dali", "decodes and augments on the GPU"
+
+
+def make_loader(
+    planner: Planner, cfg: Config, device: torch.device, kind: str | None = None
+) -> Loader:
+    """A loader of the planner's batches; whoever asks closes it.
+
+    kind: "dali" or "portable"; as `loader_choice` decides unless given. NUM_INPUT_THREADS, at most
+    the cores this process may use, is the number of processes or threads. Raises EnvironmentFault
+    if DALI is asked for and cannot be imported, ConfigError for another kind.
+    """
+    threads = min(cfg.NUM_INPUT_THREADS, available_cores())
+    kind = kind or loader_choice(cfg, device)[0]
+    if kind == "portable":
+        from fasthg.data.portable import PortableLoader
+
+        return PortableLoader(planner, threads)
+    if kind == "dali":
+        from fasthg.data.dali import DaliLoader, window_decoding_works
+
+        windows = True
+        if device.type == "cuda":
+            windows = window_decoding_works(planner.index.jpeg(0), device)
+            if not windows:
+                log.warning("DALI cannot decode part of an image here; it decodes whole images")
+        return DaliLoader(planner, device, threads, decode_window=windows)
+    raise ConfigError(f"LOADER: {kind!r} is not a loader; use auto, portable or dali")
+
+
+def available_cores() -> int:
+    """CPU cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _dali_installed() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        return False

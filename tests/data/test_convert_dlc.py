@@ -1,0 +1,291 @@
+"""DeepLabCut projects in every layout their tables come in, against MARS' own conversion of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fasthg.data.boxes import box_around
+from fasthg.data.convert import dlc
+from fasthg.data.convert.images import find_image, read_jpeg, relative_parts
+from fasthg.data.index import RecordIndex
+from fasthg.errors import DataError, EnvironmentFault
+
+CONFIG = "scorer: me\nmultianimalproject: false\nbodyparts:\n- nose\n- left ear\n- tail\n"
+HEADER = [
+    "scorer,me,me,me,me,me,me",
+    "bodyparts,nose,nose,left ear,left ear,tail,tail",
+    "coords,x,y,x,y,x,y",
+]
+ROWS = [
+    "labeled-data/video1/img0.png,10,20,15,22,60,40",
+    "labeled-data/video1/img1.png,11.5,21.25,,,61,41",
+    "labeled-data/video1/img2.png,,,,,,",
+    "labeled-data/video1/img3.png,12,22,nan,nan,NaN,",
+]
+ALL_TRAIN = (1.0, 0.0, 0.0)
+
+
+def make(folder: Path, lines: Sequence[str], config: str = CONFIG, images: int = 4) -> Path:
+    labels = folder / "labeled-data" / "video1"
+    labels.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    (labels / "CollectedData_me.csv").write_text("\n".join(lines) + "\n")
+    for number in range(images):
+        image = np.full((80, 100, 3), 6 * number, np.uint8)
+        cv2.imwrite(str(labels / f"img{number}.png"), image)
+    return folder
+
+
+def index_of(report: dlc.Report, parts: int = 3) -> RecordIndex:
+    return RecordIndex.build([str(path) for path in report.files], parts)
+
+
+def by_id(index: RecordIndex) -> dict[str, np.ndarray]:
+    return {index.image_id(int(r)): index.keypoints[i] for i, r in enumerate(index.record)}
+
+
+def test_single_animal(tmp_path: Path) -> None:
+    report = dlc.convert(
+        make(tmp_path / "p", [*HEADER, *ROWS]), tmp_path / "out", fractions=ALL_TRAIN
+    )
+    assert [path.name for path in report.files] == ["train_dataset-00000-of-00001"]
+    assert report.frames == {"train": 2, "val": 0, "test": 0}
+    assert (report.animals, report.unlabelled_parts) == (2, 1)
+    assert report.skipped == {
+        "animals with fewer than 2 labelled parts": 1,
+        "frames without a labelled animal": 2,
+    }
+    assert report.lines()[:2] == [
+        "2 frames (2 train, 0 val, 0 test), 2 animals, 1 parts unlabelled",
+        "parts: 0 nose, 1 left ear, 2 tail",
+    ]
+    index = index_of(report)
+    found = by_id(index)
+    np.testing.assert_allclose(found["video1/img0"], [[10, 20], [15, 22], [60, 40]], atol=1e-4)
+    np.testing.assert_allclose(
+        found["video1/img1"], [[11.5, 21.25], [np.nan] * 2, [61, 41]], atol=1e-4
+    )
+    first = next(r for r in range(2) if index.image_id(r) == "video1/img0")
+    image = cv2.imdecode(np.frombuffer(index.jpeg(first), np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (80, 100, 3) and abs(image.astype(int)).max() <= 1
+    np.testing.assert_allclose(index.bbox[first], [0.06, 0.21, 0.64, 0.54], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda line: line.replace("labeled-data/video1/", "labeled-data\\video1\\"),
+        lambda line: line.replace("labeled-data/video1/", "labeled-data,video1,"),
+        lambda line: line.replace("labeled-data/video1/", "C:\\work\\p\\labeled-data\\video1\\"),
+        lambda line: line.replace("labeled-data/video1/", "labeled-data/a former name/"),
+    ],
+)
+def test_ways_to_name_a_row(tmp_path: Path, rewrite: object) -> None:
+    assert callable(rewrite)
+    rows = [rewrite(row) for row in ROWS]
+    header = list(HEADER)
+    if rows[0].startswith("labeled-data,"):
+        header = [line.replace(",", ",,,", 1) for line in HEADER]
+    plain = dlc.convert(make(tmp_path / "p", [*HEADER, *ROWS]), tmp_path / "a")
+    other = dlc.convert(make(tmp_path / "q", [*header, *rows]), tmp_path / "b")
+    assert [p.read_bytes() for p in other.files] == [p.read_bytes() for p in plain.files]
+
+
+def test_several_animals(tmp_path: Path) -> None:
+    config = (
+        "scorer: me\nmultianimalproject: true\nbodyparts: MULTI!\nindividuals:\n- a\n- b\n"
+        "uniquebodyparts:\n- corner\nmultianimalbodyparts:\n- nose\n- tail\n"
+    )
+    lines = [
+        "scorer,,," + ",".join(["me"] * 10),
+        "individuals,,,a,a,a,a,b,b,b,b,single,single",
+        "bodyparts,,,nose,nose,tail,tail,nose,nose,tail,tail,corner,corner",
+        "coords,,,x,y,x,y,x,y,x,y,x,y",
+        "labeled-data,video1,img0.png,1,2,30,40,50,60,70,70,5,5",
+        "labeled-data,video1,img1.png,,,,,50,61,70,71,5,5",
+        "labeled-data,video1,img2.png,,,,,,,,,5,5",
+    ]
+    report = dlc.convert(make(tmp_path / "p", lines, config), tmp_path / "o", fractions=ALL_TRAIN)
+    assert report.notes == ["left out, not body parts of an animal: corner"]
+    assert report.skipped["frames without a labelled animal"] == 1
+    index = index_of(report, 2)
+    assert (len(index), index.num_records) == (3, 2)
+    two = [i for i in range(3) if index.image_id(int(index.record[i])) == "video1/img0"]
+    expected = [[[1, 2], [30, 40]], [[50, 60], [70, 70]]]
+    np.testing.assert_allclose(index.keypoints[two], expected, atol=1e-4)
+
+
+def test_parts_can_be_chosen_renamed_and_ordered(tmp_path: Path) -> None:
+    report = dlc.convert(
+        make(tmp_path / "p", [*HEADER, *ROWS]),
+        tmp_path / "out",
+        parts={"tail": "base of tail", "nose": "nose"},
+        fractions=ALL_TRAIN,
+    )
+    assert report.parts == ("base of tail", "nose")
+    assert "renamed: tail -> base of tail" in report.lines()
+    np.testing.assert_allclose(
+        by_id(index_of(report, 2))["video1/img0"], [[60, 40], [10, 20]], atol=1e-4
+    )
+    with pytest.raises(DataError, match="no body part named paw; there are nose, left ear, tail"):
+        dlc.convert(tmp_path / "p", tmp_path / "out", parts={"paw": "paw"})
+
+
+def test_missing_images(tmp_path: Path) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS], images=1)
+    with pytest.raises(
+        DataError,
+        match=r"3 of 4 labelled images are missing \(labeled-data/video1/img1.png, .*img3.png\)",
+    ):
+        dlc.convert(project, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report = dlc.convert(project, tmp_path / "out", skip_missing=True, fractions=ALL_TRAIN)
+    assert report.skipped["frames without an image"] == 3 and report.frames["train"] == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["nonsense"], "no DeepLabCut header"),
+        ([*HEADER, "labeled-data/video1/img0.png,1,2"], ":4: 3 columns where the header has 7"),
+        ([*HEADER, ROWS[0].replace("60", "sixty")], ":4: could not convert .*'sixty'"),
+        (HEADER, "no labelled frame to write"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        dlc.convert(make(tmp_path / "p", lines), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("bodyparts: MULTI!\n", "config.yaml: bodyparts is no list of names"),
+        ("bodyparts: [nose\n", "config.yaml:2: .*correct the file"),
+        ("- nose\n", "not a DeepLabCut config"),
+    ],
+)
+def test_bad_configs(tmp_path: Path, config: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        dlc.convert(make(tmp_path / "p", [*HEADER, *ROWS], config), tmp_path / "out")
+
+
+def test_no_project_and_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config.yaml: No such file"):
+        dlc.convert(tmp_path, tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    with pytest.raises(DataError, match="no CollectedData_"):
+        dlc.convert(tmp_path, tmp_path / "out")
+
+
+def test_several_scorers(tmp_path: Path) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    folder = project / "labeled-data" / "video1"
+    (folder / "CollectedData_you.csv").write_text("not read")
+    assert dlc.convert(project, tmp_path / "out").animals == 2
+    (folder / "CollectedData_me.csv").rename(folder / "CollectedData_her.csv")
+    with pytest.raises(DataError, match=r"several scorers .*her, .*you.* set scorer"):
+        dlc.convert(project, tmp_path / "out")
+
+
+def test_h5_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    (project / "labeled-data" / "video1" / "CollectedData_me.h5").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "tables", None)
+    assert dlc.convert(project, tmp_path / "out").animals == 2
+    with pytest.raises(EnvironmentFault, match=r"needs tables; pip install 'fasthg\[dlc\]'"):
+        dlc.convert(project, tmp_path / "out", prefer_h5=True)
+
+
+def test_h5_that_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("tables")
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    (project / "labeled-data" / "video1" / "CollectedData_me.h5").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"CollectedData_me.h5: .*; save the file"):
+        dlc.convert(project, tmp_path / "out", prefer_h5=True)
+
+
+def test_splits_depend_on_the_seed_only(tmp_path: Path) -> None:
+    rows = [f"img{number}.png,10,20,15,22,60,40" for number in range(40)]
+    project = make(tmp_path / "p", [*HEADER, *rows], images=40)
+    reports = [
+        dlc.convert(project, tmp_path / name, seed=seed, shard_size=20)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert reports[0].frames == {"train": 34, "val": 2, "test": 4}
+    names = [path.name for path in reports[0].files]
+    assert names[:2] == ["train_dataset-00000-of-00002", "train_dataset-00001-of-00002"]
+    contents = [[path.read_bytes() for path in report.files] for report in reports]
+    assert contents[0] == contents[1] != contents[2]
+    ids = [index_of(report) for report in reports]
+    assert len({ids[0].image_id(r) for r in range(40)}) == 40
+    with pytest.raises(DataError, match=r"split 0.5 0.5 0.5: give three fractions"):
+        dlc.convert(project, tmp_path / "d", fractions=(0.5, 0.5, 0.5))
+
+
+def test_unreadable_image(tmp_path: Path) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    (project / "labeled-data" / "video1" / "img1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"img1.png: not an image"):
+        dlc.convert(project, tmp_path / "out", fractions=ALL_TRAIN)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_jpegs_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
+    assert read_jpeg(path) == (path.read_bytes(), 30, 20)
+    grey = tmp_path / "grey.png"
+    cv2.imwrite(str(grey), np.full((20, 30), 7, np.uint16) * 256)
+    data, width, height = read_jpeg(grey)
+    assert (width, height) == (30, 20) and data.startswith(b"\xff\xd8")
+
+
+def test_paths_of_any_system(tmp_path: Path) -> None:
+    assert relative_parts("C:\\a\\b/c.png") == ("C:", "a", "b", "c.png")
+    (tmp_path / "b").mkdir()
+    for name in ("c.png", "b/c.png"):
+        (tmp_path / name).touch()
+    assert find_image(tmp_path, "s3://bucket/b/c.png") == tmp_path / "b" / "c.png"
+    assert find_image(tmp_path, "elsewhere\\c.png") == tmp_path / "c.png"
+    assert find_image(tmp_path, "d.png") is None
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([[0.5, 0.5], [0.6, 0.7], [np.nan, 0.9]], [0.46, 0.46, 0.64, 0.74]),
+        # The nearer border limits the growth of both sides of an axis.
+        ([[0.01, 0.5], [0.3, 0.6]], [0.0, 0.46, 0.31, 0.64]),
+        ([[0.0, 0.99], [0.3, 1.2]], [0.0, 0.98, 0.3, 1.0]),
+    ],
+)
+def test_boxes(points: list[list[float]], expected: list[float]) -> None:
+    np.testing.assert_allclose(box_around(np.array(points)), expected, atol=1e-6)
+
+
+def test_no_box_without_parts() -> None:
+    with pytest.raises(ValueError, match="no labelled part"):
+        box_around(np.full((3, 2), np.nan))
+
+
+def test_openfield_equals_the_references_conversion(tmp_path: Path, test_data: Path) -> None:
+    report = dlc.convert(test_data / "openfield", tmp_path / "csv")
+    assert report.frames == {"train": 98, "val": 6, "test": 12}
+    ours = index_of(report, 4)
+    theirs = RecordIndex.build(str(test_data / "mars" / "one_mouse" / "*"), 4)
+    one, two = (np.lexsort(index.keypoints[..., 0].T) for index in (ours, theirs))
+    np.testing.assert_allclose(ours.keypoints[one], theirs.keypoints[two], atol=1e-4)
+    np.testing.assert_allclose(ours.bbox[one], theirs.bbox[two], atol=1e-6)
+    np.testing.assert_allclose(ours.area[one], theirs.area[two], rtol=1e-5)
+
+    pytest.importorskip("tables")
+    from_h5 = dlc.convert(test_data / "openfield", tmp_path / "h5", prefer_h5=True)
+    for one_file, other in zip(report.files, from_h5.files, strict=True):
+        assert one_file.read_bytes() == other.read_bytes()

@@ -1,0 +1,173 @@
+"""Builds the CUDA kernels for the host and calls their launchers through the C ABI of ops.h."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+COMPILER = os.environ.get("CXX") or "g++"
+
+
+class Targets(ctypes.Structure):
+    """`struct Targets` of csrc/portable.h."""
+
+    _fields_ = [
+        ("keypoints", ctypes.c_void_p),
+        ("sigmas", ctypes.c_void_p),
+        ("visibility", ctypes.c_void_p),
+        ("sigma_stride", ctypes.c_int64),
+        ("batch", ctypes.c_int32),
+        ("parts", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("subpixel", ctypes.c_bool),
+    ]
+
+
+class Kernels:
+    """The launchers of one library, for either side: `cuda` (emulated) or `cpu`.
+
+    Results come in tensors filled with NaN beforehand, so that a value never written shows.
+    """
+
+    def __init__(self, library: ctypes.CDLL, side: str) -> None:
+        self.library, self.side = library, side
+        # After the arguments both sides share: a thread count, or a device and a stream.
+        self.last = (1,) if side == "cpu" else (0, None)
+
+    def call(self, name: str, *arguments: object) -> None:
+        function = getattr(self.library, f"fasthg_{name}_{self.side}")
+        function.restype = ctypes.c_char_p
+        refusal = function(*arguments, *self.last)
+        if refusal:
+            raise RuntimeError(refusal.decode())
+
+    def targets(self, scene: Sequence[Tensor], height: int, width: int, subpixel: bool) -> Targets:
+        keypoints, sigmas, visibility = scene
+        batch, parts = keypoints.shape[:2]
+        stride = parts if sigmas.dim() == 2 else 0
+        pointers = (keypoints.data_ptr(), sigmas.data_ptr(), visibility.data_ptr())
+        return Targets(*pointers, stride, batch, parts, height, width, subpixel)
+
+    def gaussian_heatmaps(
+        self, scene: Sequence[Tensor], size: tuple[int, int], dtype: torch.dtype, last: bool
+    ) -> Tensor:
+        height, width = size
+        maps = torch.full((scene[0].shape[0], scene[0].shape[1] * height * width), torch.nan)
+        maps = maps.to(dtype)
+        targets = self.targets(scene, height, width, False)
+        pointer = ctypes.c_void_p(maps.data_ptr())
+        self.call("gaussian_heatmaps", CODES[dtype], ctypes.byref(targets), pointer, last)
+        return maps
+
+    def heatmap_mse(
+        self, scene: Sequence[Tensor], size: tuple[int, int], predictions: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """predictions: (stacks, batch, cells of an image in memory order), maybe with gaps."""
+        real = torch.float64 if predictions.dtype == torch.float64 else torch.float32
+        loss = torch.full(predictions.shape[:2], torch.nan, dtype=real)
+        gradient = torch.full(predictions.shape, torch.nan).to(predictions.dtype)
+        self.call(
+            "heatmap_mse",
+            CODES[predictions.dtype],
+            ctypes.byref(self.targets(scene, *size, True)),
+            len(predictions),
+            ctypes.c_void_p(predictions.data_ptr()),
+            ctypes.c_int64(predictions.stride(0)),
+            ctypes.c_int64(predictions.stride(1)),
+            last,
+            ctypes.c_void_p(gradient.data_ptr()),
+            ctypes.c_void_p(loss.data_ptr()),
+        )
+        return loss, gradient
+
+    def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
+        real = torch.float64 if maps.dtype == torch.float64 else torch.float32
+        xy = torch.full((*maps.shape[:2], 2), torch.nan, dtype=real)
+        score = torch.full(maps.shape[:2], torch.nan, dtype=real)
+        four = ctypes.c_int64 * 4
+        self.call(
+            "heatmap_peaks",
+            CODES[maps.dtype],
+            ctypes.c_void_p(maps.data_ptr()),
+            four(*maps.stride()),
+            four(*maps.shape),
+            method,
+            ctypes.c_void_p(xy.data_ptr()),
+            ctypes.c_void_p(score.data_ptr()),
+        )
+        return xy, score
+
+
+def compile_for_host(sources: Path, folder: Path, patterns: Sequence[str]) -> ctypes.CDLL:
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"no {COMPILER} to build the emulation with")
+    files = sorted(str(path) for pattern in patterns for path in sources.glob(pattern))
+    library = folder / "emulated.so"
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-DFASTHG_CUDA_EMULATION", "-Wall", "-Werror"]
+    flags += ["-Wno-unknown-pragmas", "-I", str(sources), "-I", str(Path(__file__).parent)]
+    command = [COMPILER, *flags, "-x", "c++", *files, "-o", str(library), "-lpthread"]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="session")
+def build(repository: Path) -> Callable[..., ctypes.CDLL]:
+    """Compile csrc, or a copy of it with one piece of text replaced, into a library."""
+
+    def make(folder: Path, patterns: Sequence[str], mutation: tuple[str, str, str] | None = None):
+        sources = repository / "csrc"
+        if mutation:
+            file, text, replacement = mutation
+            sources = folder / "csrc"
+            shutil.copytree(repository / "csrc", sources)
+            original = (sources / file).read_text()
+            assert original.count(text) == 1, f"{file} should hold {text!r} once"
+            (sources / file).write_text(original.replace(text, replacement))
+        return compile_for_host(sources, folder, patterns)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def library(build, tmp_path_factory) -> ctypes.CDLL:
+    return build(tmp_path_factory.mktemp("emulation"), ["*_cuda.cu", "*_cpu.cpp"])
+
+
+@pytest.fixture
+def cpu(library) -> Kernels:
+    return Kernels(library, "cpu")
+
+
+@pytest.fixture
+def cuda(library) -> Kernels:
+    return Kernels(library, "cuda")
+
+
+@pytest.fixture
+def emulated() -> Callable[[ctypes.CDLL], Kernels]:
+    return lambda library: Kernels(library, "cuda")
+
+
+@pytest.fixture
+def scene() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def make(batch: int, parts: int, height: int, width: int, dtype: torch.dtype):
+        random = torch.Generator().manual_seed(0)
+        keypoints = torch.rand(batch, parts, 2, generator=random) * torch.tensor([width, height])
+        keypoints.view(-1)[3::7] = torch.nan
+        keypoints.view(-1)[5::11] = 1e30
+        sigmas = torch.rand(batch, parts, generator=random) + 1
+        visibility = (torch.rand(batch, parts, generator=random) > 0.1).to(torch.uint8)
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        return keypoints.to(real), sigmas.to(real), visibility
+
+    return make

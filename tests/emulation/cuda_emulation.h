@@ -1,0 +1,242 @@
+// A CUDA block on the host: lets g++ compile csrc/*_cuda.cu unchanged, so that kernels are tested
+// where there is no GPU.
+//
+// Every CUDA thread is a fiber that runs until it waits for others: at __syncthreads for its block,
+// at a shuffle for its warp. Shared memory is poisoned before each block. What finds a missing
+// barrier is the order in which threads run, so there are three: natural (every warp in turn up to
+// its next wait) and greedy (one warp as far as it can get, then the next; first or last warp
+// first). A kernel must give the same result in all of them.
+//
+// Not modelled: the memory model, divergence within a warp, blocks running side by side.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __restrict__
+#define __launch_bounds__(...)
+#define FASTHG_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ((void)(stream), emulation::launch(grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); }))
+#define FASTHG_SHARED(name) unsigned char* name = emulation::machine.shared
+#define threadIdx (emulation::machine.thread_index())
+#define blockIdx (emulation::machine.block)
+#define blockDim (emulation::machine.block_size)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulation {
+
+enum Order : int { kNatural = 0, kGreedyForward = 1, kGreedyBackward = 2 };
+enum Wait : int { kNothing, kWarp, kBlock, kDone };
+constexpr int kWarpSize = 32;
+constexpr size_t kStackBytes = 64 << 10;
+constexpr unsigned char kPoison = 0x7f;  // huge numbers in every type, true as a flag
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Wait wait;
+  int vote;             // given at __syncthreads_or
+  uint32_t offered[2];  // to shuffles; two, since a lane may be one shuffle ahead of another
+  int shuffles;
+};
+
+struct Machine {
+  dim3 block, block_size;
+  unsigned char* shared = nullptr;
+  std::vector<Fiber> fibers;
+  std::function<void()> kernel;
+  ucontext_t scheduler;
+  int current = 0, order = kNatural, any_vote = 0;
+  const char* problem = nullptr;
+
+  dim3 thread_index() const { return dim3(current, 0, 0); }
+  Fiber& self() { return fibers[current]; }
+
+  void wait_for(Wait what) {
+    self().wait = what;
+    swapcontext(&self().context, &scheduler);
+  }
+  void resume(int thread) {
+    current = thread;
+    swapcontext(&scheduler, &fibers[thread].context);
+  }
+};
+inline Machine machine;
+
+inline void fiber_main() {
+  machine.kernel();
+  machine.wait_for(kDone);
+}
+
+inline void start_fibers(int count) {
+  machine.fibers.resize(count);
+  for (Fiber& fiber : machine.fibers) {
+    if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
+    fiber.wait = kNothing;
+    fiber.vote = fiber.shuffles = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+  }
+}
+
+// True if threads [begin, end) that still live all wait for `what` (and some live); sets them free.
+// A shuffle names all lanes of its warp, so there a lane that has returned is an error.
+inline bool release(int begin, int end, Wait what) {
+  int waiting = 0, done = 0;
+  for (int i = begin; i < end; ++i) {
+    waiting += machine.fibers[i].wait == what;
+    done += machine.fibers[i].wait == kDone;
+  }
+  if (!waiting || waiting + done < end - begin) return false;
+  if (what == kWarp && done) {
+    machine.problem = "emulation: a shuffle waits for a lane that has returned";
+    return false;
+  }
+  for (int i = begin; i < end; ++i)
+    if (machine.fibers[i].wait == what) machine.fibers[i].wait = kNothing;
+  return true;
+}
+
+inline bool run_warp(int begin, int end) {
+  bool progress = false;
+  for (int i = begin; i < end; ++i)
+    if (machine.fibers[i].wait == kNothing) {
+      machine.resume(i);
+      progress = true;
+    }
+  return release(begin, end, kWarp) || progress;
+}
+
+inline void run_block() {
+  const int threads = machine.block_size.x, warps = (threads + kWarpSize - 1) / kWarpSize;
+  start_fibers(threads);
+  while (!machine.problem) {
+    bool progress = false;
+    for (int k = 0; k < warps; ++k) {
+      const int warp = machine.order == kGreedyBackward ? warps - 1 - k : k;
+      const int begin = warp * kWarpSize, end = std::min(begin + kWarpSize, threads);
+      while (run_warp(begin, end)) {
+        progress = true;
+        if (machine.order == kNatural) break;
+      }
+    }
+    int votes = 0, done = 0;
+    for (const Fiber& fiber : machine.fibers) {
+      votes |= fiber.wait == kBlock && fiber.vote;
+      done += fiber.wait == kDone;
+    }
+    if (done == threads) return;
+    if (release(0, threads, kBlock))
+      machine.any_vote = votes;
+    else if (!progress)
+      machine.problem = "emulation: threads wait at different barriers";
+  }
+}
+
+inline void launch(dim3 grid, dim3 block_size, size_t shared_bytes, std::function<void()> kernel) {
+  machine.problem = nullptr;
+  machine.block_size = block_size;
+  machine.kernel = std::move(kernel);
+  // The last bytes stand guard behind what the kernel asked for.
+  std::vector<uint64_t> shared(shared_bytes / 8 + 3);
+  machine.shared = reinterpret_cast<unsigned char*>(shared.data());
+  machine.shared += reinterpret_cast<uintptr_t>(machine.shared) % 16;
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x && !machine.problem; ++x) {
+      machine.block = dim3(x, y);
+      std::memset(shared.data(), kPoison, shared.size() * 8);
+      run_block();
+      const unsigned char* last = reinterpret_cast<unsigned char*>(shared.data() + shared.size());
+      for (const unsigned char* p = machine.shared + shared_bytes; p < last; ++p)
+        if (*p != kPoison) machine.problem = "emulation: a write beyond the shared memory";
+    }
+}
+
+}  // namespace emulation
+
+inline int __syncthreads_or(int vote) {
+  emulation::machine.self().vote = vote;
+  emulation::machine.wait_for(emulation::kBlock);
+  return emulation::machine.any_vote;
+}
+inline void __syncthreads() {
+  __syncthreads_or(0);
+}
+
+inline unsigned __shfl_xor_sync(unsigned, unsigned value, int mask) {
+  emulation::Fiber& self = emulation::machine.self();
+  const int turn = self.shuffles++ % 2, partner = emulation::machine.current ^ mask;
+  self.offered[turn] = value;
+  emulation::machine.wait_for(emulation::kWarp);
+  return emulation::machine.fibers[partner].offered[turn];
+}
+
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int max(int a, int b) {
+  return a > b ? a : b;
+}
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float value) {
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+    bits = nan ? 0x7fff : (word + 0x7fffu + (word >> 16 & 1u)) >> 16;  // to nearest, ties to even
+  }
+  explicit operator float() const {
+    const uint32_t word = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &word, 4);
+    return value;
+  }
+};
+using __half = _Float16;
+
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaGetLastError() {
+  return emulation::machine.problem ? 1 : cudaSuccess;
+}
+inline const char* cudaGetErrorString(cudaError_t) {
+  return emulation::machine.problem;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  return *device = 0;
+}
+inline cudaError_t cudaSetDevice(int) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  return *count = 0;
+}
+// A block of an H100 gets at most 227 KB.
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return bytes > 227 * 1024;
+}
+
+extern "C" __attribute__((weak)) void emulation_order(int order) {
+  emulation::machine.order = order;
+}

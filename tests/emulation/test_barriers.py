@@ -1,0 +1,49 @@
+"""The emulation must see a missing barrier, or its green tests say nothing about races."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+# file, barrier to delete (with its reason, which makes it unique), what shows the damage
+BARRIERS = [
+    ("gaussian_heatmaps_cuda.cu", "__syncthreads();  // the tables are complete", "draw"),
+    ("heatmap_mse_cuda.cu", "__syncthreads();  // the tables are complete", "compare"),
+    ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
+    ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
+    ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
+]
+
+
+def results(kernels, described, what):
+    """The tensors that one operator gives for a fixed input."""
+    maps = torch.rand(2, 7, 16, 16, generator=torch.Generator().manual_seed(1))
+    if what == "draw":
+        return [kernels.gaussian_heatmaps(described, (16, 16), torch.float32, True)]
+    if what == "compare":
+        return list(kernels.heatmap_mse(described, (16, 16), maps.view(1, 2, -1), True))
+    if what == "plateau":
+        maps = (maps > 0.3).float()
+    return list(kernels.heatmap_peaks(maps, {"dark": 2, "plateau": 3}[what]))
+
+
+@pytest.mark.parametrize(("file", "barrier", "what"), BARRIERS)
+def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, file, barrier, what):
+    described = scene(2, 7, 16, 16, torch.float32)
+    wanted = results(cpu, described, what)
+    source = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse"}.get(what, "heatmap_peaks")
+    damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
+
+    def right(kernels, order):
+        kernels.library.emulation_order(order)
+        try:
+            got = results(kernels, described, what)
+        except RuntimeError:
+            return False
+        return all(
+            torch.allclose(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+            for a, b in zip(got, wanted, strict=True)
+        )
+
+    assert all(right(cuda, order) for order in range(3))
+    assert not all(right(damaged, order) for order in range(3))

@@ -1,0 +1,85 @@
+"""Every CUDA kernel, run on the host, against its CPU twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+ORDERS = {"natural": 0, "greedy": 1, "greedy backward": 2}
+# dtype of the maps and one rounding of a value near 1
+DTYPES = [
+    (torch.float32, 1e-6),
+    (torch.float64, 1e-14),
+    (torch.float16, 2.0**-11 + 1e-6),
+    (torch.bfloat16, 2.0**-8 + 1e-6),
+]
+# batch, parts, height, width: with vector loads, and where a vector would not divide an image
+SHAPES = [(2, 7, 16, 16), (3, 5, 9, 7), (1, 1, 1, 1)]
+
+
+@pytest.fixture(params=ORDERS.values(), ids=ORDERS.keys(), autouse=True)
+def order(request, library):
+    library.emulation_order(request.param)
+
+
+def widened(dtype):
+    """The dtype in which the CPU twin computes what the kernel stores as `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_gaussian_heatmaps(scene, cpu, cuda, dtype, error, shape, channels_last):
+    described = scene(*shape, dtype)
+    wanted = cpu.gaussian_heatmaps(described, shape[2:], widened(dtype), channels_last)
+    got = cuda.gaussian_heatmaps(described, shape[2:], dtype, channels_last)
+    torch.testing.assert_close(got.to(wanted.dtype), wanted, rtol=error, atol=1e-7)
+
+
+def test_gaussian_heatmaps_over_several_blocks(scene, cpu, cuda):
+    described = scene(1, 3, 64, 61, torch.float32)
+    wanted = cpu.gaussian_heatmaps(described, (64, 61), torch.float32, True)
+    got = cuda.gaussian_heatmaps(described, (64, 61), torch.float32, True)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_heatmap_mse(scene, cpu, cuda, dtype, error, shape, channels_last, gaps):
+    described = scene(*shape, dtype)
+    batch, parts, height, width = shape
+    random = torch.Generator().manual_seed(1)
+    predictions = torch.randn(2, batch * 2, parts * height * width, generator=random).to(dtype)
+    predictions = predictions[:, ::2] if gaps else predictions[:, :batch]
+    loss, gradient = cuda.heatmap_mse(described, (height, width), predictions, channels_last)
+    wide = predictions.to(widened(dtype))
+    wanted, slope = cpu.heatmap_mse(described, (height, width), wide, channels_last)
+    torch.testing.assert_close(loss, wanted, rtol=1e-6 if dtype != torch.float64 else 1e-13, atol=0)
+    torch.testing.assert_close(gradient.to(slope.dtype), slope, rtol=error, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", range(4), ids=["argmax", "quarter", "dark", "plateau"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_heatmap_peaks(scene, cpu, cuda, dtype, error, shape, method):
+    described = scene(*shape, torch.float32)
+    maps = cpu.gaussian_heatmaps(described, shape[2:], torch.float32, False).view(shape)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    maps = (maps + noise * 0.05).to(dtype)
+    maps[..., ::3, :] = maps[..., ::3, :].clamp(max=0.9)  # plateaus
+    maps[0, 0, 0, 0] = torch.nan
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    xy, score = cuda.heatmap_peaks(maps, method)
+    wanted_xy, wanted_score = cpu.heatmap_peaks(maps.to(widened(dtype)), method)
+    torch.testing.assert_close(xy, wanted_xy, rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(score, wanted_score, rtol=0, atol=0, equal_nan=True)
+
+
+def test_maps_too_large_for_a_block_are_refused(scene, cuda):
+    with pytest.raises(RuntimeError, match="too large for the GPU's shared memory"):
+        cuda.gaussian_heatmaps(
+            scene(1, 60, 512, 512, torch.float64), (512, 512), torch.float64, True
+        )

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fasthg.ops import gaussian_heatmaps, heatmap_mse, reference
+
+# dtype of the predictions, relative error of the loss, absolute error of the gradient (of size 1)
+TOLERANCES = [
+    (torch.float64, 1e-13, 1e-14),
+    (torch.float32, 1e-6, 1e-6),
+    (torch.float16, 1e-6, 2.0**-10),
+    (torch.bfloat16, 1e-6, 2.0**-7),
+]
+# stacks, batch, parts, height, width
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (0, 2, 3, 4, 4),
+    (2, 0, 3, 4, 4),
+    (2, 2, 0, 4, 4),
+    (2, 2, 3, 0, 4),
+    (3, 2, 7, 16, 16),
+    (2, 3, 5, 13, 17),
+]
+
+
+def dense(predictions):
+    return predictions
+
+
+def channels_last(predictions):
+    return predictions.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def some_images(predictions):
+    """Every second image of a larger channels_last batch: gaps between images only."""
+    return channels_last(predictions.repeat_interleave(2, 1))[:, ::2]
+
+
+def some_parts(predictions):
+    """Every second part of a larger tensor: gaps inside an image."""
+    return predictions.repeat_interleave(2, 2)[:, :, ::2]
+
+
+def transposed(predictions):
+    return predictions.transpose(3, 4).contiguous().transpose(3, 4)
+
+
+LAYOUTS = [dense, channels_last, some_images, some_parts, transposed]
+
+
+@pytest.fixture
+def case(scene, device):
+    def make(shape, dtype=torch.float32, layout=dense):
+        described = scene(*shape[1:], device)
+        random = torch.Generator().manual_seed(1)
+        predictions = layout(torch.randn(shape, generator=random).to(device, dtype))
+        return predictions.requires_grad_(), described
+
+    return make
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "loss_error", "gradient_error"), TOLERANCES)
+def test_against_drawing_the_targets(case, dtype, loss_error, gradient_error, shape, layout):
+    predictions, described = case(shape, dtype, layout)
+    keypoints, sigmas, visibility = described
+    for subpixel in (False, True):
+        loss = heatmap_mse(predictions, *described, subpixel=subpixel)
+        assert loss.shape == shape[:2]
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        weights = torch.linspace(0.5, 2, loss.numel(), device=loss.device).view(loss.shape)
+        (gradient,) = torch.autograd.grad((loss * weights).sum(), predictions)
+
+        exact = predictions.detach().double().requires_grad_()
+        wanted = reference.heatmap_mse(
+            exact, keypoints.double(), sigmas.double(), visibility, subpixel=subpixel
+        )
+        (wanted_gradient,) = torch.autograd.grad((wanted * weights).sum(), exact)
+        torch.testing.assert_close(loss.double(), wanted, rtol=loss_error, atol=0)
+        torch.testing.assert_close(
+            gradient.double(), wanted_gradient, rtol=2 * gradient_error, atol=gradient_error
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradient_lies_as_the_predictions_do(case, layout):
+    predictions, described = case((2, 3, 5, 8, 9), layout=layout)
+    keypoints, sigmas, visibility = described
+    (gradient,) = torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)
+    wanted = predictions.detach() - gaussian_heatmaps(keypoints, sigmas, (8, 9), visibility)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-6)
+    if layout in (dense, channels_last):
+        assert gradient.stride() == predictions.stride()
+    if layout is some_images:
+        assert gradient[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_incoming_gradients_of_any_layout(case):
+    predictions, described = case((3, 2, 4, 5, 6))
+    difference = torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)[0]
+    for incoming in (
+        torch.tensor(2.0).expand(3, 2),  # stride 0, as .sum() sends
+        torch.arange(6.0).view(2, 3).t(),
+        torch.arange(12.0).view(3, 4)[:, ::2],
+    ):
+        incoming = incoming.to(predictions.device)
+        loss = heatmap_mse(predictions, *described)
+        (got,) = torch.autograd.grad(loss, predictions, incoming)
+        torch.testing.assert_close(got, difference * incoming[:, :, None, None, None])
+
+
+def test_gradcheck_twice(case):
+    predictions, described = case((2, 2, 2, 3, 4), torch.float64, channels_last)
+    keypoints, sigmas, visibility = described
+
+    def loss(values):
+        return heatmap_mse(values, keypoints.double(), sigmas.double(), visibility)
+
+    assert torch.autograd.gradcheck(loss, predictions)
+    assert torch.autograd.gradgradcheck(loss, predictions)
+
+
+def test_no_gradient_is_computed_where_none_is_wanted(case):
+    predictions, described = case((2, 2, 3, 8, 8))
+    with torch.no_grad():
+        loss = heatmap_mse(predictions, *described)
+    assert not loss.requires_grad
+    keypoints, sigmas, visibility = described
+    operator = torch.ops.fasthg.heatmap_mse
+    same, gradient = operator(predictions.detach(), keypoints, sigmas, visibility, False, False)
+    assert gradient.numel() == 0 and torch.equal(same, loss)
+    assert torch.equal(heatmap_mse(predictions, *described).detach(), loss)
+
+
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_a_sequence_of_stacks(case, layout):
+    predictions, described = case((3, 2, 4, 8, 8), layout=layout)
+    stacks = [stack.detach().requires_grad_() for stack in predictions]
+    loss = heatmap_mse(stacks, *described)
+    assert torch.equal(loss, heatmap_mse(predictions, *described))
+    loss.sum().backward()
+    (gradient,) = torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)
+    for stack, wanted in zip(stacks, gradient, strict=True):
+        assert torch.equal(stack.grad, wanted) and stack.grad.stride() == stack.stride()
+
+
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_threads_and_runs_do_not_change_a_bit(scene, layout):
+    described = scene(19, 7, 32, 32)
+    predictions = layout(torch.randn(4, 19, 7, 32, 32)).requires_grad_()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            loss = heatmap_mse(predictions, *described)
+            results.append((loss, *torch.autograd.grad(loss.sum(), predictions)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(case, layout):
+    for dtype in (torch.float32, torch.bfloat16):
+        predictions, (keypoints, sigmas, visibility) = case((2, 2, 3, 5, 6), dtype, layout)
+        arguments = (predictions, keypoints, sigmas, visibility, False)
+        torch.library.opcheck(torch.ops.fasthg.heatmap_mse, (*arguments, True))
+        arguments = (predictions.detach(), keypoints, sigmas, None, True)
+        torch.library.opcheck(torch.ops.fasthg.heatmap_mse, (*arguments, False))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_compiles_without_a_graph_break(case, layout, backend):
+    predictions, described = case((2, 2, 3, 8, 9), layout=layout)
+
+    def total(values, keypoints, sigmas, visibility):
+        return (heatmap_mse(values * 2, keypoints, sigmas, visibility) * 0.5).sum()
+
+    wanted = torch.autograd.grad(total(predictions, *described), predictions)[0]
+    loss = torch.compile(total, fullgraph=True, backend=backend)(predictions, *described)
+    (got,) = torch.autograd.grad(loss, predictions)
+    torch.testing.assert_close(loss, total(predictions, *described))
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), r"expected \(stacks, 2, 3, height, width\), got \(2, 3, 4, 4\)"),
+        (torch.zeros(1, 2, 4, 4, 4), r"got \(1, 2, 4, 4, 4\)"),
+        (torch.zeros(1, 2, 3, 4, 4, dtype=torch.int64), "floating dtype, got torch.int64"),
+        (torch.zeros(1, 2, 3, 4, 4, device="meta"), "move them to one device"),
+        ([], "at least one stack"),
+    ],
+)
+def test_what_is_refused(predictions, message):
+    with pytest.raises(ValueError, match=message):
+        heatmap_mse(predictions, torch.zeros(2, 3, 2), torch.ones(3))

@@ -1,0 +1,147 @@
+"""The extension itself: what it links, what happens without it, and how it behaves in a process."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fasthg.ops import _native, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
+
+needs_extension = pytest.mark.skipif(
+    isinstance(_native.native, _native.Missing), reason="the extension is not built"
+)
+
+RUN_ALL = """
+import sys, torch
+from fasthg.ops import gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
+torch.manual_seed(0)
+keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
+predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
+maps = gaussian_heatmaps(keypoints, sigmas, 16, subpixel=True)
+loss = heatmap_mse(predictions, keypoints, sigmas)
+loss.sum().backward()
+results = [maps, loss.detach(), predictions.grad]
+for method in ("argmax", "quarter", "dark", "plateau"):
+    results += heatmap_peaks(maps, method)
+torch.save([results, [row._asdict() for row in paths()]], sys.argv[1])
+"""
+
+
+def run_all(repository, file, **environment):
+    path = os.pathsep.join(filter(None, [str(repository), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    subprocess.run([sys.executable, "-c", RUN_ALL, file], check=True, env=environment, timeout=120)
+    return torch.load(file)
+
+
+def test_the_fallback_gives_the_same_results(repository, tmp_path):
+    results, rows = run_all(repository, tmp_path / "native.pt", FASTHG_NATIVE_DISABLE="0")
+    others, other_rows = run_all(repository, tmp_path / "torch.pt", FASTHG_NATIVE_DISABLE="1")
+    for result, other in zip(results, others, strict=True):
+        torch.testing.assert_close(result, other, rtol=1e-5, atol=2e-5)
+    assert [(row["op"], row["device"]) for row in rows] == [
+        (row["op"], row["device"]) for row in other_rows
+    ]
+    assert {row["path"] for row in other_rows} == {"torch reference"}
+    assert all("FASTHG_NATIVE_DISABLE" in row["reason"] for row in other_rows)
+
+
+def test_a_missing_extension_explains_itself():
+    missing = _native.Missing("no compiler was found")
+    with pytest.raises(RuntimeError, match=r"fasthg\._C\.heatmap_mse_cpu .* no compiler was found"):
+        missing.heatmap_mse_cpu(0)
+
+
+def test_paths_name_every_operator_once_a_device():
+    rows = paths()
+    assert {row.op for row in rows} == {"gaussian_heatmaps", "heatmap_mse", "heatmap_peaks"}
+    assert len({(row.op, row.device) for row in rows}) == len(rows) == 6
+    assert all(row.path in ("native", "torch reference") and row.reason for row in rows)
+
+
+def test_other_devices_are_not_served():
+    assert not _native.choose("xpu")[0]
+    assert not _native.serves(torch.empty(1, device="meta"))
+    assert not _native.serves(torch.empty(1, dtype=torch.int32))
+
+
+@needs_extension
+def test_the_library_links_neither_torch_nor_a_thread_pool():
+    needed = needed_libraries(_native.native.__file__)
+    assert any(name.startswith("libc.so") for name in needed)
+    assert not [n for n in needed if n.startswith(("libtorch", "libc10", "libgomp", "libcudart"))]
+
+
+@needs_extension
+def test_a_refusal_of_a_launcher_is_an_exception():
+    with pytest.raises(RuntimeError, match="takes float32 and float64"):
+        _native.native.heatmap_peaks_cpu(2, 0, (1, 1, 1, 1), (1, 1, 1, 1), 0, 0, 0, 1)
+
+
+@needs_extension
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_threads_survive_a_fork():
+    """A data-loader worker may draw targets although its parent already did."""
+    keypoints = torch.rand(32, 7, 2) * 64
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        wanted = gaussian_heatmaps(keypoints, torch.ones(7), 64).numpy()
+        child = os.fork()
+        if child == 0:
+            same = (gaussian_heatmaps(keypoints.numpy(), torch.ones(7).numpy(), 64) == wanted).all()
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_extension
+def test_the_operators_can_be_captured_in_a_graph():
+    assert _native.choose("cuda")[0], _native.choose("cuda")[1]
+    keypoints = torch.rand(2, 3, 2, device="cuda") * 16
+    sigmas = torch.ones(3, device="cuda")
+    predictions = torch.randn(2, 2, 3, 16, 16, device="cuda", requires_grad=True)
+
+    def step():
+        loss = heatmap_mse(predictions, keypoints, sigmas)
+        (gradient,) = torch.autograd.grad(loss.sum(), predictions)
+        return gradient, *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16))
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    keypoints.copy_(torch.rand(2, 3, 2) * 16)
+    graph.replay()
+    for got, wanted in zip(captured, step(), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def needed_libraries(path):
+    """Names in the DT_NEEDED entries of a 64-bit little-endian ELF file."""
+    with open(path, "rb") as file:
+        data = file.read()
+    assert data[:6] == b"\x7fELF\x02\x01", f"{path}: not a 64-bit little-endian ELF file"
+    (table,) = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<HH", data, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, table + i * size) for i in range(count)]
+    (dynamic,) = (section for section in sections if section[1] == 6)
+    names = sections[dynamic[6]][4]
+    needed = []
+    for offset in range(dynamic[4], dynamic[4] + dynamic[5], 16):
+        tag, value = struct.unpack_from("<QQ", data, offset)
+        if tag == 1:
+            start = names + value
+            needed.append(data[start : data.index(b"\0", start)].decode())
+    return needed

@@ -1,0 +1,127 @@
+"""Checkpoints: atomic, complete, kept as the keys say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fasthg.checkpoint import (
+    CheckpointKeeper,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+    write_atomically,
+)
+from fasthg.errors import DataError, FasthgError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(p.stem.split("_")[1]) for p in folder.glob("step_*.pt"))
+
+
+def test_state_round_trip(tmp_path: Path) -> None:
+    save_state(tmp_path / "a.pt", {"step": 3, "model": {"w": torch.arange(3.0)}})
+    state = load_state(tmp_path / "a.pt")
+    assert state["step"] == 3
+    assert torch.equal(state["model"]["w"], torch.arange(3.0))
+
+
+def test_weights_round_trip(tmp_path: Path) -> None:
+    weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    save_weights(tmp_path / "w.safetensors", {"w": weight}, {"parts": '["nose"]'})
+    tensors, metadata = load_weights(tmp_path / "w.safetensors")
+    assert torch.equal(tensors["w"], weight)
+    assert metadata == {"parts": '["nose"]'}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_state(path, {"step": 1})
+
+    def full(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(FasthgError, match=r"a\.pt: cannot write \(No space left"):
+        write_atomically(path, full)
+    assert load_state(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_path_that_cannot_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FasthgError, match="cannot write"):
+        save_state(tmp_path / "file" / "a.pt", {})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"last\.pt"):
+        load_state(path)
+    with pytest.raises(DataError, match=r"last\.pt"):
+        load_weights(path)
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such checkpoint"):
+        load_state(tmp_path / "none.pt")
+    torch.save({"epoch": 1}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="format"):
+        load_state(tmp_path / "other.pt")
+
+
+def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("ran",)
+
+    torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(DataError, match=r"evil\.pt"):
+        load_state(tmp_path / "evil.pt")
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    keeper = CheckpointKeeper(tmp_path, 60.0, max_to_keep=2, keep_every_hours=1e9, clock=Clock())
+    for step in (1, 2, 3, 4):
+        keeper.save(step, {"step": step})
+    assert steps(tmp_path) == [3, 4]
+    assert load_state(tmp_path / "last.pt")["step"] == 4
+
+
+def test_one_in_n_hours_stays_for_good(tmp_path: Path) -> None:
+    clock = Clock()
+    keeper = CheckpointKeeper(tmp_path, 60.0, max_to_keep=1, keep_every_hours=3, clock=clock)
+    for hour in range(8):
+        clock.now = hour * 3600.0
+        keeper.save(hour, {"step": hour})
+    assert steps(tmp_path) == [3, 6, 7]
+
+
+def test_saves_are_due_by_time(tmp_path: Path) -> None:
+    clock = Clock()
+    keeper = CheckpointKeeper(tmp_path, 60.0, 1, 1.0, clock=clock)
+    assert not keeper.due()
+    clock.now = 61.0
+    assert keeper.due()
+    keeper.save(1, {})
+    assert not keeper.due()
+
+
+def test_a_resumed_keeper_knows_the_older_files(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_state(tmp_path / f"step_{step:08d}.pt", {})
+    CheckpointKeeper(tmp_path, 60.0, max_to_keep=2, keep_every_hours=1e9).save(4, {})
+    assert steps(tmp_path) == [3, 4]
