@@ -10,7 +10,7 @@ from fasthg.ops import gaussian_heatmaps
 
 BATCH, PARTS, SIZE = 32, 7, 64
 BYTES = BATCH * PARTS * SIZE * SIZE * 4  # the maps are written once
-FLOORS = {"numpy loop": 10.0, "torch": 3.0}
+FLOORS = {"numpy loop": 5.0, "torch": 3.0}
 
 
 def providers(device):

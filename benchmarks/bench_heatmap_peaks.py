@@ -10,7 +10,7 @@ from fasthg.ops import heatmap_peaks, reference
 BATCH, PARTS, SIZE = 32, 7, 64
 BYTES = BATCH * PARTS * SIZE * SIZE * 4  # the maps are read once
 METHODS = ["argmax", "quarter", "dark", "plateau"]
-FLOORS = {"dark": 3.0, "quarter": 3.0}
+FLOORS = {"dark": 2.5, "quarter": 2.5}
 
 
 def providers(device, method):

@@ -56,14 +56,24 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_gaussian_heatmaps_cpu(dtype, &targets, ptr(heatmaps), channels_last, threads);
     });
   });
-  m.def("heatmap_mse_cpu", [](int dtype, const Targets& targets, int stacks, Pointer predictions,
-                              int64_t stack_stride, int64_t batch_stride, bool channels_last,
-                              Pointer gradient, Pointer loss, int threads) {
-    call([&] {
-      return fasthg_heatmap_mse_cpu(dtype, &targets, stacks, ptr(predictions), stack_stride,
-                                    batch_stride, channels_last, ptr(gradient), ptr(loss), threads);
-    });
-  });
+  m.def("heatmap_mse_cpu",
+        [](int dtype, const Targets& targets, int stacks, Pointer predictions, int64_t stack_stride,
+           int64_t batch_stride, bool channels_last, Pointer loss, int threads) {
+          call([&] {
+            return fasthg_heatmap_mse_cpu(dtype, &targets, stacks, ptr(predictions), stack_stride,
+                                          batch_stride, channels_last, ptr(loss), threads);
+          });
+        });
+  m.def(
+      "heatmap_mse_backward_cpu",
+      [](int dtype, const Targets& targets, int stacks, Pointer predictions, int64_t stack_stride,
+         int64_t batch_stride, bool channels_last, Pointer of_loss, Pointer gradient, int threads) {
+        call([&] {
+          return fasthg_heatmap_mse_backward_cpu(dtype, &targets, stacks, ptr(predictions),
+                                                 stack_stride, batch_stride, channels_last,
+                                                 ptr(of_loss), ptr(gradient), threads);
+        });
+      });
   m.def("heatmap_peaks_cpu", [](int dtype, Pointer heatmaps, const Four& strides, const Four& shape,
                                 int method, Pointer xy, Pointer score, int threads) {
     call([&] {
@@ -84,11 +94,20 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("heatmap_mse_cuda", [](int dtype, const Targets& targets, int stacks, Pointer predictions,
                                int64_t stack_stride, int64_t batch_stride, bool channels_last,
-                               Pointer gradient, Pointer loss, int device, Pointer stream) {
+                               Pointer loss, int device, Pointer stream) {
     call([&] {
       return fasthg_heatmap_mse_cuda(dtype, &targets, stacks, ptr(predictions), stack_stride,
-                                     batch_stride, channels_last, ptr(gradient), ptr(loss), device,
-                                     ptr(stream));
+                                     batch_stride, channels_last, ptr(loss), device, ptr(stream));
+    });
+  });
+  m.def("heatmap_mse_backward_cuda", [](int dtype, const Targets& targets, int stacks,
+                                        Pointer predictions, int64_t stack_stride,
+                                        int64_t batch_stride, bool channels_last, Pointer of_loss,
+                                        Pointer gradient, int device, Pointer stream) {
+    call([&] {
+      return fasthg_heatmap_mse_backward_cuda(dtype, &targets, stacks, ptr(predictions),
+                                              stack_stride, batch_stride, channels_last,
+                                              ptr(of_loss), ptr(gradient), device, ptr(stream));
     });
   });
   m.def("heatmap_peaks_cuda",

@@ -1,5 +1,5 @@
-// Loss and gradient in one pass over the predictions: a row of targets is made in the first-level
-// cache, compared, and forgotten.
+// Loss and gradient, each in one pass over the predictions: a row of targets is made in the
+// first-level cache, compared, and forgotten. Making it twice costs less than storing it once.
 #include "gaussian_rows.h"
 #include "heatmap_mse_math.h"
 #include "ops.h"
@@ -10,46 +10,65 @@ namespace {
 
 // A row is summed in T (a few hundred terms in vector lanes), rows in double.
 template <typename T>
-FASTHG_HD double compare(GaussianRows<T>& rows, const T* prediction, T* gradient) {
+FASTHG_HD double image_loss(GaussianRows<T>& rows, const T* prediction) {
   const int64_t length = rows.length();
   T* target = rows.scratch_row();
   double total = 0;
   for (int64_t row = 0; row < rows.rows(); ++row, prediction += length) {
     rows.write(row, target);
     T sum = 0;
-    if (gradient) {
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < length; ++i) {
-        const SquaredError<T> error = squared_error(prediction[i], target[i]);
-        gradient[i] = error.gradient;
-        sum += error.twice_loss;
-      }
-      gradient += length;
-    } else {
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < length; ++i)
-        sum += squared_error(prediction[i], target[i]).twice_loss;
-    }
+    for (int64_t i = 0; i < length; ++i) sum += squared_error(prediction[i], target[i]);
     total += sum;
   }
   return total / 2;
 }
-FASTHG_VECTOR_CLONES double compare_image(GaussianRows<float>& rows, const float* prediction,
-                                          float* gradient) {
-  return compare(rows, prediction, gradient);
-}
-FASTHG_VECTOR_CLONES double compare_image(GaussianRows<double>& rows, const double* prediction,
-                                          double* gradient) {
-  return compare(rows, prediction, gradient);
-}
 
 template <typename T>
-void heatmap_mse(const Targets& targets, int stacks, const T* predictions, int64_t stack_stride,
-                 int64_t batch_stride, bool channels_last, T* gradient, T* loss, int threads) {
-  const GaussianRows<T> empty(targets, channels_last);
-  const int64_t size = empty.image_size();
+FASTHG_HD void image_gradient(GaussianRows<T>& rows, const T* prediction, T of_loss, T* gradient) {
+  const int64_t length = rows.length();
+  T* target = rows.scratch_row();
+  for (int64_t row = 0; row < rows.rows(); ++row, prediction += length, gradient += length) {
+    rows.write(row, target);
+    for (int64_t i = 0; i < length; ++i)
+      gradient[i] = squared_error_backward(prediction[i], target[i], of_loss);
+  }
+}
+
+// Clones are made of plain functions only, so each type has its own.
+using Floats = GaussianRows<float>;
+using Doubles = GaussianRows<double>;
+FASTHG_VECTOR_CLONES double loss_of(Floats& rows, const float* prediction) {
+  return image_loss(rows, prediction);
+}
+FASTHG_VECTOR_CLONES double loss_of(Doubles& rows, const double* prediction) {
+  return image_loss(rows, prediction);
+}
+FASTHG_VECTOR_CLONES void gradient_of(Floats& rows, const float* prediction, float of_loss,
+                                      float* gradient) {
+  image_gradient(rows, prediction, of_loss, gradient);
+}
+FASTHG_VECTOR_CLONES void gradient_of(Doubles& rows, const double* prediction, double of_loss,
+                                      double* gradient) {
+  image_gradient(rows, prediction, of_loss, gradient);
+}
+
+struct Predictions {
+  const void* data;
+  int stacks;
+  int64_t stack_stride, batch_stride;
+  bool channels_last;
+};
+
+// Calls body(rows, prediction, index) for every image of every stack, index counting (stack,
+// image).
+template <typename T, typename Body>
+void each_image(const Targets& targets, const Predictions& predictions, int threads,
+                const Body& body) {
+  const GaussianRows<T> empty(targets, predictions.channels_last);
+  const int stacks = predictions.stacks;
   const int64_t items = static_cast<int64_t>(targets.batch) * stacks;
-  const int workers = worker_count(items, size, threads);
+  const int workers = worker_count(items, empty.image_size(), threads);
   std::vector<GaussianRows<T>> tables(workers, empty);
   // All stacks of an image follow each other, so a worker fills an image's tables once.
   parallel_for(items, workers, [&](int worker, int64_t begin, int64_t end) {
@@ -57,31 +76,65 @@ void heatmap_mse(const Targets& targets, int stacks, const T* predictions, int64
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / stacks, stack = item % stacks;
       if (image != loaded) tables[worker].load(loaded = image);
-      const int64_t out = stack * targets.batch + image;
-      const T* prediction = predictions + stack * stack_stride + image * batch_stride;
-      loss[out] = static_cast<T>(
-          compare_image(tables[worker], prediction, gradient ? gradient + out * size : nullptr));
+      body(tables[worker],
+           static_cast<const T*>(predictions.data) + stack * predictions.stack_stride +
+               image * predictions.batch_stride,
+           stack * targets.batch + image);
     }
   });
 }
+
+template <typename T>
+void losses(const Targets& targets, const Predictions& predictions, T* loss, int threads) {
+  each_image<T>(targets, predictions, threads,
+                [&](GaussianRows<T>& rows, const T* prediction, int64_t index) {
+                  loss[index] = static_cast<T>(loss_of(rows, prediction));
+                });
+}
+
+template <typename T>
+void gradients(const Targets& targets, const Predictions& predictions, const T* of_loss,
+               T* gradient, int threads) {
+  each_image<T>(targets, predictions, threads,
+                [&](GaussianRows<T>& rows, const T* prediction, int64_t index) {
+                  gradient_of(rows, prediction, of_loss[index],
+                              gradient + index * rows.image_size());
+                });
+}
+
+constexpr const char* kWrongDtype = "heatmap_mse on the CPU takes float32 and float64";
 
 }  // namespace
 }  // namespace fasthg
 
 const char* fasthg_heatmap_mse_cpu(int dtype, const fasthg::Targets* targets, int stacks,
                                    const void* predictions, int64_t stack_stride,
-                                   int64_t batch_stride, bool channels_last, void* gradient,
-                                   void* loss, int threads) {
+                                   int64_t batch_stride, bool channels_last, void* loss,
+                                   int threads) {
   using namespace fasthg;
+  const Predictions p{predictions, stacks, stack_stride, batch_stride, channels_last};
   if (dtype == kFloat32)
-    heatmap_mse(*targets, stacks, static_cast<const float*>(predictions), stack_stride,
-                batch_stride, channels_last, static_cast<float*>(gradient),
-                static_cast<float*>(loss), threads);
+    losses(*targets, p, static_cast<float*>(loss), threads);
   else if (dtype == kFloat64)
-    heatmap_mse(*targets, stacks, static_cast<const double*>(predictions), stack_stride,
-                batch_stride, channels_last, static_cast<double*>(gradient),
-                static_cast<double*>(loss), threads);
+    losses(*targets, p, static_cast<double*>(loss), threads);
   else
-    return "heatmap_mse on the CPU takes float32 and float64";
+    return kWrongDtype;
+  return nullptr;
+}
+
+const char* fasthg_heatmap_mse_backward_cpu(int dtype, const fasthg::Targets* targets, int stacks,
+                                            const void* predictions, int64_t stack_stride,
+                                            int64_t batch_stride, bool channels_last,
+                                            const void* of_loss, void* gradient, int threads) {
+  using namespace fasthg;
+  const Predictions p{predictions, stacks, stack_stride, batch_stride, channels_last};
+  if (dtype == kFloat32)
+    gradients(*targets, p, static_cast<const float*>(of_loss), static_cast<float*>(gradient),
+              threads);
+  else if (dtype == kFloat64)
+    gradients(*targets, p, static_cast<const double*>(of_loss), static_cast<double*>(gradient),
+              threads);
+  else
+    return kWrongDtype;
   return nullptr;
 }

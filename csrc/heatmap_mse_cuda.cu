@@ -1,6 +1,7 @@
-// Loss and gradient of all stacks in one launch: a block reads one image of one stack once, makes
-// the targets from tables in shared memory, and writes the gradient where it read. Each loss is
-// summed by one block in a fixed order, so there are no atomics and no second kernel.
+// Loss and gradient of all stacks, one launch each. A block fills its image's tables in shared
+// memory and makes the targets from them, so the predictions are read once a launch and nothing
+// but the gradient is written. Each loss is summed by one block in a fixed order: no atomics, no
+// second kernel.
 #include "gaussian_tables.cuh"
 #include "heatmap_mse_math.h"
 #include "ops.h"
@@ -8,7 +9,18 @@
 namespace fasthg {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kLossThreads = 512;
+constexpr int kGradientThreads = 256;
+constexpr int kElementsPerBlock = 8192;  // of the gradient; a few times the cost of the tables
+
+template <typename T>
+struct Predictions {
+  const T* data;
+  int64_t stack_stride, batch_stride;
+  __device__ const T* image(int stack, int image) const {
+    return data + stack * stack_stride + image * batch_stride;
+  }
+};
 
 template <typename Real>
 struct Sum {
@@ -16,37 +28,61 @@ struct Sum {
 };
 
 template <typename T, int vector, bool channels_last>
-__global__ void __launch_bounds__(kThreads)
-    heatmap_mse_kernel(Targets targets, const T* __restrict__ predictions, int64_t stack_stride,
-                       int64_t batch_stride, T* __restrict__ gradient,
+__global__ void __launch_bounds__(kLossThreads)
+    heatmap_mse_kernel(Targets targets, Predictions<T> predictions,
                        typename Accumulate<T>::type* __restrict__ loss) {
   using Real = typename Accumulate<T>::type;
+  using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
   Real* scratch = reinterpret_cast<Real*>(shared);
   Real* tables = scratch + kMaximumWarps;
   const int image = blockIdx.x, stack = blockIdx.y;
   fill_tables(targets, image, channels_last, tables);
-  __syncthreads();  // the tables are complete
+  __syncthreads();  // the loss reads what all threads wrote
 
   const int size = targets.parts * targets.height * targets.width;
-  const int64_t out = static_cast<int64_t>(stack) * targets.batch + image;
-  const T* in = predictions + stack * stack_stride + image * batch_stride;
-  using Values = Vector<T, vector>;
+  const T* prediction = predictions.image(stack, image);
   Real sum = 0;
-  for (int i = threadIdx.x * vector; i < size; i += kThreads * vector) {
-    const Values values = *reinterpret_cast<const Values*>(in + i);
-    Values slopes;
+  for (int i = threadIdx.x * vector; i < size; i += kLossThreads * vector) {
+    const Values values = *reinterpret_cast<const Values*>(prediction + i);
     TargetWalk<Real, channels_last> walk(targets, tables, i);
 #pragma unroll
-    for (int k = 0; k < vector; ++k) {
-      const auto error = squared_error(static_cast<Real>(values.value[k]), walk.next());
-      slopes.value[k] = static_cast<T>(error.gradient);
-      sum += error.twice_loss;
-    }
-    if (gradient) *reinterpret_cast<Values*>(gradient + out * size + i) = slopes;
+    for (int k = 0; k < vector; ++k)
+      sum += squared_error(static_cast<Real>(values.value[k]), walk.next());
   }
   sum = block_reduce(sum, Real(0), scratch, Sum<Real>());
-  if (threadIdx.x == 0) loss[out] = sum / 2;
+  if (threadIdx.x == 0) loss[stack * targets.batch + image] = sum / 2;
+}
+
+template <typename T, int vector, bool channels_last>
+__global__ void __launch_bounds__(kGradientThreads)
+    heatmap_mse_backward_kernel(Targets targets, Predictions<T> predictions,
+                                const typename Accumulate<T>::type* __restrict__ of_loss,
+                                T* __restrict__ gradient) {
+  using Real = typename Accumulate<T>::type;
+  using Values = Vector<T, vector>;
+  FASTHG_SHARED(shared);
+  Real* tables = reinterpret_cast<Real*>(shared);
+  const int image = blockIdx.x, stack = blockIdx.y;
+  fill_tables(targets, image, channels_last, tables);
+  __syncthreads();  // the gradient reads what all threads wrote
+
+  const int size = targets.parts * targets.height * targets.width;
+  const int index = stack * targets.batch + image;
+  const T* prediction = predictions.image(stack, image);
+  T* out = gradient + static_cast<int64_t>(index) * size;
+  const Real scale = of_loss[index];
+  const int begin = blockIdx.z * kElementsPerBlock;
+  const int end = begin + kElementsPerBlock < size ? begin + kElementsPerBlock : size;
+  for (int i = begin + threadIdx.x * vector; i < end; i += kGradientThreads * vector) {
+    Values values = *reinterpret_cast<const Values*>(prediction + i);
+    TargetWalk<Real, channels_last> walk(targets, tables, i);
+#pragma unroll
+    for (int k = 0; k < vector; ++k)
+      values.value[k] = static_cast<T>(
+          squared_error_backward(static_cast<Real>(values.value[k]), walk.next(), scale));
+    *reinterpret_cast<Values*>(out + i) = values;
+  }
 }
 
 struct Arguments {
@@ -54,20 +90,34 @@ struct Arguments {
   int stacks;
   const void* predictions;
   int64_t stack_stride, batch_stride;
+  void* loss;           // written, if gradient is null
+  const void* of_loss;  // else read
   void* gradient;
-  void* loss;
   void* stream;
 };
 
 template <typename T, int vector, bool channels_last>
 const char* launch(const Arguments& a) {
   using Real = typename Accumulate<T>::type;
-  const size_t shared = sizeof(Real) * (kMaximumWarps + table_size(a.targets));
-  auto* kernel = heatmap_mse_kernel<T, vector, channels_last>;
-  if (const char* refusal = allow_shared(kernel, shared)) return refusal;
-  FASTHG_LAUNCH(kernel, dim3(a.targets.batch, a.stacks), dim3(kThreads), shared, a.stream,
-                a.targets, static_cast<const T*>(a.predictions), a.stack_stride, a.batch_stride,
-                static_cast<T*>(a.gradient), static_cast<Real*>(a.loss));
+  const Targets& targets = a.targets;
+  const Predictions<T> predictions{static_cast<const T*>(a.predictions), a.stack_stride,
+                                   a.batch_stride};
+  const size_t tables = sizeof(Real) * table_size(targets);
+  if (!a.gradient) {
+    const size_t shared = tables + sizeof(Real) * kMaximumWarps;
+    auto* kernel = heatmap_mse_kernel<T, vector, channels_last>;
+    if (const char* refusal = allow_shared(kernel, shared)) return refusal;
+    FASTHG_LAUNCH(kernel, dim3(targets.batch, a.stacks), dim3(kLossThreads), shared, a.stream,
+                  targets, predictions, static_cast<Real*>(a.loss));
+  } else {
+    auto* kernel = heatmap_mse_backward_kernel<T, vector, channels_last>;
+    if (const char* refusal = allow_shared(kernel, tables)) return refusal;
+    const int size = targets.parts * targets.height * targets.width;
+    const int blocks = (size + kElementsPerBlock - 1) / kElementsPerBlock;
+    FASTHG_LAUNCH(kernel, dim3(targets.batch, a.stacks, blocks), dim3(kGradientThreads), tables,
+                  a.stream, targets, predictions, static_cast<const Real*>(a.of_loss),
+                  static_cast<T*>(a.gradient));
+  }
   return launch_status();
 }
 
@@ -82,17 +132,30 @@ const char* launch(const Arguments& a, bool channels_last) {
   return vectors ? launch<T, vector, false>(a) : launch<T, 1, false>(a);
 }
 
+const char* launch(int dtype, const Arguments& arguments, bool channels_last, int device) {
+  const DeviceGuard guard(device);
+  return dispatch(dtype,
+                  [&](auto zero) { return launch<decltype(zero)>(arguments, channels_last); });
+}
+
 }  // namespace
 }  // namespace fasthg
 
 const char* fasthg_heatmap_mse_cuda(int dtype, const fasthg::Targets* targets, int stacks,
                                     const void* predictions, int64_t stack_stride,
-                                    int64_t batch_stride, bool channels_last, void* gradient,
-                                    void* loss, int device, void* stream) {
-  using namespace fasthg;
-  const DeviceGuard guard(device);
-  const Arguments arguments{*targets,     stacks,   predictions, stack_stride,
-                            batch_stride, gradient, loss,        stream};
-  return dispatch(dtype,
-                  [&](auto zero) { return launch<decltype(zero)>(arguments, channels_last); });
+                                    int64_t batch_stride, bool channels_last, void* loss,
+                                    int device, void* stream) {
+  const fasthg::Arguments arguments{*targets, stacks,  predictions, stack_stride, batch_stride,
+                                    loss,     nullptr, nullptr,     stream};
+  return fasthg::launch(dtype, arguments, channels_last, device);
+}
+
+const char* fasthg_heatmap_mse_backward_cuda(int dtype, const fasthg::Targets* targets, int stacks,
+                                             const void* predictions, int64_t stack_stride,
+                                             int64_t batch_stride, bool channels_last,
+                                             const void* of_loss, void* gradient, int device,
+                                             void* stream) {
+  const fasthg::Arguments arguments{*targets, stacks,  predictions, stack_stride, batch_stride,
+                                    nullptr,  of_loss, gradient,    stream};
+  return fasthg::launch(dtype, arguments, channels_last, device);
 }

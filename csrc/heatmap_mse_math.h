@@ -5,16 +5,17 @@
 
 namespace fasthg {
 
+// Twice the loss: the half is taken once, after the sum.
 template <typename T>
-struct SquaredError {
-  T twice_loss;  // (prediction - target)^2: the half is taken once, after the sum
-  T gradient;    // d loss / d prediction
-};
-
-template <typename T>
-FASTHG_HD SquaredError<T> squared_error(T prediction, T target) {
+FASTHG_HD T squared_error(T prediction, T target) {
   const T difference = prediction - target;
-  return {difference * difference, difference};
+  return difference * difference;
+}
+
+// d loss / d prediction, times the derivative with respect to the loss.
+template <typename T>
+FASTHG_HD T squared_error_backward(T prediction, T target, T of_loss) {
+  return (prediction - target) * of_loss;
 }
 
 }  // namespace fasthg

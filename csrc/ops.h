@@ -20,18 +20,30 @@ const char* fasthg_gaussian_heatmaps_cpu(int dtype, const fasthg::Targets* targe
 const char* fasthg_gaussian_heatmaps_cuda(int dtype, const fasthg::Targets* targets, void* heatmaps,
                                           bool channels_last, int device, void* stream);
 
-// Half the squared distance of predictions to the target maps, and its gradient, in one pass.
+// Half the squared distance of predictions to the target maps.
 // predictions: dtype (stacks, batch, parts, height, width); the maps of one image have no gaps,
-// images lie `batch_stride` and stacks `stack_stride` elements apart.
-// gradient: as predictions but without any gaps, or null to skip it. loss: real (stacks, batch).
+// images lie `batch_stride` and stacks `stack_stride` elements apart. loss: real (stacks, batch).
+// CPU: float32, float64. CUDA: also float16, bfloat16.
 const char* fasthg_heatmap_mse_cpu(int dtype, const fasthg::Targets* targets, int stacks,
                                    const void* predictions, int64_t stack_stride,
-                                   int64_t batch_stride, bool channels_last, void* gradient,
-                                   void* loss, int threads);
+                                   int64_t batch_stride, bool channels_last, void* loss,
+                                   int threads);
 const char* fasthg_heatmap_mse_cuda(int dtype, const fasthg::Targets* targets, int stacks,
                                     const void* predictions, int64_t stack_stride,
-                                    int64_t batch_stride, bool channels_last, void* gradient,
-                                    void* loss, int device, void* stream);
+                                    int64_t batch_stride, bool channels_last, void* loss,
+                                    int device, void* stream);
+
+// Its gradient with respect to predictions. of_loss: real (stacks, batch), the derivative with
+// respect to each loss. gradient: as predictions, without any gaps.
+const char* fasthg_heatmap_mse_backward_cpu(int dtype, const fasthg::Targets* targets, int stacks,
+                                            const void* predictions, int64_t stack_stride,
+                                            int64_t batch_stride, bool channels_last,
+                                            const void* of_loss, void* gradient, int threads);
+const char* fasthg_heatmap_mse_backward_cuda(int dtype, const fasthg::Targets* targets, int stacks,
+                                             const void* predictions, int64_t stack_stride,
+                                             int64_t batch_stride, bool channels_last,
+                                             const void* of_loss, void* gradient, int device,
+                                             void* stream);
 
 // Peak of each map. heatmaps: dtype (batch, parts, height, width) with any strides (elements);
 // xy: real (batch, parts, 2) heatmap cells; score: real (batch, parts).

@@ -23,10 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+convert_app = typer.Typer(help="Convert annotations of other tools.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at and check configurations.", no_args_is_help=True)
 data_app = typer.Typer(help="Make, convert and check data sets.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+data_app.add_typer(convert_app, name="convert")
 
 Overrides = Annotated[
     list[str] | None,
@@ -37,7 +39,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine t
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    # Tables need their width where the output is a file.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def _print_json(value: Any) -> None:
@@ -163,6 +167,124 @@ def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
     for key, reason in inert_keys(settings):
         console.print(f"no effect: {key}: {reason}", markup=False, soft_wrap=True)
     console.print(f"{config}: ok", markup=False)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
+    train_frames: Annotated[int, typer.Option("--train", min=0, help="Training frames.")] = 400,
+    val_frames: Annotated[int, typer.Option("--val", min=0, help="Validation frames.")] = 40,
+    test_frames: Annotated[int, typer.Option("--test", min=0, help="Test frames.")] = 60,
+    width: Annotated[int, typer.Option(min=128, help="Frame width, px.")] = 512,
+    height: Annotated[int, typer.Option(min=128, help="Frame height, px.")] = 384,
+) -> None:
+    """Render a data set in MARS's format: two mice with 7 parts in a cage."""
+    from fasthg.data.synthetic import write_dataset
+
+    frames = {"train": train_frames, "val": val_frames, "test": test_frames}
+    frames = {split: count for split, count in frames.items() if count}
+    for path in write_dataset(out, seed=seed, frames=frames, size=(width, height)):
+        print(path)
+
+
+SplitSeed = Annotated[int, typer.Option("--seed", help="Decides which frame goes to which split.")]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip frames without image.")]
+
+
+@convert_app.command("dlc")
+def convert_dlc(
+    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder with config.yaml.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the TFRecords go.")],
+    seed: SplitSeed = 0,
+    prefer_h5: Annotated[
+        bool, typer.Option("--h5", help="Read .h5 where .csv is there too.")
+    ] = False,
+    skip_missing: SkipMissing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a DeepLabCut project, single- or multi-animal."""
+    from fasthg.data.convert import dlc
+
+    _print_report(
+        dlc.convert(project, out, seed=seed, prefer_h5=prefer_h5, skip_missing=skip_missing),
+        as_json,
+    )
+
+
+@convert_app.command("mars")
+def convert_mars(
+    project: Annotated[
+        Path, typer.Argument(metavar="PROJECT", help="Folder with project_config.yaml.")
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Default: the project's own place.")
+    ] = None,
+    pose_model: Annotated[
+        str | None, typer.Option(help="Model of project_config.yaml; needed where it has several.")
+    ] = None,
+    seed: SplitSeed = 0,
+    skip_missing: SkipMissing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a MARS project: median over workers, left and right swaps repaired."""
+    from fasthg.data.convert import mars
+
+    _print_report(
+        mars.convert(project, out, pose_model=pose_model, seed=seed, skip_missing=skip_missing),
+        as_json,
+    )
+
+
+def _print_report(report: Any, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps(asdict(report), indent=2, default=str))
+        return
+    for line in report.lines():
+        print(line)
+
+
+@data_app.command("check")
+def data_check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image (slower).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for damaged images and doubtful labels in a configuration's data; exit 1 if any."""
+    from dataclasses import asdict
+
+    from fasthg.config import load_config
+    from fasthg.data.check import check
+    from fasthg.data.convert.images import decode as decoder
+    from fasthg.data.index import RecordIndex
+
+    settings = load_config(config, list(overrides or []))
+    splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}
+    if not any(splits.values()):
+        raise ConfigError(f"{config}: DATA names no split; set DATA.TRAIN to a glob")
+    parts = settings.PARTS
+    reports = {
+        split: check(
+            RecordIndex.build(patterns, parts.NUM_PARTS),
+            names=parts.NAMES,
+            pairs=parts.LEFT_RIGHT_PAIRS,
+            decode=decoder if decode else None,
+        )
+        for split, patterns in splits.items()
+        if patterns
+    }
+    if as_json:
+        print(json.dumps({s: asdict(r) for s, r in reports.items()}, indent=2, default=str))
+    else:
+        for split, report in reports.items():
+            print(f"{split}:")
+            for line in report.lines():
+                print(f"  {line}")
+    if any(report.problems for report in reports.values()):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -60,7 +60,9 @@ def draw_instances(
         for n, c in zip(names, colors, strict=True)
     ]
     figure.suptitle(f"{title}\nring: annotated, cross: predicted", fontsize=10)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, fontsize=8, facecolor="0.75"
+    )
     return figure
 
 

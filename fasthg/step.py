@@ -78,7 +78,10 @@ class TrainStep:
         self.precision = choose_precision(config.PRECISION, device)
         decayed, plain = decayed_parameters(model)
         self.optimizer = build_optimizer(config, decayed, plain)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        # torch's first scale, 65536, overflows the summed loss and the first steps would be lost.
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=256.0, enabled=self.precision == torch.float16
+        )
         self.ema = EMA(model, config.MOVING_AVERAGE_DECAY)
         self._ema_model = copy.deepcopy(model)
 

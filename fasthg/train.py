@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from fasthg import metrics
 from fasthg.checkpoint import CheckpointKeeper, load_state, save_weights
@@ -30,6 +29,7 @@ from fasthg.pictures import as_array, draw_instances
 from fasthg.progress import Meter, ProgressLine
 from fasthg.run import RunFolder
 from fasthg.step import StepResult, TrainStep, choose_device
+from fasthg.summary import Summary
 from fasthg.weights import weights_metadata
 
 PICTURED = 8
@@ -171,7 +171,7 @@ class Training:
         """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""
         config = self.config
         total = config.NUM_TRAIN_ITERATIONS
-        writer = SummaryWriter(str(self.run.path), purge_step=self.done + 1)
+        summary = Summary(self.run.path, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
         meter = Meter()
         next_summary = time.monotonic()
@@ -191,16 +191,16 @@ class Training:
                         meter.reset()
                         if time.monotonic() >= next_summary or self.done == total:
                             next_summary = time.monotonic() + config.SAVE_SUMMARY_SECS
-                            summarise(writer, row)
+                            summary.row(row)
                     paused = time.monotonic()
                     if self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total:
-                        self._validate(writer, progress)
+                        self._validate(summary, progress)
                     if self.keeper.due() and self.done < total:
                         self._save()
                     meter.pause(time.monotonic() - paused)
             self._save()
         finally:
-            writer.close()
+            summary.close()
         if self.train.loader.corrupt:
             progress.note(f"{len(self.train.loader.corrupt)} unreadable images were skipped")
         return Outcome(self.run, self.done, interrupted=self.done < total)
@@ -234,7 +234,7 @@ class Training:
             f"{self.run.checkpoints}"
         )
 
-    def _validate(self, writer: SummaryWriter, progress: ProgressLine) -> None:
+    def _validate(self, summary: Summary, progress: ProgressLine) -> None:
         if self.validation is None:
             self._save_best()
             return
@@ -259,19 +259,19 @@ class Training:
             "val_error_median_px": median,
         }
         self.run.log(row)
-        summarise(writer, row)
-        self._picture(writer, predictions)
+        summary.row(row)
+        self._picture(summary, predictions)
         progress.note(
             f"step {self.done}: validation error mean {mean:.2f} px, median {median:.2f} px"
             + (" (best so far)" if better else "")
         )
 
-    def _picture(self, writer: SummaryWriter, predictions: Predictions) -> None:
+    def _picture(self, summary: Summary, predictions: Predictions) -> None:
         assert self.validation is not None
         rows = range(min(PICTURED, len(predictions)))
         title = f"validation, step {self.done}"
         figure = draw_instances(self.validation.index, predictions, rows, self.config, title)
-        writer.add_image("validation", as_array(figure), self.done, dataformats="HWC")
+        summary.image("validation", as_array(figure), self.done)
 
     def _save_best(self) -> None:
         metadata = weights_metadata(self.config, self.done, self.best)
@@ -285,16 +285,6 @@ class Training:
             **self.step.state(),
         }
         self.keeper.save(self.done, state)
-
-
-def summarise(writer: SummaryWriter, row: dict[str, Any]) -> None:
-    """Write a row of metrics to TensorBoard; lists become one curve per stack."""
-    for name, value in row.items():
-        if name == "step":
-            continue
-        for number, item in enumerate(value if isinstance(value, list) else [value]):
-            tag = f"{name}/stack{number}" if isinstance(value, list) else name
-            writer.add_scalar(tag, item, row["step"])
 
 
 def train(

@@ -55,7 +55,9 @@ class DataKeys(Section):
         description="Image pipeline: dali (GPU), portable (CPU threads), auto (dali if it runs).",
     )
     NUM_INPUT_THREADS: Whole = Field(
-        default=4, ge=1, description="CPU threads that decode and augment images."
+        default=4,
+        ge=0,
+        description="CPU threads that decode and augment images; 0 does it in the training process.",
     )
     QUEUE_CAPACITY: Whole = Field(
         default=2000, description="Length of TensorFlow's queue, in instances."

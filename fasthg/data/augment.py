@@ -135,7 +135,7 @@ def draw(cfg: Config, seed: int, epoch: npt.ArrayLike, instances: npt.NDArray[np
         gamma_last=_single(distorted & (colour != COLOUR_FAST), _between(u[15], *GAMMA), 1.0),
         blur=np.where(blurred, 1 + _whole(u[17], max(1, int(cfg.MAX_BLUR))), 0).astype(np.uint8),
         noise=noisy,
-        noise_offset=_whole(u[19:21], cfg.INPUT_SIZE + 1).T.astype(np.int32),
+        noise_offset=np.where(noisy, _whole(u[19:21], cfg.INPUT_SIZE + 1), 0).T.astype(np.int32),
         quality=np.where(lossy, low + _whole(u[22], high - low + 1), 0).astype(np.uint8),
     )
 

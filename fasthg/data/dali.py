@@ -6,10 +6,11 @@ an image breaks it. The only module that imports nvidia.dali, and only once a lo
 
 from __future__ import annotations
 
-import base64
 import logging
+import struct
 import subprocess
 import sys
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,10 +27,16 @@ from fasthg.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
 
-# A white pixel, fed in place of a batch that has no usable image: a graph cannot run on nothing.
-_BLANK = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTr2FQAAAABJRU5ErkJggg=="
-)
+
+def _blank_png() -> bytes:
+    """A grey image of one pixel, fed in place of a batch that has no usable image at all."""
+    chunks = (
+        b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0),
+        b"IDAT" + zlib.compress(b"\0\0"),
+        b"IEND",
+    )
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 class _Fed(NamedTuple):
@@ -170,13 +177,13 @@ class DaliLoader:
             plan = shown = plan.take(rows)
             encoded = [images[record] for record in plan.records.tolist()]
             if not len(rows):
-                shown, encoded = self._blank(), [_BLANK]
+                shown, encoded = self._blank(), [_blank_png()]
         self._fed.append(_Fed(self._feeding, plan, faults))
         self._feeding += 1
         return graph_inputs(encoded, shown, self.decode_window)
 
     def _blank(self) -> BatchPlan:
-        """One row that looks at the one pixel of _BLANK."""
+        """One row that looks at the one pixel of `_blank_png`."""
         plan = self.planner.plan(self._feeding).take(np.zeros(1, np.int64))
         plan.window[:] = [0, 0, 1, 1]
         return plan

@@ -25,10 +25,8 @@ def graph_inputs(encoded: list[bytes], plan: BatchPlan, decode_window: bool) -> 
         # float32 keeps more of the fraction when it counts from the window.
         matrix[:, :, 2] -= window[:, :2]
     radius = smoothing_radius(plan.smoothing)
-    return (
+    inputs = (
         [np.frombuffer(data, np.uint8) for data in encoded],
-        np.ascontiguousarray(window[:, :2]),
-        window[:, 2:] - window[:, :2],
         matrix.astype(np.float32),
         (plan.smoothing > 0).any(axis=1),
         # DALI takes sigma 0 for "derive it from the window"; its order of axes is y, x.
@@ -50,6 +48,9 @@ def graph_inputs(encoded: list[bytes], plan: BatchPlan, decode_window: bool) -> 
         draws.quality > 0,
         np.maximum(draws.quality, 1).astype(np.int32),
     )
+    if not decode_window:
+        return inputs
+    return *inputs, np.ascontiguousarray(window[:, :2]), window[:, 2:] - window[:, :2]
 
 
 def build_graph(
@@ -75,11 +76,13 @@ def build_graph(
     place = "gpu" if gpu else "cpu"
     flag, real, whole = types.BOOL, types.FLOAT, types.INT32
     kinds = [
-        types.UINT8, whole, whole, real, flag, real, whole,
+        types.UINT8, real, flag, real, whole,
         flag, flag, flag, flag, real, real, real, real, real,
         flag, real, flag, whole, flag, whole,
     ]  # fmt: skip
-    dims = [1, 1, 1, 2, 0, 1, 1, *[0] * 12, 1, 0, 0]
+    dims = [1, 2, 0, 1, 1, *[0] * 12, 1, 0, 0]
+    if decode_window:
+        kinds, dims = [*kinds, whole, whole], [*dims, 1, 1]
 
     def picture(x: Any) -> Any:
         """Grey levels, rounded and clipped; arithmetic forgets the layout, so it is told again."""
@@ -101,9 +104,10 @@ def build_graph(
     )
     def graph() -> Any:
         (
-            encoded, origin, extent, matrix, smooth, smooth_sigma, smooth_window,
+            encoded, matrix, smooth, smooth_sigma, smooth_window,
             coloured, fast, gamma_before, contrast_before, brightness, contrast, saturation,
             gamma_first, gamma_last, blurred, blur_sigma, noisy, noise_at, lossy, quality,
+            *window,
         ) = fn.external_source(
             source=source, num_outputs=len(kinds), batch=True, dtype=kinds, ndim=dims
         )  # fmt: skip
@@ -111,7 +115,12 @@ def build_graph(
         if gpu:
             # As libjpeg interpolates chroma, and with it OpenCV and DALI's CPU decoder.
             decode["jpeg_fancy_upsampling"] = True
+        if gpu:
+            # Arithmetic wants its operands on one device; conditions and settings stay on the CPU.
+            brightness, contrast, saturation = brightness.gpu(), contrast.gpu(), saturation.gpu()
+            gamma_first, gamma_last = gamma_first.gpu(), gamma_last.gpu()
         if decode_window:
+            origin, extent = window
             image = fn.decoders.image_slice(
                 encoded, start=origin, shape=extent, axis_names="WH", **decode
             )

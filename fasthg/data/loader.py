@@ -36,9 +36,9 @@ class Loader(Protocol):
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches start..stop-1, in order; an evaluation ends with its last batch at the latest.
 
-        One pass at a time: asking for another one ends the one before. Consecutive passes of
-        training continue without a gap. DALI on a GPU gives images on that GPU. Raises DataError if
-        a training batch has no usable image or a file vanished.
+        One pass at a time: asking for another one ends the one before. DALI on a GPU gives images
+        on that GPU, the rest of a batch is on the CPU. Raises DataError if a training batch has no
+        usable image or a file vanished.
         """
 
     def close(self) -> None:

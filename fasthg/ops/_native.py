@@ -138,7 +138,8 @@ def register(
         torch.library.register_autograd(
             f"fasthg::{name}", backward, setup_context=setup_context, lib=LIBRARY
         )
-    _operators.append(name)
+    if not name.endswith("_backward"):
+        _operators.append(name)
     return getattr(torch.ops.fasthg, name).default
 
 

@@ -29,97 +29,136 @@ def _is_channels_last(predictions: Tensor) -> bool | None:
     return None
 
 
-def _empty_gradient(predictions: Tensor, with_gradient: bool) -> Tensor:
+def _empty_gradient(predictions: Tensor) -> Tensor:
     """Room for the gradient: without gaps, parts first or last as in the predictions."""
-    if not with_gradient:
-        return predictions.new_empty(0)
     if not _is_channels_last(predictions):
         return torch.empty(predictions.shape, dtype=predictions.dtype, device=predictions.device)
     stacks, batch, parts, height, width = predictions.shape
     return predictions.new_empty((stacks, batch, height, width, parts)).permute(0, 1, 4, 2, 3)
 
 
-def _fake(
+def _empty_loss(predictions: Tensor) -> Tensor:
+    work = _targets.arithmetic_dtype(predictions.dtype)
+    return predictions.new_empty(predictions.shape[:2], dtype=work)
+
+
+def _launch(
+    name: str,
     predictions: Tensor,
     keypoints: Tensor,
     sigmas: Tensor,
     visibility: Tensor | None,
     subpixel: bool,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    work = _targets.arithmetic_dtype(predictions.dtype)
-    loss = predictions.new_empty(predictions.shape[:2], dtype=work)
-    return loss, _empty_gradient(predictions, with_gradient)
-
-
-def _implementation(
-    predictions: Tensor,
-    keypoints: Tensor,
-    sigmas: Tensor,
-    visibility: Tensor | None,
-    subpixel: bool,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    work = _targets.arithmetic_dtype(predictions.dtype)
-    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
-    loss = predictions.new_empty(predictions.shape[:2], dtype=work)
-    gradient = _empty_gradient(predictions, with_gradient)
-    stacks, batch, parts, height, width = predictions.shape
-    if not _native.serves(predictions):
-        targets = reference.gaussian_heatmaps(
-            keypoints, sigmas, height, width, visibility, subpixel=subpixel
-        )
-        difference = predictions.to(work) - targets
-        loss.copy_(difference.square().sum((2, 3, 4)) / 2)
-        return loss, gradient.copy_(difference) if with_gradient else gradient
-    if not predictions.numel():
-        return loss.zero_(), gradient
-
+    *others: Tensor,
+) -> None:
+    """Run a kernel over predictions, which are copied first if an image has gaps in memory."""
     channels_last = _is_channels_last(predictions)
     if channels_last is None:
         predictions, channels_last = predictions.contiguous(), False
-    # The CPU kernels read and write float32 and float64 only.
-    half_on_cpu = predictions.device.type == "cpu" and predictions.dtype != work
-    read = predictions.to(work) if half_on_cpu else predictions
-    written = torch.empty_like(gradient, dtype=work) if half_on_cpu else gradient
+    stacks, _, _, height, width = predictions.shape
     _native.launch(
-        "heatmap_mse",
-        read,
+        name,
+        predictions,
         _targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),
         stacks,
-        read.data_ptr(),
-        read.stride(0),
-        read.stride(1),
+        predictions.data_ptr(),
+        predictions.stride(0),
+        predictions.stride(1),
         channels_last,
-        written.data_ptr() if with_gradient else 0,
-        loss.data_ptr(),
+        *(tensor.data_ptr() for tensor in others),
     )
-    return loss, gradient.copy_(written) if half_on_cpu else gradient
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1])
+def _readable(predictions: Tensor) -> Tensor:
+    """The CPU kernels read and write float32 and float64 only; CUDA's take half types as well."""
+    work = _targets.arithmetic_dtype(predictions.dtype)
+    return predictions.to(work) if predictions.device.type == "cpu" else predictions
 
 
-def _backward(ctx: Any, of_loss: Tensor | None, of_gradient: Tensor | None) -> tuple[Any, ...]:
-    (gradient,) = ctx.saved_tensors
-    result = None
-    if of_loss is not None:
-        # One rounding: a half-precision gradient is scaled in float32.
-        result = (gradient * of_loss[:, :, None, None, None]).to(gradient.dtype)
-    if of_gradient is not None:
-        result = of_gradient if result is None else result + of_gradient
-    return result, None, None, None, None, None
+def _forward(
+    predictions: Tensor,
+    keypoints: Tensor,
+    sigmas: Tensor,
+    visibility: Tensor | None,
+    subpixel: bool,
+) -> Tensor:
+    loss = _empty_loss(predictions)
+    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, loss.dtype)
+    if not _native.serves(predictions):
+        return reference.heatmap_mse(predictions, keypoints, sigmas, visibility, subpixel=subpixel)
+    if not predictions.numel():
+        return loss.zero_()
+    read = _readable(predictions)
+    _launch("heatmap_mse", read, keypoints, sigmas, visibility, subpixel, loss)
+    return loss
+
+
+def _gradient(
+    of_loss: Tensor,
+    predictions: Tensor,
+    keypoints: Tensor,
+    sigmas: Tensor,
+    visibility: Tensor | None,
+    subpixel: bool,
+) -> Tensor:
+    gradient = _empty_gradient(predictions)
+    work = _targets.arithmetic_dtype(predictions.dtype)
+    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
+    # It comes with any strides, 0 among them: `.sum()` sends one number expanded.
+    of_loss = of_loss.to(work).contiguous()
+    if not _native.serves(predictions):
+        height, width = predictions.shape[3:]
+        targets = reference.gaussian_heatmaps(
+            keypoints, sigmas, height, width, visibility, subpixel=subpixel
+        )
+        return gradient.copy_((predictions.to(work) - targets) * of_loss[:, :, None, None, None])
+    if not predictions.numel():
+        return gradient
+    read = _readable(predictions)
+    written = gradient if read.dtype == gradient.dtype else torch.empty_like(gradient, dtype=work)
+    _launch("heatmap_mse_backward", read, keypoints, sigmas, visibility, subpixel, of_loss, written)
+    return gradient if written is gradient else gradient.copy_(written)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    predictions, keypoints, sigmas, visibility, ctx.subpixel = inputs
+    ctx.save_for_backward(predictions, keypoints, sigmas, visibility)
+
+
+def _backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = _backward_operator(of_loss, *ctx.saved_tensors, ctx.subpixel)
+    return gradient, None, None, None, None
+
+
+def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    of_loss, predictions, keypoints, sigmas, visibility, ctx.subpixel = inputs
+    ctx.save_for_backward(of_loss, predictions, keypoints, sigmas, visibility)
+
+
+def _backward_twice(ctx: Any, of_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient is `difference * of_loss`: a product rule, with torch's own operators."""
+    of_loss, *inputs = ctx.saved_tensors
+    difference = _backward_operator(torch.ones_like(of_loss), *inputs, ctx.subpixel)
+    for_of_loss = (of_gradient * difference).sum((2, 3, 4), dtype=of_loss.dtype)
+    for_predictions = of_gradient * of_loss[:, :, None, None, None]
+    return for_of_loss, for_predictions.to(of_gradient.dtype), None, None, None, None
 
 
 _operator = _native.register(
     "heatmap_mse(Tensor predictions, Tensor keypoints, Tensor sigmas, Tensor? visibility,"
-    " bool subpixel, bool with_gradient) -> (Tensor, Tensor)",
-    _implementation,
-    _fake,
+    " bool subpixel) -> Tensor",
+    _forward,
+    lambda predictions, *others: _empty_loss(predictions),
     setup_context=_setup_context,
     backward=_backward,
+)
+_backward_operator = _native.register(
+    "heatmap_mse_backward(Tensor of_loss, Tensor predictions, Tensor keypoints, Tensor sigmas,"
+    " Tensor? visibility, bool subpixel) -> Tensor",
+    _gradient,
+    lambda of_loss, predictions, *others: _empty_gradient(predictions),
+    setup_context=_setup_context_twice,
+    backward=_backward_twice,
 )
 
 
@@ -133,8 +172,9 @@ def heatmap_mse(
 ) -> Tensor:
     """Half the squared distance between predicted maps and the Gaussians of the keypoints.
 
-    One pass reads the predictions once, makes each target value on the fly, sums the loss and
-    writes the gradient `prediction - target`; targets exist in no memory.
+    The forward sums the loss and the backward writes the gradient, each in one pass over the
+    predictions and each making target values on the fly: targets exist in no memory, and nothing
+    but the predictions is kept for the backward.
 
     Args:
         predictions: (stacks, batch, parts, height, width), any floating dtype; parts first or last
@@ -178,8 +218,7 @@ def heatmap_mse(
             f"heatmap_mse: predictions is on {predictions.device}, keypoints on "
             f"{keypoints.device}: move them to one device"
         )
-    with_gradient = torch.is_grad_enabled() and predictions.requires_grad
-    loss: Tensor = _operator(predictions, keypoints, sigmas, visibility, subpixel, with_gradient)[0]
+    loss: Tensor = _operator(predictions, keypoints, sigmas, visibility, subpixel)
     return loss
 
 

@@ -75,9 +75,9 @@ class Kernels:
         """predictions: (stacks, batch, cells of an image in memory order), maybe with gaps."""
         real = torch.float64 if predictions.dtype == torch.float64 else torch.float32
         loss = torch.full(predictions.shape[:2], torch.nan, dtype=real)
+        of_loss = torch.linspace(0.5, 2, loss.numel(), dtype=real).view(loss.shape)
         gradient = torch.full(predictions.shape, torch.nan).to(predictions.dtype)
-        self.call(
-            "heatmap_mse",
+        shared = (
             CODES[predictions.dtype],
             ctypes.byref(self.targets(scene, *size, True)),
             len(predictions),
@@ -85,9 +85,10 @@ class Kernels:
             ctypes.c_int64(predictions.stride(0)),
             ctypes.c_int64(predictions.stride(1)),
             last,
-            ctypes.c_void_p(gradient.data_ptr()),
-            ctypes.c_void_p(loss.data_ptr()),
         )
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (loss, of_loss, gradient)]
+        self.call("heatmap_mse", *shared, pointers[0])
+        self.call("heatmap_mse_backward", *shared, *pointers[1:])
         return loss, gradient
 
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:

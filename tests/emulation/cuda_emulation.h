@@ -158,15 +158,14 @@ inline void launch(dim3 grid, dim3 block_size, size_t shared_bytes, std::functio
   std::vector<uint64_t> shared(shared_bytes / 8 + 3);
   machine.shared = reinterpret_cast<unsigned char*>(shared.data());
   machine.shared += reinterpret_cast<uintptr_t>(machine.shared) % 16;
-  for (unsigned y = 0; y < grid.y; ++y)
-    for (unsigned x = 0; x < grid.x && !machine.problem; ++x) {
-      machine.block = dim3(x, y);
-      std::memset(shared.data(), kPoison, shared.size() * 8);
-      run_block();
-      const unsigned char* last = reinterpret_cast<unsigned char*>(shared.data() + shared.size());
-      for (const unsigned char* p = machine.shared + shared_bytes; p < last; ++p)
-        if (*p != kPoison) machine.problem = "emulation: a write beyond the shared memory";
-    }
+  for (unsigned i = 0; i < grid.x * grid.y * grid.z && !machine.problem; ++i) {
+    machine.block = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    std::memset(shared.data(), kPoison, shared.size() * 8);
+    run_block();
+    const unsigned char* last = reinterpret_cast<unsigned char*>(shared.data() + shared.size());
+    for (const unsigned char* p = machine.shared + shared_bytes; p < last; ++p)
+      if (*p != kPoison) machine.problem = "emulation: a write beyond the shared memory";
+  }
 }
 
 }  // namespace emulation

@@ -8,7 +8,8 @@ import torch
 # file, barrier to delete (with its reason, which makes it unique), what shows the damage
 BARRIERS = [
     ("gaussian_heatmaps_cuda.cu", "__syncthreads();  // the tables are complete", "draw"),
-    ("heatmap_mse_cuda.cu", "__syncthreads();  // the tables are complete", "compare"),
+    ("heatmap_mse_cuda.cu", "__syncthreads();  // the loss reads", "compare"),
+    ("heatmap_mse_cuda.cu", "__syncthreads();  // the gradient reads", "compare"),
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
