@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fasthg.data.batch import Batch
@@ -18,7 +17,7 @@ def heatmap_loss(
     empty map; visibility does not mask the loss (as MARS).
 
     Args:
-        predictions: `(stacks, batch, parts, height, width)`; half types are taken as float32.
+        predictions: `(stacks, batch, parts, height, width)`.
         batch: keypoints in heatmap cells, visibility, sigmas.
         subpixel: centre the targets on the keypoint itself, not on its nearest cell.
         scaling: "sum" as MARS; "mean" divides by batch x parts.
@@ -27,7 +26,7 @@ def heatmap_loss(
         `(stacks, batch)` float32; the training loss is its sum.
     """
     loss = heatmap_mse(
-        predictions.to(torch.float32) if predictions.device.type == "cpu" else predictions,
+        predictions,
         batch.keypoints,
         batch.sigmas,
         batch.visibility,

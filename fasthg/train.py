@@ -202,7 +202,8 @@ class Training:
         finally:
             summary.close()
         if self.train.loader.corrupt:
-            progress.note(f"{len(self.train.loader.corrupt)} unreadable images were skipped")
+            count = len(self.train.loader.corrupt)
+            progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
         return Outcome(self.run, self.done, interrupted=self.done < total)
 
     def _report(

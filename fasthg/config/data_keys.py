@@ -57,7 +57,7 @@ class DataKeys(Section):
     NUM_INPUT_THREADS: Whole = Field(
         default=4,
         ge=0,
-        description="CPU threads that decode and augment images; 0 does it in the training process.",
+        description="CPU threads that decode and augment images; 0: the training process itself.",
     )
     QUEUE_CAPACITY: Whole = Field(
         default=2000, description="Length of TensorFlow's queue, in instances."
