@@ -71,7 +71,8 @@ def rewritten(source: Path, target: Path, change) -> Path:
 
 def test_train_and_eval(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     data = [f"DATA.{s}={mice}/{s.lower()}_dataset-*" for s in ("TRAIN", "VAL", "TEST")]
-    code, out, err = fasthg("train", stock, *SMALL, *data, f"RUNS_DIR={tmp_path}", "RUN_NAME=a")
+    run = [f"RUNS_DIR={tmp_path}", "RUN_NAME=a", "QUEUE_CAPACITY=10"]
+    code, out, err = fasthg("train", stock, *SMALL, *data, *run)
     assert (code, err) == (0, "")
     assert "test: 4 instances" in out
     assert "no effect: QUEUE_CAPACITY" in out
