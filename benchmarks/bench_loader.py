@@ -7,22 +7,18 @@ also renders its targets, because there they are part of loading; here the loss 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from reference.loader import MarsRecipe
 
 from fasthg.config import Config
 from fasthg.data.index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
 from fasthg.data.plan import Planner
 from fasthg.data.synthetic import write_dataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from reference.loader import MarsRecipe
 
 BATCH, BATCHES, ROUNDS = 32, 10, 5
 # Taken before the clock starts: the batches that lie ready from an idle time do not count.

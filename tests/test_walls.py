@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "metrics": ("config", "geometry"),
     # layer 3, from the pieces that its verbs share to the verbs
     "progress": (),
+    "summary": (),
     "step": BELOW,
     "run": BELOW,
     "weights": BELOW,
@@ -44,8 +45,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pictures": (*BELOW, "inference"),
     "train": (
         *BELOW,
-        *("step", "run", "weights", "progress"),
-        *("inference", "environment", "pictures", "evaluate"),
+        *("step", "run", "weights", "progress", "summary"),
+        *("inference", "environment", "pictures"),
     ),
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "predict": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),

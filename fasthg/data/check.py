@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.index import RecordIndex
-from fasthg.data.pixels import image_fault
+from fasthg.data.jpeg import image_fault
 from fasthg.errors import DataError
 
 BAD_IMAGE = "image that training leaves out"

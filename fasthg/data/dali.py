@@ -21,7 +21,8 @@ import torch
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.dali_graph import build_graph, build_probe, graph_inputs
 from fasthg.data.faults import Faults
-from fasthg.data.pixels import image_fault, noise_bank
+from fasthg.data.jpeg import image_fault
+from fasthg.data.pixels import noise_bank
 from fasthg.data.plan import BatchPlan, Planner, replacement_rows
 from fasthg.errors import EnvironmentFault
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fasthg.data.jpeg import jpeg_size
 from fasthg.data.layout import (
     Layout,
     area_px,
-    jpeg_size,
     labelled,
     open_payload,
     scan,

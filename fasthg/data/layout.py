@@ -195,26 +195,3 @@ def visibility_array(values: Sequence[int], count: int) -> npt.NDArray[np.uint8]
     if not values:
         return np.full(count, 2, np.uint8)
     return np.clip(np.asarray(values, np.int64), 0, 2).astype(np.uint8)
-
-
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in px from a JPEG's frame header, or None where there is none to read.
-
-    Walks the marker segments to the first SOFn (ITU-T T.81, B.1.1.3 and B.2.2).
-    """
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = data[at + 5] << 8 | data[at + 6]
-            width = data[at + 7] << 8 | data[at + 8]
-            return (width, height) if width and height else None
-        elif marker in (0xD9, 0xDA):
-            return None
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None

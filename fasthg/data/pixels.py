@@ -5,8 +5,6 @@ Each step takes and gives uint8; a value is rounded to the nearest grey level on
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 import numpy.typing as npt
 
@@ -96,46 +94,3 @@ def saturate(
 def to_bytes(x: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """Grey levels from values with white = 1, clipped, halves upwards."""
     return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
-def image_fault(data: bytes, width: int, height: int) -> str | None:
-    """Why an encoded image cannot be trusted, or None; reads only its markers, a few microseconds.
-
-    Both loaders ask this first, because decoders differ in what damage they let pass: a truncated
-    JPEG decodes where only its upper part is wanted. Damage inside the entropy-coded data is not
-    seen here. width, height: px, as the record says.
-    """
-    if not data:
-        return "is empty"
-    if data.startswith(b"\x89PNG"):
-        size = struct.unpack(">II", data[16:24]) if len(data) >= 24 else None
-        if b"IEND" not in data[-16:]:
-            return "is a truncated PNG"
-    elif data.startswith(b"\xff\xd8"):
-        # A thumbnail in the header has an end marker too, hence only the tail is searched; some
-        # cameras append a little after the end.
-        if data.rfind(b"\xff\xd9", max(2, len(data) - 1024)) < 0:
-            return "is a truncated JPEG (no end marker)"
-        size = _jpeg_size(data)
-    else:
-        return "is neither JPEG nor PNG"
-    if size is None:
-        return "has no readable header"
-    if size != (width, height):
-        return f"is {size[0]}x{size[1]} px but its record says {width}x{height}"
-    return None
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from the frame header (ITU-T T.81, B.2.2)."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
-        else:
-            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return None

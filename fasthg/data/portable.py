@@ -1,7 +1,7 @@
 """Images by OpenCV in DataLoader workers; runs wherever Python does.
 
 Each worker makes whole batches from (planner, step), so results do not depend on how many workers
-there are. The only module that imports cv2.
+there are.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fasthg.data.augment import COLOUR_FAST, COLOUR_NONE
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.faults import Faults
+from fasthg.data.jpeg import image_fault
 from fasthg.data.pixels import (
     BLUR_WINDOW,
     colour_table,
-    image_fault,
     noise_bank,
     saturate,
     smoothing_radius,

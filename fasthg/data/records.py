@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data import example
+from fasthg.data.jpeg import jpeg_size
 from fasthg.data.layout import (
     FloatArray,
     Layout,
     Reader,
     area_px,
-    jpeg_size,
     labelled,
     layout_of,
     open_payload,

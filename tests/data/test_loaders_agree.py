@@ -13,10 +13,11 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fasthg.config import Config
 from fasthg.data.index import RecordIndex
-from fasthg.data.loader import Loader
+from fasthg.data.loader import Loader, make_loader
 from fasthg.data.plan import Planner
 from fasthg.data.records import Record
 from fasthg.data.synthetic import make_record
@@ -71,6 +72,21 @@ def test_stock_augmentation_agrees(mice: RecordIndex, open_loader: Open, pixels_
     planner = Planner(mice, Config(BATCH_SIZE=8), training=True, seed=9)
     first, second = (pixels_of(open_loader(kind, planner), 0, 9).astype(int) for kind in KINDS)
     assert (np.abs(first - second) <= 2).mean() >= 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_agrees_where_no_jpeg_is_involved(mice: RecordIndex) -> None:
+    # JPEG artefacts are left out: DALI has another algorithm for them on a GPU.
+    cfg = Config(BATCH_SIZE=8, DO_JPEG_ARTIFACTS=False)
+    planner = Planner(mice, cfg, training=True, seed=9)
+    pixels = []
+    for kind, device in (("portable", "cpu"), ("dali", "cuda")):
+        loader = make_loader(planner, cfg, torch.device(device), kind)
+        batches = [batch.to("cpu") for batch in loader.batches(0, 9)]
+        pixels.append(np.concatenate([batch.images.numpy() for batch in batches]).astype(int))
+        loader.close()
+    assert (np.abs(pixels[0] - pixels[1]) <= 3).mean() >= 0.99
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fasthg.data import example
-from fasthg.data.layout import area_px, jpeg_size, scan
+from fasthg.data.jpeg import jpeg_size
+from fasthg.data.layout import area_px, scan
 from fasthg.data.records import Record, decode, encode
 from fasthg.data.tfrecord import read_frames, write_frames
 from fasthg.errors import DataError

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.data.layout import jpeg_size
+from fasthg.data.jpeg import jpeg_size
 from fasthg.errors import DataError
 
 _JPEG_QUALITY = 95
