@@ -21,9 +21,9 @@ MARGIN = 0.6
 
 
 def part_colors(config: Config) -> list[str]:
-    """A colour per part: PARTS.COLORS where given, else evenly spaced hues."""
-    if config.PARTS.COLORS:
-        return list(config.PARTS.COLORS)
+    """A colour per part: PARTS.COLORS where there are enough, else evenly spaced hues."""
+    if len(config.PARTS.COLORS or ()) >= config.PARTS.NUM_PARTS:
+        return list(config.PARTS.COLORS)[: config.PARTS.NUM_PARTS]
     hues = np.linspace(0.0, 1.0, config.PARTS.NUM_PARTS, endpoint=False)
     return [matplotlib.colors.to_hex(matplotlib.colormaps["hsv"](h)) for h in hues]
 

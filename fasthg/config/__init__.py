@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .document import KeyInfo, describe, dump_config
-from .inert import inert_keys
-from .load import load_config, parse_override
-from .model_keys import Parts
-from .run_keys import SIGMA_SETS
-from .schema import Config
+from fasthg.config.document import KeyInfo, describe, dump_config
+from fasthg.config.inert import inert_keys
+from fasthg.config.load import load_config, parse_override
+from fasthg.config.model_keys import Parts
+from fasthg.config.run_keys import SIGMA_SETS
+from fasthg.config.schema import Config
 
 __all__ = [
     "SIGMA_SETS",

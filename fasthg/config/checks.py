@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .data_keys import project_data
+from fasthg.config.data_keys import project_data
 
 if TYPE_CHECKING:
-    from .model_keys import Parts
-    from .schema import Config
+    from fasthg.config.model_keys import Parts
+    from fasthg.config.schema import Config
 
 STRIDE = 4  # input pixels of a heatmap cell: the stem halves twice
 COARSEST = 64  # and four levels of the hourglass halve the heatmap four times more

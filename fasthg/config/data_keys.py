@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .model_keys import Section
-from .types import Flag, FlipFrequency, Folder, Frequency, LowerCase, Patterns, Real, Text, Whole
+from fasthg.config.model_keys import Section
+from fasthg.config.types import (
+    Flag,
+    FlipFrequency,
+    Folder,
+    Frequency,
+    LowerCase,
+    Patterns,
+    Real,
+    Text,
+    Whole,
+)
 
 
 class Data(Section):

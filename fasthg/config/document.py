@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from .inert import ALWAYS_INERT, inert_reason, set_keys
-from .lines import dump_values
-from .schema import Config
-from .types import show
+from fasthg.config.inert import ALWAYS_INERT, inert_reason, set_keys
+from fasthg.config.lines import dump_values
+from fasthg.config.schema import Config
+from fasthg.config.types import show
 
 
 def dump_config(cfg: Config) -> str:

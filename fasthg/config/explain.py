@@ -8,8 +8,8 @@ from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel
 
-from .schema import Config
-from .types import show
+from fasthg.config.schema import Config
+from fasthg.config.types import show
 
 Key = tuple[str | int, ...]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .schema import Config
+    from fasthg.config.schema import Config
 
 # Accepted because MARS writes them; each reason says where the duty went.
 ALWAYS_INERT: dict[str, str] = {

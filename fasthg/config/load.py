@@ -8,12 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fasthg.config.checks import Problem
+from fasthg.config.explain import Key, explain, is_section, key_name, suggestion
+from fasthg.config.lines import Document, YamlFault, parse_document, parse_value
+from fasthg.config.schema import Config
 from fasthg.errors import ConfigError
-
-from .checks import Problem
-from .explain import Key, explain, is_section, key_name, suggestion
-from .lines import Document, YamlFault, parse_document, parse_value
-from .schema import Config
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -6,8 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from .model_keys import Section
-from .types import AsList, Flag, Folder, FreeForm, LowerCase, Real, Text, Whole, show, wrong
+from fasthg.config.model_keys import Section
+from fasthg.config.types import (
+    AsList,
+    Flag,
+    Folder,
+    FreeForm,
+    LowerCase,
+    Real,
+    Text,
+    Whole,
+    show,
+    wrong,
+)
 
 SIGMA_SETS = ("mouse_top", "mouse_front", "narrow", "moderate", "wide", "ultrawide")
 

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from .checks import find_problems
-from .data_keys import AugmentKeys, Data, DataKeys, project_data
-from .model_keys import ModelKeys
-from .run_keys import EvaluationKeys, MachineKeys, RunKeys
-from .training_keys import OptimizerKeys, ScheduleKeys
+from fasthg.config.checks import find_problems
+from fasthg.config.data_keys import AugmentKeys, Data, DataKeys, project_data
+from fasthg.config.model_keys import ModelKeys
+from fasthg.config.run_keys import EvaluationKeys, MachineKeys, RunKeys
+from fasthg.config.training_keys import OptimizerKeys, ScheduleKeys
 
 
 class Config(

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .model_keys import Section
-from .types import Flag, LowerCase, Real, Whole, wrong
+from fasthg.config.model_keys import Section
+from fasthg.config.types import Flag, LowerCase, Real, Whole, wrong
 
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd", "momentum", "adagrad", "adadelta"]
 DecayType = Literal["fixed", "exponential", "polynomial", "cosine"]

@@ -36,17 +36,17 @@ def network(weights: dict[str, np.ndarray], mode: str, dtype: torch.dtype) -> St
 def test_outputs_equal_the_reference(
     weights: dict[str, np.ndarray], golden: dict[str, np.ndarray], mode: str
 ) -> None:
-    """The reference's own float32 output is up to 1.06e-4 from exact arithmetic where maps reach
-    171, so the absolute bound of 1e-4 is widened there to 1e-6 of the peak."""
+    """Where maps reach 100 to 171, the reference's own float32 output is 1e-4 from exact
+    arithmetic, and the order of summation moves ours by as much: relative bounds apply there."""
     images = torch.from_numpy(golden["images"]).permute(0, 3, 1, 2)
     with torch.no_grad():
         single = network(weights, mode, torch.float32)(images).permute(0, 1, 3, 4, 2)
         exact = network(weights, mode, torch.float64)(images.double()).permute(0, 1, 3, 4, 2)
     for stack in range(2):
         expected = torch.from_numpy(golden[f"{mode}_stack{stack}"])
-        bound = max(1e-4, 1.1e-6 * float(expected.abs().max()))
-        assert float((single[stack] - expected).abs().max()) <= bound
-        assert float((exact[stack] - expected).abs().max()) <= bound
+        peak = float(expected.abs().max())
+        assert float((exact[stack] - expected).abs().max()) <= max(1e-4, 1e-6 * peak)
+        assert float((single[stack] - expected).abs().max()) <= max(1e-4, 1.5e-6 * peak)
 
 
 def test_losses_equal_the_reference(
