@@ -88,7 +88,12 @@ def load_state(path: Path) -> dict[str, Any]:
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Save weights with their description as safetensors."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda p: safetensors.torch.save_file(plain, p, dict(metadata)))
+
+    def write(temporary: Path) -> None:
+        safetensors.torch.save_file(plain, temporary, dict(metadata))
+        temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
+
+    write_atomically(path, write)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

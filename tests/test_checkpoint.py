@@ -43,6 +43,7 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     tensors, metadata = load_weights(tmp_path / "w.safetensors")
     assert torch.equal(tensors["w"], weight)
     assert metadata == {"parts": '["nose"]'}
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o044 == 0o044
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -160,6 +160,14 @@ def test_half_precision_follows_float32(
     np.testing.assert_allclose(half, single, rtol=0.02)
 
 
+def test_both_loaders_train_alike(trained: Outcome, mice: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    other = run(tiny(mice, tmp_path, LOADER="dali"))
+    portable = [r["loss"] for r in rows(trained) if "loss" in r]
+    dali = [r["loss"] for r in rows(other) if "loss" in r]
+    np.testing.assert_allclose(dali, portable, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["adamw", "momentum"])
 def test_loss_falls(mice: Path, tmp_path: Path, name: str) -> None:
     rate = {"adamw": 5e-3, "momentum": 2e-3}[name]

@@ -79,7 +79,7 @@ def make_loader(
             windows = window_decoding_works(planner.index.jpeg(0), device)
             if not windows:
                 log.warning("DALI cannot decode part of an image here; it decodes whole images")
-        return DaliLoader(planner, device, threads, decode_window=windows)
+        return DaliLoader(planner, device, max(threads, 1), decode_window=windows)
     raise ConfigError(f"LOADER: {kind!r} is not a loader; use auto, portable or dali")
 
 

@@ -1,0 +1,70 @@
+"""Flip averaging, affine maps and the weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fasthg.checkpoint import save_weights
+from fasthg.config import Config
+from fasthg.errors import DataError
+from fasthg.inference import flip_back, forward, to_image
+from fasthg.model import build_model
+from fasthg.ops import gaussian_heatmaps
+from fasthg.weights import load_model, weights_metadata
+
+SMALL = {"NUM_STACKS": 1, "FEATURES": 8, "STEM_FEATURES": 4, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16}
+
+
+def test_flip_back_puts_mirrored_keypoints_where_they_were() -> None:
+    """A keypoint at u lies at width - u in the mirrored crop, left and right exchanged."""
+    points = torch.tensor([[[3.0, 4.0], [9.0, 7.5], [12.0, 2.0]]])
+    sigmas = torch.full((3,), 1.5)
+    mirrored = torch.stack([16.0 - points[..., 0], points[..., 1]], dim=-1)[:, [0, 2, 1]]
+    straight = gaussian_heatmaps(points, sigmas, 16, subpixel=True)
+    back = flip_back(gaussian_heatmaps(mirrored, sigmas, 16, subpixel=True), [(2, 1)])
+    torch.testing.assert_close(back[..., 1:], straight[..., 1:])
+
+
+def test_flip_test_changes_the_last_stack_only() -> None:
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    plain, flipped = Config(**SMALL), Config(**SMALL, FLIP_TEST=True)
+    model = build_model(Config(**{**SMALL, "NUM_STACKS": 2})).eval()
+    first = forward(model, images, plain, torch.float32)
+    second = forward(model, images, flipped, torch.float32)
+    assert torch.equal(first[0], second[0])
+    mirrored = forward(model, images.flip(2), plain, torch.float32)
+    expected = (first[-1] + flip_back(mirrored[-1], plain.PARTS.LEFT_RIGHT_PAIRS)) / 2
+    torch.testing.assert_close(second[-1], expected)
+
+
+def test_to_image_applies_one_map_per_instance() -> None:
+    points = np.array([[[1.0, 2.0]], [[1.0, 2.0]]])
+    matrices = np.array([[[2, 0, 10], [0, 3, 20]], [[0, 1, 0], [1, 0, 0]]], float)
+    np.testing.assert_array_equal(to_image(points, matrices), [[[12, 26]], [[2, 1]]])
+
+
+def test_networks_of_one_seed_are_equal() -> None:
+    first, second = build_model(Config(**SMALL)), build_model(Config(**SMALL))
+    other = build_model(Config(**SMALL, RANDOM_SEED=2))
+    weight = "stem.conv.conv.weight"
+    assert torch.equal(first.state_dict()[weight], second.state_dict()[weight])
+    assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    config = Config(**SMALL)
+    path = tmp_path / "best.safetensors"
+    save_weights(path, build_model(config).state_dict(), weights_metadata(config, 5, 1.5))
+    model, metadata = load_model(path, config)
+    assert not model.training
+    assert metadata["step"] == "5"
+    with pytest.raises(DataError, match="does not fit"):
+        load_model(path, Config(**{**SMALL, "FEATURES": 12}))
+    names = [f"p{i}" for i in range(7)]
+    parts = {"NUM_PARTS": 7, "NAMES": names, "LEFT_RIGHT_PAIRS": [], "SIGMAS": [1.0] * 7}
+    with pytest.raises(DataError, match="its parts are"):
+        load_model(path, Config(**SMALL, PARTS=parts))
