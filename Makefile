@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/py
 	@touch $@
 
 train: setup ## train the demo on synthetic mice and evaluate it (each time in a new run folder)
-	@test -d demo-data || $(BIN)/fasthg data synth demo-data --seed 0
+	@test -f demo-data/test_dataset-00000-of-00001 || $(BIN)/fasthg data synth demo-data --seed 0
 	$(BIN)/fasthg train configs/demo.yaml
 
 test: setup ## run the tests

@@ -37,6 +37,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         # torch and safetensors report a failed write as errors of their own.
+        if isinstance(error, RuntimeError) and "riter" not in str(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) else _cause(error)
         raise FasthgError(
             f"{path}: cannot write ({reason}); free disk space or choose another RUNS_DIR"
@@ -114,13 +116,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 class CheckpointKeeper:
     """Decides when to save and which files stay.
 
-    `last.pt` is always the newest. Of `step_*.pt` the newest MAX_TO_KEEP stay, and beyond them
-    one for every KEEP_CHECKPOINT_EVERY_N_HOURS of training.
+    `last.pt` is always the newest. Of `step_*.pt` the newest MAX_TO_KEEP stay; of those that leave,
+    one for every KEEP_CHECKPOINT_EVERY_N_HOURS of training stays for good as `kept_*.pt`.
 
     Args:
         folder: where the files lie.
         interval: seconds between two saves (SAVE_INTERVAL_SECS).
-        max_to_keep: MAX_TO_KEEP; 0 keeps all.
+        max_to_keep: MAX_TO_KEEP, at least 1.
         keep_every_hours: KEEP_CHECKPOINT_EVERY_N_HOURS.
         clock: seconds, monotonic; replaced in tests.
     """
@@ -155,11 +157,12 @@ class CheckpointKeeper:
         if path not in self._saved_at:
             self._recent.append(path)
         self._saved_at[path] = now
-        while self.max_to_keep and len(self._recent) > self.max_to_keep:
+        while len(self._recent) > self.max_to_keep:
             oldest = self._recent.pop(0)
             saved = self._saved_at.pop(oldest)
             if saved - self._last_kept >= self.keep_every:
                 self._last_kept = saved
+                oldest.rename(oldest.with_name(oldest.name.replace("step", "kept")))
             else:
                 oldest.unlink(missing_ok=True)
         return path

@@ -143,11 +143,12 @@ def config_show(
     if as_json:
         _print_json([row.__dict__ for row in rows])
         return
-    table = Table("key", "type", "stock value", "value", "meaning", box=None, pad_edge=False)
+    headings = ["key", "type", "stock value", *(["value"] if settings else []), "meaning"]
+    table = Table(*headings, box=None, pad_edge=False)
     for row in rows:
-        value = "" if settings is None else str(_value(settings, row.key))
+        value = [str(_value(settings, row.key))] if settings else []
         meaning = f"{row.description} (no effect: {row.reason})" if row.reason else row.description
-        table.add_row(row.key, row.type, row.default, value, meaning)
+        table.add_row(row.key, row.type, row.default, *value, meaning)
     _console().print(table)
 
 

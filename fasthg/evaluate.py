@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from fasthg.inference import Predictions, predict
 from fasthg.model import StackedHourglass
 from fasthg.ops.heatmap_peaks import METHODS, Method
 from fasthg.pictures import draw_instances, save_figure
-from fasthg.run import RunFolder
+from fasthg.run import RunFolder, plain
 from fasthg.step import choose_device, choose_precision
 from fasthg.weights import load_model
 
@@ -56,6 +55,8 @@ class Report:
             f"decode {m['decode']}; errors in image px",
             highlight=False,
         )
+        if m["unreadable_images"]:
+            console.print(f"{m['unreadable_images']} unreadable images are left out")
         console.print(_error_table(m["error_px"], m["pck"]))
         if m["error_cm"] is not None:
             console.print("\nerrors in cm")
@@ -107,17 +108,6 @@ def _decode_table(m: dict[str, Any]) -> Table:
     return table
 
 
-def plain(value: Any) -> Any:
-    """Arrays to lists, tuples to lists and numbers that JSON lacks (NaN, infinity) to null."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
     """Errors, PCK and OKS of predictions, ready for JSON.
 
@@ -125,7 +115,7 @@ def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
     under two area rules: the annotation's area, as its sigmas were derived, and the padded crop's,
     as the reference divides (more lenient).
     """
-    names = part_names(config)
+    names = config.PARTS.NAMES
     distances = metrics.errors(predictions.keypoints, predictions.truth, predictions.visibility)
     summary = metrics.summary(distances, names)
     pck = metrics.pck(distances, config.PCK_RADII)
@@ -155,11 +145,6 @@ def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
     }
 
 
-def part_names(config: Config) -> list[str]:
-    """PARTS.NAMES, or numbers where there are none."""
-    return list(config.PARTS.NAMES or (f"part {i}" for i in range(config.PARTS.NUM_PARTS)))
-
-
 def _spreads(summary: metrics.Summary) -> dict[str, Any]:
     return {
         "all": asdict(summary.overall),
@@ -182,8 +167,8 @@ def evaluate_model(
     index: RecordIndex,
     config: Config,
     methods: Sequence[Method],
-) -> dict[str, Predictions]:
-    """Predictions of `model` on every instance of `index`, for each decode method."""
+) -> tuple[dict[str, Predictions], int]:
+    """Predictions on every instance of `index` for each decode method; the unreadable images."""
     device = choose_device(config.DEVICE)
     planner = Planner(index, config, training=False, seed=int(config.RANDOM_SEED))
     loader = make_loader(planner, config, device)
@@ -193,9 +178,9 @@ def evaluate_model(
         result = predict(model.to(device), batches, index, config, precision, methods=methods)
     finally:
         loader.close()
-    if loader.corrupt and not len(result[methods[0]]):
+    if not len(result[methods[0]]):
         raise DataError("no image could be read; run: fasthg data check")
-    return result
+    return result, len(loader.corrupt)
 
 
 def evaluate_run(
@@ -233,7 +218,7 @@ def evaluate_run(
     methods = cast(list[Method], [main, *(m for m in others if m != main)])
     model, metadata = load_model(run.best, config)
     index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
-    every = evaluate_model(model, index, config, methods)
+    every, unreadable = evaluate_model(model, index, config, methods)
     predictions = every[main]
     measured = plain(
         {
@@ -242,6 +227,7 @@ def evaluate_run(
             "step": json.loads(metadata.get("step", "null")),
             "decode": main,
             "flip_test": config.FLIP_TEST,
+            "unreadable_images": unreadable,
             **measure(predictions, config),
             "decodes": {m: measure(p, config)["error_px"]["all"] for m, p in every.items()},
         }
@@ -274,4 +260,4 @@ def _rows(predictions: Predictions, index: RecordIndex, config: Config) -> dict[
                 "visibility": plain(predictions.visibility[row]),
             }
         )
-    return {"parts": part_names(config), "unit": "image px", "instances": rows}
+    return {"parts": list(config.PARTS.NAMES), "unit": "image px", "instances": rows}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index import RecordIndex
@@ -80,12 +81,6 @@ def forward(
     return heatmaps
 
 
-def to_image(points: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Apply one 2x3 affine per instance: `(n, parts, 2)`, `(n, 2, 3)` -> `(n, parts, 2)`."""
-    linear, offset = matrices[:, :, :2], matrices[:, :, 2]
-    return np.einsum("nij,npj->npi", linear, points) + offset[:, None, :]
-
-
 def predict(
     model: StackedHourglass,
     batches: Iterable[Batch],
@@ -111,7 +106,7 @@ def predict(
     device = next(model.parameters()).device
     points: dict[str, list[np.ndarray]] = {m: [] for m in methods}
     scores: dict[str, list[np.ndarray]] = {m: [] for m in methods}
-    instances, crop_areas, loss = [], [], 0.0
+    instances, areas, crop_areas, loss = [], [], [], 0.0
     for batch in batches:
         batch = batch.to(device)
         heatmaps = forward(model, batch.images, config, precision)
@@ -122,10 +117,11 @@ def predict(
         ) * (len(batch.images) if config.LOSS_SCALING == "mean" else 1)
         matrices = batch.crop_to_image.double().cpu().numpy()
         instances.append(batch.instance.cpu().numpy())
+        areas.append(batch.area.double().cpu().numpy())
         crop_areas.append(batch.crop_area.double().cpu().numpy())
         for method in methods:
             xy, score = heatmap_peaks(heatmaps[-1], method)
-            points[method].append(to_image(xy.double().cpu().numpy(), matrices))
+            points[method].append(geometry.apply(xy.double().cpu().numpy(), matrices))
             scores[method].append(score.float().cpu().numpy())
     parts = config.PARTS.NUM_PARTS
     instance = np.concatenate(instances) if instances else np.zeros(0, np.int64)
@@ -138,7 +134,7 @@ def predict(
             else np.zeros((0, parts), np.float32),
             truth=index.keypoints[instance].astype(np.float64),
             visibility=index.visibility[instance],
-            area=index.area[instance].astype(np.float64),
+            area=np.concatenate(areas) if instances else np.zeros(0),
             crop_area=np.concatenate(crop_areas) if instances else np.zeros(0),
             loss=loss / max(len(instance), 1),
         )

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from fasthg.checkpoint import write_atomically
 from fasthg.config import Config
 from fasthg.data.index import RecordIndex
+from fasthg.errors import ConfigError
 from fasthg.inference import Predictions
 
 MARGIN = 0.6
@@ -21,8 +22,15 @@ MARGIN = 0.6
 
 
 def part_colors(config: Config) -> list[str]:
-    """A colour per part: PARTS.COLORS where there are enough, else evenly spaced hues."""
-    if len(config.PARTS.COLORS or ()) >= config.PARTS.NUM_PARTS:
+    """A colour per part: PARTS.COLORS where there are enough, else evenly spaced hues.
+
+    Raises:
+        ConfigError: matplotlib does not know a colour.
+    """
+    for color in config.PARTS.COLORS:
+        if not matplotlib.colors.is_color_like(color):
+            raise ConfigError(f"PARTS.COLORS: {color!r} is no colour; use names or #rrggbb")
+    if len(config.PARTS.COLORS) >= config.PARTS.NUM_PARTS:
         return list(config.PARTS.COLORS)[: config.PARTS.NUM_PARTS]
     hues = np.linspace(0.0, 1.0, config.PARTS.NUM_PARTS, endpoint=False)
     return [matplotlib.colors.to_hex(matplotlib.colormaps["hsv"](h)) for h in hues]
@@ -54,10 +62,9 @@ def draw_instances(
         axis.set_axis_off()
     for axis, row in zip(axes, rows, strict=False):
         _draw_instance(axis, index, predictions, row, colors)
-    names = config.PARTS.NAMES or [f"part {i}" for i in range(config.PARTS.NUM_PARTS)]
     handles = [
         matplotlib.lines.Line2D([], [], color=c, marker="x", linestyle="", label=n)
-        for n, c in zip(names, colors, strict=True)
+        for n, c in zip(config.PARTS.NAMES, colors, strict=True)
     ]
     figure.suptitle(f"{title}\nring: annotated, cross: predicted", fontsize=10)
     figure.legend(

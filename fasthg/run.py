@@ -7,15 +7,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fasthg.checkpoint import write_text
 from fasthg.config import Config, dump_config, load_config
 from fasthg.errors import DataError, FasthgError
+
+
+def plain(value: Any) -> Any:
+    """Arrays and tuples to lists, and numbers that JSON lacks (NaN, infinity) to null."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class RunFolder:
@@ -59,7 +73,7 @@ class RunFolder:
         run = cls(path)
         if source is not None:
             write_text(path / "config.yaml", source.read_text(encoding="utf-8"))
-        write_text(run.resolved, dump_config(config))
+        run.write_config(config)
         return run
 
     @classmethod
@@ -78,13 +92,23 @@ class RunFolder:
         """The run's configuration, with overrides."""
         return load_config(self.resolved, overrides or [])
 
+    def write_config(self, config: Config) -> None:
+        """Write `config.resolved.yaml`, with data paths that hold from any folder."""
+        splits = {
+            split: tuple(os.path.abspath(pattern) for pattern in patterns)
+            for split, patterns in config.DATA.model_dump().items()
+            if patterns is not None
+        }
+        config = config.model_copy(update={"DATA": config.DATA.model_copy(update=splits)})
+        write_text(self.resolved, dump_config(config))
+
     def eval_folder(self, split: str) -> Path:
         """Where an evaluation on `split` goes."""
         return self.path / "eval" / split
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file in the run folder, atomically."""
-        write_text(self.path / name, json.dumps(value, indent=2) + "\n")
+        write_text(self.path / name, json.dumps(plain(value), indent=2) + "\n")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`.
@@ -95,7 +119,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(plain(row)) + "\n")
         except OSError as error:
             raise FasthgError(
                 f"{path}: cannot write ({error.strerror}); free disk space, then --resume"

@@ -35,7 +35,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -114,6 +118,10 @@ class TrainStep:
         self.scaler.update()
         return StepResult(loss.detach(), rate)
 
+    def is_finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+
     def ema_model(self) -> StackedHourglass:
         """The network with the averaged weights, in evaluation mode; valid until the next call."""
         self._ema_model.load_state_dict(self.ema.shadow)
@@ -132,5 +140,14 @@ class TrainStep:
         """Take over a state of `state()`."""
         self.model.load_state_dict(state["model"])
         self.ema.load(state["ema"])
+        # The state brings the settings it was saved with; the configuration's are those to go on
+        # with.
+        settings = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        if state["scaler"]:  # empty unless saved in float16
+            self.scaler.load_state_dict(state["scaler"])

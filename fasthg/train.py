@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -22,10 +21,10 @@ from fasthg.data.index import RecordIndex
 from fasthg.data.loader import Loader, loader_choice, make_loader
 from fasthg.data.plan import Planner
 from fasthg.environment import describe_environment
-from fasthg.errors import ConfigError, DataError
+from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.inference import Predictions, predict
 from fasthg.model import build_model
-from fasthg.pictures import as_array, draw_instances
+from fasthg.pictures import as_array, draw_instances, part_colors
 from fasthg.progress import Meter, ProgressLine
 from fasthg.run import RunFolder
 from fasthg.step import StepResult, TrainStep, choose_device
@@ -133,13 +132,18 @@ class Training:
             DataError: there is none, or it is of another network or optimiser.
         """
         state = load_state(self.run.last)
+        if state["optimizer_name"] != self.config.OPTIMIZER:
+            raise DataError(
+                f"{self.run.last}: its optimiser is {state['optimizer_name']}, the configuration's "
+                f"{self.config.OPTIMIZER}; resume with its own or start a new run"
+            )
         try:
             self.step.load_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             cause = str(error).splitlines()[0]
             raise DataError(
                 f"{self.run.last}: does not fit this configuration ({cause}); "
-                "resume with the run's own NUM_STACKS, FEATURES, PARTS and OPTIMIZER"
+                "resume with the run's own NUM_STACKS, FEATURES, STEM_FEATURES and PARTS"
             ) from error
         self.done, self.best = int(state["step"]), float(state["best"])
         self.run.truncate_log(self.done)
@@ -198,7 +202,9 @@ class Training:
                     if self.keeper.due() and self.done < total:
                         self._save()
                     meter.pause(time.monotonic() - paused)
-            self._save()
+                self._save()
+                if not self.run.best.exists():
+                    self._save_best()
         finally:
             summary.close()
         if self.train.loader.corrupt:
@@ -231,11 +237,22 @@ class Training:
         names = "; ".join(self.train.index.describe(int(instances[r])) for r in rows[:3])
         raise DataError(
             f"step {self.done}: the loss is not finite for {len(rows)} of {len(instances)} images "
-            f"({names}); lower INITIAL_LEARNING_RATE or set GRADIENT_CLIP_NORM, then resume from "
-            f"{self.run.checkpoints}"
+            f"({names}); {self._after_divergence()}"
         )
 
+    def _after_divergence(self) -> str:
+        remedy = "lower INITIAL_LEARNING_RATE or set GRADIENT_CLIP_NORM"
+        if not self.run.last.exists():
+            return f"{remedy} and train again"
+        return f"{remedy}, then: --resume {self.run.path}"
+
+    def _check_weights(self) -> None:
+        """Keep diverged weights out of checkpoints: the older ones are worth more."""
+        if not self.step.is_finite():
+            raise DataError(f"step {self.done}: weights are not finite; {self._after_divergence()}")
+
     def _validate(self, summary: Summary, progress: ProgressLine) -> None:
+        self._check_weights()
         if self.validation is None:
             self._save_best()
             return
@@ -248,7 +265,12 @@ class Training:
             self.step.precision,
         )[self.config.DECODE]
         distances = metrics.errors(predictions.keypoints, predictions.truth, predictions.visibility)
-        mean, median = float(np.nanmean(distances)), float(np.nanmedian(distances))
+        spread = metrics.spread(distances)
+        mean, median = spread.mean, spread.median
+        if not spread.count:
+            progress.note("no validation image could be read; the newest weights count as the best")
+            self._save_best()
+            return
         better = mean < self.best
         if better:
             self.best = mean
@@ -279,9 +301,11 @@ class Training:
         save_weights(self.run.best, self.step.ema.shadow, metadata)
 
     def _save(self) -> None:
+        self._check_weights()
         state = {
             "step": self.done,
             "best": self.best,
+            "optimizer_name": self.config.OPTIMIZER,
             "config": dump_config(self.config),
             **self.step.state(),
         }
@@ -310,6 +334,9 @@ def train(
     """
     if config.DATA.TRAIN is None:
         raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
+    # What only the end of a run would use is checked before its beginning.
+    part_colors(config)
+    metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
     device = choose_device(config.DEVICE)
     with contextlib.ExitStack() as stack:
         # Data is opened before the folder is made: a wrong glob leaves nothing behind.
@@ -322,13 +349,23 @@ def train(
             splits.append(split)
         first, validation = splits
         assert first is not None
+        if validation is not None and not validation.index.visibility.any():
+            raise DataError(
+                f"{config.DATA.VAL}: no labelled part; leave DATA.VAL unset or label it"
+            )
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
         training = Training(config, device, first, validation, run, console)
         if resume is not None:
             training.resume()
+            run.write_config(config)
         training.announce()
         run.write_json("env.json", describe_environment())
         if training.done >= config.NUM_TRAIN_ITERATIONS:
             console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
             return Outcome(run, training.done, interrupted=False)
-        return training.fit()
+        try:
+            return training.fit()
+        except torch.OutOfMemoryError as error:
+            raise FasthgError(
+                "the GPU's memory is full; lower BATCH_SIZE, NUM_STACKS or INPUT_SIZE"
+            ) from error

@@ -108,7 +108,13 @@ def test_one_in_n_hours_stays_for_good(tmp_path: Path) -> None:
     for hour in range(8):
         clock.now = hour * 3600.0
         keeper.save(hour, {"step": hour})
-    assert steps(tmp_path) == [3, 6, 7]
+    assert sorted(p.name for p in tmp_path.glob("kept_*")) == [
+        "kept_00000003.pt",
+        "kept_00000006.pt",
+    ]
+    CheckpointKeeper(tmp_path, 60.0, max_to_keep=1, keep_every_hours=3, clock=clock).save(8, {})
+    assert steps(tmp_path) == [8]
+    assert len(list(tmp_path.glob("kept_*"))) == 2
 
 
 def test_saves_are_due_by_time(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from fasthg.checkpoint import save_weights
 from fasthg.config import Config
 from fasthg.errors import DataError
-from fasthg.inference import flip_back, forward, to_image
+from fasthg.inference import flip_back, forward
 from fasthg.model import build_model
 from fasthg.ops import gaussian_heatmaps
 from fasthg.weights import load_model, weights_metadata
@@ -41,10 +40,15 @@ def test_flip_test_changes_the_last_stack_only() -> None:
     torch.testing.assert_close(second[-1], expected)
 
 
-def test_to_image_applies_one_map_per_instance() -> None:
-    points = np.array([[[1.0, 2.0]], [[1.0, 2.0]]])
-    matrices = np.array([[[2, 0, 10], [0, 3, 20]], [[0, 1, 0], [1, 0, 0]]], float)
-    np.testing.assert_array_equal(to_image(points, matrices), [[[12, 26]], [[2, 1]]])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_half_precision_follows_float32(dtype: torch.dtype, bound: float) -> None:
+    """A rounding is 2^-9 (bfloat16) or 2^-12 (float16); normalised layers add them up slowly."""
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    config = Config(**{**SMALL, "NUM_STACKS": 2, "FEATURES": 32})
+    model = build_model(config).eval()
+    single = forward(model, images, config, torch.float32)
+    half = forward(model, images, config, dtype)
+    assert float((half - single).norm() / single.norm()) < bound
 
 
 def test_networks_of_one_seed_are_equal() -> None:

@@ -62,12 +62,14 @@ class DataKeys(Section):
     )
     LOADER: Annotated[Literal["auto", "portable", "dali"], LowerCase] = Field(
         default="auto",
-        description="Image pipeline: dali (GPU), portable (CPU threads), auto (dali if it runs).",
+        description="Image pipeline: dali, portable (OpenCV in its own processes), or auto: dali "
+        "on a GPU where it can be imported, else portable.",
     )
     NUM_INPUT_THREADS: Whole = Field(
         default=4,
         ge=0,
-        description="CPU threads that decode and augment images; 0: the training process itself.",
+        description="CPU threads (dali) or processes (portable) that decode and augment images; 0: "
+        "the training process itself.",
     )
     QUEUE_CAPACITY: Whole = Field(
         default=2000, description="Length of TensorFlow's queue, in instances."
@@ -105,6 +107,7 @@ class AugmentKeys(Section):
     MAX_BLUR: Whole = Field(
         default=2,
         ge=1,
+        le=20,
         description="Greatest sigma of the blur, in input pixels; drawn from 1..MAX_BLUR.",
     )
     DO_RANDOM_NOISE: Flag = Field(default=True, description="Add one plane of Gaussian noise.")

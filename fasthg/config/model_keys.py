@@ -52,7 +52,7 @@ class Parts(Section):
     COLORS: Annotated[tuple[Text, ...], AsList] = Field(
         min_length=1,
         default=("yellow", "orange", "red", "snow", "magenta", "blueviolet", "green"),
-        description="Colour of each part in pictures, as matplotlib names; repeated where short.",
+        description="Colour of each part in pictures, as matplotlib names; hues where too few.",
     )
     SYMBOLS: Annotated[tuple[Text, ...], AsOptionalList] = Field(
         default=("o",) * 7, description="Marker of each part in MARS's pictures."

@@ -55,7 +55,7 @@ class MachineKeys(Section):
     PRECISION: Annotated[Literal["auto", "fp32", "bf16", "fp16"], LowerCase] = Field(
         default="auto",
         description="Arithmetic of the network: fp32, bf16 or fp16 (weights stay fp32); "
-        "auto: bf16 on a GPU that has it, else fp32.",
+        "auto: bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.",
     )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."

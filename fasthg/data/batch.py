@@ -38,10 +38,6 @@ class Batch:
         """The batch on a device; tensors that are there already are not copied."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin(self) -> Batch:
-        """The batch in pinned host memory, from where a copy to a GPU can overlap with work."""
-        return self._map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
-
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 

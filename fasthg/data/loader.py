@@ -12,8 +12,9 @@ import torch
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
+from fasthg.data.jpeg import image_fault
 from fasthg.data.plan import Planner
-from fasthg.errors import ConfigError
+from fasthg.errors import ConfigError, EnvironmentFault
 
 log = logging.getLogger(__name__)
 
@@ -66,21 +67,39 @@ def make_loader(
     if DALI is asked for and cannot be imported, ConfigError for another kind.
     """
     threads = min(cfg.NUM_INPUT_THREADS, available_cores())
-    kind = kind or loader_choice(cfg, device)[0]
-    if kind == "portable":
+    chosen = kind or loader_choice(cfg, device)[0]
+    if chosen == "dali" and kind is None and cfg.LOADER == "auto":
+        from fasthg.data.dali import import_dali
+
+        try:
+            import_dali()
+        except EnvironmentFault as error:
+            log.warning("%s; the portable loader serves", error)
+            chosen = "portable"
+    if chosen == "portable":
         from fasthg.data.portable import PortableLoader
 
         return PortableLoader(planner, threads)
-    if kind == "dali":
+    if chosen == "dali":
         from fasthg.data.dali import DaliLoader, window_decoding_works
 
         windows = True
         if device.type == "cuda":
-            windows = window_decoding_works(planner.index.jpeg(0), device)
+            windows = window_decoding_works(_sound_image(planner), device)
             if not windows:
                 log.warning("DALI cannot decode part of an image here; it decodes whole images")
         return DaliLoader(planner, device, max(threads, 1), decode_window=windows)
-    raise ConfigError(f"LOADER: {kind!r} is not a loader; use auto, portable or dali")
+    raise ConfigError(f"LOADER: {chosen!r} is not a loader; use auto, portable or dali")
+
+
+def _sound_image(planner: Planner) -> bytes:
+    """The first image without a fault; the first of all where each has one."""
+    index = planner.index
+    for record in range(index.num_records):
+        data = index.jpeg(record)
+        if image_fault(data, int(index.width[record]), int(index.height[record])) is None:
+            return data
+    return index.jpeg(0)
 
 
 def available_cores() -> int:

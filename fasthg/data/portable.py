@@ -280,8 +280,10 @@ def _one_opencv_thread() -> Iterator[None]:
 
 
 def _start_worker(forked: bool, _: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides when workers end.
+    # Ctrl-C, `timeout` and cluster schedulers signal every process; the parent alone decides when
+    # workers end. It may have to insist: the second SIGTERM ends a worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if not forked:
         cv2.setNumThreads(1)
 
