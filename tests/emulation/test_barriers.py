@@ -11,6 +11,7 @@ BARRIERS = [
     ("heatmap_mse_cuda.cu", "__syncthreads();  // the loss reads", "compare"),
     ("heatmap_mse_cuda.cu", "__syncthreads();  // the gradient reads", "compare"),
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
+    ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "plateau"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
 ]
