@@ -1,0 +1,44 @@
+"""The command line. Verbs import what they need when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from fasthg.cli import config, data, doctor, runs
+from fasthg.errors import FasthgError
+
+# OpenMP's waiting threads spin by default and starve the loader's workers on small machines. Set
+# before anything loads torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    help="Train and evaluate stacked-hourglass networks for animal pose estimation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(runs.train)
+app.command("eval")(runs.evaluate)
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.command()(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line, never in a traceback."""
+    try:
+        app()
+    except FasthgError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        name = error.filename or "file"
+        print(f"error: {name}: {error.strerror}; check the path and its rights", file=sys.stderr)
+        sys.exit(1)

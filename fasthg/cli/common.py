@@ -1,0 +1,28 @@
+"""What the verbs share: argument types, the console, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, dotted for sections."),
+]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file in MARS's style.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+
+
+def console() -> Console:
+    """Standard output; tables keep their width where it is a file."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=120)
+
+
+def print_json(value: Any) -> None:
+    """Print for a machine to read; what JSON does not know is written as text."""
+    print(json.dumps(value, indent=2, default=str))
