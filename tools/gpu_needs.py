@@ -7,6 +7,7 @@ function, a try or `if TYPE_CHECKING` is not needed to import the file.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -41,14 +42,16 @@ def _conftests(path: Path, root: Path) -> Iterator[Path]:
             yield root / folder / "conftest.py"
 
 
-def _imports(path: Path) -> Iterator[str]:
+@functools.cache
+def _imports(path: Path) -> list[str]:
     """Dotted names; for `from a import b` both a and a.b, as b may be a module."""
+    names = []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def _own(name: str, root: Path) -> Iterator[Path]:

@@ -167,9 +167,12 @@ def probe_norm(device: torch.device) -> None:
     shapes = [(32, 256, 64), (32, 128, 64), (8, 256, 64), (32, 256, 16)]
     shapes = shapes if on_gpu(device) else [(2, 8, 8)]
     for shape in shapes:
+        if shape != shapes[0]:
+            _norm(clock, shape, torch.bfloat16, False, named=False)
+            continue
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            for scaled in (False, True) if shape == shapes[0] else (False,):
-                _norm(clock, shape, dtype, scaled, named=on_gpu(device) and shape == shapes[0])
+            for scaled in (False, True):
+                _norm(clock, shape, dtype, scaled, named=on_gpu(device))
 
 
 def _norm(
@@ -209,8 +212,8 @@ def _norm(
             names = kernel_names(work)
             by_cudnn = any("cudnn" in kernel.lower() for kernel in names)
             print(f"{name} {direction}: {'cuDNN' if by_cudnn else 'torch'}: {names}")
-            figure(f"{name} {direction}, kernels", len(names), "")
-            figure(f"{name} {direction}, by cuDNN", float(by_cudnn), "")
+            figure(f"{name} {direction}", len(names), "kernels")
+            figure(f"{name} {direction}", float(by_cudnn), "by cuDNN")
 
 
 def probe_conv(device: torch.device) -> None:
@@ -247,14 +250,14 @@ def probe_conv(device: torch.device) -> None:
         name = f"{kernel}x{kernel} {channels}->{out} at {side}"
         seconds = clock.seconds(forward)
         operations = 2 * y.numel() * channels * kernel**2
-        figure(f"{name} forward", seconds * 1e6, "us")
-        figure(f"{name} forward", operations / seconds / 1e12, "TFLOP/s")
+        figure(name, seconds * 1e6, "us forward")
+        figure(name, operations / seconds / 1e12, "TFLOP/s")
         for what, tensor in (("to input", x), ("to weight", weight)):
 
             def backward(y: Tensor = y, tensor: Tensor = tensor, of_y: Tensor = of_y) -> object:
                 return torch.autograd.grad(y, tensor, of_y, retain_graph=True)
 
-            figure(f"{name} backward {what}", clock.seconds(backward) * 1e6, "us")
+            figure(name, clock.seconds(backward) * 1e6, f"us {what}")
 
 
 PROBES: dict[str, Callable[[torch.device], int | None]] = {

@@ -80,7 +80,7 @@ def read_benchmarks(path: Path) -> list[Figure]:
 def shares(figures: list[Figure], copy_rate: float) -> list[Figure]:
     """Each bandwidth as a share of a plain copy's."""
     rows = [f for f in figures if f.unit == "GB/s"]
-    return [Figure(f"{f.name}, of the copy's", round(f.value / copy_rate, 3), "") for f in rows]
+    return [Figure(f.name, round(f.value / copy_rate, 3), "of copy") for f in rows]
 
 
 def ratios(figures: list[Figure]) -> list[Figure]:
@@ -97,20 +97,22 @@ def ratios(figures: list[Figure]) -> list[Figure]:
         for other, value in times.items():
             provider = other.removeprefix(before).removesuffix(after)
             if other != name and other == f"{before}{provider}{after}":
-                rows.append(Figure(f"{name}, against {provider}", round(value / own, 2), "x"))
+                rows.append(Figure(name, round(value / own, 2), f"x {provider}"))
     return rows
 
 
 def table(results: list[Result]) -> str:
-    """Figures by stage, then one line a stage."""
+    """Figures by stage, those of one name on one line, then one line a stage."""
     lines = []
     for result in results:
-        if result.figures:
-            lines.append(f"{result.name}:")
-            lines += [f"  {f.name:58} {f.value:>10.6g} {f.unit}" for f in result.figures]
+        by_name: dict[str, list[str]] = {}
+        for f in result.figures:
+            by_name.setdefault(f.name, []).append(f"{f.value:.6g} {f.unit}".strip())
+        lines += [f"{result.name}:"] if by_name else []
+        lines += [f"  {name:44} {'  '.join(values)}" for name, values in by_name.items()]
     lines.append("")
     for result in results:
-        name = f"{result.name:16} {result.status:8} {result.seconds:6.1f} s"
+        name = f"{result.name:12} {result.status:8} {result.seconds:6.1f} s"
         lines.append(f"{name}  {result.note}".rstrip())
     return "\n".join(lines)
 

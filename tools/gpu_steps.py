@@ -145,14 +145,16 @@ def eager(device: torch.device, stacks: int, batches: list[int]) -> None:
                 step = None
         name = f"bf16 channels_last, {stacks} stacks"
         with roomy(name):
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
             step = Step(device, stacks=stacks, batch=batch, bf16=True, channels_last=True)
             report(f"eager {name}", batch, step.seconds(step))
             assert torch.isfinite(step.loss), f"eager {name}: the loss is {step.loss.item()}"
             if gpu:
                 peak = torch.cuda.max_memory_allocated() / 2**30
-                figure(f"memory up to here, {stacks} stacks, batch {batch}", peak, "GiB")
+                figure(f"eager {name}, batch {batch}", peak, "GiB")
             if gpu and batch == batches[0]:
-                figure(f"kernels of eager {name}", len(kernel_names(step)), "")
+                figure(f"eager {name}, batch {batch}", len(kernel_names(step)), "kernels")
             if gpu:
                 graphed(step, f"graph {name}", batch)
             step = None
@@ -169,10 +171,10 @@ def compiled(device: torch.device, stacks: int, batches: list[int]) -> None:
             step()
             step.wait()
             spent = time.perf_counter() - begin
-            figure(f"compilation, {stacks} stacks, batch {batch}", spent, "s")
+            figure(f"compiled {name}, batch {batch}", spent, "s to compile")
             report(f"compiled {name}", batch, step.seconds(step))
             if device.type == "cuda":
-                figure(f"kernels of compiled {name}, batch {batch}", len(kernel_names(step)), "")
+                figure(f"compiled {name}, batch {batch}", len(kernel_names(step)), "kernels")
                 graphed(step, f"compiled and graph, {name}", batch)
             step = None
 
