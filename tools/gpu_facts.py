@@ -68,7 +68,7 @@ def main() -> int:
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_gib": round(properties.total_memory / 2**30, 1),
-            "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+            "l2_mib": round(getattr(properties, "L2_cache_size", 0) / 2**20, 1),
             "driver": first_line(
                 "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
             ),
