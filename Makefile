@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.fasthg-installed
 TORCH := torch==2.13.0
 
+# What `make gpu` runs by; it needs torch, and no .venv. PYTHON=... names another.
+GPU_PYTHON = $(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))
+
 # One thread for each test worker: oversubscribed cores make short tests slow.
 TEST_WORKERS := 2
 TEST_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format cuda-check bench clean
+.PHONY: help setup train test lint format cuda-check gpu bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +62,9 @@ format: setup ## rewrite all sources in the project's style
 
 cuda-check: setup ## compile the CUDA sources for every supported GPU, without one
 	$(BIN)/python tools/cuda_check.py
+
+gpu: ## build, prove and measure everything on a machine with a GPU; installs nothing
+	@$(GPU_PYTHON) tools/gpu.py
 
 bench: setup ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-enable

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from device_clock import DeviceClock
 
 CACHE_BYTES = 256 << 20
 
@@ -61,6 +62,14 @@ class Bench:
             "torch": torch.__version__,
             "GB/s": round(moved / benchmark.stats.stats.median / 1e9, 2),
         }
+        if self.device.type == "cuda":
+            # What the kernels take; the row itself includes launching them, which at these sizes
+            # is most of it.
+            seconds = DeviceClock(self.device).seconds(run)
+            benchmark.extra_info |= {
+                "kernel us": round(seconds * 1e6, 2),
+                "kernel GB/s": round(moved / seconds / 1e9, 1),
+            }
 
     def medians(self, providers: dict[str, Callable[[], object]], rounds: int = 15) -> dict:
         """Median seconds of each provider, all of them in turn in every round."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasthg.config import Config
 from fasthg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fasthg.config import Config
 
 
 class RMSPropTF(Optimizer):

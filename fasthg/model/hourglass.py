@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasthg.config import Config
 from fasthg.model.layers import HOURGLASS_LEVELS, BatchNorm, ConvBN, Hourglass, Residual
+
+if TYPE_CHECKING:
+    from fasthg.config import Config
 
 STRIDE = 4
 """Input pixels per heatmap cell, along each axis."""

@@ -1,0 +1,193 @@
+"""The stages of `make gpu`: commands, limits, and how their reports are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpu_needs import lacking
+from gpu_report import Result, ratios, read_benchmarks, read_junit
+
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+# In place of pyproject's options, one of which belongs to a plugin that may be missing.
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+PYTEST += ["-o", "addopts=--strict-markers --import-mode=importlib"]
+CHECK_LIMIT, COMPILE_LIMIT = 120.0, 150.0
+
+
+def _nothing(result: Result, output: str) -> None:
+    """Exit status and figures say it all."""
+
+
+@dataclass
+class Stage:
+    """One process. Stages of one group run side by side, groups in order."""
+
+    name: str
+    group: int
+    limit: float
+    """Seconds."""
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    read: Callable[[Result, str], None] = _nothing
+    """Completes the result from the output and from files that the command wrote."""
+    may_stop: bool = False
+    """Measures only: what it printed until its limit counts, and reaching it is no failure."""
+    keep_output: bool = False
+    impossible: str = ""
+    """Why it cannot run here."""
+    missing: str = ""
+    """What of it is left out here, and why."""
+
+
+def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> list[Stage]:
+    """All stages. root: the tree; folder: for what they write; opcheck_needs: a missing package."""
+    python, tools = sys.executable, root / "tools"
+
+    def script(name: str, *arguments: str) -> list[str]:
+        return [python, str(tools / name), *arguments]
+
+    stages = [
+        Stage(
+            "build",
+            0,
+            COMPILE_LIMIT,
+            [python, "setup.py", "build_ext", "--inplace", "--force"],
+            {"FASTHG_CUDA": "on"},
+            impossible=_needs("pybind11", "setuptools"),
+        ),
+        Stage("operators", 1, CHECK_LIMIT, script("gpu_exercise.py")),
+        Stage("streams", 1, CHECK_LIMIT, script("gpu_probe.py", "capture")),
+        _tests(root, folder, opcheck_needs),
+        *(_sanitizer(tool, script("gpu_exercise.py")) for tool in SANITIZERS),
+        # From here on the GPU has one stage at a time: these are timed.
+        Stage("memory", 2, 30, script("gpu_probe.py", "memory")),
+        Stage("launches", 3, 30, script("gpu_probe.py", "launches")),
+        _benchmarks(root, folder),
+        Stage("norm", 5, 60, script("gpu_probe.py", "norm"), may_stop=True, keep_output=True),
+        Stage("conv", 6, 60, script("gpu_probe.py", "conv"), may_stop=True),
+        Stage("decode", 7, 40, script("gpu_decode.py")),
+        Stage("eager", 8, 100, script("gpu_steps.py", "eager"), may_stop=True),
+    ]
+    # The whole network compiles for minutes: last, in what time is left.
+    for group, stacks, limit in ((9, "2", COMPILE_LIMIT), (10, "8", 2 * COMPILE_LIMIT)):
+        command = script("gpu_steps.py", "compiled", "--stacks", stacks, "--batch", "32", "8")
+        stages.append(Stage(f"compiled-{stacks}", group, limit, command, may_stop=True))
+    return stages
+
+
+def _needs(*packages: str) -> str:
+    """What is not installed, as a reason."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+def _split(files: list[Path], root: Path) -> tuple[list[str], str]:
+    """The files that can be imported here, and a remark on those with GPU tests that cannot."""
+    able, left_out = [], []
+    for file in files:
+        name, missing = str(file.relative_to(root)), lacking(file, root)
+        if not missing:
+            able.append(name)
+        elif "mark.gpu" in file.read_text(encoding="utf-8"):
+            left_out.append(f"{name} needs {', '.join(sorted(missing))}")
+    return able, "; ".join(left_out)
+
+
+def _tests(root: Path, folder: Path, opcheck_needs: str | None) -> Stage:
+    report = folder / "tests.xml"
+    files, left_out = _split(sorted((root / "tests").rglob("test_*.py")), root)
+    command = [sys.executable, *PYTEST, f"--junitxml={report}", *files]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", "4"]
+    if opcheck_needs:
+        command += ["-k", "not opcheck"]
+        left_out = "; ".join(filter(None, [left_out, f"opcheck needs {opcheck_needs}"]))
+
+    def read(result: Result, output: str) -> None:
+        if report.is_file():
+            result.note = read_junit(report)
+            if result.note.startswith("0 passed"):
+                result.status = "FAILED"
+
+    impossible = _needs("pytest")
+    return Stage(
+        "tests",
+        1,
+        CHECK_LIMIT,
+        command,
+        {"OMP_NUM_THREADS": "1"},
+        read,
+        impossible=impossible,
+        missing=left_out,
+    )
+
+
+def _benchmarks(root: Path, folder: Path) -> Stage:
+    report = folder / "benchmarks.json"
+    files, left_out = _split(sorted((root / "benchmarks").glob("bench_*.py")), root)
+    command = [sys.executable, *PYTEST, "--benchmark-enable", f"--benchmark-json={report}"]
+    # The floors of the ratio benchmarks are those of a CPU; rows give ratios, too.
+    command += ["-k", "not ratio", *files]
+
+    def read(result: Result, output: str) -> None:
+        if not report.is_file():
+            result.status = "FAILED"
+            return
+        result.figures = read_benchmarks(report)
+        times = ratios(result.figures)
+        result.figures += times
+        slow = [
+            f"{f.name} {f.value} {f.unit}" for f in times if ": kernels" in f.name and f.value < 1
+        ]
+        if slow:
+            result.status, result.note = "FAILED", f"slower: {', '.join(slow)}"
+
+    impossible = _needs("pytest", "pytest_benchmark")
+    return Stage("benchmarks", 4, 75, command, {}, read, impossible=impossible, missing=left_out)
+
+
+def find_sanitizer() -> str | None:
+    """compute-sanitizer on the path, or beside nvcc, where not every toolkit links it."""
+    nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
+    places = [Path(nvcc).resolve().parent] if nvcc else []
+    places += [place.parent / "compute-sanitizer" for place in places]
+    places += [Path("/usr/local/cuda/bin"), Path("/usr/local/cuda/compute-sanitizer")]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
+    return shutil.which("compute-sanitizer", path=path)
+
+
+def _sanitizer(tool: str, script: list[str]) -> Stage:
+    program = find_sanitizer()
+    command = [program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    if tool != "memcheck":
+        # Our own kernels; hazards in torch's are not ours to find, and cost time.
+        command += ["--kernel-name", "kns=fasthg"]
+
+    def read(result: Result, output: str) -> None:
+        if "Device not supported" in output:
+            result.status, result.note = "skipped", "compute-sanitizer does not serve this device"
+            return
+        summary = re.findall(r"((?:ERROR|RACECHECK) SUMMARY: .*)", output)
+        if summary:
+            failed = result.status == "FAILED"
+            result.note = f"{summary[-1]}; {result.note}" if failed else summary[-1]
+        elif result.status == "passed":
+            result.status, result.note = "FAILED", "compute-sanitizer gave no summary"
+
+    return Stage(
+        tool,
+        1,
+        CHECK_LIMIT,
+        [*command, *script],
+        # Each tensor gets an allocation of its own, so that the one beyond its end is nobody's.
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        read,
+        impossible="" if program else "compute-sanitizer not found",
+    )
