@@ -48,4 +48,20 @@ struct Targets {
   bool subpixel;  // false: centres are rounded to the nearest cell, half to even
 };
 
+// Batch norm over rows of channels: an image batch with channels last, without gaps. Real numbers
+// are in the accumulate type of the operator's dtype.
+struct BatchNorm {
+  const void* beta;   // (channels,), added after the scale
+  const void* gamma;  // (channels,), the scale; null = 1
+  void* mean;         // (channels,), written by the forward unless frozen
+  void* var;          // (channels,), biased, likewise
+  void* workspace;    // (parts, 2, channels): sums over the rows of each part
+  int64_t rows;       // batch x height x width
+  int64_t channels;
+  int64_t parts;  // of the rows: alone decides the order of summation
+  double eps;     // added to var
+  bool relu;
+  bool frozen;  // mean and var are given, and constants to the backward
+};
+
 }  // namespace fasthg
