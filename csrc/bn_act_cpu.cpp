@@ -39,8 +39,9 @@ FASTHG_HD void store(double value, double* out) {
 FASTHG_HD void store(float value, BFloat16* out) {
   uint32_t word;
   std::memcpy(&word, &value, sizeof word);
-  const uint32_t rounded = (word + 0x7fffu + (word >> 16 & 1u)) >> 16;  // to nearest, ties to even
-  out->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fffu);
+  word += 0x7fffu + (word >> 16 & 1u);  // to nearest, ties to even
+  word = value == value ? word : 0x7fff0000u;
+  out->bits = static_cast<uint16_t>(word >> 16);
 }
 
 template <typename T>

@@ -11,10 +11,17 @@
 
 // One function, compiled for several vector widths and picked when the library is loaded: wheels
 // stay portable and the loops still use AVX-512 where the machine has it. Needs GNU indirect
-// functions. FASTHG_NATIVE=1 at build time compiles everything for the building machine instead.
+// functions, and GCC 12 for the levels that stand for whole generations of processors: single
+// features come without fused multiply-add and 16-bit lanes. FASTHG_NATIVE=1 at build time compiles
+// everything for the building machine instead.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(FASTHG_NATIVE) && !defined(__CUDACC__)
+#if __GNUC__ >= 12
+#define FASTHG_VECTOR_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
 #define FASTHG_VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define FASTHG_VECTOR_CLONES
 #endif

@@ -116,7 +116,7 @@ def compile_for_host(sources: Path, folder: Path, patterns: Sequence[str]) -> ct
     library = folder / "emulated.so"
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-DFASTHG_CUDA_EMULATION", "-Wall", "-Werror"]
     flags += ["-Wno-unknown-pragmas", "-I", str(sources), "-I", str(Path(__file__).parent)]
-    command = [COMPILER, *flags, "-x", "c++", *files, "-o", str(library), "-lpthread"]
+    command = [COMPILER, *flags, "-x", "c++", *files, "-o", str(library), "-lpthread", "-ldl"]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 
