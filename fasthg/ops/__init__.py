@@ -5,7 +5,7 @@ Usable alone: nothing here needs the rest of fasthg.
 
 from __future__ import annotations
 
-from fasthg.ops._native import OpPath, paths
+from fasthg.ops._native import OpPath, paths, serves
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
@@ -19,5 +19,6 @@ __all__ = [
     "heatmap_mse",
     "heatmap_peaks",
     "paths",
+    "serves",
     "update_statistics",
 ]
