@@ -148,15 +148,15 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_bn_act_cuda(dtype, &norm, ptr(x), ptr(residual), ptr(y), device, ptr(stream));
     });
   });
-  m.def("bn_act_backward_cuda", [](int dtype, const BatchNorm& norm, Pointer x, Pointer y,
-                                   Pointer of_y, Pointer of_x, Pointer of_residual,
-                                   Pointer of_beta, Pointer of_gamma, int device, Pointer stream) {
-    call([&] {
-      return fasthg_bn_act_backward_cuda(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
-                                         ptr(of_residual), ptr(of_beta), ptr(of_gamma), device,
-                                         ptr(stream));
-    });
-  });
+  m.def("bn_act_backward_cuda",
+        [](int dtype, const BatchNorm& norm, Pointer x, Pointer y, Pointer of_y, Pointer of_x,
+           Pointer of_residual, Pointer of_beta, Pointer of_gamma, int device, Pointer stream) {
+          call([&] {
+            return fasthg_bn_act_backward_cuda(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
+                                               ptr(of_residual), ptr(of_beta), ptr(of_gamma),
+                                               device, ptr(stream));
+          });
+        });
 #else
   m.attr("cuda") = false;
 #endif

@@ -1,5 +1,5 @@
-// Batch norm, residual and ReLU: one pass for the sums and one for the result, threads over parts of
-// the rows. Several rows make one tile, in which channel values are repeated, so that the inner
+// Batch norm, residual and ReLU: one pass for the sums and one for the result, threads over parts
+// of the rows. Several rows make one tile, in which channel values are repeated, so that the inner
 // loops are long and know no channels.
 #include <cstring>
 #include <vector>
@@ -52,10 +52,10 @@ template <typename T>
 struct Pass {
   int64_t tile;
   bool relu;
-  const Real<T>*mean, *scale, *beta;           // mean is the origin in the pass of the moments
-  const Real<T>*of_centred, *constant;         // of the last pass
-  const T *x, *residual, *y, *of_y;            // residual of the forward, y of the backward, or null
-  T *result, *of_residual;                     // of_residual or null
+  const Real<T>*mean, *scale, *beta;    // mean is the origin in the pass of the moments
+  const Real<T>*of_centred, *constant;  // of the last pass
+  const T *x, *residual, *y, *of_y;     // residual of the forward, y of the backward, or null
+  T *result, *of_residual;              // of_residual or null
 };
 
 template <bool relu, bool with_y, typename T>
@@ -106,8 +106,8 @@ FASTHG_HD void slopes_if(const Pass<T>& p, int64_t begin, int64_t end, Real<T>* 
       const Real<T> a = behind_relu<relu, with_y>(p, at + i, i);
       const Real<T> b = behind_relu<relu, with_y>(p, at + tile + i, i);
       sum[i] += a + b;
-      products[i] += a * (widen(p.x[at + i]) - p.mean[i]) +
-                     b * (widen(p.x[at + tile + i]) - p.mean[i]);
+      products[i] +=
+          a * (widen(p.x[at + i]) - p.mean[i]) + b * (widen(p.x[at + tile + i]) - p.mean[i]);
     }
   }
   for (; at < end; at += tile) {
@@ -178,20 +178,20 @@ FASTHG_HD void gradient_of(const Pass<T>& p, int64_t begin, int64_t end) {
 }
 
 // Clones are made of plain functions only, so each type has its own. Begin and end count values.
-#define FASTHG_PASSES(T)                                                                           \
-  FASTHG_VECTOR_CLONES void add_moments(const Pass<T>& p, int64_t begin, int64_t end,              \
-                                        Real<T>* first, Real<T>* second) {                         \
-    moments_of(p, begin, end, first, second);                                                      \
-  }                                                                                                \
-  FASTHG_VECTOR_CLONES void add_slopes(const Pass<T>& p, int64_t begin, int64_t end,               \
-                                       Real<T>* first, Real<T>* second) {                          \
-    slopes_of(p, begin, end, first, second);                                                       \
-  }                                                                                                \
-  FASTHG_VECTOR_CLONES void write_result(const Pass<T>& p, int64_t begin, int64_t end) {           \
-    result_of(p, begin, end);                                                                      \
-  }                                                                                                \
-  FASTHG_VECTOR_CLONES void write_gradient(const Pass<T>& p, int64_t begin, int64_t end) {         \
-    gradient_of(p, begin, end);                                                                    \
+#define FASTHG_PASSES(T)                                                                   \
+  FASTHG_VECTOR_CLONES void add_moments(const Pass<T>& p, int64_t begin, int64_t end,      \
+                                        Real<T>* first, Real<T>* second) {                 \
+    moments_of(p, begin, end, first, second);                                              \
+  }                                                                                        \
+  FASTHG_VECTOR_CLONES void add_slopes(const Pass<T>& p, int64_t begin, int64_t end,       \
+                                       Real<T>* first, Real<T>* second) {                  \
+    slopes_of(p, begin, end, first, second);                                               \
+  }                                                                                        \
+  FASTHG_VECTOR_CLONES void write_result(const Pass<T>& p, int64_t begin, int64_t end) {   \
+    result_of(p, begin, end);                                                              \
+  }                                                                                        \
+  FASTHG_VECTOR_CLONES void write_gradient(const Pass<T>& p, int64_t begin, int64_t end) { \
+    gradient_of(p, begin, end);                                                            \
   }
 FASTHG_PASSES(float)
 FASTHG_PASSES(double)
@@ -205,9 +205,9 @@ class Work {
       : norm_(norm),
         repeats_(norm.channels ? std::max<int64_t>(1, kTile / norm.channels) : 1),
         tile_(repeats_ * norm.channels),
-        workers_(norm.parts ? worker_count(norm.parts, norm.rows * norm.channels / norm.parts,
-                                           threads)
-                            : 1) {}
+        workers_(norm.parts
+                     ? worker_count(norm.parts, norm.rows * norm.channels / norm.parts, threads)
+                     : 1) {}
 
   int64_t tile() const { return tile_; }
 
@@ -290,10 +290,9 @@ const char* forward(const BatchNorm& norm, const void* x, const void* residual, 
   if (!norm.frozen) {
     const auto origin = work.repeated([&](int64_t c) { return widen(pass.x[c]); });
     pass.mean = origin.data();
-    const auto sums =
-        work.sums([&](int64_t begin, int64_t end, Real<T>* first, Real<T>* second) {
-          add_moments(pass, begin, end, first, second);
-        });
+    const auto sums = work.sums([&](int64_t begin, int64_t end, Real<T>* first, Real<T>* second) {
+      add_moments(pass, begin, end, first, second);
+    });
     for (int64_t c = 0; c < norm.channels; ++c) {
       const Moments m = moments(sums[c], sums[norm.channels + c], origin[c], norm.rows);
       channel.mean[c] = static_cast<Real<T>>(m.mean);
@@ -306,8 +305,7 @@ const char* forward(const BatchNorm& norm, const void* x, const void* residual, 
   pass.mean = mean.data();
   pass.scale = scale.data();
   pass.beta = beta.data();
-  work.each_part(
-      [&](int, int64_t, int64_t begin, int64_t end) { write_result(pass, begin, end); });
+  work.each_part([&](int, int64_t, int64_t begin, int64_t end) { write_result(pass, begin, end); });
   return nullptr;
 }
 

@@ -61,8 +61,8 @@ class Shares {
   int64_t finished_ = 0;
 };
 
-// `void GOMP_parallel(function, argument, threads, flags)`: calls the function once on each thread of
-// the caller's pool and waits. libgomp has it, and so have the OpenMP runtimes that replace it.
+// `void GOMP_parallel(function, argument, threads, flags)`: calls the function once on each thread
+// of the caller's pool and waits. libgomp has it, and so have the OpenMP runtimes that replace it.
 using Pool = void (*)(void (*)(void*), void*, unsigned, unsigned);
 inline const pid_t kLoadedBy = getpid();
 
