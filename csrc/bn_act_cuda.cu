@@ -179,7 +179,7 @@ __device__ bool add_parts(const BatchNorm& norm, int channel, Pair* scratch, Pai
 
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
-    bn_act_finish_moments_kernel(BatchNorm norm, const T* x) {
+    bn_act_statistics_kernel(BatchNorm norm, const T* x) {
   using Real = typename Accumulate<T>::type;
   FASTHG_SHARED(shared);
   const int channel = static_cast<int>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(kFinishThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
-    bn_act_finish_slopes_kernel(BatchNorm norm, typename Accumulate<T>::type* of_beta,
-                                typename Accumulate<T>::type* of_gamma) {
+    bn_act_totals_kernel(BatchNorm norm, typename Accumulate<T>::type* of_beta,
+                         typename Accumulate<T>::type* of_gamma) {
   using Real = typename Accumulate<T>::type;
   FASTHG_SHARED(shared);
   const int channel = static_cast<int>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
@@ -312,8 +312,8 @@ const char* launch(const Arguments& a) {
     FASTHG_LAUNCH((bn_act_slopes_kernel<T, vector>), parts, threads, sums, a.stream, norm, shape,
                   maps);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_finish_slopes_kernel<T>, finish, dim3(kFinishThreads), pairs, a.stream,
-                  norm, of_beta, of_gamma);
+    FASTHG_LAUNCH(bn_act_totals_kernel<T>, finish, dim3(kFinishThreads), pairs, a.stream, norm,
+                  of_beta, of_gamma);
     if (const char* refusal = launch_status()) return refusal;
     FASTHG_LAUNCH((bn_act_gradient_kernel<T, vector>), pass, threads, 0, a.stream, norm, shape,
                   maps, of_beta, of_gamma);
@@ -323,8 +323,8 @@ const char* launch(const Arguments& a) {
     FASTHG_LAUNCH((bn_act_moments_kernel<T, vector>), parts, threads, sums, a.stream, norm, shape,
                   maps);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_finish_moments_kernel<T>, finish, dim3(kFinishThreads), pairs, a.stream,
-                  norm, maps.x);
+    FASTHG_LAUNCH(bn_act_statistics_kernel<T>, finish, dim3(kFinishThreads), pairs, a.stream, norm,
+                  maps.x);
     if (const char* refusal = launch_status()) return refusal;
   }
   FASTHG_LAUNCH((bn_act_result_kernel<T, vector>), pass, threads, 0, a.stream, norm, shape, maps);

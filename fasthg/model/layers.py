@@ -19,9 +19,9 @@ HOURGLASS_LEVELS = 4
 class BatchNorm(nn.Module):
     """Batch norm with an offset but no scale, with what follows it: a residual and a ReLU.
 
-    `y = relu?((x - mean) / sqrt(var + eps) + bias + residual)`. Training normalises with the biased variance of the
-    batch and moves `running_var` towards the unbiased one: `running = decay * running +
-    (1 - decay) * batch`, as `tf.contrib.slim.batch_norm` does.
+    `y = relu?((x - mean) / sqrt(var + eps) + bias + residual)`. Training normalises with the biased
+    variance of the batch and moves `running_var` towards the unbiased one: `running = decay *
+    running + (1 - decay) * batch`, as `tf.contrib.slim.batch_norm` does.
 
     Args:
         channels: number of channels.

@@ -17,9 +17,7 @@ _MAXIMUM_PARTS = 512
 
 
 def _maps_like(x: Tensor) -> Tensor:
-    return torch.empty(
-        x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _channel_values(x: Tensor) -> Tensor:
@@ -85,7 +83,8 @@ def _run(
     """The result; mean and var are read if frozen, else written."""
     if not x.numel():
         if not frozen:
-            mean.zero_(), var.zero_()
+            mean.zero_()
+            var.zero_()
         return _maps_like(x)
     if not _native.serves(x):
         if not frozen:
@@ -263,7 +262,9 @@ _backward_operator = _native.register(
 def _check(op: str, x: Tensor, channels: dict[str, Tensor | None], residual: Tensor | None) -> None:
     """Check shapes, dtype and devices; raises ValueError."""
     if x.dim() != 4:
-        raise ValueError(f"{op}: x: expected (batch, channels, height, width), got {tuple(x.shape)}")
+        raise ValueError(
+            f"{op}: x: expected (batch, channels, height, width), got {tuple(x.shape)}"
+        )
     if not x.is_floating_point():
         raise ValueError(f"{op}: x: expected a floating dtype, got {x.dtype}")
     expected = dict.fromkeys(channels, (x.shape[1],)) | {"residual": tuple(x.shape)}
