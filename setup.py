@@ -119,7 +119,7 @@ class BuildExtension(build_ext):
                 ext.extra_objects.clear()
                 raise subprocess.CalledProcessError(process.returncode, command, stderr=stderr)
         ext.extra_objects.append(str(library))
-        ext.extra_link_args += ["-lrt", "-ldl", "-lpthread"]
+        ext.extra_link_args += ["-lrt", "-lpthread"]
         ext.define_macros.append(("FASTHG_CUDA", "1"))
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         release = version.partition("release ")[2].partition(",")[0]
@@ -132,7 +132,7 @@ extension = Extension(
     sources=sorted(str(path) for path in [*SOURCES.glob("*_cpu.cpp"), SOURCES / "bindings.cpp"]),
     depends=sorted(str(path) for path in SOURCES.iterdir()),
     extra_compile_args=CXX_FLAGS + (["-march=native", "-DFASTHG_NATIVE"] if native else []),
-    extra_link_args=["-s"],
+    extra_link_args=["-s", "-ldl"],
     language="c++",
     optional=True,
 )

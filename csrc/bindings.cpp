@@ -8,6 +8,7 @@
 #include "ops.h"
 
 namespace py = pybind11;
+using fasthg::BatchNorm;
 using fasthg::Targets;
 
 namespace {
@@ -50,6 +51,17 @@ PYBIND11_MODULE(_C, m) {
            py::arg("sigma_stride"), py::arg("batch"), py::arg("parts"), py::arg("height"),
            py::arg("width"), py::arg("subpixel"));
 
+  py::class_<BatchNorm>(m, "BatchNorm")
+      .def(py::init([](Pointer beta, Pointer gamma, Pointer mean, Pointer var, Pointer workspace,
+                       int64_t rows, int64_t channels, int64_t parts, double eps, bool relu,
+                       bool frozen) {
+             return BatchNorm{ptr(beta), ptr(gamma), ptr(mean), ptr(var), ptr(workspace), rows,
+                              channels,  parts,      eps,       relu,     frozen};
+           }),
+           py::kw_only(), py::arg("beta"), py::arg("gamma"), py::arg("mean"), py::arg("var"),
+           py::arg("workspace"), py::arg("rows"), py::arg("channels"), py::arg("parts"),
+           py::arg("eps"), py::arg("relu"), py::arg("frozen"));
+
   m.def("gaussian_heatmaps_cpu", [](int dtype, const Targets& targets, Pointer heatmaps,
                                     bool channels_last, int threads) {
     call([&] {
@@ -79,6 +91,18 @@ PYBIND11_MODULE(_C, m) {
     call([&] {
       return fasthg_heatmap_peaks_cpu(dtype, ptr(heatmaps), strides.data(), shape.data(), method,
                                       ptr(xy), ptr(score), threads);
+    });
+  });
+  m.def("bn_act_cpu", [](int dtype, const BatchNorm& norm, Pointer x, Pointer residual, Pointer y,
+                         int threads) {
+    call([&] { return fasthg_bn_act_cpu(dtype, &norm, ptr(x), ptr(residual), ptr(y), threads); });
+  });
+  m.def("bn_act_backward_cpu", [](int dtype, const BatchNorm& norm, Pointer x, Pointer y,
+                                  Pointer of_y, Pointer of_x, Pointer of_residual, Pointer of_beta,
+                                  Pointer of_gamma, int threads) {
+    call([&] {
+      return fasthg_bn_act_backward_cpu(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
+                                        ptr(of_residual), ptr(of_beta), ptr(of_gamma), threads);
     });
   });
 
@@ -116,6 +140,21 @@ PYBIND11_MODULE(_C, m) {
           call([&] {
             return fasthg_heatmap_peaks_cuda(dtype, ptr(heatmaps), strides.data(), shape.data(),
                                              method, ptr(xy), ptr(score), device, ptr(stream));
+          });
+        });
+  m.def("bn_act_cuda", [](int dtype, const BatchNorm& norm, Pointer x, Pointer residual, Pointer y,
+                          int device, Pointer stream) {
+    call([&] {
+      return fasthg_bn_act_cuda(dtype, &norm, ptr(x), ptr(residual), ptr(y), device, ptr(stream));
+    });
+  });
+  m.def("bn_act_backward_cuda",
+        [](int dtype, const BatchNorm& norm, Pointer x, Pointer y, Pointer of_y, Pointer of_x,
+           Pointer of_residual, Pointer of_beta, Pointer of_gamma, int device, Pointer stream) {
+          call([&] {
+            return fasthg_bn_act_backward_cuda(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
+                                               ptr(of_residual), ptr(of_beta), ptr(of_gamma),
+                                               device, ptr(stream));
           });
         });
 #else

@@ -54,6 +54,26 @@ const char* fasthg_heatmap_peaks_cuda(int dtype, const void* heatmaps, const int
                                       const int64_t shape[4], int method, void* xy, void* score,
                                       int device, void* stream);
 
+// y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual).
+// x, residual (or null), y: dtype (rows, channels). CPU: float32, float64, bfloat16. CUDA: also
+// float16.
+const char* fasthg_bn_act_cpu(int dtype, const fasthg::BatchNorm* norm, const void* x,
+                              const void* residual, void* y, int threads);
+const char* fasthg_bn_act_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,
+                               const void* residual, void* y, int device, void* stream);
+
+// Its gradients. of_y, of_x: dtype (rows, channels); of_beta, of_gamma: real (channels,), both
+// always written. Where relu follows a residual, y (the forward's result) says where it let values
+// through and of_residual is written, both dtype (rows, channels); else they are null.
+const char* fasthg_bn_act_backward_cpu(int dtype, const fasthg::BatchNorm* norm, const void* x,
+                                       const void* y, const void* of_y, void* of_x,
+                                       void* of_residual, void* of_beta, void* of_gamma,
+                                       int threads);
+const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,
+                                        const void* y, const void* of_y, void* of_x,
+                                        void* of_residual, void* of_beta, void* of_gamma,
+                                        int device, void* stream);
+
 // Null if the CUDA runtime in this library works with the driver, else what it says.
 const char* fasthg_cuda_problem();
 

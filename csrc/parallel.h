@@ -1,11 +1,15 @@
 // Threads over the items of a batch, for the CPU launchers.
 //
-// No OpenMP: a second pool beside torch's would spin for the same cores, and GNU's does not survive
-// fork(), which data-loader workers use. Threads are started for each call instead (about 20 us,
-// so small work stays on the caller), and the caller waits for work that was begun, never for a
-// thread to start: after each of its own operators torch keeps the other cores spinning for some
-// milliseconds, and a new thread may have to wait that long for its turn.
+// They are those of torch's own pool where it is GNU OpenMP's, found at run time: after each of its
+// operators torch keeps its threads spinning for some milliseconds, so other threads would wait
+// that long for a core. This library links no OpenMP, whose second pool would spin beside torch's.
+// A pool does not survive fork(), which data-loader workers use: a child, like a process without
+// OpenMP, starts threads for each call (about 20 us), and there the caller waits for work that was
+// begun, never for a thread to start.
 #pragma once
+
+#include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -57,11 +61,38 @@ class Shares {
   int64_t finished_ = 0;
 };
 
+// `void GOMP_parallel(function, argument, threads, flags)`: calls the function once on each thread
+// of the caller's pool and waits. libgomp has it, and so have the OpenMP runtimes that replace it.
+using Pool = void (*)(void (*)(void*), void*, unsigned, unsigned);
+inline const pid_t kLoadedBy = getpid();
+
+inline Pool pool() {
+  static const Pool found = reinterpret_cast<Pool>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == kLoadedBy ? found : nullptr;
+}
+
 // Calls body(worker, begin, end) on contiguous shares of [0, items); a worker has one share at a
 // time. Every item is computed by the same instructions, whoever does it. body must not throw.
 template <typename Body>
 void parallel_for(int64_t items, int workers, const Body& body) {
+  if (workers <= 1) {
+    if (items) body(0, 0, items);
+    return;
+  }
   const int64_t size = std::max<int64_t>(1, items / (workers * kSharesPerWorker));
+  if (const Pool on_each_thread = pool()) {
+    struct Region {
+      Shares<Body> shares;
+      std::atomic<int> workers{0};
+    } region{{body, items, size}};
+    on_each_thread(
+        [](void* argument) {
+          auto* mine = static_cast<Region*>(argument);
+          mine->shares.work(mine->workers.fetch_add(1));
+        },
+        &region, workers, 0);
+    return;
+  }
   // Shared ownership: a thread that starts late still needs to read that nothing is left.
   const auto shares = std::make_shared<Shares<Body>>(body, items, size);
   try {

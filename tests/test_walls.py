@@ -86,7 +86,7 @@ MAY_INCLUDE: dict[str, str] = {
     r"portable\.h": DEVICE_FREE,
     r"ops\.h": rf"portable\.h|{DEVICE_FREE}",
     r"(?P<op>\w+)_math\.h": rf"portable\.h|{DEVICE_FREE}",
-    r"parallel\.h": STANDARD_HEADERS,
+    r"parallel\.h": rf"<(dlfcn|unistd)\.h>|{STANDARD_HEADERS}",
     # Pieces that several ops share on one device.
     r"\w+_rows\.h": rf"\w+_math\.h|portable\.h|{STANDARD_HEADERS}",
     r"\w+_tables\.cuh": rf"\w+_math\.h|portable\.h|cuda_utils\.cuh|{STANDARD_HEADERS}",

@@ -13,6 +13,7 @@ from fasthg.config.types import (
     Folder,
     FreeForm,
     LowerCase,
+    OnOff,
     Real,
     Text,
     Whole,
@@ -56,6 +57,11 @@ class MachineKeys(Section):
         default="auto",
         description="Arithmetic of the network: fp32, bf16 or fp16 (weights stay fp32); "
         "auto: bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.",
+    )
+    FUSED: Annotated[Literal["auto", "on", "off"], OnOff, LowerCase] = Field(
+        default="auto",
+        description="Batch norm, residual and ReLU as one operator (on) or as torch's own modules "
+        "(off); auto: on where the compiled kernels serve the device.",
     )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."

@@ -88,6 +88,10 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _on_off(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def local_path(text: str) -> str:
     """A path with `~` and `$VARIABLES` expanded and either separator accepted.
 
@@ -127,3 +131,5 @@ Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
 AsList = BeforeValidator(_sequence)
 AsOptionalList = BeforeValidator(_sequence_or_none)
 LowerCase = BeforeValidator(_lower)
+# YAML reads a bare `on` or `off` as a boolean.
+OnOff = BeforeValidator(_on_off)

@@ -65,7 +65,7 @@ class StackedHourglass(nn.Module):
             residuals have twice as many. At full resolution, it decides what a small network costs.
         head_scale: factor on the initial weights of the heatmap convolutions. At 1 (Xavier) the
             first loss is over a hundred times that of an all-zero output and short runs collapse.
-        bn_eps, bn_decay: see `BatchNorm`.
+        bn_eps, bn_decay, fused: see `BatchNorm`.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class StackedHourglass(nn.Module):
         head_scale: float = 1.0,
         bn_eps: float = 1e-3,
         bn_decay: float = 0.9997,
+        fused: str = "auto",
     ) -> None:
         super().__init__()
         self.stem = Stem(stem_features, features)
@@ -89,7 +90,7 @@ class StackedHourglass(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, BatchNorm):
-                module.eps, module.decay = bn_eps, bn_decay
+                module.eps, module.decay, module.fused = bn_eps, bn_decay, fused
         with torch.no_grad():
             for stack in self.stacks:
                 assert isinstance(stack, Stack)
@@ -131,5 +132,6 @@ def build_model(config: Config) -> StackedHourglass:
             head_scale=config.HEAD_INIT_SCALE,
             bn_eps=config.BATCHNORM_EPSILON,
             bn_decay=config.BATCHNORM_MOVING_AVERAGE_DECAY,
+            fused=config.FUSED,
         )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

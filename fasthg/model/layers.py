@@ -11,37 +11,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasthg.ops import bn_act, bn_act_inference, serves, update_statistics
+
 HOURGLASS_LEVELS = 4
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with an offset but no scale.
+    """Batch norm with an offset but no scale, with what follows it: a residual and a ReLU.
 
-    `y = (x - mean) / sqrt(var + eps) + bias`. Training normalises with the biased variance of the
-    batch and moves `running_var` towards the unbiased one: `running = decay * running +
-    (1 - decay) * batch`, as `tf.contrib.slim.batch_norm` does.
+    `y = relu?((x - mean) / sqrt(var + eps) + bias + residual)`. Training normalises with the biased
+    variance of the batch and moves `running_var` towards the unbiased one: `running = decay *
+    running + (1 - decay) * batch`, as `tf.contrib.slim.batch_norm` does.
 
     Args:
         channels: number of channels.
         eps: added to the variance (BATCHNORM_EPSILON).
         decay: share of the moving statistics kept per step (BATCHNORM_MOVING_AVERAGE_DECAY).
             An attribute, so that a step may warm it up.
+        fused: "on" runs `fasthg.ops.bn_act`, "off" torch's own modules, "auto" the first where
+            the compiled kernels serve the device (FUSED).
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, eps: float = 1e-3, decay: float = 0.9997) -> None:
+    def __init__(
+        self, channels: int, eps: float = 1e-3, decay: float = 0.9997, fused: str = "auto"
+    ) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.eps = eps
         self.decay = decay
+        self.fused = fused
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
-        return F.batch_norm(
+        if self.fused == "on" or (self.fused == "auto" and serves(x)):
+            return self._fused(x, residual, relu)
+        y = F.batch_norm(
             x,
             self.running_mean,
             self.running_var,
@@ -51,10 +60,23 @@ class BatchNorm(nn.Module):
             1.0 - self.decay,
             self.eps,
         )
+        if residual is not None:
+            y = y + residual
+        return F.relu(y, inplace=True) if relu else y
+
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        means = (self.running_mean, self.running_var)
+        if not self.training:
+            return bn_act_inference(
+                x, *means, self.bias, residual=residual, relu=relu, eps=self.eps
+            )
+        y, mean, var = bn_act(x, self.bias, residual=residual, relu=relu, eps=self.eps)
+        update_statistics(*means, mean, var, x.numel() // x.shape[1], self.decay)
+        return y
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, batch norm, optional ReLU.
+    """Convolution without bias, batch norm, optional residual, optional ReLU.
 
     Padding is TensorFlow's SAME: for the 7x7 stride-2 stem two pixels before and three after, so
     torch's symmetric padding does not serve there.
@@ -79,12 +101,15 @@ class ConvBN(nn.Module):
         self.bn = BatchNorm(channels_out)
         self.relu = relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(batch, in, height, width)` -> `(batch, out, height / stride, width / stride)`."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`(batch, in, height, width)` -> `(batch, out, height / stride, width / stride)`.
+
+        residual: as the result, added before the ReLU.
+        """
         if self.pad is not None:
             x = F.pad(x, self.pad)
-        y = self.bn(self.conv(x))
-        return F.relu(y, inplace=True) if self.relu else y
+        y: Tensor = self.bn(self.conv(x), residual, self.relu)
+        return y
 
 
 class Residual(nn.Module):
@@ -102,8 +127,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in, height, width)` -> `(batch, out, height, width)`."""
-        y = self.conv3(self.conv2(self.conv1(x)))
-        return y + (x if self.skip is None else self.skip(x))
+        inner = self.conv2(self.conv1(x))
+        y: Tensor = self.conv3(inner, x if self.skip is None else self.skip(x))
+        return y
 
 
 def upsample2x(x: Tensor) -> Tensor:

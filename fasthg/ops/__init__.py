@@ -5,9 +5,20 @@ Usable alone: nothing here needs the rest of fasthg.
 
 from __future__ import annotations
 
-from fasthg.ops._native import OpPath, paths
+from fasthg.ops._native import OpPath, paths, serves
+from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
 
-__all__ = ["OpPath", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks", "paths"]
+__all__ = [
+    "OpPath",
+    "bn_act",
+    "bn_act_inference",
+    "gaussian_heatmaps",
+    "heatmap_mse",
+    "heatmap_peaks",
+    "paths",
+    "serves",
+    "update_statistics",
+]

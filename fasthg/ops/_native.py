@@ -94,7 +94,13 @@ def serves(tensor: torch.Tensor) -> bool:
     """Whether the compiled kernels serve this tensor's device and dtype."""
     if tensor.dtype not in DTYPE_CODES:
         return False
-    return choose(tensor.device.type, tensor.device.index or 0)[0]
+    return _served(tensor.device.type, tensor.device.index or 0)
+
+
+@torch.compiler.assume_constant_result
+def _served(device_type: str, device_index: int) -> bool:
+    """The choice as torch.compile sees it: a constant, whose reasons it need not trace."""
+    return choose(device_type, device_index)[0]
 
 
 def launch(name: str, tensor: torch.Tensor, *arguments: Any) -> None:

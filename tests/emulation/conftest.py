@@ -33,6 +33,18 @@ class Targets(ctypes.Structure):
     ]
 
 
+class BatchNorm(ctypes.Structure):
+    """`struct BatchNorm` of csrc/portable.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("beta", "gamma", "mean", "var", "workspace")),
+        *((name, ctypes.c_int64) for name in ("rows", "channels", "parts")),
+        ("eps", ctypes.c_double),
+        ("relu", ctypes.c_bool),
+        ("frozen", ctypes.c_bool),
+    ]
+
+
 class Kernels:
     """The launchers of one library, for either side: `cuda` (emulated) or `cpu`.
 
@@ -91,6 +103,43 @@ class Kernels:
         self.call("heatmap_mse_backward", *shared, *pointers[1:])
         return loss, gradient
 
+    def bn_act(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        of_y: Tensor,
+        beta: Tensor,
+        gamma: Tensor | None,
+        *,
+        relu: bool,
+        given: tuple[Tensor, Tensor] | None = None,
+        parts: int = 3,
+    ) -> list[Tensor]:
+        """x, residual, of_y: (rows, channels). given: mean and variance to take.
+
+        Returns y, mean, var and the gradients: of x, beta, gamma and, behind a ReLU, the residual.
+        """
+        rows, channels = x.shape
+        mean, var, of_beta, of_gamma = torch.full((4, channels), torch.nan, dtype=beta.dtype)
+        if given:
+            mean, var = given
+        workspace = torch.full((parts, 2, channels), torch.nan, dtype=beta.dtype)
+        y, of_x, of_residual = (torch.full_like(x, torch.nan) for _ in range(3))
+        masked = relu and residual is not None
+
+        def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+            return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+
+        described = pointers(beta, gamma, mean, var, workspace)
+        frozen = given is not None
+        norm = BatchNorm(*described, rows, channels, parts, 1e-3, relu, frozen)
+        shared = (CODES[x.dtype], ctypes.byref(norm))
+        self.call("bn_act", *shared, *pointers(x, residual, y))
+        gradients = (of_x, of_residual if masked else None, of_beta, of_gamma)
+        read = (x, y if masked else None, of_y)
+        self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
+        return [y, mean, var, *(t for t in gradients if t is not None)]
+
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
         real = torch.float64 if maps.dtype == torch.float64 else torch.float32
         xy = torch.full((*maps.shape[:2], 2), torch.nan, dtype=real)
@@ -116,7 +165,7 @@ def compile_for_host(sources: Path, folder: Path, patterns: Sequence[str]) -> ct
     library = folder / "emulated.so"
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-DFASTHG_CUDA_EMULATION", "-Wall", "-Werror"]
     flags += ["-Wno-unknown-pragmas", "-I", str(sources), "-I", str(Path(__file__).parent)]
-    command = [COMPILER, *flags, "-x", "c++", *files, "-o", str(library), "-lpthread"]
+    command = [COMPILER, *flags, "-x", "c++", *files, "-o", str(library), "-lpthread", "-ldl"]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 

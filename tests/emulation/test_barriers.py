@@ -11,6 +11,8 @@ BARRIERS = [
     ("heatmap_mse_cuda.cu", "__syncthreads();  // the loss reads", "compare"),
     ("heatmap_mse_cuda.cu", "__syncthreads();  // the gradient reads", "compare"),
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
+    ("bn_act_cuda.cu", "__syncthreads();  // every line's sums", "normalise"),
+    ("bn_act_cuda.cu", "__syncthreads();  // the first warp reads", "normalise"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
@@ -24,6 +26,10 @@ def results(kernels, described, what):
         return [kernels.gaussian_heatmaps(described, (16, 16), torch.float32, True)]
     if what == "compare":
         return list(kernels.heatmap_mse(described, (16, 16), maps.view(1, 2, -1), True))
+    if what == "normalise":
+        rows = maps.view(-1, 16)
+        values = (torch.zeros(16), torch.ones(16))
+        return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, parts=11)
     if what == "plateau":
         maps = (maps > 0.3).float()
     if what == "late":
@@ -35,7 +41,8 @@ def results(kernels, described, what):
 def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, file, barrier, what):
     described = scene(2, 7, 16, 16, torch.float32)
     wanted = results(cpu, described, what)
-    source = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse"}.get(what, "heatmap_peaks")
+    sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse", "normalise": "bn_act"}
+    source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 
     def right(kernels, order):

@@ -78,6 +78,34 @@ def test_heatmap_peaks(scene, cpu, cuda, dtype, error, shape, method):
     torch.testing.assert_close(score, wanted_score, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (70, 520)])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_bn_act(cpu, cuda, dtype, error, shape, relu, residual, frozen):
+    random = torch.Generator().manual_seed(3)
+    x, added, of_y = torch.randn(3, *shape, generator=random).to(dtype)
+    real = widened(dtype)
+    beta, gamma, mean, var = (torch.rand(4, shape[1], generator=random) + 0.1).to(real)
+    given = (mean, var) if frozen else None
+    arguments = (x, added if residual else None, of_y, beta, gamma)
+    wide = [t if t is None else t.to(real) for t in arguments]
+    wanted = cpu.bn_act(*wide, relu=relu, given=given)
+    got = cuda.bn_act(*arguments, relu=relu, given=given)
+    for result, right in zip(got, wanted, strict=True):
+        size = float(right.abs().max())
+        bound = error if result.dtype == dtype else min(error, 1e-5)
+        torch.testing.assert_close(result.to(real), right, rtol=bound, atol=8 * bound * size)
+
+
+def test_bn_act_without_gamma(cpu, cuda):
+    x, of_y = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(4))
+    arguments = (x, None, of_y, torch.ones(16), None)
+    got, wanted = (kernels.bn_act(*arguments, relu=True) for kernels in (cuda, cpu))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_maps_too_large_for_a_block_are_refused(scene, cuda):
     with pytest.raises(RuntimeError, match="too large for the GPU's shared memory"):
         cuda.gaussian_heatmaps(

@@ -16,9 +16,11 @@ needs_extension = pytest.mark.skipif(
     isinstance(_native.native, _native.Missing), reason="the extension is not built"
 )
 
+OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
+
 RUN_ALL = """
 import sys, torch
-from fasthg.ops import gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
+from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -26,6 +28,7 @@ maps = gaussian_heatmaps(keypoints, sigmas, 16, subpixel=True)
 loss = heatmap_mse(predictions, keypoints, sigmas)
 loss.sum().backward()
 results = [maps, loss.detach(), predictions.grad]
+results += [t.detach() for t in bn_act(predictions[0], torch.zeros(3), relu=True)]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
 torch.save([results, [row._asdict() for row in paths()]], sys.argv[1])
@@ -59,8 +62,8 @@ def test_a_missing_extension_explains_itself():
 
 def test_paths_name_every_operator_once_a_device():
     rows = paths()
-    assert {row.op for row in rows} == {"gaussian_heatmaps", "heatmap_mse", "heatmap_peaks"}
-    assert len({(row.op, row.device) for row in rows}) == len(rows) == 6
+    assert {row.op for row in rows} == set(OPERATORS)
+    assert len({(row.op, row.device) for row in rows}) == len(rows) == 2 * len(OPERATORS)
     assert all(row.path in ("native", "torch reference") and row.reason for row in rows)
 
 

@@ -1,0 +1,357 @@
+"""Batch norm, residual and ReLU in two passes over memory each way, instead of up to five."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fasthg.ops import _native, reference
+
+# Each part of the rows is summed by itself, then the parts in order: their number, which depends on
+# the shape alone, decides the order of summation.
+_ROWS_PER_PART = 64
+_MAXIMUM_PARTS = 512
+
+
+def _maps_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _channel_values(x: Tensor) -> Tensor:
+    """Room for one real number a channel."""
+    return x.new_empty(x.shape[1], dtype=reference.arithmetic_dtype(x.dtype))
+
+
+def _readable(x: Tensor, values: Tensor) -> Tensor:
+    """Maps as the kernels read them: x's dtype, channels last, no gaps; float32 for CPU float16."""
+    dtype = x.dtype
+    if dtype == torch.float16 and x.device.type == "cpu":
+        dtype = torch.float32
+    return values.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _launch(
+    name: str,
+    x: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    relu: bool,
+    frozen: bool,
+    eps: float,
+    *others: Tensor | None,
+) -> None:
+    """Run a kernel over readable maps x; `others` are the launcher's further tensors or nulls."""
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    parts = min(_MAXIMUM_PARTS, -(-rows // _ROWS_PER_PART))
+    # The kernels get bare addresses: these must live until the launch.
+    beta = beta.to(mean.dtype).contiguous()
+    gamma = None if gamma is None else gamma.to(mean.dtype).contiguous()
+    workspace = mean.new_empty(parts * 2 * channels)
+    norm = _native.native.BatchNorm(
+        beta=beta.data_ptr(),
+        gamma=0 if gamma is None else gamma.data_ptr(),
+        mean=mean.data_ptr(),
+        var=var.data_ptr(),
+        workspace=workspace.data_ptr(),
+        rows=rows,
+        channels=channels,
+        parts=parts,
+        eps=eps,
+        relu=relu,
+        frozen=frozen,
+    )
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
+    _native.launch(name, x, norm, x.data_ptr(), *addresses)
+
+
+def _run(
+    x: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    relu: bool,
+    frozen: bool,
+    eps: float,
+) -> Tensor:
+    """The result; mean and var are read if frozen, else written."""
+    if not x.numel():
+        if not frozen:
+            mean.zero_()
+            var.zero_()
+        return _maps_like(x)
+    if not _native.serves(x):
+        if not frozen:
+            for out, value in zip((mean, var), reference.moments(x), strict=True):
+                out.copy_(value)
+        return _maps_like(x).copy_(
+            reference.normalise(x, mean, var, beta, gamma, residual, relu=relu, eps=eps)
+        )
+    read = _readable(x, x)
+    added = None if residual is None else _readable(x, residual)
+    y = _maps_like(read)
+    _launch("bn_act", read, beta, gamma, mean, var, relu, frozen, eps, added, y)
+    return y.to(x.dtype)
+
+
+def _train(
+    x: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = _channel_values(x), _channel_values(x)
+    return _run(x, beta, gamma, residual, mean, var, relu, False, eps), mean, var
+
+
+def _infer(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    work = reference.arithmetic_dtype(x.dtype)
+    mean, var = mean.to(work).contiguous(), var.to(work).contiguous()
+    return _run(x, beta, gamma, residual, mean, var, relu, True, eps)
+
+
+def _gradients(
+    of_y: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    relu: bool,
+    frozen: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_beta, of_gamma = _channel_values(x), _channel_values(x)
+    if not x.numel():
+        of_x = _maps_like(x)
+        return of_x, of_beta.zero_(), of_gamma.zero_(), _of_residual(x, y)
+    mean, var = mean.to(of_beta.dtype).contiguous(), var.to(of_beta.dtype).contiguous()
+    if not _native.serves(x):
+        found = reference.bn_act_backward(
+            of_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
+        )
+        outs = (_maps_like(x), of_beta, of_gamma, _of_residual(x, y))
+        for out, value in zip(outs, found, strict=True):
+            if out.numel():
+                out.copy_(value)
+        return outs
+    read, incoming = _readable(x, x), _readable(x, of_y)
+    result = None if y is None else _readable(x, y)
+    of_x, of_residual = _maps_like(read), _of_residual(read, y)
+    behind = None if y is None else of_residual
+    maps = (result, incoming, of_x, behind, of_beta, of_gamma)
+    _launch("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
+    return of_x.to(x.dtype), of_beta, of_gamma, of_residual.to(x.dtype)
+
+
+def _of_residual(x: Tensor, y: Tensor | None) -> Tensor:
+    """Room for the residual's gradient, or nothing where it is that of the result."""
+    return x.new_empty(0) if y is None else _maps_like(x)
+
+
+def _save(
+    ctx: Any,
+    y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> None:
+    # The mask of a ReLU follows from x again; behind a residual it is read off y, which the next
+    # layer keeps for its own backward, while the residual is kept by nobody.
+    masked = relu and residual is not None
+    ctx.save_for_backward(x, y if masked else None, mean, var, beta, gamma)
+    ctx.relu, ctx.eps = relu, eps
+    ctx.residual_dtype = None if residual is None else residual.dtype
+
+
+def _spread(ctx: Any, of_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
+    """Gradients of x, beta, gamma and residual."""
+    x, y, mean, var, beta, gamma = ctx.saved_tensors
+    of_x, of_beta, of_gamma, masked = _backward_operator(
+        of_y, x, y, mean, var, beta, gamma, ctx.relu, frozen, ctx.eps
+    )
+    of_residual = of_y if y is None else masked
+    return (
+        of_x,
+        of_beta.to(beta.dtype),
+        None if gamma is None else of_gamma.to(gamma.dtype),
+        None if ctx.residual_dtype is None else of_residual.to(ctx.residual_dtype),
+    )
+
+
+def _setup_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, beta, gamma, residual, relu, eps = inputs
+    y, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)
+    _save(ctx, y, x, mean, var, beta, gamma, residual, relu, eps)
+
+
+@once_differentiable
+def _backward_train(
+    ctx: Any, of_y: Tensor | None, of_mean: None, of_var: None
+) -> tuple[Tensor | None, ...]:
+    if of_y is None:
+        return (None,) * 6
+    return *_spread(ctx, of_y, False), None, None
+
+
+def _setup_infer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, mean, var, beta, gamma, residual, relu, eps = inputs
+    _save(ctx, output, x, mean, var, beta, gamma, residual, relu, eps)
+
+
+@once_differentiable
+def _backward_infer(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+    of_x, *others = _spread(ctx, of_y, True)
+    return of_x, None, None, *others, None, None
+
+
+_operator = _native.register(
+    "bn_act(Tensor x, Tensor beta, Tensor? gamma, Tensor? residual, bool relu, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    _train,
+    lambda x, *others: (_maps_like(x), _channel_values(x), _channel_values(x)),
+    setup_context=_setup_train,
+    backward=_backward_train,
+)
+_infer_operator = _native.register(
+    "bn_act_inference(Tensor x, Tensor mean, Tensor var, Tensor beta, Tensor? gamma,"
+    " Tensor? residual, bool relu, float eps) -> Tensor",
+    _infer,
+    lambda x, *others: _maps_like(x),
+    setup_context=_setup_infer,
+    backward=_backward_infer,
+)
+_backward_operator = _native.register(
+    "bn_act_backward(Tensor of_y, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor beta,"
+    " Tensor? gamma, bool relu, bool frozen, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    _gradients,
+    lambda of_y, x, y, *others: (
+        _maps_like(x),
+        _channel_values(x),
+        _channel_values(x),
+        _of_residual(x, y),
+    ),
+)
+
+
+def _check(op: str, x: Tensor, channels: dict[str, Tensor | None], residual: Tensor | None) -> None:
+    """Check shapes, dtype and devices; raises ValueError."""
+    if x.dim() != 4:
+        raise ValueError(
+            f"{op}: x: expected (batch, channels, height, width), got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"{op}: x: expected a floating dtype, got {x.dtype}")
+    expected = dict.fromkeys(channels, (x.shape[1],)) | {"residual": tuple(x.shape)}
+    for name, tensor in {**channels, "residual": residual}.items():
+        if tensor is None:
+            continue
+        if tensor.shape != expected[name]:
+            raise ValueError(f"{op}: {name}: expected {expected[name]}, got {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device}, x on {x.device}: move them to one device"
+            )
+
+
+def bn_act(
+    x: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+    eps: float = 1e-3,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise x by the statistics of the batch, add a residual, cut off at 0.
+
+    `y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual)`. The forward reads x twice
+    and writes y; nothing is kept for the backward but x and the statistics, and y where ReLU
+    follows a residual.
+
+    Args:
+        x: (batch, channels, height, width), any floating dtype; channels last in memory without a
+            copy, anything else through one.
+        beta: (channels,) offset; gamma: (channels,) scale, None = 1.
+        residual: as x, added before the ReLU.
+        relu: whether to cut off at 0. NaN passes.
+        eps: added to the variance.
+
+    Returns:
+        y as x, channels last; mean and var, (channels,), float64 for float64 x, else float32: the
+        batch's mean and biased variance, not differentiable (0 for an empty batch). y is
+        differentiable once with respect to x, beta, gamma and residual.
+
+    Equivalent to:
+        y = relu(F.batch_norm(x, None, None, gamma, beta, training=True, eps=eps) + residual)
+
+    Error: one rounding of y's dtype, and 1e-5 of the deviation in float32. Sums run in a fixed
+    order: the result does not depend on the number of threads and is the same in every run.
+
+    Raises:
+        ValueError: wrong shape, mixed devices, not floating.
+    """
+    _check("bn_act", x, {"beta": beta, "gamma": gamma}, residual)
+    y, mean, var = _operator(x, beta, gamma, residual, relu, eps)
+    return y, mean, var
+
+
+def bn_act_inference(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+    eps: float = 1e-3,
+) -> Tensor:
+    """Normalise x by given statistics: `bn_act` with mean and var, (channels,), as constants.
+
+    Returns y; no gradient with respect to mean and var.
+    """
+    values = {"mean": mean, "var": var, "beta": beta, "gamma": gamma}
+    _check("bn_act_inference", x, values, residual)
+    y: Tensor = _infer_operator(x, mean, var, beta, gamma, residual, relu, eps)
+    return y
+
+
+@torch.no_grad()
+def update_statistics(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, decay: float
+) -> None:
+    """Move running statistics, in place, towards those of a batch of `count` values a channel.
+
+    `running = decay * running + (1 - decay) * batch`. All are (channels,); var is biased, and what
+    is accumulated is unbiased: times count / (count - 1). A batch without values moves nothing.
+    """
+    if count:
+        running_mean.lerp_(mean.to(running_mean.dtype), 1 - decay)
+        unbiased = var * (count / max(count - 1, 1))
+        running_var.lerp_(unbiased.to(running_var.dtype), 1 - decay)
