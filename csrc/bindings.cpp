@@ -8,6 +8,7 @@
 #include "ops.h"
 
 namespace py = pybind11;
+using fasthg::RmspropStep;
 using fasthg::Targets;
 
 namespace {
@@ -50,6 +51,34 @@ PYBIND11_MODULE(_C, m) {
            py::arg("sigma_stride"), py::arg("batch"), py::arg("parts"), py::arg("height"),
            py::arg("width"), py::arg("subpixel"));
 
+  py::class_<RmspropStep>(m, "RmspropStep")
+      .def(py::init([](Pointer values, Pointer gradient, Pointer squares, Pointer momenta,
+                       Pointer averages, Pointer bfloat16, Pointer rate, Pointer average_weight,
+                       Pointer found_inf, int64_t total, int64_t weights, int64_t decayed,
+                       double weight_decay, double decay, double momentum, double eps) {
+             return RmspropStep{ptr(values),
+                                ptr(gradient),
+                                ptr(squares),
+                                ptr(momenta),
+                                ptr(averages),
+                                static_cast<uint16_t*>(ptr(bfloat16)),
+                                ptr(rate),
+                                ptr(average_weight),
+                                static_cast<const float*>(ptr(found_inf)),
+                                total,
+                                weights,
+                                decayed,
+                                weight_decay,
+                                decay,
+                                momentum,
+                                eps};
+           }),
+           py::kw_only(), py::arg("values"), py::arg("gradient"), py::arg("squares"),
+           py::arg("momenta"), py::arg("averages"), py::arg("bfloat16"), py::arg("rate"),
+           py::arg("average_weight"), py::arg("found_inf"), py::arg("total"), py::arg("weights"),
+           py::arg("decayed"), py::arg("weight_decay"), py::arg("decay"), py::arg("momentum"),
+           py::arg("eps"));
+
   m.def("gaussian_heatmaps_cpu", [](int dtype, const Targets& targets, Pointer heatmaps,
                                     bool channels_last, int threads) {
     call([&] {
@@ -80,6 +109,9 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_heatmap_peaks_cpu(dtype, ptr(heatmaps), strides.data(), shape.data(), method,
                                       ptr(xy), ptr(score), threads);
     });
+  });
+  m.def("rmsprop_ema_cpu", [](int dtype, const RmspropStep& step, int threads) {
+    call([&] { return fasthg_rmsprop_ema_cpu(dtype, &step, threads); });
   });
 
 #ifdef FASTHG_CUDA
@@ -118,6 +150,9 @@ PYBIND11_MODULE(_C, m) {
                                              method, ptr(xy), ptr(score), device, ptr(stream));
           });
         });
+  m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
+    call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });
+  });
 #else
   m.attr("cuda") = false;
 #endif

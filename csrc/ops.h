@@ -54,6 +54,11 @@ const char* fasthg_heatmap_peaks_cuda(int dtype, const void* heatmaps, const int
                                       const int64_t shape[4], int method, void* xy, void* score,
                                       int device, void* stream);
 
+// RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.
+const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads);
+const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,
+                                    void* stream);
+
 // Null if the CUDA runtime in this library works with the driver, else what it says.
 const char* fasthg_cuda_problem();
 

@@ -9,5 +9,13 @@ from fasthg.ops._native import OpPath, paths
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
+from fasthg.ops.rmsprop_ema import rmsprop_ema
 
-__all__ = ["OpPath", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks", "paths"]
+__all__ = [
+    "OpPath",
+    "gaussian_heatmaps",
+    "heatmap_mse",
+    "heatmap_peaks",
+    "paths",
+    "rmsprop_ema",
+]
