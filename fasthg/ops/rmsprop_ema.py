@@ -24,11 +24,10 @@ def _run(
     momentum: float,
     eps: float,
 ) -> None:
-    constants = (decayed, weight_decay, decay, momentum, eps)
     buffers = (values, gradient, squares, momenta, averages, bfloat16)
     scalars = (rate, average_weight, found_inf)
     if not _native.serves(values):
-        reference.rmsprop_ema(*buffers, *scalars, *constants)
+        reference.rmsprop_ema(*buffers, *scalars, decayed, weight_decay, decay, momentum, eps)
     elif values.numel():
         tensors = dict(zip(_NAMES, (*buffers, *scalars), strict=True))
         _native.launch(
