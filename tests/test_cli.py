@@ -117,6 +117,7 @@ def test_doctor_names_every_op_and_the_loader(fasthg) -> None:
         "gaussian_heatmaps",
         "heatmap_mse",
         "heatmap_peaks",
+        "rmsprop_ema",
     }
     assert all(p["path"] and p["reason"] for p in facts["ops"])
     assert facts["loader"]["reason"]
