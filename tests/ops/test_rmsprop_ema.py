@@ -139,6 +139,16 @@ def test_nan_stays_where_it_is(buffers):
         assert b[name].isnan().nonzero().tolist() == [[7]], name
 
 
+def test_the_copy_rounds_ties_to_even(device):
+    values = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -3.4e38, torch.inf, torch.nan, 1e-40])
+    values = values.to(device)
+    rounded = torch.zeros(len(values), dtype=torch.bfloat16, device=device)
+    zeros, rate = torch.zeros_like(values), torch.zeros((), device=device)
+    rmsprop_ema(values, zeros, zeros.clone(), rate, decay=0.9, eps=1.0, bfloat16=rounded)
+    torch.testing.assert_close(rounded, values.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+    assert rounded[:2].tolist() == [1.0, 1 + 2.0**-6]
+
+
 def test_buffers_that_begin_anywhere(buffers):
     """A buffer may be a slice of a larger one, whose beginning is not aligned."""
     b = buffers(1024, 64)
