@@ -9,6 +9,7 @@
 
 namespace py = pybind11;
 using fasthg::BatchNorm;
+using fasthg::RmspropStep;
 using fasthg::Targets;
 
 namespace {
@@ -62,6 +63,34 @@ PYBIND11_MODULE(_C, m) {
            py::arg("workspace"), py::arg("rows"), py::arg("channels"), py::arg("parts"),
            py::arg("eps"), py::arg("relu"), py::arg("frozen"));
 
+  py::class_<RmspropStep>(m, "RmspropStep")
+      .def(py::init([](Pointer values, Pointer gradient, Pointer squares, Pointer momenta,
+                       Pointer averages, Pointer bfloat16, Pointer rate, Pointer average_weight,
+                       Pointer found_inf, int64_t total, int64_t weights, int64_t decayed,
+                       double weight_decay, double decay, double momentum, double eps) {
+             return RmspropStep{ptr(values),
+                                ptr(gradient),
+                                ptr(squares),
+                                ptr(momenta),
+                                ptr(averages),
+                                static_cast<uint16_t*>(ptr(bfloat16)),
+                                ptr(rate),
+                                ptr(average_weight),
+                                static_cast<const float*>(ptr(found_inf)),
+                                total,
+                                weights,
+                                decayed,
+                                weight_decay,
+                                decay,
+                                momentum,
+                                eps};
+           }),
+           py::kw_only(), py::arg("values"), py::arg("gradient"), py::arg("squares"),
+           py::arg("momenta"), py::arg("averages"), py::arg("bfloat16"), py::arg("rate"),
+           py::arg("average_weight"), py::arg("found_inf"), py::arg("total"), py::arg("weights"),
+           py::arg("decayed"), py::arg("weight_decay"), py::arg("decay"), py::arg("momentum"),
+           py::arg("eps"));
+
   m.def("gaussian_heatmaps_cpu", [](int dtype, const Targets& targets, Pointer heatmaps,
                                     bool channels_last, int threads) {
     call([&] {
@@ -104,6 +133,9 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_bn_act_backward_cpu(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
                                         ptr(of_residual), ptr(of_beta), ptr(of_gamma), threads);
     });
+  });
+  m.def("rmsprop_ema_cpu", [](int dtype, const RmspropStep& step, int threads) {
+    call([&] { return fasthg_rmsprop_ema_cpu(dtype, &step, threads); });
   });
 
 #ifdef FASTHG_CUDA
@@ -157,6 +189,9 @@ PYBIND11_MODULE(_C, m) {
                                                device, ptr(stream));
           });
         });
+  m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
+    call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });
+  });
 #else
   m.attr("cuda") = false;
 #endif

@@ -74,6 +74,11 @@ const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm
                                         void* of_residual, void* of_beta, void* of_gamma,
                                         int device, void* stream);
 
+// RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.
+const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads);
+const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,
+                                    void* stream);
+
 // Null if the CUDA runtime in this library works with the driver, else what it says.
 const char* fasthg_cuda_problem();
 

@@ -1,4 +1,5 @@
-// What every file of csrc may see: host/device macros, dtype codes, and the description of targets.
+// What every file of csrc may see: host/device macros, dtype codes, and what describes targets and
+// an optimiser's step.
 #pragma once
 
 #include <cstdint>
@@ -69,6 +70,27 @@ struct BatchNorm {
   double eps;     // added to var
   bool relu;
   bool frozen;  // mean and var are given, and constants to the backward
+};
+
+// One step of RMSProp over flat buffers. Real numbers are of the operator's dtype; those that
+// change from step to step lie on the device, so that a CUDA graph can be replayed with others.
+struct RmspropStep {
+  void* values;                // (total,): the weights, then values that only have averages
+  const void* gradient;        // (weights,)
+  void* squares;               // (weights,): moving mean of the squared gradient
+  void* momenta;               // (weights,); null = no momentum
+  void* averages;              // (total,): moving mean of the values; null = none
+  uint16_t* bfloat16;          // (weights,): copy of the new weights, as bits; null = none
+  const void* rate;            // (1,): learning rate
+  const void* average_weight;  // (1,): share of the value in its new average
+  const float* found_inf;      // (1,): not 0 = leave all but the averages as it is; null = 0
+  int64_t total;
+  int64_t weights;
+  int64_t decayed;  // the first so many weights have L2
+  double weight_decay;
+  double decay;  // of the mean square
+  double momentum;
+  double eps;
 };
 
 }  // namespace fasthg

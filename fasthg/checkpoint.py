@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fasthg.errors import DataError, FasthgError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -1,109 +1,133 @@
-"""Optimisers, learning-rate schedules and the moving average of the weights.
+"""Optimisers and learning-rate schedules.
 
 The reference runs TensorFlow's RMSProp with epsilon inside the root and mean squares that start
-at 1; `torch.optim.RMSprop` does neither, so it has a class of its own here. Every other optimiser
-is torch's.
+at 1; `torch.optim.RMSprop` does neither, so it is an operator of its own. Every other optimiser is
+torch's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fasthg.errors import ConfigError
+from fasthg.flat import FlatNetwork
+from fasthg.ops import rmsprop_ema
 
 if TYPE_CHECKING:
     from fasthg.config import Config
 
 
-class RMSPropTF(Optimizer):
-    """RMSProp as `tf.train.RMSPropOptimizer` computes it.
+class RMSProp(Optimizer):
+    """`rmsprop_ema` over a flat network: RMSProp and the moving averages in one pass.
 
-    `ms = decay * ms + (1 - decay) * g^2`, `mom = momentum * mom + lr * g / sqrt(ms + eps)`,
-    `w -= mom`; `ms` starts at 1.
+    A step moves `averages` towards the values that it starts from, also where it then leaves the
+    weights as they are because gradients overflowed. Learning rate and average weight are read from
+    tensors, so that a CUDA graph can be replayed with other numbers in them.
 
     Args:
-        params: parameters or groups; a group's `weight_decay` adds `weight_decay * w` to g.
-        lr: learning rate.
+        flat: weights, gradients and moving statistics.
+        averages: `(total,)`, see `FlatNetwork.copy`.
+        average_weight: one value, share of the value in its new average.
+        lr: learning rate, kept as a tensor in `param_groups[0]["lr"]`.
         decay, momentum, eps: RMSPROP_DECAY, RMSPROP_MOMENTUM, RMSPROP_EPSILON.
+        weight_decay: factor of the L2 gradient of the weights that have it.
     """
+
+    # A GradScaler then hands `found_inf` over instead of waiting for its value.
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, object]],
+        flat: FlatNetwork[Any],
+        averages: Tensor,
+        average_weight: Tensor,
         lr: float,
         decay: float = 0.9,
         momentum: float = 0.0,
         eps: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "decay": decay,
-            "momentum": momentum,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(params, defaults)
+        self.flat, self.averages, self.average_weight = flat, averages, average_weight
+        defaults = {"decay": decay, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
+        rate = torch.tensor(lr, device=flat.values.device)
+        super().__init__([flat.weights], {"lr": rate, **defaults})
+        self.squares = torch.ones_like(flat.weights)
+        self.momenta = torch.zeros_like(flat.weights) if momentum else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Move the averages, then the weights; see `rmsprop_ema`."""
         loss = None if closure is None else closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if "ms" not in self.state[p]:
-                    self.state[p]["ms"] = torch.ones_like(p)
-                    if group["momentum"]:
-                        self.state[p]["mom"] = torch.zeros_like(p)
-            squares = [self.state[p]["ms"] for p in params]
-            grads: list[Tensor] = [p.grad for p in params]
-            if group["weight_decay"]:
-                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-            torch._foreach_mul_(squares, group["decay"])
-            torch._foreach_addcmul_(squares, grads, grads, value=1.0 - group["decay"])
-            roots = torch._foreach_add(squares, group["eps"])
-            torch._foreach_sqrt_(roots)
-            if group["momentum"]:
-                moments = [self.state[p]["mom"] for p in params]
-                torch._foreach_mul_(moments, group["momentum"])
-                torch._foreach_addcdiv_(moments, grads, roots, value=group["lr"])
-                torch._foreach_sub_(params, moments)
-            else:
-                torch._foreach_addcdiv_(params, grads, roots, value=-group["lr"])
+        group = self.param_groups[0]
+        rmsprop_ema(
+            *(self.flat.values, self.flat.gradient, self.squares, group["lr"]),
+            decay=group["decay"],
+            eps=group["eps"],
+            momentum=group["momentum"],
+            momenta=self.momenta,
+            weight_decay=group["weight_decay"],
+            decayed=self.flat.decayed,
+            averages=self.averages,
+            average_weight=self.average_weight,
+            found_inf=self.found_inf,
+        )
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Flat tensors `squares` and, with momentum, `momenta`; no settings."""
+        buffers = {"squares": self.squares, "momenta": self.momenta}
+        return {name: tensor for name, tensor in buffers.items() if tensor is not None}
 
-def build_optimizer(config: Config, decayed: list[Tensor], plain: list[Tensor]) -> Optimizer:
-    """The optimiser that OPTIMIZER names.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over flat tensors; momenta start at 0 if none were saved.
 
-    Args:
-        decayed: parameters with L2 (convolution weights and biases): the loss
-            `WEIGHT_DECAY * sum(w^2) / 2`, as a gradient; adamw decouples it.
-        plain: parameters without.
+        Raises:
+            KeyError, ValueError: the state is of another optimiser or network; nothing has changed.
+        """
+        saved = state_dict["squares"]
+        if saved.shape != self.squares.shape:
+            raise ValueError(
+                f"the optimiser's squares are {tuple(saved.shape)}, this network needs "
+                f"{tuple(self.squares.shape)}"
+            )
+        self.squares.copy_(saved)
+        if self.momenta is not None:
+            self.momenta.copy_(state_dict.get("momenta", torch.zeros_like(saved)))
+
+
+def build_optimizer(
+    config: Config, flat: FlatNetwork[Any], averages: Tensor, average_weight: Tensor
+) -> Optimizer:
+    """The optimiser that OPTIMIZER names, over the weights of `flat`.
+
+    WEIGHT_DECAY is the loss `WEIGHT_DECAY * sum(w^2) / 2` of the decayed weights, as a gradient;
+    adamw decouples it. `RMSProp` alone moves the averages.
     """
+    decayed, plain = flat.groups()
     groups = [
-        {"params": decayed, "weight_decay": config.WEIGHT_DECAY},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [decayed], "weight_decay": config.WEIGHT_DECAY},
+        {"params": [plain], "weight_decay": 0.0},
     ]
     lr = config.INITIAL_LEARNING_RATE
     betas = (config.ADAM_BETA1, config.ADAM_BETA2)
     match config.OPTIMIZER:
         case "rmsprop":
-            return RMSPropTF(
-                groups,
+            return RMSProp(
+                flat,
+                averages,
+                average_weight,
                 lr,
                 config.RMSPROP_DECAY,
                 config.RMSPROP_MOMENTUM,
                 config.RMSPROP_EPSILON,
+                config.WEIGHT_DECAY,
             )
         case "adam":
             return torch.optim.Adam(groups, lr, betas, config.ADAM_EPSILON)
@@ -157,37 +181,3 @@ def learning_rate(config: Config, step: int) -> float:
 def warmed_decay(decay: float, step: int) -> float:
     """`min(decay, (1 + step) / (10 + step))`: short memory at first, as TensorFlow's EMA."""
     return min(decay, (1.0 + step) / (10.0 + step))
-
-
-class EMA:
-    """Exponential moving average of a module's weights and moving statistics.
-
-    Evaluation and export use these values. `shadow = d * shadow + (1 - d) * value` with
-    `d = warmed_decay(decay, step)`; shadows start at the initial values.
-
-    Args:
-        module: the network in training.
-        decay: MOVING_AVERAGE_DECAY.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self._values = {k: v for k, v in module.state_dict(keep_vars=True).items()}
-        self.shadow = {k: v.detach().clone() for k, v in self._values.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the shadows towards the values that training step `step` starts from.
-
-        The first step is 0. Call it before the optimiser's step: TensorFlow's shadows lag one step
-        in this way.
-        """
-        weight = 1.0 - warmed_decay(self.decay, step)
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [v.detach() for v in self._values.values()], weight
-        )
-
-    def load(self, shadow: dict[str, Tensor]) -> None:
-        """Take over saved shadows."""
-        for name, value in self.shadow.items():
-            value.copy_(shadow[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.errors import EnvironmentFault
+from fasthg.flat import FlatNetwork
 from fasthg.loss import heatmap_loss
 from fasthg.model import StackedHourglass, decayed_parameters
-from fasthg.optim import EMA, build_optimizer, learning_rate, warmed_decay
+from fasthg.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
 
 def choose_device(name: str) -> torch.device:
@@ -80,21 +80,25 @@ class TrainStep:
         self.model = model
         self.device = device
         self.precision = choose_precision(config.PRECISION, device)
-        decayed, plain = decayed_parameters(model)
-        self.optimizer = build_optimizer(config, decayed, plain)
+        self.flat = FlatNetwork(model, *decayed_parameters(model))
+        self._ema_model, self.averages = self.flat.copy()
+        self._average_weight = torch.zeros((), device=device)
+        self.optimizer = build_optimizer(config, self.flat, self.averages, self._average_weight)
         # torch's first scale, 65536, overflows the summed loss and the first steps would be lost.
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=256.0, enabled=self.precision == torch.float16
         )
-        self.ema = EMA(model, config.MOVING_AVERAGE_DECAY)
-        self._ema_model = copy.deepcopy(model)
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
         """Train on `batch` as step number `step` (the first is 0)."""
         config = self.config
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._average_weight.fill_(1.0 - warmed_decay(config.MOVING_AVERAGE_DECAY, step))
         if config.BATCHNORM_DECAY_WARMUP:
             decay = warmed_decay(config.BATCHNORM_MOVING_AVERAGE_DECAY, step)
             self.model.set_bn_decay(decay)
@@ -107,31 +111,31 @@ class TrainStep:
             subpixel=config.SUBPIXEL_TARGETS,
             scaling=config.LOSS_SCALING,
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.flat.gradient.zero_()
         self.scaler.scale(loss.sum()).backward()
+        self.scaler.unscale_(self.optimizer)
         if config.GRADIENT_CLIP_NORM is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.GRADIENT_CLIP_NORM)
-        # As in the reference, the average takes the weights that this step started from.
-        self.ema.update(step)
+            nn.utils.clip_grad_norm_(self.flat.weights, config.GRADIENT_CLIP_NORM)
+        # As in the reference, the averages take the values that this step started from.
+        if not isinstance(self.optimizer, RMSProp):
+            self.averages.lerp_(self.flat.values, self._average_weight)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return StepResult(loss.detach(), rate)
 
     def is_finite(self) -> bool:
         """Whether every weight is a number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        return bool(torch.isfinite(self.flat.weights).all())
 
     def ema_model(self) -> StackedHourglass:
-        """The network with the averaged weights, in evaluation mode; valid until the next call."""
-        self._ema_model.load_state_dict(self.ema.shadow)
+        """The network with the averaged weights, in evaluation mode; the next step moves them."""
         return self._ema_model.eval()
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on bit for bit."""
         return {
             "model": self.model.state_dict(),
-            "ema": self.ema.shadow,
+            "ema": self._ema_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -139,7 +143,7 @@ class TrainStep:
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state of `state()`."""
         self.model.load_state_dict(state["model"])
-        self.ema.load(state["ema"])
+        self._ema_model.load_state_dict(state["ema"])
         # The state brings the settings it was saved with; the configuration's are those to go on
         # with.
         settings = [

@@ -298,7 +298,7 @@ class Training:
 
     def _save_best(self) -> None:
         metadata = weights_metadata(self.config, self.done, self.best)
-        save_weights(self.run.best, self.step.ema.shadow, metadata)
+        save_weights(self.run.best, self.step.ema_model().state_dict(), metadata)
 
     def _save(self) -> None:
         self._check_weights()

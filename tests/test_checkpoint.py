@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fasthg.checkpoint import (
+    FORMAT,
     CheckpointKeeper,
     load_state,
     load_weights,
@@ -89,7 +90,7 @@ def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return print, ("ran",)
 
-    torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": FORMAT, "x": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(DataError, match=r"evil\.pt"):
         load_state(tmp_path / "evil.pt")
 

@@ -14,6 +14,7 @@ from fasthg.cli import main
 from fasthg.data.records import decode, encode
 from fasthg.data.synthetic import write_dataset
 from fasthg.data.tfrecord import read_frames, write_frames
+from fasthg.ops import paths
 
 SMALL = [
     "NUM_STACKS=1",
@@ -113,11 +114,7 @@ def test_doctor_names_every_op_and_the_loader(fasthg) -> None:
     code, out, _ = fasthg("doctor", "--json")
     facts = json.loads(out)
     assert code == 0
-    assert {p["op"] for p in facts["ops"]} == {
-        "gaussian_heatmaps",
-        "heatmap_mse",
-        "heatmap_peaks",
-    }
+    assert [(p["op"], p["device"]) for p in facts["ops"]] == [row[:2] for row in paths()]
     assert all(p["path"] and p["reason"] for p in facts["ops"])
     assert facts["loader"]["reason"]
     assert "gaussian_heatmaps" in fasthg("doctor")[1]

@@ -1,4 +1,4 @@
-"""Optimiser, moving average and learning rate against the reference and closed forms."""
+"""Optimisers, their state, and learning rates against closed forms; batch norm, the reference."""
 
 from __future__ import annotations
 
@@ -10,33 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from fasthg.config import Config
+from fasthg.flat import FlatNetwork
 from fasthg.model.layers import BatchNorm
-from fasthg.optim import EMA, RMSPropTF, build_optimizer, learning_rate, warmed_decay
-
-LR = 2.5e-4
-
-
-@pytest.mark.parametrize("momentum", [0, 0.9])
-def test_rmsprop_and_ema_equal_tensorflow(test_data: Path, momentum: float) -> None:
-    trace = np.load(test_data / "mars/model/rmsprop_ema_bn_exact.npz")
-    # The reference averages the weights a step starts from: the shadows lag one step.
-    module = nn.Module()
-    module.w = nn.Parameter(torch.from_numpy(trace["w0"].copy()))
-    optimizer = RMSPropTF(module.parameters(), LR, 0.9, float(momentum), 1.0)
-    ema = EMA(module, 0.9999)
-    for step, grad in enumerate(trace["grads"]):
-        module.w.grad = torch.from_numpy(grad.copy())
-        ema.update(step)
-        optimizer.step()
-        state = optimizer.state[module.w]
-        expected = {k: trace[f"momentum{momentum}__{k}"][step] for k in ("w", "rms", "mom", "ema")}
-        np.testing.assert_allclose(module.w.detach().numpy(), expected["w"], rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(state["ms"].numpy(), expected["rms"], rtol=1e-6)
-        np.testing.assert_allclose(ema.shadow["w"].numpy(), expected["ema"], rtol=1e-6, atol=1e-7)
-        if momentum:
-            np.testing.assert_allclose(state["mom"].numpy(), expected["mom"], rtol=2e-6, atol=1e-9)
+from fasthg.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
 
 def test_batch_norm_equals_slim(test_data: Path) -> None:
@@ -48,37 +27,108 @@ def test_batch_norm_equals_slim(test_data: Path) -> None:
     np.testing.assert_allclose(bn.running_var.numpy(), trace["bn_moving_variance"], rtol=1e-6)
 
 
-def test_ema_covers_moving_statistics() -> None:
-    bn = BatchNorm(2)
-    ema = EMA(bn, 0.9999)
-    bn.running_mean.fill_(1.0)
-    ema.update(0)
-    torch.testing.assert_close(ema.shadow["running_mean"], torch.full((2,), 0.9))
+class Point(nn.Module):
+    """Two weights, with L2 or without, and a moving statistic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([3.0, -2.0]))
+        self.offset = nn.Parameter(torch.ones(1))
+        self.register_buffer("mean", torch.ones(1))
+
+    def flat(self) -> FlatNetwork[Point]:
+        return FlatNetwork(self, [self.w], [self.offset])
 
 
-@pytest.mark.parametrize(
-    "name", ["rmsprop", "adam", "adamw", "sgd", "momentum", "adagrad", "adadelta"]
-)
+def optimizer_of(flat: FlatNetwork[Point], **keys: object) -> tuple[Optimizer, Point]:
+    averaged, averages = flat.copy()
+    return build_optimizer(Config(**keys), flat, averages, torch.tensor(0.1)), averaged
+
+
+NAMES = ["rmsprop", "adam", "adamw", "sgd", "momentum", "adagrad", "adadelta"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_optimiser_descends(name: str) -> None:
-    config = Config(OPTIMIZER=name, INITIAL_LEARNING_RATE=0.05, WEIGHT_DECAY=0.0)
-    w = nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimizer = build_optimizer(config, [w], [])
+    point = Point()
+    flat = point.flat()
+    keys = {"INITIAL_LEARNING_RATE": 0.05, "WEIGHT_DECAY": 0.0}
+    optimizer, _ = optimizer_of(flat, OPTIMIZER=name, **keys)
     for _ in range(20):
-        optimizer.zero_grad()
-        (w**2).sum().backward()
+        flat.gradient.zero_()
+        (point.w**2).sum().backward()
         optimizer.step()
-    assert float((w**2).sum()) < 13.0
+    assert float((point.w.detach() ** 2).sum()) < 13.0
+    assert point.offset.item() == point.mean.item() == 1.0
 
 
-def test_l2_adds_to_the_gradient_of_decayed_parameters_only() -> None:
-    config = Config(OPTIMIZER="sgd", INITIAL_LEARNING_RATE=1.0, WEIGHT_DECAY=0.5)
-    decayed, plain = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimizer = build_optimizer(config, [decayed], [plain])
-    for p in (decayed, plain):
-        p.grad = torch.zeros_like(p)
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_l2_adds_to_the_gradient_of_decayed_parameters_only(name: str) -> None:
+    point = Point()
+    keys = {"RMSPROP_DECAY": 0.0, "RMSPROP_EPSILON": 0.25}
+    optimizer, _ = optimizer_of(
+        point.flat(), OPTIMIZER=name, INITIAL_LEARNING_RATE=1.0, WEIGHT_DECAY=0.5, **keys
+    )
     optimizer.step()
-    assert decayed.item() == 0.5
-    assert plain.item() == 1.0
+    gradient = torch.tensor([1.5, -1.0])
+    root = (gradient**2 + 0.25).sqrt() if name == "rmsprop" else 1.0
+    torch.testing.assert_close(point.w.detach(), torch.tensor([3.0, -2.0]) - gradient / root)
+    assert point.offset.item() == 1.0
+
+
+def test_rmsprop_averages_what_the_step_starts_from() -> None:
+    point = Point()
+    flat = point.flat()
+    optimizer, averaged = optimizer_of(flat)
+    flat.gradient.fill_(1.0)
+    with torch.no_grad():
+        point.w.add_(1.0)
+        point.mean.add_(1.0)
+    optimizer.step()
+    torch.testing.assert_close(averaged.w.detach(), torch.tensor([3.1, -1.9]))
+    torch.testing.assert_close(averaged.mean, torch.tensor([1.1]))
+    assert point.w[0] < 4.0
+
+
+def test_rmsprop_keeps_its_settings_and_buffers_when_it_loads() -> None:
+    flat = Point().flat()
+    optimizer, _ = optimizer_of(flat, RMSPROP_MOMENTUM=0.5)
+    flat.gradient.fill_(1.0)
+    optimizer.step()
+    saved = {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
+    assert set(saved) == {"squares", "momenta"}
+
+    other, _ = optimizer_of(Point().flat(), RMSPROP_MOMENTUM=0.9)
+    assert isinstance(other, RMSProp) and other.momenta is not None
+    addresses = other.squares.data_ptr(), other.momenta.data_ptr()
+    other.load_state_dict(saved)
+    assert all(torch.equal(saved[k], v) for k, v in other.state_dict().items())
+    assert (other.squares.data_ptr(), other.momenta.data_ptr()) == addresses
+    assert other.param_groups[0]["momentum"] == 0.9
+    other.load_state_dict({"squares": saved["squares"]})
+    assert not other.momenta.any()
+    with pytest.raises(ValueError, match=r"squares are \(3,\), this network needs \(128,\)"):
+        other.load_state_dict({"squares": torch.ones(3)})
+
+
+def test_rmsprop_skips_an_overflow_without_looking() -> None:
+    """As `torch.amp.GradScaler` uses it: the number of infinite gradients stays on the device."""
+    point = Point()
+    flat = point.flat()
+    optimizer, averaged = optimizer_of(flat)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for gradient, moved in ((torch.inf, False), (1.0, True)):
+        before = flat.weights.clone()
+        with torch.no_grad():
+            averaged.w.zero_()
+        flat.gradient.zero_()
+        scaler.scale(point.w.sum() * gradient).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (not torch.equal(flat.weights, before)) is moved
+        assert averaged.w[0] == before[0] * 0.1
+    assert scaler.get_scale() == 2.0
 
 
 def config(**keys: object) -> Config:

@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # Layers 1 and 2, which layer 3 brings together.
-BELOW = ("config", "geometry", "ops", "data", "model", "loss", "optim", "checkpoint", "metrics")
+BELOW = (
+    *("config", "geometry", "ops", "data", "model", "loss", "flat", "optim", "checkpoint"),
+    "metrics",
+)
 
 # Room (a module or package of fasthg) -> what it may import of fasthg, beside itself. `errors` and
 # the version in `fasthg` itself are open to every room but `ops`.
@@ -31,7 +34,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": ("config", "geometry"),
     "model": ("ops", "config"),
     "loss": ("ops", "data.batch"),
-    "optim": ("config", "geometry"),
+    "flat": (),
+    "optim": ("config", "geometry", "ops", "flat"),
     "checkpoint": ("config", "geometry"),
     "metrics": ("config", "geometry"),
     # layer 3, from the pieces that its verbs share to the verbs
@@ -74,6 +78,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "ops": ("torch", "numpy"),
     "config": ("pydantic", "pydantic_core", "yaml"),
     "geometry": ("numpy",),
+    "flat": ("torch",),
     "metrics": ("numpy",),
 }
 
@@ -217,6 +222,7 @@ def test_the_extension_is_loaded_in_one_place_only() -> None:
         ("data.index", "import pandas as pd", "pandas"),
         ("model.layers", "from fasthg.loss import heatmap_loss", "fasthg.loss"),
         ("loss", "from fasthg.data.index import RecordIndex", "fasthg.data.index"),
+        ("flat", "from fasthg.optim import RMSProp", "fasthg.optim"),
         ("metrics", "import torch.nn", "torch.nn"),
         ("step", "from fasthg.train import train", "fasthg.train"),
         ("evaluate", "from . import train", "fasthg.train"),

@@ -15,7 +15,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fasthg.ops import gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths, reference
+from fasthg.ops import (
+    bn_act,
+    bn_act_inference,
+    gaussian_heatmaps,
+    heatmap_mse,
+    heatmap_peaks,
+    paths,
+    reference,
+    rmsprop_ema,
+)
 
 # dtype -> error allowed, relative to the largest value.
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -96,14 +105,89 @@ def run_heatmap_peaks(device: torch.device, dtype: torch.dtype, error: float) ->
                     close(f"heatmap_peaks {method}", got, right, max(min(error, 1e-3), 1e-4))
 
 
+def _maps(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, residual and incoming gradient, channels last."""
+    random = torch.Generator().manual_seed(sum(shape))
+    made = torch.randn(3, *shape, generator=random).to(dtype)
+    x, residual, of_y = (t.contiguous(memory_format=torch.channels_last) for t in made)
+    return x, residual, of_y
+
+
+def run_bn_act(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Result and statistics with everything on; gradients without the ReLU, whose corner rounds."""
+    for shape in SHAPES:
+        x, residual, of_y = _maps(dtype, shape)
+        beta = torch.linspace(-1, 1, shape[1], dtype=_wide(dtype))
+        wanted = reference.bn_act(
+            x.double(), beta.double(), None, residual.double(), relu=True, eps=1e-3
+        )
+        got = bn_act(x.to(device), beta.to(device), None, residual.to(device), relu=True)
+        for result, right in zip(got, wanted, strict=True):
+            close("bn_act", result, right, error)
+        exact = [t.double().requires_grad_() for t in (x, beta)]
+        reference.bn_act(*exact)[0].backward(of_y.double())
+        given = [t.to(device).requires_grad_() for t in (x, beta)]
+        for relu in (True, False):
+            for t in given:
+                t.grad = None
+            bn_act(*given, relu=relu)[0].backward(of_y.to(device))
+        for t, right in zip(given, exact, strict=True):
+            assert t.grad is not None and right.grad is not None
+            close("bn_act's gradient", t.grad, right.grad, 2 * error)
+
+
+def run_bn_act_inference(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Given statistics, with residual and ReLU."""
+    for shape in SHAPES:
+        x, residual, _ = _maps(dtype, shape)
+        mean, var, beta = torch.rand(3, shape[1], dtype=_wide(dtype)) + 0.5
+        wide = [t.double() for t in (x, mean, var, beta)]
+        wanted = reference.normalise(*wide, None, residual.double(), relu=True)
+        there = [t.to(device) for t in (x, mean, var, beta)]
+        got = bn_act_inference(*there, None, residual.to(device), relu=True)
+        close("bn_act_inference", got, wanted, error)
+
+
+def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Every buffer, lengths off the vector width. The operator has no half types."""
+    if dtype not in (torch.float32, torch.float64):
+        return
+    random = torch.Generator().manual_seed(2)
+    weights, total = 1025, 1032
+    values, averages = torch.rand(2, total, generator=random).to(dtype)
+    gradient, squares, momenta = torch.rand(3, weights, generator=random).to(dtype)
+    rate, share = torch.tensor([0.1, 0.3], dtype=dtype).split(1)
+    numbers = {"decay": 0.9, "eps": 0.5, "momentum": 0.5, "weight_decay": 0.1, "decayed": 1001}
+    results = []
+    for place in (torch.device("cpu"), device):
+        buffers = [t.to(place, copy=True) for t in (values, squares, momenta, averages)]
+        rounded = torch.zeros(weights, dtype=torch.bfloat16, device=place)
+        v, s, m, a = buffers
+        if place is device:
+            optional = {"momenta": m, "averages": a, "average_weight": share.to(place)}
+            rmsprop_ema(
+                v, gradient.to(place), s, rate.to(place), **optional, bfloat16=rounded, **numbers
+            )
+        else:
+            reference.rmsprop_ema(
+                v, gradient, s, m, a, rounded, rate, share, None, 1001, 0.1, 0.9, 0.5, 0.5
+            )
+        results.append([*buffers, rounded])
+    for right, got in zip(*results, strict=True):
+        close("rmsprop_ema", got, right, error if got.dtype == dtype else 1e-2)
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
+    "bn_act": run_bn_act,
+    "bn_act_inference": run_bn_act_inference,
     "gaussian_heatmaps": run_gaussian_heatmaps,
     "heatmap_mse": run_heatmap_mse,
     "heatmap_peaks": run_heatmap_peaks,
+    "rmsprop_ema": run_rmsprop_ema,
 }
 
 

@@ -1,4 +1,4 @@
-"""The operators in plain torch: any device, any floating dtype, differentiable.
+"""The operators in plain torch: any device, any floating dtype, differentiable but for rmsprop_ema.
 
 They define the results. Tests hold the compiled kernels against them in float64, and they serve
 where there is no compiled kernel. Shapes, units and errors are those of the operators themselves.
@@ -185,6 +185,41 @@ def heatmap_peaks(heatmaps: Tensor, method: str = "dark") -> tuple[Tensor, Tenso
             xy = xy + _offsets(maps, cell, method)
     empty = flat.isnan().all(-1)
     return xy.masked_fill(empty[..., None], torch.nan), score.masked_fill(empty, torch.nan)
+
+
+def rmsprop_ema(
+    values: Tensor,
+    gradient: Tensor,
+    squares: Tensor,
+    momenta: Tensor | None,
+    averages: Tensor | None,
+    bfloat16: Tensor | None,
+    rate: Tensor,
+    average_weight: Tensor | None,
+    found_inf: Tensor | None,
+    decayed: int,
+    weight_decay: float,
+    decay: float,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Averages towards the values, then `weights -= rate * g / sqrt(squares + eps)`, in place."""
+    weights = values[: len(gradient)]
+    if averages is not None and average_weight is not None:
+        averages.lerp_(values, average_weight.reshape(()))
+    g = gradient.clone()
+    g[:decayed] += weight_decay * weights[:decayed]
+    new_squares = decay * squares + (1 - decay) * g * g
+    change = rate.reshape(()) * g / (new_squares + eps).sqrt()
+    if momenta is not None:
+        change = momentum * momenta + change
+    # Chosen on the device: asking for the number would wait for the GPU.
+    kept = torch.zeros((), device=values.device) if found_inf is None else found_inf.reshape(())
+    updated = [(squares, new_squares), (momenta, change), (weights, weights - change)]
+    updated += [(bfloat16, (weights - change).to(torch.bfloat16))]
+    for old, new in updated:
+        if old is not None:
+            old.copy_(torch.where(kept == 0, new, old))
 
 
 def _plateau_centres(maps: Tensor, cell: Tensor, score: Tensor) -> Tensor:

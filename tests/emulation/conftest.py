@@ -45,6 +45,22 @@ class BatchNorm(ctypes.Structure):
     ]
 
 
+BUFFERS = ("values", "gradient", "squares", "momenta", "averages", "bfloat16")
+BUFFERS += ("rate", "average_weight", "found_inf")
+COUNTS = ("total", "weights", "decayed")
+CONSTANTS = ("weight_decay", "decay", "momentum", "eps")
+
+
+class RmspropStep(ctypes.Structure):
+    """`struct RmspropStep` of csrc/portable.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in BUFFERS),
+        *((name, ctypes.c_int64) for name in COUNTS),
+        *((name, ctypes.c_double) for name in CONSTANTS),
+    ]
+
+
 class Kernels:
     """The launchers of one library, for either side: `cuda` (emulated) or `cpu`.
 
@@ -139,6 +155,14 @@ class Kernels:
         read = (x, y if masked else None, of_y)
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
         return [y, mean, var, *(t for t in gradients if t is not None)]
+
+    def rmsprop_ema(self, buffers: dict[str, Tensor | None], **numbers: float) -> None:
+        """One step in place: `buffers` by the names of `RmspropStep`, and its other numbers."""
+        tensors = {name: buffers[name] for name in BUFFERS}
+        pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
+        counts = {"total": len(buffers["values"]), "weights": len(buffers["gradient"])}
+        step = RmspropStep(**pointers, **counts, **numbers)
+        self.call("rmsprop_ema", CODES[buffers["values"].dtype], ctypes.byref(step))
 
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
         real = torch.float64 if maps.dtype == torch.float64 else torch.float32

@@ -106,6 +106,41 @@ def test_bn_act_without_gamma(cpu, cuda):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("without", ["", "momenta", "averages", "bfloat16", "found_inf", "step"])
+# weights, statistics, first address: with vectors, where one would cross a border, and unaligned
+@pytest.mark.parametrize("case", [(1028, 8, 0), (1025, 7, 0), (1028, 7, 0), (1028, 8, 1)])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES[:2])
+def test_rmsprop_ema(cpu, cuda, dtype, error, case, without):
+    weights, statistics, first = case
+    numbers = {"decayed": 1001, "weight_decay": 0.1, "decay": 0.9, "momentum": 0.5, "eps": 0.5}
+    random = torch.Generator()
+    total = weights + statistics
+    lengths = {"values": total, "gradient": weights, "squares": weights, "momenta": weights}
+    one = {"rate": torch.tensor(0.1), "average_weight": torch.tensor(0.3)}
+    results = []
+    for kernels in (cpu, cuda):
+        random.manual_seed(4)
+        buffers = {
+            name: torch.rand(length + first, generator=random).to(dtype)[first:]
+            for name, length in {**lengths, "averages": total}.items()
+        }
+        buffers["bfloat16"] = torch.zeros(weights, dtype=torch.bfloat16)
+        buffers |= {name: number.to(dtype) for name, number in one.items()}
+        buffers["found_inf"] = torch.tensor(float(without == "step"))
+        if without in buffers:
+            buffers[without] = None
+        kernels.rmsprop_ema(buffers, **numbers)
+        results.append(buffers)
+    for name in ("values", "squares", "momenta", "averages"):
+        wanted, got = (result[name] for result in results)
+        if wanted is not None:
+            torch.testing.assert_close(got, wanted, rtol=error, atol=error)
+    if without != "bfloat16":
+        rounded = results[1]["values"][:weights].to(torch.bfloat16)
+        wanted = torch.zeros_like(rounded) if without == "step" else rounded
+        assert torch.equal(results[1]["bfloat16"], wanted)
+
+
 def test_maps_too_large_for_a_block_are_refused(scene, cuda):
     with pytest.raises(RuntimeError, match="too large for the GPU's shared memory"):
         cuda.gaussian_heatmaps(

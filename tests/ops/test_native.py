@@ -10,17 +10,26 @@ import sys
 import pytest
 import torch
 
-from fasthg.ops import _native, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
+from fasthg.ops import (
+    _native,
+    gaussian_heatmaps,
+    heatmap_mse,
+    heatmap_peaks,
+    paths,
+    rmsprop_ema,
+)
 
 needs_extension = pytest.mark.skipif(
     isinstance(_native.native, _native.Missing), reason="the extension is not built"
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
+OPERATORS += ("rmsprop_ema",)
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
+from fasthg.ops import rmsprop_ema
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -31,6 +40,9 @@ results = [maps, loss.detach(), predictions.grad]
 results += [t.detach() for t in bn_act(predictions[0], torch.zeros(3), relu=True)]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
+weights, squares = torch.randn(99), torch.ones(99)
+rmsprop_ema(weights, torch.randn(99), squares, torch.tensor(0.1), decay=0.9, eps=1.0)
+results += [weights, squares]
 torch.save([results, [row._asdict() for row in paths()]], sys.argv[1])
 """
 
@@ -112,11 +124,14 @@ def test_the_operators_can_be_captured_in_a_graph():
     keypoints = torch.rand(2, 3, 2, device="cuda") * 16
     sigmas = torch.ones(3, device="cuda")
     predictions = torch.randn(2, 2, 3, 16, 16, device="cuda", requires_grad=True)
+    rate = torch.tensor(0.1, device="cuda")
 
     def step():
         loss = heatmap_mse(predictions, keypoints, sigmas)
         (gradient,) = torch.autograd.grad(loss.sum(), predictions)
-        return gradient, *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16))
+        weights, squares = torch.ones(2, gradient.numel(), device="cuda")
+        rmsprop_ema(weights, gradient.flatten(), squares, rate, decay=0.9, eps=1.0)
+        return gradient, weights, squares, *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16))
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -126,6 +141,7 @@ def test_the_operators_can_be_captured_in_a_graph():
     with torch.cuda.graph(graph):
         captured = step()
     keypoints.copy_(torch.rand(2, 3, 2) * 16)
+    rate.fill_(0.2)
     graph.replay()
     for got, wanted in zip(captured, step(), strict=True):
         assert torch.equal(got, wanted)

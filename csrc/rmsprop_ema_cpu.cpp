@@ -1,0 +1,118 @@
+// The optimiser's step, threads over the values. A block is small enough to stay in the first-level
+// cache, so the loops over it, each of which vectorises, cost one pass over memory together.
+#include <algorithm>
+
+#include "ops.h"
+#include "parallel.h"
+#include "rmsprop_ema_math.h"
+
+namespace fasthg {
+namespace {
+
+constexpr int64_t kBlock = 1024;
+
+template <typename T>
+struct Buffers {
+  T* values;
+  const T* gradient;
+  T *squares, *momenta, *averages;
+  uint16_t* bfloat16;
+
+  explicit Buffers(const RmspropStep& step)
+      : values(static_cast<T*>(step.values)),
+        gradient(static_cast<const T*>(step.gradient)),
+        squares(static_cast<T*>(step.squares)),
+        momenta(static_cast<T*>(step.momenta)),
+        averages(static_cast<T*>(step.averages)),
+        bfloat16(step.bfloat16) {}
+};
+
+template <typename T>
+FASTHG_HD void average_block(const T* __restrict__ values, T weight, int64_t begin, int64_t end,
+                             T* __restrict__ averages) {
+  for (int64_t i = begin; i < end; ++i) averages[i] = moved_average(averages[i], values[i], weight);
+}
+
+template <typename T>
+FASTHG_HD void plain_block(const T* __restrict__ gradient, T weight_decay,
+                           const RmspropConstants<T>& constants, int64_t begin, int64_t end,
+                           T* __restrict__ weights, T* __restrict__ squares) {
+  const RmspropConstants<T> c = constants;
+  for (int64_t i = begin; i < end; ++i)
+    weights[i] -= rmsprop_change(weights[i], gradient[i], weight_decay, c, squares[i]);
+}
+
+template <typename T>
+FASTHG_HD void momentum_block(const T* __restrict__ gradient, T weight_decay,
+                              const RmspropConstants<T>& constants, int64_t begin, int64_t end,
+                              T* __restrict__ weights, T* __restrict__ squares,
+                              T* __restrict__ momenta) {
+  const RmspropConstants<T> c = constants;
+  for (int64_t i = begin; i < end; ++i) {
+    const T change = rmsprop_change(weights[i], gradient[i], weight_decay, c, squares[i]);
+    momenta[i] = c.momentum * momenta[i] + change;
+    weights[i] -= momenta[i];
+  }
+}
+
+template <typename T>
+FASTHG_HD void round_block(const T* __restrict__ weights, int64_t begin, int64_t end,
+                           uint16_t* __restrict__ bfloat16) {
+  for (int64_t i = begin; i < end; ++i) bfloat16[i] = bfloat16_bits(static_cast<float>(weights[i]));
+}
+
+// One block: values from `begin` on, as many as `kBlock` or up to `total`.
+template <typename T>
+FASTHG_HD void update(const Buffers<T>& b, const RmspropStep& step, const RmspropConstants<T>& c,
+                      bool skip, int64_t begin) {
+  const int64_t end = std::min(begin + kBlock, step.total);
+  while (begin < end) {
+    // Up to the next border, all values are of one kind.
+    int64_t stop = end;
+    for (const int64_t border : {step.decayed, step.weights})
+      if (begin < border) stop = std::min(stop, border);
+    if (b.averages) average_block(b.values, c.average_weight, begin, stop, b.averages);
+    if (begin < step.weights && !skip) {
+      const T weight_decay = begin < step.decayed ? c.weight_decay : T(0);
+      if (b.momenta)
+        momentum_block(b.gradient, weight_decay, c, begin, stop, b.values, b.squares, b.momenta);
+      else
+        plain_block(b.gradient, weight_decay, c, begin, stop, b.values, b.squares);
+      if (b.bfloat16) round_block(b.values, begin, stop, b.bfloat16);
+    }
+    begin = stop;
+  }
+}
+
+// Clones are made of plain functions only, so each type has its own.
+FASTHG_VECTOR_CLONES void block(const Buffers<float>& b, const RmspropStep& step,
+                                const RmspropConstants<float>& c, bool skip, int64_t begin) {
+  update(b, step, c, skip, begin);
+}
+FASTHG_VECTOR_CLONES void block(const Buffers<double>& b, const RmspropStep& step,
+                                const RmspropConstants<double>& c, bool skip, int64_t begin) {
+  update(b, step, c, skip, begin);
+}
+
+template <typename T>
+const char* run(const RmspropStep& step, int threads) {
+  const Buffers<T> buffers(step);
+  const RmspropConstants<T> constants(step);
+  const bool skip = step.found_inf && *step.found_inf != 0;
+  // Whole blocks are shared out: a loop's last few values may be rounded otherwise than the vectors
+  // before them, so its ends must not depend on the number of threads.
+  const int64_t blocks = (step.total + kBlock - 1) / kBlock;
+  parallel_for(blocks, worker_count(blocks, kBlock, threads), [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) block(buffers, step, constants, skip, i * kBlock);
+  });
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace fasthg
+
+const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads) {
+  if (dtype == fasthg::kFloat32) return fasthg::run<float>(*step, threads);
+  if (dtype == fasthg::kFloat64) return fasthg::run<double>(*step, threads);
+  return "rmsprop_ema takes float32 and float64";
+}

@@ -1,0 +1,50 @@
+// RMSProp as tf.train.RMSPropOptimizer computes it, and a step of a moving average.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "portable.h"
+
+namespace fasthg {
+
+template <typename T>
+struct RmspropConstants {
+  T rate, average_weight, weight_decay, decay, added, momentum, eps;
+
+  FASTHG_HD explicit RmspropConstants(const RmspropStep& step)
+      : rate(*static_cast<const T*>(step.rate)),
+        average_weight(step.averages ? *static_cast<const T*>(step.average_weight) : T(0)),
+        weight_decay(static_cast<T>(step.weight_decay)),
+        decay(static_cast<T>(step.decay)),
+        added(static_cast<T>(1 - step.decay)),
+        momentum(static_cast<T>(step.momentum)),
+        eps(static_cast<T>(step.eps)) {}
+};
+
+template <typename T>
+FASTHG_HD T moved_average(T average, T value, T weight) {
+  return average + weight * (value - average);
+}
+
+// Moves the mean square; what it returns is to be subtracted from the weight, or added to what
+// momentum leaves of the momentum. weight_decay is 0 where there is no L2.
+template <typename T>
+FASTHG_HD T rmsprop_change(T weight, T gradient, T weight_decay, const RmspropConstants<T>& c,
+                           T& square) {
+  gradient += weight_decay * weight;
+  square = c.decay * square + c.added * gradient * gradient;
+  return c.rate * gradient / std::sqrt(square + c.eps);
+}
+
+// The nearest bfloat16, ties to even, as its bits.
+FASTHG_HD uint16_t bfloat16_bits(float value) {
+  union {
+    float real;
+    uint32_t bits;
+  } word{value};
+  const bool nan = (word.bits & 0x7fffffffu) > 0x7f800000u;
+  return nan ? 0x7fff : (word.bits + 0x7fffu + (word.bits >> 16 & 1u)) >> 16;
+}
+
+}  // namespace fasthg

@@ -1,0 +1,104 @@
+"""All weights of a network in one buffer, so that one kernel can update them.
+
+The network's tensors become views: names, shapes and strides (channels_last) stay as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 64
+"""Every tensor begins at a multiple of so many values (256 bytes), as one of its own would: kernels
+for convolutions ask for it. The gaps stay 0."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class FlatNetwork(Generic[Network]):
+    """Weights, their gradients and the moving statistics of a network in flat buffers.
+
+    The gradients of the parameters become views as well, and autograd adds to them in place: fill
+    `gradient` with 0 instead of setting them to None, as `nn.Module.zero_grad` does.
+
+    Args:
+        network: on its device and in its memory format, which stay as they are from here on.
+        decayed: its parameters with L2.
+        plain: its other parameters.
+
+    Raises:
+        ValueError: a tensor is not float32 or on another device than the others, or `decayed` and
+            `plain` are not the parameters of the network.
+    """
+
+    values: Tensor
+    """(total,): the weights, those with L2 first, then the moving statistics."""
+    weights: Tensor
+    """(weights,): the first part of `values`. Its `.grad` is `gradient`."""
+    gradient: Tensor
+    """(weights,)."""
+    decayed: int
+    """The first so many weights have L2."""
+
+    def __init__(
+        self, network: Network, decayed: Sequence[Tensor], plain: Sequence[Tensor]
+    ) -> None:
+        parameters = [*decayed, *plain]
+        if {id(p) for p in parameters} != {id(p) for p in network.parameters()}:
+            raise ValueError("decayed and plain: expected the parameters of the network")
+        tensors = [*parameters, *network.buffers()]
+        for tensor in tensors:
+            if tensor.dtype != torch.float32 or tensor.device != tensors[0].device:
+                raise ValueError(
+                    f"expected float32 on {tensors[0].device}, got {tensor.dtype} on "
+                    f"{tensor.device}: move the network to one device and keep it in float32"
+                )
+        names = {id(t): name for name, t in network.state_dict(keep_vars=True).items()}
+        self.network = network
+        self._names = [names[id(t)] for t in tensors]
+        self.values = _lay_out(tensors)
+        self.decayed = _length(decayed)
+        self.weights = self.values[: self.decayed + _length(plain)]
+        self.gradient = torch.zeros_like(self.weights)
+        self.weights.grad = self.gradient
+        for parameter, gradient in zip(parameters, _views(self.gradient, parameters), strict=True):
+            parameter.grad = gradient
+
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """Weights with and without L2, with their gradients, as optimisers of torch take them."""
+        parts = self.weights.detach().tensor_split([self.decayed])
+        for part, gradient in zip(parts, self.gradient.tensor_split([self.decayed]), strict=True):
+            part.grad = gradient
+        return parts[0], parts[1]
+
+    def copy(self) -> tuple[Network, Tensor]:
+        """The network once more, over a buffer of its own, `(total,)` in the order of `values`."""
+        other = copy.deepcopy(self.network)
+        tensors = other.state_dict(keep_vars=True)
+        return other, _lay_out([tensors[name] for name in self._names])
+
+
+def _length(tensors: Sequence[Tensor]) -> int:
+    return sum(-(-t.numel() // ALIGNMENT) * ALIGNMENT for t in tensors)
+
+
+def _views(buffer: Tensor, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Where each tensor lies in a buffer: one after the other, without gaps of their own."""
+    begin = 0
+    for tensor in tensors:
+        dense = torch.empty_like(tensor, device="meta")
+        yield buffer[begin:].as_strided(tensor.shape, dense.stride())
+        begin += _length([tensor])
+
+
+@torch.no_grad()
+def _lay_out(tensors: Sequence[Tensor]) -> Tensor:
+    """Move tensors, which stay the same objects, into one new buffer."""
+    buffer = tensors[0].new_zeros(_length(tensors))
+    for tensor, view in zip(tensors, _views(buffer, tensors), strict=True):
+        tensor.data = view.copy_(tensor)
+    return buffer
