@@ -114,6 +114,8 @@ def test_doctor_names_every_op_and_the_loader(fasthg) -> None:
     facts = json.loads(out)
     assert code == 0
     assert {p["op"] for p in facts["ops"]} == {
+        "bn_act",
+        "bn_act_inference",
         "gaussian_heatmaps",
         "heatmap_mse",
         "heatmap_peaks",
