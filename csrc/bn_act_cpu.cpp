@@ -47,6 +47,23 @@ FASTHG_HD void store(float value, BFloat16* out) {
 template <typename T>
 using Real = typename Accumulate<T>::type;
 
+// Values that start a cache line, so that no vector of them lies across two.
+template <typename T>
+class Line {
+ public:
+  explicit Line(int64_t count) : blocks_(count * sizeof(T) / sizeof(Block) + 1) {}
+  T* data() { return blocks_.data()->values; }
+  const T* data() const { return blocks_.data()->values; }
+  T& operator[](int64_t i) { return data()[i]; }
+  T operator[](int64_t i) const { return data()[i]; }
+
+ private:
+  struct alignas(64) Block {
+    T values[64 / sizeof(T)];
+  };
+  std::vector<Block> blocks_;
+};
+
 // What the passes read of one value after the other. All per-channel values are repeated to a tile.
 template <typename T>
 struct Pass {
@@ -213,8 +230,8 @@ class Work {
 
   // (channels,) repeated to a tile.
   template <typename Value>
-  std::vector<Real<T>> repeated(const Value& value_of_channel) const {
-    std::vector<Real<T>> values(tile_);
+  Line<Real<T>> repeated(const Value& value_of_channel) const {
+    Line<Real<T>> values(tile_);
     for (int64_t i = 0; i < tile_; ++i) values[i] = value_of_channel(i % norm_.channels);
     return values;
   }
@@ -233,11 +250,11 @@ class Work {
   template <typename Add>
   std::vector<double> sums(const Add& add) const {
     const int64_t channels = norm_.channels;
-    std::vector<std::vector<Real<T>>> tiles(workers_, std::vector<Real<T>>(2 * tile_));
+    std::vector<Line<Real<T>>> tiles(workers_, Line<Real<T>>(2 * tile_));
     auto* partial = static_cast<Real<T>*>(norm_.workspace);
     each_part([&](int worker, int64_t part, int64_t begin, int64_t end) {
-      std::vector<Real<T>>& sum = tiles[worker];
-      std::fill(sum.begin(), sum.end(), Real<T>(0));
+      Line<Real<T>>& sum = tiles[worker];
+      std::fill(sum.data(), sum.data() + 2 * tile_, Real<T>(0));
       add(begin, end, sum.data(), sum.data() + tile_);
       Real<T>* out = partial + part * 2 * channels;
       for (int64_t which = 0; which < 2; ++which)

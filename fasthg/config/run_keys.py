@@ -61,7 +61,7 @@ class MachineKeys(Section):
     FUSED: Annotated[Literal["auto", "on", "off"], OnOff, LowerCase] = Field(
         default="auto",
         description="Batch norm, residual and ReLU as one operator (on) or as torch's own modules "
-        "(off); auto: on where the compiled kernels serve the device.",
+        "(off); auto: on where the compiled kernels serve the device, but for fp32 on a CPU.",
     )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."

@@ -64,16 +64,18 @@ def test_a_residual_is_the_same_either_way(channels_in: int, training: bool) -> 
 def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     monkeypatch.setattr(BatchNorm, "_fused", lambda *_: runs.append("fused"))
-    layer, x = BatchNorm(3), torch.randn(2, 3, 4, 4)
+    layer, x = BatchNorm(3), torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
     for served in (True, False):
         monkeypatch.setattr("fasthg.model.layers.serves", lambda _, served=served: served)
         layer(x)
+    monkeypatch.setattr("fasthg.model.layers.serves", lambda _: True)
+    layer(x.float())
     assert runs == ["fused"]
 
 
 def test_a_fused_block_compiles_without_a_graph_break() -> None:
-    block = Residual(4, 8)
-    x = torch.randn(2, 4, 8, 8)
+    block = Residual(4, 8).double()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     wanted = block(x)
     torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), wanted)
 
