@@ -293,6 +293,7 @@ def test_baselines_run_small_on_a_cpu(capsys):
         "eager fp32 NCHW, TF32 off, 1 stacks, batch 2",
         "eager fp32 NCHW, TF32 on, 1 stacks, batch 2",
         "eager bf16 channels_last, 1 stacks, batch 2",
+        "eager fasthg bf16 channels_last, 1 stacks, batch 2",
     }
 
 

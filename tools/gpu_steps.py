@@ -22,9 +22,10 @@ from gpu_probe import capture, kernel_names
 from gpu_report import figure
 from torch import Tensor
 
+from fasthg.flat import FlatNetwork
 from fasthg.model import StackedHourglass, decayed_parameters
 from fasthg.ops import heatmap_mse
-from fasthg.optim import EMA, RMSPropTF
+from fasthg.optim import RMSProp
 
 PARTS = 7
 # A graph and the eager step may pick other convolution algorithms; both sum in bfloat16 maps.
@@ -32,7 +33,11 @@ LOSS_AGREEMENT = 0.05
 
 
 class Step:
-    """One configuration of the network with everything that a step touches."""
+    """One configuration of the network with everything that a step touches.
+
+    ours: fused batch norms and the flat optimiser; else torch's own modules and its foreach RMSprop
+    and averages, which the compiled and the eager baselines share.
+    """
 
     def __init__(
         self,
@@ -43,11 +48,13 @@ class Step:
         bf16: bool,
         channels_last: bool,
         compiled: bool = False,
+        ours: bool = False,
     ) -> None:
         small = device.type == "cpu"
         features, side = (16, 64) if small else (256, 256)
         torch.manual_seed(0)
-        model = StackedHourglass(stacks, PARTS, features, features // 4)
+        fused = "on" if ours else "off"
+        model = StackedHourglass(stacks, PARTS, features, features // 4, fused=fused)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device, self.bf16 = device, bf16
         self.model = model.to(device).to(memory_format=layout).train()
@@ -56,12 +63,23 @@ class Step:
         self.keypoints = torch.rand(batch, PARTS, 2, device=device) * (side // 4)
         self.sigmas = torch.full((batch, PARTS), 2.0, device=device)
         decayed, plain = decayed_parameters(self.model)
-        groups = [
-            {"params": decayed, "weight_decay": 4e-5},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = RMSPropTF(groups, 1e-5)
-        self.ema = EMA(self.model, 0.9999)
+        self.flat = FlatNetwork(self.model, decayed, plain) if ours else None
+        self.optimizer: torch.optim.Optimizer
+        if self.flat:
+            _, averages = self.flat.copy()
+            share = torch.full((), 1e-4, device=device)
+            self.optimizer = RMSProp(self.flat, averages, share, 1e-5, weight_decay=4e-5)
+        else:
+            groups = [
+                {"params": decayed, "weight_decay": 4e-5},
+                {"params": plain, "weight_decay": 0.0},
+            ]
+            capturable = device.type == "cuda"
+            self.optimizer = torch.optim.RMSprop(
+                groups, 1e-5, alpha=0.9, eps=1.0, foreach=True, capturable=capturable
+            )
+            self.values = [t for t in self.model.state_dict().values() if t.is_floating_point()]
+            self.averages = [t.detach().clone() for t in self.values]
         self.loss = torch.zeros((), device=device)
         self._forward: Callable[[Tensor], Tensor] = self._loss_of
         if compiled:
@@ -75,10 +93,14 @@ class Step:
 
     def __call__(self) -> None:
         """One step."""
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.flat:
+            self.flat.gradient.zero_()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
         loss = self._forward(self.images)
         loss.backward()
-        self.ema.update(10**6)
+        if not self.flat:
+            torch._foreach_lerp_(self.averages, self.values, 1e-4)
         self.optimizer.step()
         self.loss.copy_(loss.detach())
 
@@ -143,21 +165,23 @@ def eager(device: torch.device, stacks: int, batches: list[int]) -> None:
                 step = Step(device, stacks=stacks, batch=batch, bf16=False, channels_last=False)
                 report(name, batch, step.seconds(step))
                 step = None
-        name = f"bf16 channels_last, {stacks} stacks"
-        with roomy(name):
-            if gpu:
-                torch.cuda.reset_peak_memory_stats()
-            step = Step(device, stacks=stacks, batch=batch, bf16=True, channels_last=True)
-            report(f"eager {name}", batch, step.seconds(step))
-            assert torch.isfinite(step.loss), f"eager {name}: the loss is {step.loss.item()}"
-            if gpu:
-                peak = torch.cuda.max_memory_allocated() / 2**30
-                figure(f"eager {name}, batch {batch}", peak, "GiB")
-            if gpu and batch == batches[0]:
-                figure(f"eager {name}, batch {batch}", len(kernel_names(step)), "kernels")
-            if gpu:
-                graphed(step, f"graph {name}", batch)
-            step = None
+        for ours in (False, True):
+            name = f"{'fasthg ' if ours else ''}bf16 channels_last, {stacks} stacks"
+            with roomy(name):
+                if gpu:
+                    torch.cuda.reset_peak_memory_stats()
+                common = {"stacks": stacks, "batch": batch, "ours": ours}
+                step = Step(device, **common, bf16=True, channels_last=True)
+                report(f"eager {name}", batch, step.seconds(step))
+                assert torch.isfinite(step.loss), f"eager {name}: the loss is {step.loss.item()}"
+                if gpu:
+                    peak = torch.cuda.max_memory_allocated() / 2**30
+                    figure(f"eager {name}, batch {batch}", peak, "GiB")
+                if gpu and batch == batches[0]:
+                    figure(f"eager {name}, batch {batch}", len(kernel_names(step)), "kernels")
+                if gpu:
+                    graphed(step, f"graph {name}", batch)
+                step = None
 
 
 def compiled(device: torch.device, stacks: int, batches: list[int]) -> None:
