@@ -116,7 +116,7 @@ def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
     as the reference divides (more lenient).
     """
     names = config.PARTS.NAMES
-    distances = metrics.errors(predictions.keypoints, predictions.truth, predictions.visibility)
+    distances = predictions.errors()
     summary = metrics.summary(distances, names)
     pck = metrics.pck(distances, config.PCK_RADII)
     by_area = metrics.precision_by_area(
@@ -154,7 +154,7 @@ def _spreads(summary: metrics.Summary) -> dict[str, Any]:
 
 def worst_rows(predictions: Predictions, count: int) -> list[int]:
     """Rows with the largest mean error, the worst first; unlabelled instances are left out."""
-    distances = metrics.errors(predictions.keypoints, predictions.truth, predictions.visibility)
+    distances = predictions.errors()
     labelled: np.ndarray = np.any(np.isfinite(distances), axis=1)
     mean = np.full(len(distances), -np.inf)
     mean[labelled] = np.nanmean(distances[labelled], axis=1)
@@ -229,7 +229,7 @@ def evaluate_run(
             "flip_test": config.FLIP_TEST,
             "unreadable_images": unreadable,
             **measure(predictions, config),
-            "decodes": {m: measure(p, config)["error_px"]["all"] for m, p in every.items()},
+            "decodes": {m: asdict(metrics.spread(p.errors())) for m, p in every.items()},
         }
     )
     folder = run.eval_folder(split)

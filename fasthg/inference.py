@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasthg import geometry
+from fasthg import geometry, metrics
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index import RecordIndex
@@ -43,6 +43,10 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.instance)
+
+    def errors(self) -> np.ndarray:
+        """`metrics.errors` of these predictions, `(n, parts)` image px; NaN where unlabelled."""
+        return metrics.errors(self.keypoints, self.truth, self.visibility)
 
 
 def flip_back(heatmaps: Tensor, pairs: Sequence[Sequence[int]]) -> Tensor:

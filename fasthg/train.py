@@ -264,7 +264,7 @@ class Training:
             self.config,
             self.step.precision,
         )[self.config.DECODE]
-        distances = metrics.errors(predictions.keypoints, predictions.truth, predictions.visibility)
+        distances = predictions.errors()
         spread = metrics.spread(distances)
         mean, median = spread.mean, spread.median
         if not spread.count:
