@@ -95,12 +95,13 @@ MAY_INCLUDE: dict[str, str] = {
     # Pieces that several ops share on one device.
     r"\w+_rows\.h": rf"\w+_math\.h|portable\.h|{STANDARD_HEADERS}",
     r"\w+_tables\.cuh": rf"\w+_math\.h|portable\.h|cuda_utils\.cuh|{STANDARD_HEADERS}",
+    r"mma\.cuh": r"cuda_utils\.cuh",
     r"cuda_utils\.cuh": rf"portable\.h|cuda_emulation\.h|{CUDA_HEADERS}|{STANDARD_HEADERS}",
     r"(?P<op>\w+)_cpu\.cpp": (
         rf"ops\.h|{{op}}_math\.h|portable\.h|parallel\.h|\w+_rows\.h|{STANDARD_HEADERS}"
     ),
     r"(?P<op>\w+)_cuda\.cu": (
-        rf"ops\.h|{{op}}_math\.h|portable\.h|cuda_utils\.cuh|\w+_tables\.cuh|{STANDARD_HEADERS}"
+        rf"ops\.h|{{op}}_math\.h|portable\.h|(cuda_utils|mma|\w+_tables)\.cuh|{STANDARD_HEADERS}"
     ),
     r"bindings\.cpp": rf"ops\.h|<pybind11/\w+\.h>|{STANDARD_HEADERS}",
 }

@@ -10,11 +10,6 @@ from torch import Tensor
 from fasthg.ops import _native
 
 
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which an operator computes for tensors of `dtype`: float32 at least."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def check_targets(op: str, keypoints: Tensor, sigmas: Tensor, visibility: Tensor | None) -> None:
     """Check what describes the targets.
 

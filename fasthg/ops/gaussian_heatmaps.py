@@ -47,7 +47,7 @@ def _implementation(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    work = _targets.arithmetic_dtype(dtype)
+    work = reference.arithmetic_dtype(dtype)
     keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
     # The CPU kernels write float32 and float64 only.
     stored = work if keypoints.device.type == "cpu" else dtype

@@ -38,7 +38,7 @@ def _empty_gradient(predictions: Tensor) -> Tensor:
 
 
 def _empty_loss(predictions: Tensor) -> Tensor:
-    work = _targets.arithmetic_dtype(predictions.dtype)
+    work = reference.arithmetic_dtype(predictions.dtype)
     return predictions.new_empty(predictions.shape[:2], dtype=work)
 
 
@@ -71,7 +71,7 @@ def _launch(
 
 def _readable(predictions: Tensor) -> Tensor:
     """The CPU kernels read and write float32 and float64 only; CUDA's take half types as well."""
-    work = _targets.arithmetic_dtype(predictions.dtype)
+    work = reference.arithmetic_dtype(predictions.dtype)
     return predictions.to(work) if predictions.device.type == "cpu" else predictions
 
 
@@ -102,7 +102,7 @@ def _gradient(
     subpixel: bool,
 ) -> Tensor:
     gradient = _empty_gradient(predictions)
-    work = _targets.arithmetic_dtype(predictions.dtype)
+    work = reference.arithmetic_dtype(predictions.dtype)
     keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
     # It comes with any strides, 0 among them: `.sum()` sends one number expanded.
     of_loss = of_loss.to(work).contiguous()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, _targets, reference
+from fasthg.ops import _native, reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 
 def _fake(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    work = _targets.arithmetic_dtype(heatmaps.dtype)
+    work = reference.arithmetic_dtype(heatmaps.dtype)
     batch, parts = heatmaps.shape[:2]
     return (
         heatmaps.new_empty((batch, parts, 2), dtype=work),

@@ -2,7 +2,7 @@
 // where there is no GPU.
 //
 // Every CUDA thread is a fiber that runs until it waits for others: at __syncthreads for its block,
-// at a shuffle for its warp. Shared memory is poisoned before each block. What finds a missing
+// at a shuffle or a tensor core instruction for its warp. Shared memory is poisoned before each block. What finds a missing
 // barrier is the order in which threads run, so there are three: natural (every warp in turn up to
 // its next wait) and greedy (one warp as far as it can get, then the next; first or last warp
 // first). A kernel must give the same result in all of them.
@@ -50,8 +50,13 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   Wait wait;
   int vote;             // given at __syncthreads_or
-  uint32_t offered[2];  // to shuffles; two, since a lane may be one shuffle ahead of another
-  int shuffles;
+  // What a lane offers its warp; two, since a lane may be one exchange ahead of another.
+  uint32_t offered[2];
+  struct {
+    uint32_t a[4], b[2];
+  } fragments[2];
+  const unsigned char* matrix_row[2];
+  int exchanges;
 };
 
 struct Machine {
@@ -87,7 +92,7 @@ inline void start_fibers(int count) {
   for (Fiber& fiber : machine.fibers) {
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     fiber.wait = kNothing;
-    fiber.vote = fiber.shuffles = 0;
+    fiber.vote = fiber.exchanges = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -181,7 +186,7 @@ inline void __syncthreads() {
 
 inline unsigned __shfl_xor_sync(unsigned, unsigned value, int mask) {
   emulation::Fiber& self = emulation::machine.self();
-  const int turn = self.shuffles++ % 2, partner = emulation::machine.current ^ mask;
+  const int turn = self.exchanges++ % 2, partner = emulation::machine.current ^ mask;
   self.offered[turn] = value;
   emulation::machine.wait_for(emulation::kWarp);
   return emulation::machine.fibers[partner].offered[turn];
@@ -211,6 +216,58 @@ struct __nv_bfloat16 {
   }
 };
 using __half = _Float16;
+
+namespace emulation {
+
+template <typename T>
+float half_of(uint32_t pair, int which) {
+  const auto bits = static_cast<uint16_t>(which ? pair >> 16 : pair);
+  T value;
+  std::memcpy(&value, &bits, 2);
+  return static_cast<float>(value);
+}
+
+// csrc/mma.cuh says which lane holds what.
+template <typename T>
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4]) {
+  Fiber& self = machine.self();
+  const int turn = self.exchanges++ % 2, lane = machine.current % kWarpSize;
+  std::copy(a, a + 4, self.fragments[turn].a);
+  std::copy(b, b + 2, self.fragments[turn].b);
+  machine.wait_for(kWarp);
+  const Fiber* warp = &machine.fibers[machine.current - lane];
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 16; ++k) {
+      const auto& of_row = warp[row % 8 * 4 + k % 8 / 2].fragments[turn];
+      const auto& of_column = warp[column * 4 + k % 8 / 2].fragments[turn];
+      sum += half_of<T>(of_row.a[row / 8 + k / 8 * 2], k % 2) *
+             half_of<T>(of_column.b[k / 8], k % 2);
+    }
+    c[i] += sum;
+  }
+}
+
+inline void load_matrices(const void* row, bool transposed, uint32_t (&pieces)[4]) {
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    machine.problem = "emulation: a row of a matrix does not start at a multiple of 16 bytes";
+  Fiber& self = machine.self();
+  const int turn = self.exchanges++ % 2, lane = machine.current % kWarpSize;
+  self.matrix_row[turn] = static_cast<const unsigned char*>(row);
+  machine.wait_for(kWarp);
+  const Fiber* warp = &machine.fibers[machine.current - lane];
+  for (int i = 0; i < 4; ++i)
+    for (int half = 0; half < 2; ++half) {
+      const int along = lane % 4 * 2 + half, across = lane / 4;
+      const int from_row = transposed ? along : across, column = transposed ? across : along;
+      uint16_t bits;
+      std::memcpy(&bits, warp[8 * i + from_row].matrix_row[turn] + 2 * column, 2);
+      pieces[i] = half ? pieces[i] | static_cast<uint32_t>(bits) << 16 : bits;
+    }
+}
+
+}  // namespace emulation
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;

@@ -1,0 +1,26 @@
+"""The operators in plain torch: any device, any floating dtype, differentiable but for rmsprop_ema.
+
+They define the results. Tests hold the compiled kernels against them in float64, and they serve
+where there is no compiled kernel. Shapes, units and errors are those of the operators themselves.
+"""
+
+from __future__ import annotations
+
+from fasthg.ops.reference.bn_act import bn_act, bn_act_backward, moments, normalise
+from fasthg.ops.reference.dtypes import arithmetic_dtype
+from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
+from fasthg.ops.reference.heatmap_mse import heatmap_mse
+from fasthg.ops.reference.heatmap_peaks import heatmap_peaks
+from fasthg.ops.reference.rmsprop_ema import rmsprop_ema
+
+__all__ = [
+    "arithmetic_dtype",
+    "bn_act",
+    "bn_act_backward",
+    "gaussian_heatmaps",
+    "heatmap_mse",
+    "heatmap_peaks",
+    "moments",
+    "normalise",
+    "rmsprop_ema",
+]
