@@ -14,7 +14,7 @@ from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index import RecordIndex
 from fasthg.loss import heatmap_loss
-from fasthg.model import StackedHourglass
+from fasthg.model import StackedHourglass, fold_batch_norm
 from fasthg.ops import heatmap_peaks
 from fasthg.ops.heatmap_peaks import Method
 from fasthg.step import autocast, normalise
@@ -97,7 +97,8 @@ def predict(
     """Predict every instance of `batches`.
 
     Args:
-        model: in evaluation mode; its device is used.
+        model: in evaluation mode; its device is used. Batch norm is folded into a copy's
+            convolutions unless FUSED is off.
         batches: not augmented.
         index: where the annotations come from.
         precision: dtype of the forward pass.
@@ -107,6 +108,8 @@ def predict(
         method -> predictions, all from one forward pass.
     """
     methods = [config.DECODE] if methods is None else methods
+    if config.FUSED != "off":
+        model = fold_batch_norm(model, precision)
     device = next(model.parameters()).device
     points: dict[str, list[np.ndarray]] = {m: [] for m in methods}
     scores: dict[str, list[np.ndarray]] = {m: [] for m in methods}

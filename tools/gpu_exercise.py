@@ -23,6 +23,7 @@ from fasthg.ops import (
     heatmap_peaks,
     paths,
     reference,
+    residual_block,
     rmsprop_ema,
 )
 
@@ -148,6 +149,30 @@ def run_bn_act_inference(device: torch.device, dtype: torch.dtype, error: float)
         close("bn_act_inference", got, wanted, error)
 
 
+def run_residual_block(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """With and without a skip convolution. Half types round between convolutions: norms agree."""
+    for channels, out in ((16, 16), (16, 40), (5, 5)):
+        half = out // 2
+        x, _, _ = _maps(dtype, (2, channels, 13, 7))
+        _, _, of_y = _maps(dtype, (2, out, 13, 7))
+        random = torch.Generator().manual_seed(out)
+        sizes = [(half, channels, 1, 1), (half,), (half, half, 3, 3), (half,), (out, half, 1, 1)]
+        sizes += [(out,)] + ([] if out == channels else [(out, channels, 1, 1), (out,)])
+        weights = [torch.randn(s, generator=random).to(_wide(dtype)) / s[0] ** 0.5 for s in sizes]
+        results = []
+        for function, place, as_dtype in (
+            (reference.residual_block, "cpu", torch.float64),
+            (residual_block, device, None),
+        ):
+            given = [t.to(place, as_dtype or t.dtype).requires_grad_() for t in (x, *weights)]
+            y, statistics = function(*given)
+            gradients = torch.autograd.grad(y, given, of_y.to(y))
+            results.append([y, *(s for s in statistics if s.numel()), *gradients])
+        for right, got in zip(*results, strict=True):
+            distance = (got.cpu().double() - right).norm() / right.norm().clamp(min=1.0)
+            assert distance < 5 * error, f"residual_block: off by {distance:.3g}"
+
+
 def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Every buffer, lengths off the vector width. The operator has no half types."""
     if dtype not in (torch.float32, torch.float64):
@@ -187,6 +212,7 @@ CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
     "gaussian_heatmaps": run_gaussian_heatmaps,
     "heatmap_mse": run_heatmap_mse,
     "heatmap_peaks": run_heatmap_peaks,
+    "residual_block": run_residual_block,
     "rmsprop_ema": run_rmsprop_ema,
 }
 
@@ -196,6 +222,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda or cpu; default cuda")
     device = torch.device(parser.parse_args().device)
+    torch.backends.cudnn.allow_tf32 = False
     failed = False
     for row in paths():
         if row.device == device.type and row.path != "native":

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 from fasthg.ops._native import OpPath, paths, serves
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
+from fasthg.ops._interim import conv1x1_act
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
+from fasthg.ops.residual_block import (
+    ResidualStatistics,
+    residual_block,
+    residual_block_inference,
+)
 from fasthg.ops.rmsprop_ema import rmsprop_ema
 
 __all__ = [
     "OpPath",
+    "ResidualStatistics",
     "bn_act",
     "bn_act_inference",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
     "paths",
+    "residual_block",
+    "residual_block_inference",
     "rmsprop_ema",
     "serves",
     "update_statistics",

@@ -23,6 +23,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions on a GPU round float32 to ten bits unless told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def scene() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Keypoints (on, beside and far off the map, NaN and infinite), sigmas and visibility."""

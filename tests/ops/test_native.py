@@ -24,7 +24,7 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("rmsprop_ema",)
+OPERATORS += ("residual_block", "rmsprop_ema")
 
 RUN_ALL = """
 import sys, torch

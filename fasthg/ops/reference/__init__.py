@@ -11,6 +11,7 @@ from fasthg.ops.reference.dtypes import arithmetic_dtype
 from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.reference.heatmap_mse import heatmap_mse
 from fasthg.ops.reference.heatmap_peaks import heatmap_peaks
+from fasthg.ops.reference.residual_block import residual_block
 from fasthg.ops.reference.rmsprop_ema import rmsprop_ema
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "heatmap_peaks",
     "moments",
     "normalise",
+    "residual_block",
     "rmsprop_ema",
 ]
