@@ -113,17 +113,24 @@ def _maps(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> tuple[Tensor,
     return x, residual, of_y
 
 
+# One launch each way; one for the forward and three for the backward; three each way.
+NORM_SHAPES = [*SHAPES, (2, 16, 24, 24), (2, 16, 48, 64), (3, 16, 64, 64)]
+
+
 def run_bn_act(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Result and statistics with everything on; gradients without the ReLU, whose corner rounds."""
-    for shape in SHAPES:
+    for shape in NORM_SHAPES:
         x, residual, of_y = _maps(dtype, shape)
         beta = torch.linspace(-1, 1, shape[1], dtype=_wide(dtype))
         wanted = reference.bn_act(
             x.double(), beta.double(), None, residual.double(), relu=True, eps=1e-3
         )
-        got = bn_act(x.to(device), beta.to(device), None, residual.to(device), relu=True)
+        added = residual.to(device).requires_grad_()
+        got = bn_act(x.to(device), beta.to(device), None, added, relu=True)
         for result, right in zip(got, wanted, strict=True):
             close("bn_act", result, right, error)
+        (masked,) = torch.autograd.grad(got[0], added, of_y.to(device))
+        close("bn_act's residual", masked, of_y.double() * (got[0] > 0).cpu(), 0)
         exact = [t.double().requires_grad_() for t in (x, beta)]
         reference.bn_act(*exact)[0].backward(of_y.double())
         given = [t.to(device).requires_grad_() for t in (x, beta)]

@@ -15,6 +15,12 @@ from fasthg.ops import _native, reference
 _ROWS_PER_PART = 64
 _MAXIMUM_PARTS = 512
 
+# Up to so many bytes, a block of a CUDA kernel keeps its channels in shared memory and one launch
+# does what else takes three: 16 bytes a row, in the backward 32, so 8192 and 4096 rows (batch x
+# height x width). Few blocks share the work then, which must be quicker than two more launches.
+# Chosen for a GPU whose blocks get 163 KB or more; not yet run on one.
+_ON_CHIP_BYTES = 128 << 10
+
 
 def _maps_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -64,6 +70,7 @@ def _launch(
         eps=eps,
         relu=relu,
         frozen=frozen,
+        on_chip_bytes=_ON_CHIP_BYTES,
     )
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
     _native.launch(name, x, norm, x.data_ptr(), *addresses)
