@@ -138,6 +138,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("rmsprop_ema_cpu", [](int dtype, const RmspropStep& step, int threads) {
     call([&] { return fasthg_rmsprop_ema_cpu(dtype, &step, threads); });
   });
+  m.def("moving_statistics_cpu", [](int dtype, Pointer running, Pointer batch, Pointer correction,
+                                    Pointer weight, int64_t count, int threads) {
+    call([&] {
+      return fasthg_moving_statistics_cpu(dtype, ptr(running), ptr(batch), ptr(correction),
+                                          ptr(weight), count, threads);
+    });
+  });
 
 #ifdef FASTHG_CUDA
   m.attr("cuda") = true;
@@ -192,6 +199,13 @@ PYBIND11_MODULE(_C, m) {
         });
   m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
     call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });
+  });
+  m.def("moving_statistics_cuda", [](int dtype, Pointer running, Pointer batch, Pointer correction,
+                                     Pointer weight, int64_t count, int device, Pointer stream) {
+    call([&] {
+      return fasthg_moving_statistics_cuda(dtype, ptr(running), ptr(batch), ptr(correction),
+                                           ptr(weight), count, device, ptr(stream));
+    });
   });
 #else
   m.attr("cuda") = false;

@@ -21,6 +21,7 @@ from fasthg.ops import (
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
+    moving_statistics,
     paths,
     reference,
     rmsprop_ema,
@@ -155,6 +156,21 @@ def run_bn_act_inference(device: torch.device, dtype: torch.dtype, error: float)
         close("bn_act_inference", got, wanted, error)
 
 
+def run_moving_statistics(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Lengths on and off the vector width. The operator has no half types."""
+    if dtype not in (torch.float32, torch.float64):
+        return
+    for count in (1, 1027, 2052):
+        random = torch.Generator().manual_seed(count)
+        running, batch, correction = torch.rand(3, count, generator=random).to(dtype)
+        weight = torch.tensor(0.3, dtype=dtype)
+        read = [t.to(device) for t in (batch, correction, weight)]
+        moved = running.to(device, copy=True)
+        moving_statistics(moved, *read)
+        reference.moving_statistics(running, batch, correction, weight)
+        close("moving_statistics", moved, running, error)
+
+
 def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Every buffer, lengths off the vector width. The operator has no half types."""
     if dtype not in (torch.float32, torch.float64):
@@ -194,6 +210,7 @@ CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
     "gaussian_heatmaps": run_gaussian_heatmaps,
     "heatmap_mse": run_heatmap_mse,
     "heatmap_peaks": run_heatmap_peaks,
+    "moving_statistics": run_moving_statistics,
     "rmsprop_ema": run_rmsprop_ema,
 }
 

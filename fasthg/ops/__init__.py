@@ -10,6 +10,7 @@ from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
+from fasthg.ops.moving_statistics import moving_statistics
 from fasthg.ops.rmsprop_ema import rmsprop_ema
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
+    "moving_statistics",
     "paths",
     "rmsprop_ema",
     "serves",

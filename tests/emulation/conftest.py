@@ -171,6 +171,15 @@ class Kernels:
         step = RmspropStep(**pointers, **counts, **numbers)
         self.call("rmsprop_ema", CODES[buffers["values"].dtype], ctypes.byref(step))
 
+    def moving_statistics(
+        self, running: Tensor, batch: Tensor, correction: Tensor, weight: Tensor
+    ) -> None:
+        """One step of `running`, in place."""
+        tensors = (running, batch, correction, weight)
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+        count = ctypes.c_int64(len(running))
+        self.call("moving_statistics", CODES[running.dtype], *pointers, count)
+
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
         real = torch.float64 if maps.dtype == torch.float64 else torch.float32
         xy = torch.full((*maps.shape[:2], 2), torch.nan, dtype=real)

@@ -189,6 +189,25 @@ def test_rmsprop_ema(cpu, cuda, dtype, error, case, without):
         assert torch.equal(results[1]["bfloat16"], wanted)
 
 
+# count, first address: with vectors, where one would cross the end, and unaligned
+@pytest.mark.parametrize("case", [(2052, 0), (1027, 0), (1028, 1), (1, 0)])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES[:2])
+def test_moving_statistics(cpu, cuda, dtype, error, case):
+    count, first = case
+    random = torch.Generator().manual_seed(5)
+    running, *read = (torch.rand(count + first, generator=random).to(dtype) for _ in range(3))
+    read = [tensor[first:] for tensor in read]
+    weight = torch.tensor(0.3, dtype=dtype)
+    results = []
+    for kernels in (cpu, cuda):
+        moved = running.clone()[first:]
+        kernels.moving_statistics(moved, *read, weight)
+        results.append(moved)
+    wanted = torch.lerp(running[first:], read[0] * read[1], weight)
+    for result in results:
+        torch.testing.assert_close(result, wanted, rtol=error, atol=error)
+
+
 def test_maps_too_large_for_a_block_are_refused(scene, cuda):
     with pytest.raises(RuntimeError, match="too large for the GPU's shared memory"):
         cuda.gaussian_heatmaps(
