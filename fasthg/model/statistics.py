@@ -23,8 +23,8 @@ class MovingStatistics:
     """
 
     weight: Tensor
-    """One value, 1 - decay, read on the device: a CUDA graph of `apply` may be replayed with
-    another."""
+    """One value, 1 - decay, filled where the layers' decay has changed. Read on the device: a CUDA
+    graph of `apply` takes what is filled in before a replay."""
 
     def __init__(self, network: nn.Module, running: Tensor) -> None:
         self.running = running
@@ -34,18 +34,15 @@ class MovingStatistics:
         if [id(t) for t in network.buffers()] != [id(t) for t in buffers]:
             raise ValueError("expected a network whose only buffers are those of its batch norms")
         begins = [(t.data_ptr() - running.data_ptr()) // running.itemsize for t in buffers]
-        self._parts = [
-            slice(begin, begin + t.numel()) for begin, t in zip(begins, buffers, strict=True)
-        ]
-        gaps = [
-            after - part.stop
-            for part, after in zip(self._parts, [*begins[1:], len(running)], strict=True)
-        ]
-        if begins[:1] != [0] or min(gaps) < 0:
+        ends = [begin + t.numel() for begin, t in zip(begins, buffers, strict=True)]
+        if min(begins, default=0) < 0 or max(ends, default=0) > len(running):
             raise ValueError("expected batch norms whose statistics are views of `running`")
-        self._gaps = [running.new_zeros(gap) if gap else None for gap in gaps]
         self._batch = torch.zeros_like(running)
+        self._places = [self._batch[i:j] for i, j in zip(begins, ends, strict=True)]
         self._correction = torch.ones_like(running)
+        self._of_vars = [
+            self._correction[i:j] for i, j in zip(begins[1::2], ends[1::2], strict=True)
+        ]
         self._counts: list[int] = []
         self.weight = running.new_zeros(())
         self._decay = 1.0
@@ -57,7 +54,7 @@ class MovingStatistics:
         One launch, where every layer found something once, and all have the same decay; else, as
         with a layer in evaluation mode or used twice, each moves by itself.
         """
-        order = sorted(found, key=lambda one: self._at[id(one.layer)])
+        order = sorted(found, key=lambda one: self._at.get(id(one.layer), -1))
         once = [id(one.layer) for one in order] == [id(layer) for layer in self.layers]
         decays = {one.layer.decay for one in order}
         if not once or len(decays) != 1 or not all(one.size for one in order):
@@ -65,10 +62,7 @@ class MovingStatistics:
                 one.layer.move(one.mean, one.var, one.size)
             return
         self._prepare([one.size for one in order], decays.pop())
-        values = [t for one in order for t in (one.mean, one.var)]
-        pairs = zip(values, self._gaps, strict=True)
-        pieces = [piece for pair in pairs for piece in pair if piece is not None]
-        torch.cat(pieces, out=self._batch)
+        torch._foreach_copy_(self._places, [t for one in order for t in (one.mean, one.var)])
         moving_statistics(self.running, self._batch, self._correction, self.weight)
 
     def _prepare(self, counts: list[int], decay: float) -> None:
@@ -77,6 +71,6 @@ class MovingStatistics:
             self.weight.fill_(1.0 - decay)
             self._decay = decay
         if counts != self._counts:
-            for part, count in zip(self._parts[1::2], counts, strict=True):
-                self._correction[part] = count / max(count - 1, 1)
+            for factors, count in zip(self._of_vars, counts, strict=True):
+                factors.fill_(count / max(count - 1, 1))
             self._counts = counts
