@@ -38,11 +38,10 @@ class MovingStatistics:
         if min(begins, default=0) < 0 or max(ends, default=0) > len(running):
             raise ValueError("expected batch norms whose statistics are views of `running`")
         self._batch = torch.zeros_like(running)
-        self._places = [self._batch[i:j] for i, j in zip(begins, ends, strict=True)]
+        bounds = list(zip(begins, ends, strict=True))
+        self._places = [self._batch[begin:end] for begin, end in bounds]
         self._correction = torch.ones_like(running)
-        self._of_vars = [
-            self._correction[i:j] for i, j in zip(begins[1::2], ends[1::2], strict=True)
-        ]
+        self._of_vars = [self._correction[begin:end] for begin, end in bounds[1::2]]
         self._counts: list[int] = []
         self.weight = running.new_zeros(())
         self._decay = 1.0

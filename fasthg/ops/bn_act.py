@@ -297,8 +297,8 @@ def bn_act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise x by the statistics of the batch, add a residual, cut off at 0.
 
-    `y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual)`. Nothing is kept for the backward but x and the statistics, and y where ReLU
-    follows a residual.
+    `y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual)`. Nothing is kept for the
+    backward but x and the statistics, and y where ReLU follows a residual.
 
     Args:
         x: (batch, channels, height, width), any floating dtype; channels last in memory without a
@@ -320,10 +320,10 @@ def bn_act(
     order: the result does not depend on the number of threads and is the same in every run.
 
     Memory: 3 maps moved forwards (x read twice, y written), 2/3 of it the floor; 5 backwards (x and
-    y's gradient read twice, x's written), 3/5 the floor. On a GPU small maps are read once, which is
-    the floor: up to 8192 rows (batch x height x width) forwards and 4096 backwards, where channels
-    fill vectors of 16 bytes. A residual adds 1 forwards and, with ReLU, 3 backwards (y read twice,
-    its own gradient written), or 2 where x is read once.
+    y's gradient read twice, x's written), 3/5 the floor. A GPU reads small maps once, which is the
+    floor: up to 8192 rows (batch x height x width) forwards and 4096 backwards, where channels fill
+    vectors of 16 bytes. A residual adds 1 forwards and, with ReLU, 3 backwards (y read twice, its
+    own gradient written), or 2 where x is read once.
 
     Raises:
         ValueError: wrong shape, mixed devices, not floating.
