@@ -1,6 +1,11 @@
-"""Batch norm, residual and ReLU with gradients: 8 x 64 channels x 128 x 128, bfloat16."""
+"""Batch norm, residual and ReLU with gradients, bfloat16: 8 x 64 channels x 128 x 128, and a map of
+the hourglass's lower levels, which on a GPU takes one launch each way."""
 
 from __future__ import annotations
+
+import importlib
+import math
+from unittest import mock
 
 import pytest
 import torch
@@ -8,21 +13,27 @@ import torch.nn.functional as F
 
 from fasthg.ops import bn_act
 
-SHAPE = (8, 64, 128, 128)
-VALUES = 8 * 64 * 128 * 128
-# Forward: x twice, y; backward: x and y's gradient twice, x's gradient. A residual adds a read.
-BYTES = {"relu": 8 * VALUES * 2, "residual": 9 * VALUES * 2}
-FLOORS = {"relu": {"torch": 1.2}, "residual": {"torch": 1.2}}
+SHAPES = {"relu": (8, 64, 128, 128), "residual": (8, 64, 128, 128), "small": (8, 256, 16, 16)}
+# Forward: x twice, y; backward: x and y's gradient twice, x's gradient. A residual adds a read, one
+# launch leaves out the second reads.
+READS = {"relu": 8, "residual": 9, "small": 5}
+BYTES = {kind: READS[kind] * 2 * math.prod(shape) for kind, shape in SHAPES.items()}
+FLOORS = {"relu": {"torch": 1.2}, "residual": {"torch": 1.2}, "small": {"torch": 0.7}}
+
+
+def small_on_gpu(device, kind):
+    return device.type == "cuda" and kind == "small"
 
 
 def providers(device, kind):
+    shape = SHAPES[kind]
     x, residual, incoming = (
-        torch.randn(SHAPE, device=device)
+        torch.randn(shape, device=device)
         .to(torch.bfloat16)
         .contiguous(memory_format=torch.channels_last)
         for _ in range(3)
     )
-    beta = torch.zeros(SHAPE[1], device=device, requires_grad=True)
+    beta = torch.zeros(shape[1], device=device, requires_grad=True)
     x.requires_grad_()
     residual.requires_grad_()
     added = residual if kind == "residual" else None
@@ -35,15 +46,23 @@ def providers(device, kind):
     def fused():
         return bn_act(x, beta, None, added, relu=added is None)[0]
 
-    return {
+    def three_launches():
+        with mock.patch.object(importlib.import_module("fasthg.ops.bn_act"), "_ON_CHIP_BYTES", 0):
+            return torch.autograd.grad(fused(), inputs, incoming)
+
+    found = {
         "torch": lambda: torch.autograd.grad(plain(), inputs, incoming),
         "fasthg": lambda: torch.autograd.grad(fused(), inputs, incoming),
     }
+    # Small maps alone have the choice, and on a GPU alone.
+    return found | {"three launches": three_launches} if small_on_gpu(device, kind) else found
 
 
 @pytest.mark.parametrize("kind", BYTES)
-@pytest.mark.parametrize("provider", ["torch", "fasthg"])
+@pytest.mark.parametrize("provider", ["torch", "fasthg", "three launches"])
 def bench_bn_act(benchmark, bench, provider, kind):
+    if provider == "three launches" and not small_on_gpu(bench.device, kind):
+        pytest.skip("there is one way only")
     bench.row(benchmark, providers(bench.device, kind)[provider], BYTES[kind])
 
 

@@ -55,13 +55,14 @@ PYBIND11_MODULE(_C, m) {
   py::class_<BatchNorm>(m, "BatchNorm")
       .def(py::init([](Pointer beta, Pointer gamma, Pointer mean, Pointer var, Pointer workspace,
                        int64_t rows, int64_t channels, int64_t parts, double eps, bool relu,
-                       bool frozen) {
-             return BatchNorm{ptr(beta), ptr(gamma), ptr(mean), ptr(var), ptr(workspace), rows,
-                              channels,  parts,      eps,       relu,     frozen};
+                       bool frozen, int64_t on_chip_bytes) {
+             return BatchNorm{ptr(beta), ptr(gamma),   ptr(mean), ptr(var), ptr(workspace),
+                              rows,      channels,     parts,     eps,      relu,
+                              frozen,    on_chip_bytes};
            }),
            py::kw_only(), py::arg("beta"), py::arg("gamma"), py::arg("mean"), py::arg("var"),
            py::arg("workspace"), py::arg("rows"), py::arg("channels"), py::arg("parts"),
-           py::arg("eps"), py::arg("relu"), py::arg("frozen"));
+           py::arg("eps"), py::arg("relu"), py::arg("frozen"), py::arg("on_chip_bytes"));
 
   py::class_<RmspropStep>(m, "RmspropStep")
       .def(py::init([](Pointer values, Pointer gradient, Pointer squares, Pointer momenta,
@@ -137,6 +138,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("rmsprop_ema_cpu", [](int dtype, const RmspropStep& step, int threads) {
     call([&] { return fasthg_rmsprop_ema_cpu(dtype, &step, threads); });
   });
+  m.def("moving_statistics_cpu", [](int dtype, Pointer running, Pointer batch, Pointer correction,
+                                    Pointer weight, int64_t count, int threads) {
+    call([&] {
+      return fasthg_moving_statistics_cpu(dtype, ptr(running), ptr(batch), ptr(correction),
+                                          ptr(weight), count, threads);
+    });
+  });
 
 #ifdef FASTHG_CUDA
   m.attr("cuda") = true;
@@ -191,6 +199,13 @@ PYBIND11_MODULE(_C, m) {
         });
   m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
     call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });
+  });
+  m.def("moving_statistics_cuda", [](int dtype, Pointer running, Pointer batch, Pointer correction,
+                                     Pointer weight, int64_t count, int device, Pointer stream) {
+    call([&] {
+      return fasthg_moving_statistics_cuda(dtype, ptr(running), ptr(batch), ptr(correction),
+                                           ptr(weight), count, device, ptr(stream));
+    });
   });
 #else
   m.attr("cuda") = false;

@@ -1,6 +1,7 @@
 // Batch norm, residual and ReLU: a pass for the sums of each part of the rows, a small kernel that
 // adds the parts in order, and a pass for the result. The second pass walks backwards: what the
 // first one read last may still lie in the second-level cache. No atomics, so results repeat.
+#include "bn_act_maps.cuh"
 #include "bn_act_math.h"
 #include "cuda_utils.cuh"
 #include "ops.h"
@@ -30,46 +31,6 @@ __device__ Place place(const Shape& shape) {
   const int column = threadIdx.x % shape.across;
   return {static_cast<int>(threadIdx.x) / shape.across,
           (static_cast<int>(blockIdx.y) * shape.across + column) * vector};
-}
-
-// What the kernels read and write; null where a case does without.
-template <typename T>
-struct Maps {
-  const T *x, *residual, *y, *of_y;
-  T *result, *of_residual;
-};
-
-// Per-channel values of `vector` neighbouring channels.
-template <typename Real, int vector>
-struct Channels {
-  Real mean[vector], deviation[vector], scale[vector], beta[vector];
-  __device__ Channels(const BatchNorm& norm, int channel) {
-    const Real* gamma = static_cast<const Real*>(norm.gamma);
-#pragma unroll
-    for (int k = 0; k < vector; ++k) {
-      mean[k] = static_cast<const Real*>(norm.mean)[channel + k];
-      const Real var = static_cast<const Real*>(norm.var)[channel + k];
-      deviation[k] = reciprocal_deviation(var, norm.eps);
-      scale[k] = gamma ? deviation[k] * gamma[channel + k] : deviation[k];
-      beta[k] = static_cast<const Real*>(norm.beta)[channel + k];
-    }
-  }
-};
-
-// The gradient behind the ReLU, which replaces of_y.
-template <typename T, int vector, typename Real>
-__device__ void through_relu(const BatchNorm& norm, const Maps<T>& maps, int64_t at,
-                             const Channels<Real, vector>& channel, const Vector<T, vector>& x,
-                             Real* of_y) {
-  if (!norm.relu) return;
-  Vector<T, vector> y;
-  if (maps.y) y = *reinterpret_cast<const Vector<T, vector>*>(maps.y + at);
-#pragma unroll
-  for (int k = 0; k < vector; ++k)
-    of_y[k] = rectified_backward(maps.y ? static_cast<Real>(y.value[k])
-                                        : normalised(static_cast<Real>(x.value[k]), channel.mean[k],
-                                                     channel.scale[k], channel.beta[k]),
-                                 of_y[k]);
 }
 
 // Adds two sums a channel over the lines of a block; the first line writes them to the workspace.
@@ -220,16 +181,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t row = begin + here.line; row < end; row += shape.down) {
     const int64_t at = row * shape.channels + here.channel;
     const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-    Values added, result;
-    if (maps.residual) added = *reinterpret_cast<const Values*>(maps.residual + at);
-#pragma unroll
-    for (int k = 0; k < vector; ++k) {
-      Real value = normalised(static_cast<Real>(x.value[k]), channel.mean[k], channel.scale[k],
-                              channel.beta[k]);
-      if (maps.residual) value += static_cast<Real>(added.value[k]);
-      result.value[k] = static_cast<T>(norm.relu ? rectified(value) : value);
-    }
-    *reinterpret_cast<Values*>(maps.result + at) = result;
+    write_result(norm, maps, at, channel, x);
   }
 }
 
@@ -268,13 +220,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < vector; ++k) values.value[k] = static_cast<T>(of_y[k]);
       *reinterpret_cast<Values*>(maps.of_residual + at) = values;
     }
-#pragma unroll
-    for (int k = 0; k < vector; ++k) {
-      const Real centred = static_cast<Real>(x.value[k]) - channel.mean[k];
-      values.value[k] =
-          static_cast<T>(of_y[k] * channel.scale[k] + (centred * of_centred[k] + constant[k]));
-    }
-    *reinterpret_cast<Values*>(maps.result + at) = values;
+    write_gradient(maps, at, channel, of_centred, constant, x, of_y);
   }
 }
 
@@ -282,20 +228,11 @@ int divide_up(int64_t a, int64_t b) {
   return static_cast<int>((a + b - 1) / b);
 }
 
-struct Arguments {
-  const BatchNorm& norm;
-  const void *x, *residual, *y, *of_y;
-  void *result, *of_residual, *of_beta, *of_gamma;
-  void* stream;
-};
-
 template <typename T, int vector>
-const char* launch(const Arguments& a) {
+const char* launch(const BnActCall& call) {
   using Real = typename Accumulate<T>::type;
-  const BatchNorm& norm = a.norm;
-  const Maps<T> maps{static_cast<const T*>(a.x), static_cast<const T*>(a.residual),
-                     static_cast<const T*>(a.y), static_cast<const T*>(a.of_y),
-                     static_cast<T*>(a.result),  static_cast<T*>(a.of_residual)};
+  const BatchNorm& norm = call.norm;
+  const Maps<T> maps(call);
   const int vectors = divide_up(norm.channels, vector);
   int across = 1;
   while (across < vectors && across < kAcross) across *= 2;
@@ -306,40 +243,39 @@ const char* launch(const Arguments& a) {
   const dim3 parts(shape.parts, columns.y), finish(divide_up(norm.channels, kWarp));
   const dim3 pass(divide_up(norm.rows, int64_t{kRowsPerThread} * down), columns.y);
   const size_t sums = sizeof(Real) * 2 * kThreads * vector, pairs = sizeof(Pair) * kFinishThreads;
-  if (a.of_y) {
-    auto* of_beta = static_cast<Real*>(a.of_beta);
-    auto* of_gamma = static_cast<Real*>(a.of_gamma);
-    FASTHG_LAUNCH((bn_act_slopes_kernel<T, vector>), parts, threads, sums, a.stream, norm, shape,
+  if (call.of_y) {
+    auto* of_beta = static_cast<Real*>(call.of_beta);
+    auto* of_gamma = static_cast<Real*>(call.of_gamma);
+    FASTHG_LAUNCH((bn_act_slopes_kernel<T, vector>), parts, threads, sums, call.stream, norm, shape,
                   maps);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_totals_kernel<T>, finish, dim3(kFinishThreads), pairs, a.stream, norm,
+    FASTHG_LAUNCH(bn_act_totals_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream, norm,
                   of_beta, of_gamma);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH((bn_act_gradient_kernel<T, vector>), pass, threads, 0, a.stream, norm, shape,
+    FASTHG_LAUNCH((bn_act_gradient_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
                   maps, of_beta, of_gamma);
     return launch_status();
   }
   if (!norm.frozen) {
-    FASTHG_LAUNCH((bn_act_moments_kernel<T, vector>), parts, threads, sums, a.stream, norm, shape,
-                  maps);
+    FASTHG_LAUNCH((bn_act_moments_kernel<T, vector>), parts, threads, sums, call.stream, norm,
+                  shape, maps);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_statistics_kernel<T>, finish, dim3(kFinishThreads), pairs, a.stream, norm,
-                  maps.x);
+    FASTHG_LAUNCH(bn_act_statistics_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream,
+                  norm, maps.x);
     if (const char* refusal = launch_status()) return refusal;
   }
-  FASTHG_LAUNCH((bn_act_result_kernel<T, vector>), pass, threads, 0, a.stream, norm, shape, maps);
+  FASTHG_LAUNCH((bn_act_result_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
+                maps);
   return launch_status();
 }
 
-const char* launch(int dtype, const Arguments& a, int device) {
+const char* launch(int dtype, const BnActCall& call, int device) {
   const DeviceGuard guard(device);
+  const char* refusal = nullptr;
+  if (bn_act_on_chip(dtype, call, &refusal)) return refusal;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    constexpr int vector = kVectorLength<T>;
-    const bool vectors = a.norm.channels % vector == 0 && aligned16(a.x) && aligned16(a.residual) &&
-                         aligned16(a.y) && aligned16(a.of_y) && aligned16(a.result) &&
-                         aligned16(a.of_residual);
-    return vectors ? launch<T, vector>(a) : launch<T, 1>(a);
+    return in_vectors<T>(call) ? launch<T, kVectorLength<T>>(call) : launch<T, 1>(call);
   });
 }
 

@@ -79,6 +79,15 @@ const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, i
 const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,
                                     void* stream);
 
+// running += weight * (correction * batch - running). running, batch, correction: dtype (count,);
+// weight: dtype (1,), on the device. float32 and float64.
+const char* fasthg_moving_statistics_cpu(int dtype, void* running, const void* batch,
+                                         const void* correction, const void* weight, int64_t count,
+                                         int threads);
+const char* fasthg_moving_statistics_cuda(int dtype, void* running, const void* batch,
+                                          const void* correction, const void* weight, int64_t count,
+                                          int device, void* stream);
+
 // Null if the CUDA runtime in this library works with the driver, else what it says.
 const char* fasthg_cuda_problem();
 

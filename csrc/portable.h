@@ -70,6 +70,9 @@ struct BatchNorm {
   double eps;     // added to var
   bool relu;
   bool frozen;  // mean and var are given, and constants to the backward
+  // Shared memory in which a CUDA block may keep its channels, to need one launch instead of three
+  // and no workspace: 16 bytes a row, in the backward 32. 0 = always three.
+  int64_t on_chip_bytes;
 };
 
 // One step of RMSProp over flat buffers. Real numbers are of the operator's dtype; those that

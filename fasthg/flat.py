@@ -68,6 +68,11 @@ class FlatNetwork(Generic[Network]):
         for parameter, gradient in zip(parameters, _views(self.gradient, parameters), strict=True):
             parameter.grad = gradient
 
+    @property
+    def statistics(self) -> Tensor:
+        """The last part of `values`: the network's buffers in order, with gaps of zeros."""
+        return self.values[len(self.weights) :]
+
     def groups(self) -> tuple[Tensor, Tensor]:
         """Weights with and without L2, with their gradients, as optimisers of torch take them."""
         parts = self.weights.detach().tensor_split([self.decayed])

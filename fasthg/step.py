@@ -13,7 +13,12 @@ from fasthg.data.batch import Batch
 from fasthg.errors import EnvironmentFault
 from fasthg.flat import FlatNetwork
 from fasthg.loss import heatmap_loss
-from fasthg.model import StackedHourglass, decayed_parameters
+from fasthg.model import (
+    MovingStatistics,
+    StackedHourglass,
+    collect_statistics,
+    decayed_parameters,
+)
 from fasthg.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
 
@@ -82,6 +87,7 @@ class TrainStep:
         self.precision = choose_precision(config.PRECISION, device)
         self.flat = FlatNetwork(model, *decayed_parameters(model))
         self._ema_model, self.averages = self.flat.copy()
+        self._statistics = MovingStatistics(model, self.flat.statistics)
         self._average_weight = torch.zeros((), device=device)
         self.optimizer = build_optimizer(config, self.flat, self.averages, self._average_weight)
         # torch's first scale, 65536, overflows the summed loss and the first steps would be lost.
@@ -103,8 +109,10 @@ class TrainStep:
             decay = warmed_decay(config.BATCHNORM_MOVING_AVERAGE_DECAY, step)
             self.model.set_bn_decay(decay)
         self.model.train()
-        with autocast(self.device, self.precision):
+        # Of a forward that fails, nothing is left over.
+        with collect_statistics() as found, autocast(self.device, self.precision):
             predictions = self.model(normalise(batch.images))
+        self._statistics.apply(found)
         loss = heatmap_loss(
             predictions,
             batch,

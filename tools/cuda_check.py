@@ -85,7 +85,7 @@ def main() -> int:
             for source in sources
         ]
         reports = [process.communicate()[1] for process in running]
-    print(f"{'kernel':28}{'arch':8}{'variants':>9}{'registers':>11}{'stack B':>9}{'spilled B':>11}")
+    print(f"{'kernel':31}{'arch':8}{'variants':>9}{'registers':>11}{'stack B':>9}{'spilled B':>11}")
     for source, process, report in zip(sources, running, reports, strict=True):
         usages = parse(report)
         if process.returncode or not usages:
@@ -94,7 +94,7 @@ def main() -> int:
         for (kernel, architecture), usage in usages.items():
             registers, stack, spilled = (max(column) for column in zip(*usage, strict=True))
             print(
-                f"{kernel:28}{architecture:8}{len(usage):9}{registers:11}{stack:9}{spilled:11}"
+                f"{kernel:31}{architecture:8}{len(usage):9}{registers:11}{stack:9}{spilled:11}"
                 + ("  SPILLS" if spilled else "")
             )
             failed |= spilled > 0

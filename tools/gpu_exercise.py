@@ -21,6 +21,7 @@ from fasthg.ops import (
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
+    moving_statistics,
     paths,
     reference,
     residual_block,
@@ -114,17 +115,24 @@ def _maps(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> tuple[Tensor,
     return x, residual, of_y
 
 
+# One launch each way; one for the forward and three for the backward; three each way.
+NORM_SHAPES = [*SHAPES, (2, 16, 24, 24), (2, 16, 48, 64), (3, 16, 64, 64)]
+
+
 def run_bn_act(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Result and statistics with everything on; gradients without the ReLU, whose corner rounds."""
-    for shape in SHAPES:
+    for shape in NORM_SHAPES:
         x, residual, of_y = _maps(dtype, shape)
         beta = torch.linspace(-1, 1, shape[1], dtype=_wide(dtype))
         wanted = reference.bn_act(
             x.double(), beta.double(), None, residual.double(), relu=True, eps=1e-3
         )
-        got = bn_act(x.to(device), beta.to(device), None, residual.to(device), relu=True)
+        added = residual.to(device).requires_grad_()
+        got = bn_act(x.to(device), beta.to(device), None, added, relu=True)
         for result, right in zip(got, wanted, strict=True):
             close("bn_act", result, right, error)
+        (masked,) = torch.autograd.grad(got[0], added, of_y.to(device))
+        close("bn_act's residual", masked, of_y.double() * (got[0] > 0).cpu(), 0)
         exact = [t.double().requires_grad_() for t in (x, beta)]
         reference.bn_act(*exact)[0].backward(of_y.double())
         given = [t.to(device).requires_grad_() for t in (x, beta)]
@@ -173,6 +181,21 @@ def run_residual_block(device: torch.device, dtype: torch.dtype, error: float) -
             assert distance < 5 * error, f"residual_block: off by {distance:.3g}"
 
 
+def run_moving_statistics(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Lengths on and off the vector width. The operator has no half types."""
+    if dtype not in (torch.float32, torch.float64):
+        return
+    for count in (1, 1027, 2052):
+        random = torch.Generator().manual_seed(count)
+        running, batch, correction = torch.rand(3, count, generator=random).to(dtype)
+        weight = torch.tensor(0.3, dtype=dtype)
+        read = [t.to(device) for t in (batch, correction, weight)]
+        moved = running.to(device, copy=True)
+        moving_statistics(moved, *read)
+        reference.moving_statistics(running, batch, correction, weight)
+        close("moving_statistics", moved, running, error)
+
+
 def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Every buffer, lengths off the vector width. The operator has no half types."""
     if dtype not in (torch.float32, torch.float64):
@@ -213,6 +236,7 @@ CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
     "heatmap_mse": run_heatmap_mse,
     "heatmap_peaks": run_heatmap_peaks,
     "residual_block": run_residual_block,
+    "moving_statistics": run_moving_statistics,
     "rmsprop_ema": run_rmsprop_ema,
 }
 

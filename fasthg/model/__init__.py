@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from fasthg.model.folded import fold_batch_norm
 from fasthg.model.hourglass import StackedHourglass, build_model
-from fasthg.model.layers import decayed_parameters
+from fasthg.model.layers import collect_statistics, decayed_parameters
+from fasthg.model.statistics import MovingStatistics
 
-__all__ = ["StackedHourglass", "build_model", "decayed_parameters", "fold_batch_norm"]
+__all__ = [
+    "MovingStatistics",
+    "StackedHourglass",
+    "build_model",
+    "collect_statistics",
+    "decayed_parameters",
+    "fold_batch_norm",
+]

@@ -7,6 +7,10 @@ Source of the architecture: Newell et al., "Stacked Hourglass Networks for Human
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,8 +26,36 @@ from fasthg.ops import (
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
 """Pixels of a batch from which FUSED: auto takes `residual_block` on a GPU. The block moves six maps
-less but launches some ten kernels more; by 3 TB/s and 3 us a launch they are even near here. Not yet
-measured on a GPU. On a CPU, where products cost more than memory, it only saves memory."""
+less and launches some ten kernels more, which is even about here by 3 TB/s and 3 us a launch; not
+yet run on a GPU. On a CPU, where products cost more than memory, the block saves memory alone."""
+
+
+class Found(NamedTuple):
+    """What a batch norm found in one batch: see `BatchNorm.record`."""
+
+    layer: BatchNorm
+    mean: Tensor
+    var: Tensor
+    size: int
+
+
+# Of one forward; None = each layer moves its own statistics.
+_collected: list[Found] | None = None
+
+
+@contextlib.contextmanager
+def collect_statistics() -> Iterator[list[Found]]:
+    """While this is open, batch norms add what they find to the list instead of moving.
+
+    Whoever opens it applies the list (`MovingStatistics`); what is not applied moves nothing. Batch
+    norms that run torch's own kernels move themselves as ever and add nothing.
+    """
+    global _collected
+    before, _collected = _collected, []
+    try:
+        yield _collected
+    finally:
+        _collected = before
 
 
 class BatchNorm(nn.Module):
@@ -77,8 +109,8 @@ class BatchNorm(nn.Module):
         return F.relu(y, inplace=True) if relu else y
 
     def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        means = (self.running_mean, self.running_var)
         if not self.training:
+            means = (self.running_mean, self.running_var)
             return bn_act_inference(
                 x, *means, self.bias, residual=residual, relu=relu, eps=self.eps
             )
@@ -87,7 +119,17 @@ class BatchNorm(nn.Module):
         return y
 
     def record(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Move the statistics towards those of a batch of `count` values a channel."""
+        """Take note of a batch's statistics: move by them, or hand over to `collect_statistics`.
+
+        mean, var: (channels,) over `count` values a channel, var biased; neither may change later.
+        """
+        if _collected is None:
+            self.move(mean, var, count)
+        else:
+            _collected.append(Found(self, mean, var, count))
+
+    def move(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch; see `record`."""
         update_statistics(self.running_mean, self.running_var, mean, var, count, self.decay)
 
 

@@ -5,12 +5,13 @@ Usable alone: nothing here needs the rest of fasthg.
 
 from __future__ import annotations
 
+from fasthg.ops._interim import conv1x1_act
 from fasthg.ops._native import OpPath, paths, serves
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
-from fasthg.ops._interim import conv1x1_act
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
+from fasthg.ops.moving_statistics import moving_statistics
 from fasthg.ops.residual_block import (
     ResidualStatistics,
     residual_block,
@@ -26,6 +27,7 @@ __all__ = [
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
+    "moving_statistics",
     "paths",
     "residual_block",
     "residual_block_inference",

@@ -15,6 +15,12 @@ from fasthg.ops import _native, reference
 _ROWS_PER_PART = 64
 _MAXIMUM_PARTS = 512
 
+# Up to so many bytes, a block of a CUDA kernel keeps its channels in shared memory and one launch
+# does what else takes three: 16 bytes a row, in the backward 32, so 8192 and 4096 rows (batch x
+# height x width). Few blocks share the work then, which must be quicker than two more launches.
+# Chosen for a GPU whose blocks get 163 KB or more; not yet run on one.
+_ON_CHIP_BYTES = 128 << 10
+
 
 def _maps_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -64,6 +70,7 @@ def _launch(
         eps=eps,
         relu=relu,
         frozen=frozen,
+        on_chip_bytes=_ON_CHIP_BYTES,
     )
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
     _native.launch(name, x, norm, x.data_ptr(), *addresses)
@@ -290,9 +297,8 @@ def bn_act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise x by the statistics of the batch, add a residual, cut off at 0.
 
-    `y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual)`. The forward reads x twice
-    and writes y; nothing is kept for the backward but x and the statistics, and y where ReLU
-    follows a residual.
+    `y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual)`. Nothing is kept for the
+    backward but x and the statistics, and y where ReLU follows a residual.
 
     Args:
         x: (batch, channels, height, width), any floating dtype; channels last in memory without a
@@ -312,6 +318,12 @@ def bn_act(
 
     Error: one rounding of y's dtype, and 1e-5 of the deviation in float32. Sums run in a fixed
     order: the result does not depend on the number of threads and is the same in every run.
+
+    Memory: 3 maps moved forwards (x read twice, y written), 2/3 of it the floor; 5 backwards (x and
+    y's gradient read twice, x's written), 3/5 the floor. A GPU reads small maps once, which is the
+    floor: up to 8192 rows (batch x height x width) forwards and 4096 backwards, where channels fill
+    vectors of 16 bytes. A residual adds 1 forwards and, with ReLU, 3 backwards (y read twice, its
+    own gradient written), or 2 where x is read once.
 
     Raises:
         ValueError: wrong shape, mixed devices, not floating.

@@ -42,6 +42,7 @@ class BatchNorm(ctypes.Structure):
         ("eps", ctypes.c_double),
         ("relu", ctypes.c_bool),
         ("frozen", ctypes.c_bool),
+        ("on_chip_bytes", ctypes.c_int64),
     ]
 
 
@@ -130,10 +131,12 @@ class Kernels:
         relu: bool,
         given: tuple[Tensor, Tensor] | None = None,
         parts: int = 3,
+        on_chip_bytes: int = 0,
     ) -> list[Tensor]:
         """x, residual, of_y: (rows, channels). given: mean and variance to take.
 
         Returns y, mean, var and the gradients: of x, beta, gamma and, behind a ReLU, the residual.
+        `sums_in_workspace` then says whether the forward and the backward left any there.
         """
         rows, channels = x.shape
         mean, var, of_beta, of_gamma = torch.full((4, channels), torch.nan, dtype=beta.dtype)
@@ -148,12 +151,16 @@ class Kernels:
 
         described = pointers(beta, gamma, mean, var, workspace)
         frozen = given is not None
-        norm = BatchNorm(*described, rows, channels, parts, 1e-3, relu, frozen)
+        sizes = (rows, channels, parts)
+        norm = BatchNorm(*described, *sizes, 1e-3, relu, frozen, on_chip_bytes)
         shared = (CODES[x.dtype], ctypes.byref(norm))
         self.call("bn_act", *shared, *pointers(x, residual, y))
+        by_forward = not workspace.isnan().all()
+        workspace.fill_(torch.nan)
         gradients = (of_x, of_residual if masked else None, of_beta, of_gamma)
         read = (x, y if masked else None, of_y)
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
+        self.sums_in_workspace = (by_forward, not workspace.isnan().all())
         return [y, mean, var, *(t for t in gradients if t is not None)]
 
     def rmsprop_ema(self, buffers: dict[str, Tensor | None], **numbers: float) -> None:
@@ -163,6 +170,15 @@ class Kernels:
         counts = {"total": len(buffers["values"]), "weights": len(buffers["gradient"])}
         step = RmspropStep(**pointers, **counts, **numbers)
         self.call("rmsprop_ema", CODES[buffers["values"].dtype], ctypes.byref(step))
+
+    def moving_statistics(
+        self, running: Tensor, batch: Tensor, correction: Tensor, weight: Tensor
+    ) -> None:
+        """One step of `running`, in place."""
+        tensors = (running, batch, correction, weight)
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+        count = ctypes.c_int64(len(running))
+        self.call("moving_statistics", CODES[running.dtype], *pointers, count)
 
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
         real = torch.float64 if maps.dtype == torch.float64 else torch.float32

@@ -13,6 +13,9 @@ BARRIERS = [
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
     ("bn_act_cuda.cu", "__syncthreads();  // every line's sums", "normalise"),
     ("bn_act_cuda.cu", "__syncthreads();  // the first warp reads", "normalise"),
+    ("bn_act_on_chip_cuda.cu", "__syncthreads();  // the first warp adds up", "on chip"),
+    ("bn_act_on_chip_cuda.cu", "__syncthreads();  // every thread reads the statistics", "on chip"),
+    ("bn_act_on_chip_cuda.cu", "__syncthreads();  // every thread reads the totals", "on chip"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
@@ -26,10 +29,11 @@ def results(kernels, described, what):
         return [kernels.gaussian_heatmaps(described, (16, 16), torch.float32, True)]
     if what == "compare":
         return list(kernels.heatmap_mse(described, (16, 16), maps.view(1, 2, -1), True))
-    if what == "normalise":
+    if what in ("normalise", "on chip"):
         rows = maps.view(-1, 16)
         values = (torch.zeros(16), torch.ones(16))
-        return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, parts=11)
+        how = {"parts": 11, "on_chip_bytes": 1 << 16 if what == "on chip" else 0}
+        return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, **how)
     if what == "plateau":
         maps = (maps > 0.3).float()
     if what == "late":
@@ -41,7 +45,8 @@ def results(kernels, described, what):
 def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, file, barrier, what):
     described = scene(2, 7, 16, 16, torch.float32)
     wanted = results(cpu, described, what)
-    sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse", "normalise": "bn_act"}
+    sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse"}
+    sources |= dict.fromkeys(("normalise", "on chip"), "bn_act*")
     source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 

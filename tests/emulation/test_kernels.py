@@ -78,25 +78,73 @@ def test_heatmap_peaks(scene, cpu, cuda, dtype, error, shape, method):
     torch.testing.assert_close(score, wanted_score, rtol=0, atol=0, equal_nan=True)
 
 
+ON_CHIP = 128 << 10
+
+
+def bn_act_case(shape, dtype, residual, frozen):
+    """Arguments of `Kernels.bn_act`, and given statistics or None."""
+    random = torch.Generator().manual_seed(3)
+    x, added, of_y = torch.randn(3, *shape, generator=random).to(dtype)
+    beta, gamma, mean, var = (torch.rand(4, shape[1], generator=random) + 0.1).to(widened(dtype))
+    arguments = (x, added if residual else None, of_y, beta, gamma)
+    return arguments, (mean, var) if frozen else None
+
+
+def check_bn_act(got, wanted, dtype, error):
+    for result, right in zip(got, wanted, strict=True):
+        size = float(right.abs().max())
+        bound = error if result.dtype == dtype else min(error, 1e-5)
+        torch.testing.assert_close(result.to(right.dtype), right, rtol=bound, atol=8 * bound * size)
+
+
+@pytest.mark.parametrize("on_chip", [0, ON_CHIP], ids=["three launches", "one launch"])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (70, 520)])
 @pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_bn_act(cpu, cuda, dtype, error, shape, relu, residual, frozen):
-    random = torch.Generator().manual_seed(3)
-    x, added, of_y = torch.randn(3, *shape, generator=random).to(dtype)
+def test_bn_act(cpu, cuda, dtype, error, shape, relu, residual, frozen, on_chip):
+    arguments, given = bn_act_case(shape, dtype, residual, frozen)
     real = widened(dtype)
-    beta, gamma, mean, var = (torch.rand(4, shape[1], generator=random) + 0.1).to(real)
-    given = (mean, var) if frozen else None
-    arguments = (x, added if residual else None, of_y, beta, gamma)
     wide = [t if t is None else t.to(real) for t in arguments]
     wanted = cpu.bn_act(*wide, relu=relu, given=given)
-    got = cuda.bn_act(*arguments, relu=relu, given=given)
-    for result, right in zip(got, wanted, strict=True):
-        size = float(right.abs().max())
-        bound = error if result.dtype == dtype else min(error, 1e-5)
-        torch.testing.assert_close(result.to(real), right, rtol=bound, atol=8 * bound * size)
+    got = cuda.bn_act(*arguments, relu=relu, given=given, on_chip_bytes=on_chip)
+    check_bn_act(got, wanted, dtype, error)
+
+
+# More rows than a block has threads, and a number of rows that is none of theirs.
+@pytest.mark.parametrize("rows", [1, 31, 512, 1289])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_bn_act_in_one_launch_and_in_three(cuda, dtype, error, rows):
+    arguments, _ = bn_act_case((rows, 16), dtype, True, False)
+    three, one, again = (
+        cuda.bn_act(*arguments, relu=True, on_chip_bytes=room) for room in (0, ON_CHIP, ON_CHIP)
+    )
+    check_bn_act(one, three, dtype, error)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+
+
+def test_bn_act_takes_one_launch_where_its_channels_fit(cuda):
+    def sums_in_workspace(room, rows=64, channels=16, offset=0, frozen=False):
+        arguments, given = bn_act_case((rows, channels), torch.bfloat16, False, frozen)
+        if offset:
+            x = arguments[0]
+            shifted = torch.cat([x.flatten()[:offset], x.flatten()])[offset:].view_as(x)
+            arguments = (shifted, *arguments[1:])
+        cuda.bn_act(*arguments, relu=True, given=given, on_chip_bytes=room)
+        return cuda.sums_in_workspace
+
+    assert sums_in_workspace(0) == (True, True)
+    assert sums_in_workspace(64 * 16 - 1) == (True, True)
+    assert sums_in_workspace(64 * 16) == (False, True)  # the backward keeps twice as much
+    assert sums_in_workspace(64 * 32) == (False, False)
+    assert sums_in_workspace(ON_CHIP, channels=12) == (True, True)  # not whole vectors
+    assert sums_in_workspace(ON_CHIP, offset=1) == (True, True)
+    assert sums_in_workspace(ON_CHIP, frozen=True) == (False, False)
+    # 8192 rows fit what is asked for; 8000 in the backward are more than any block gets.
+    assert sums_in_workspace(ON_CHIP, 8192, 8) == (False, True)
+    assert sums_in_workspace(ON_CHIP, 8193, 8) == (True, True)
+    assert sums_in_workspace(1 << 40, 8000, 8) == (False, True)
 
 
 def test_bn_act_without_gamma(cpu, cuda):
@@ -139,6 +187,25 @@ def test_rmsprop_ema(cpu, cuda, dtype, error, case, without):
         rounded = results[1]["values"][:weights].to(torch.bfloat16)
         wanted = torch.zeros_like(rounded) if without == "step" else rounded
         assert torch.equal(results[1]["bfloat16"], wanted)
+
+
+# count, first address: with vectors, where one would cross the end, and unaligned
+@pytest.mark.parametrize("case", [(2052, 0), (1027, 0), (1028, 1), (1, 0)])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES[:2])
+def test_moving_statistics(cpu, cuda, dtype, error, case):
+    count, first = case
+    random = torch.Generator().manual_seed(5)
+    running, *read = (torch.rand(count + first, generator=random).to(dtype) for _ in range(3))
+    read = [tensor[first:] for tensor in read]
+    weight = torch.tensor(0.3, dtype=dtype)
+    results = []
+    for kernels in (cpu, cuda):
+        moved = running.clone()[first:]
+        kernels.moving_statistics(moved, *read, weight)
+        results.append(moved)
+    wanted = torch.lerp(running[first:], read[0] * read[1], weight)
+    for result in results:
+        torch.testing.assert_close(result, wanted, rtol=error, atol=error)
 
 
 def test_maps_too_large_for_a_block_are_refused(scene, cuda):

@@ -15,6 +15,7 @@ from fasthg.ops import (
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
+    moving_statistics,
     paths,
     rmsprop_ema,
 )
@@ -24,12 +25,12 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("residual_block", "rmsprop_ema")
+OPERATORS += ("moving_statistics", "residual_block", "rmsprop_ema")
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
-from fasthg.ops import rmsprop_ema
+from fasthg.ops import moving_statistics, rmsprop_ema
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -42,6 +43,7 @@ for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
 weights, squares = torch.randn(99), torch.ones(99)
 rmsprop_ema(weights, torch.randn(99), squares, torch.tensor(0.1), decay=0.9, eps=1.0)
+moving_statistics(squares, weights, squares.clone(), torch.tensor(0.3))
 results += [weights, squares]
 torch.save([results, [row._asdict() for row in paths()]], sys.argv[1])
 """
@@ -131,6 +133,7 @@ def test_the_operators_can_be_captured_in_a_graph():
         (gradient,) = torch.autograd.grad(loss.sum(), predictions)
         weights, squares = torch.ones(2, gradient.numel(), device="cuda")
         rmsprop_ema(weights, gradient.flatten(), squares, rate, decay=0.9, eps=1.0)
+        moving_statistics(squares, weights, weights, rate)
         return gradient, weights, squares, *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16))
 
     side = torch.cuda.Stream()

@@ -1,4 +1,5 @@
-"""The operators in plain torch: any device, any floating dtype, differentiable but for rmsprop_ema.
+"""The operators in plain torch: any device, any floating dtype. All are differentiable but for
+rmsprop_ema and moving_statistics.
 
 They define the results. Tests hold the compiled kernels against them in float64, and they serve
 where there is no compiled kernel. Shapes, units and errors are those of the operators themselves.
@@ -11,6 +12,7 @@ from fasthg.ops.reference.dtypes import arithmetic_dtype
 from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.reference.heatmap_mse import heatmap_mse
 from fasthg.ops.reference.heatmap_peaks import heatmap_peaks
+from fasthg.ops.reference.moving_statistics import moving_statistics
 from fasthg.ops.reference.residual_block import residual_block
 from fasthg.ops.reference.rmsprop_ema import rmsprop_ema
 
@@ -22,6 +24,7 @@ __all__ = [
     "heatmap_mse",
     "heatmap_peaks",
     "moments",
+    "moving_statistics",
     "normalise",
     "residual_block",
     "rmsprop_ema",

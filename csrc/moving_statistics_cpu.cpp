@@ -1,0 +1,54 @@
+// Moving statistics of all layers at once, threads over blocks of the values.
+#include <algorithm>
+
+#include "moving_statistics_math.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace fasthg {
+namespace {
+
+constexpr int64_t kBlock = 1024;
+
+template <typename T>
+FASTHG_HD void move(const T* __restrict__ batch, const T* __restrict__ correction, T weight,
+                    int64_t begin, int64_t end, T* __restrict__ running) {
+  for (int64_t i = begin; i < end; ++i)
+    running[i] = moved_statistic(running[i], batch[i], correction[i], weight);
+}
+// Clones are made of plain functions only, so each type has its own.
+FASTHG_VECTOR_CLONES void part(const float* batch, const float* correction, float weight,
+                               int64_t begin, int64_t end, float* running) {
+  move(batch, correction, weight, begin, end, running);
+}
+FASTHG_VECTOR_CLONES void part(const double* batch, const double* correction, double weight,
+                               int64_t begin, int64_t end, double* running) {
+  move(batch, correction, weight, begin, end, running);
+}
+
+template <typename T>
+const char* run(void* running, const void* batch, const void* correction, const void* weight,
+                int64_t count, int threads) {
+  // Whole blocks are shared out: a loop's last few values may be rounded otherwise than the vectors
+  // before them, so its ends must not depend on the number of threads.
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  parallel_for(blocks, worker_count(blocks, kBlock, threads), [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      part(static_cast<const T*>(batch), static_cast<const T*>(correction),
+           *static_cast<const T*>(weight), i * kBlock, std::min((i + 1) * kBlock, count),
+           static_cast<T*>(running));
+  });
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace fasthg
+
+const char* fasthg_moving_statistics_cpu(int dtype, void* running, const void* batch,
+                                         const void* correction, const void* weight, int64_t count,
+                                         int threads) {
+  using namespace fasthg;
+  if (dtype == kFloat32) return run<float>(running, batch, correction, weight, count, threads);
+  if (dtype == kFloat64) return run<double>(running, batch, correction, weight, count, threads);
+  return "moving_statistics takes float32 and float64";
+}

@@ -1,0 +1,246 @@
+"""Moving statistics applied at once, against batch norms that move by themselves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fasthg.config import Config
+from fasthg.data.batch import Batch
+from fasthg.flat import FlatNetwork
+from fasthg.model import (
+    MovingStatistics,
+    StackedHourglass,
+    build_model,
+    collect_statistics,
+    decayed_parameters,
+)
+from fasthg.model.layers import BatchNorm, Found, Residual
+from fasthg.model.statistics import moving_statistics
+from fasthg.step import TrainStep, normalise
+
+SMALL = {"NUM_STACKS": 1, "FEATURES": 16, "STEM_FEATURES": 8, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16}
+KEYS = {**SMALL, "PRECISION": "fp32", "FUSED": "on", "HEAD_INIT_SCALE": 0.01}
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def network(decay: float = 0.9) -> StackedHourglass:
+    """Widths 8 and 4, so that there are gaps between the statistics."""
+    torch.manual_seed(0)
+    small = StackedHourglass(stacks=2, parts=3, features=8, stem_features=4, fused="on")
+    small.set_bn_decay(decay)
+    return small.to(memory_format=torch.channels_last)
+
+
+def batch(seed: int) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    return Batch(
+        images=torch.randint(0, 256, (4, 64, 64, 3), generator=random, dtype=torch.uint8),
+        keypoints=torch.rand(4, 7, 2, generator=random) * 16,
+        visibility=torch.full((4, 7), 2, dtype=torch.uint8),
+        sigmas=torch.full((4, 7), 1.5),
+        crop_to_image=torch.zeros(4, 2, 3),
+        area=torch.ones(4),
+        crop_area=torch.ones(4),
+        instance=torch.arange(4),
+    )
+
+
+def collected(net: StackedHourglass) -> list[Found]:
+    with collect_statistics() as found:
+        net(IMAGES)
+    return found
+
+
+@pytest.fixture
+def flattened() -> tuple[StackedHourglass, MovingStatistics]:
+    net = network()
+    flat = FlatNetwork(net, *decayed_parameters(net))
+    return net, MovingStatistics(net, flat.statistics)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every call of the operator."""
+    counted: list[int] = []
+
+    def run(running: Tensor, *others: Tensor) -> None:
+        counted.append(len(running))
+        moving_statistics(running, *others)
+
+    monkeypatch.setattr("fasthg.model.statistics.moving_statistics", run)
+    return counted
+
+
+def equal(net: nn.Module, other: nn.Module) -> None:
+    for (name, got), wanted in zip(net.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(got, wanted, msg=name)
+
+
+def test_equals_layers_that_move_by_themselves(flattened, launches: list[int]) -> None:
+    (net, statistics), plain = flattened, network()
+    for decay in (0.9, 0.9, 0.1):
+        for model in (net, plain):
+            model.set_bn_decay(decay)
+        plain(IMAGES)
+        statistics.apply(collected(net))
+        equal(net, plain)
+    assert launches == [len(statistics.running)] * 3
+    taken = sum(b.numel() for b in net.buffers())
+    assert taken < len(statistics.running)
+    assert int((statistics.running != 0).sum()) <= taken
+
+
+def test_another_size_of_batch_has_its_own_correction(flattened) -> None:
+    (net, statistics), plain = flattened, network()
+    for images in (IMAGES, IMAGES[:1], IMAGES):
+        plain(images)
+        with collect_statistics() as found:
+            net(images)
+        statistics.apply(found)
+        equal(net, plain)
+
+
+def evaluated(net: StackedHourglass) -> None:
+    net.stem.eval()
+
+
+def decays_differ(net: StackedHourglass) -> None:
+    net.stem.conv.bn.decay = 0.5
+
+
+@pytest.mark.parametrize("change", [evaluated, decays_differ])
+def test_what_does_not_go_at_once_goes_layer_by_layer(
+    flattened, launches: list[int], change: Callable[[StackedHourglass], None]
+) -> None:
+    (net, statistics), plain = flattened, network()
+    for model in (net, plain):
+        change(model)
+    plain(IMAGES)
+    statistics.apply(collected(net))
+    equal(net, plain)
+    assert not launches
+
+
+def test_two_forwards_move_twice(flattened, launches: list[int]) -> None:
+    (net, statistics), plain = flattened, network()
+    plain(IMAGES)
+    plain(IMAGES * 2)
+    with collect_statistics() as found:
+        net(IMAGES)
+        net(IMAGES * 2)
+    statistics.apply(found)
+    equal(net, plain)
+    assert not launches
+
+
+def test_an_empty_batch_moves_nothing(flattened) -> None:
+    net, statistics = flattened
+    with collect_statistics() as found:
+        for layer in statistics.layers:
+            layer.record(torch.zeros(len(layer.bias)), torch.zeros(len(layer.bias)), 0)
+    statistics.apply(found)
+    equal(net, network())
+
+
+def test_what_is_not_applied_moves_nothing(flattened) -> None:
+    net, _ = flattened
+    collected(net)
+    with pytest.raises(RuntimeError), collect_statistics():
+        net(IMAGES[:, :2])
+    equal(net, network())
+    net(IMAGES)  # nobody collects any more: the layers move by themselves
+    plain = network()
+    plain(IMAGES)
+    equal(net, plain)
+
+
+def test_a_collection_within_another_keeps_its_own() -> None:
+    layer = BatchNorm(3, fused="on")
+    x = torch.randn(2, 3, 4, 4)
+    with collect_statistics() as outer:
+        layer(x)
+        with collect_statistics() as inner:
+            layer(x)
+            layer(x)
+        layer(x)
+    assert (len(outer), len(inner)) == (2, 2)
+    assert not layer.running_mean.any()
+
+
+def test_torchs_own_kernels_move_themselves() -> None:
+    layer = BatchNorm(3, fused="off")
+    with collect_statistics() as found:
+        layer(torch.randn(2, 3, 4, 4) + 1)
+    assert not found and layer.running_mean.all()
+
+
+def test_a_block_that_collects_compiles_without_a_graph_break() -> None:
+    block = Residual(4, 8)
+    for module in block.modules():
+        if isinstance(module, BatchNorm):
+            module.fused = "on"
+    other = copy.deepcopy(block)
+    x = torch.randn(2, 4, 8, 8)
+    with collect_statistics() as found:
+        torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+    for layer, mean, var, count in found:
+        layer.move(mean, var, count)
+    other(x)
+    assert len(found) == 4
+    equal(block, other)
+
+
+def test_a_step_moves_them_before_the_averages_take_them(launches: list[int]) -> None:
+    """The averages take the weights that a step starts from, and the statistics it found."""
+    config = Config(**KEYS)
+    step = TrainStep(config, build_model(config), torch.device("cpu"))
+    plain = build_model(config).train()
+    step(batch(0), 0)
+    before = build_model(config)
+    plain(normalise(batch(0).images))
+    for name, wanted in plain.named_buffers():
+        torch.testing.assert_close(step.model.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
+        old = before.state_dict()[name]
+        averaged = step.ema_model().state_dict()[name]
+        torch.testing.assert_close(averaged, old + 0.9 * (wanted - old), rtol=1e-4, atol=1e-5)
+    assert launches == [len(step.flat.statistics)]
+
+
+def test_a_step_that_fails_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(**KEYS)
+    step, other = (TrainStep(config, build_model(config), torch.device("cpu")) for _ in range(2))
+    last = step.model.stacks[-1].heatmap
+    monkeypatch.setattr(last, "forward", lambda _: (_ for _ in ()).throw(RuntimeError("stop")))
+    with pytest.raises(RuntimeError, match="stop"):
+        step(batch(1), 0)
+    equal(step.model, build_model(config))
+    monkeypatch.undo()
+    for either in (step, other):
+        either(batch(0), 0)
+    equal(step.model, other.model)
+
+
+def test_decay_warms_up(launches: list[int]) -> None:
+    config = Config(**KEYS, BATCHNORM_DECAY_WARMUP=True)
+    step = TrainStep(config, build_model(config), torch.device("cpu"))
+    step(batch(0), 0)
+    plain = build_model(config).train()
+    plain.set_bn_decay(0.1)
+    plain(normalise(batch(0).images))
+    for name, wanted in plain.named_buffers():
+        torch.testing.assert_close(step.model.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
+    assert len(launches) == 1
+
+
+def test_what_is_refused() -> None:
+    net = network()
+    with pytest.raises(ValueError, match="views of `running`"):
+        MovingStatistics(net, torch.zeros(10_000))
+    net.register_buffer("other", torch.zeros(3))
+    with pytest.raises(ValueError, match="only buffers are those of its batch norms"):
+        MovingStatistics(net, torch.zeros(10_000))
