@@ -134,6 +134,14 @@ PYBIND11_MODULE(_C, m) {
                                         ptr(of_residual), ptr(of_beta), ptr(of_gamma), threads);
     });
   });
+  m.def("channel_covariance_cpu", [](int dtype, Pointer x, int64_t rows, int64_t channels,
+                                     int64_t parts, Pointer workspace, Pointer mean,
+                                     Pointer covariance, int threads) {
+    call([&] {
+      return fasthg_channel_covariance_cpu(dtype, ptr(x), rows, channels, parts, ptr(workspace),
+                                           ptr(mean), ptr(covariance), threads);
+    });
+  });
   m.def("rmsprop_ema_cpu", [](int dtype, const RmspropStep& step, int threads) {
     call([&] { return fasthg_rmsprop_ema_cpu(dtype, &step, threads); });
   });
@@ -189,6 +197,14 @@ PYBIND11_MODULE(_C, m) {
                                                device, ptr(stream));
           });
         });
+  m.def("channel_covariance_cuda", [](int dtype, Pointer x, int64_t rows, int64_t channels,
+                                      int64_t parts, Pointer workspace, Pointer mean,
+                                      Pointer covariance, int device, Pointer stream) {
+    call([&] {
+      return fasthg_channel_covariance_cuda(dtype, ptr(x), rows, channels, parts, ptr(workspace),
+                                            ptr(mean), ptr(covariance), device, ptr(stream));
+    });
+  });
   m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
     call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });
   });

@@ -74,6 +74,17 @@ const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm
                                         void* of_residual, void* of_beta, void* of_gamma,
                                         int device, void* stream);
 
+// Mean and biased covariance of channels over rows, at least one. x: dtype (rows, channels);
+// workspace: real (parts, channels + 1, channels), products and sums over the rows of each part;
+// mean: real (channels,); covariance: real (channels, channels), symmetric.
+// CPU: float32, float64, bfloat16. CUDA: float16, bfloat16.
+const char* fasthg_channel_covariance_cpu(int dtype, const void* x, int64_t rows, int64_t channels,
+                                          int64_t parts, void* workspace, void* mean,
+                                          void* covariance, int threads);
+const char* fasthg_channel_covariance_cuda(int dtype, const void* x, int64_t rows, int64_t channels,
+                                           int64_t parts, void* workspace, void* mean,
+                                           void* covariance, int device, void* stream);
+
 // RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.
 const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads);
 const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,

@@ -156,6 +156,19 @@ class Kernels:
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
         return [y, mean, var, *(t for t in gradients if t is not None)]
 
+    def channel_covariance(self, x: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """x: (rows, channels)."""
+        rows, channels = x.shape
+        real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        workspace = torch.full((parts, channels + 1, channels), torch.nan, dtype=real)
+        mean = torch.full((channels,), torch.nan, dtype=real)
+        covariance = torch.full((channels, channels), torch.nan, dtype=real)
+        sizes = [ctypes.c_int64(size) for size in (rows, channels, parts)]
+        outs = [ctypes.c_void_p(t.data_ptr()) for t in (workspace, mean, covariance)]
+        address = ctypes.c_void_p(x.data_ptr())
+        self.call("channel_covariance", CODES[x.dtype], address, *sizes, *outs)
+        return mean, covariance
+
     def rmsprop_ema(self, buffers: dict[str, Tensor | None], **numbers: float) -> None:
         """One step in place: `buffers` by the names of `RmspropStep`, and its other numbers."""
         tensors = {name: buffers[name] for name in BUFFERS}

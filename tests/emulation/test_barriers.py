@@ -13,6 +13,9 @@ BARRIERS = [
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
     ("bn_act_cuda.cu", "__syncthreads();  // every line's sums", "normalise"),
     ("bn_act_cuda.cu", "__syncthreads();  // the first warp reads", "normalise"),
+    ("channel_covariance_cuda.cu", "__syncthreads();  // the products read", "relate"),
+    ("channel_covariance_cuda.cu", "__syncthreads();  // every line's sums", "relate"),
+    ("channel_covariance_cuda.cu", "__syncthreads();  // the first warps read", "relate"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
@@ -30,6 +33,10 @@ def results(kernels, described, what):
         rows = maps.view(-1, 16)
         values = (torch.zeros(16), torch.ones(16))
         return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, parts=11)
+    if what == "relate":
+        rows = maps.view(-1, 16).half()
+        rows = rows.float() if kernels.side == "cpu" else rows
+        return list(kernels.channel_covariance(rows, 11))
     if what == "plateau":
         maps = (maps > 0.3).float()
     if what == "late":
@@ -42,6 +49,7 @@ def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, fi
     described = scene(2, 7, 16, 16, torch.float32)
     wanted = results(cpu, described, what)
     sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse", "normalise": "bn_act"}
+    sources["relate"] = "channel_covariance"
     source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 

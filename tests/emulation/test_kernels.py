@@ -106,6 +106,34 @@ def test_bn_act_without_gamma(cpu, cuda):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+# With vector loads and without; a tile, a part of one, and tiles beside each other.
+@pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (150, 136), (70, 131), (9, 264)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_channel_covariance(cpu, cuda, dtype, shape):
+    random = torch.Generator().manual_seed(shape[0])
+    x = (torch.randn(shape, generator=random) + 0.5).to(dtype)
+    mean, covariance = cuda.channel_covariance(x, min(shape[0], 3))
+    wanted_mean, wanted = cpu.channel_covariance(x.double(), 1)
+    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(covariance.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(covariance, covariance.mT)
+    assert (covariance.diagonal() >= 0).all()
+
+
+def test_channel_covariance_of_many_parts_off_the_vectors(cpu, cuda):
+    x = torch.randn(1601 * 24 + 1, generator=torch.Generator().manual_seed(0)).half()
+    x = x[1:].view(1601, 24)  # starts beside a multiple of 16 bytes
+    mean, covariance = cuda.channel_covariance(x, 19)
+    wanted_mean, wanted = cpu.channel_covariance(x.double(), 1)
+    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(covariance.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_channel_covariance_leaves_wide_types_to_torch(cuda):
+    with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
+        cuda.channel_covariance(torch.zeros(2, 8), 1)
+
+
 @pytest.mark.parametrize("without", ["", "momenta", "averages", "bfloat16", "found_inf", "step"])
 # weights, statistics, first address: with vectors, where one would cross a border, and unaligned
 @pytest.mark.parametrize("case", [(1028, 8, 0), (1025, 7, 0), (1028, 7, 0), (1028, 8, 1)])

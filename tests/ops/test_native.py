@@ -24,6 +24,7 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
+OPERATORS += ("channel_covariance",)
 OPERATORS += ("rmsprop_ema",)
 
 RUN_ALL = """
