@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fasthg.ops import reference
+
 # file, barrier to delete (with its reason, which makes it unique), what shows the damage
 BARRIERS = [
     ("gaussian_heatmaps_cuda.cu", "__syncthreads();  // the tables are complete", "draw"),
@@ -13,6 +15,10 @@ BARRIERS = [
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
     ("bn_act_cuda.cu", "__syncthreads();  // every line's sums", "normalise"),
     ("bn_act_cuda.cu", "__syncthreads();  // the first warp reads", "normalise"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // the chunk before", "fold"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // all terms of the chunk", "fold"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // a product is added up", "fold"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // the warps of a row", "fold"),
     ("channel_covariance_cuda.cu", "__syncthreads();  // the products read", "relate"),
     ("channel_covariance_cuda.cu", "__syncthreads();  // every line's sums", "relate"),
     ("channel_covariance_cuda.cu", "__syncthreads();  // the first warps read", "relate"),
@@ -33,6 +39,18 @@ def results(kernels, described, what):
         rows = maps.view(-1, 16)
         values = (torch.zeros(16), torch.ones(16))
         return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, parts=11)
+    if what == "fold":
+        rows = maps.double().view(-1, 7).repeat(1, 40)
+        weight, a = rows[:6], rows[6:206]
+        moments = a.mean(0), torch.cov(a.mT, correction=0)
+        given = (moments, a[0, :6], weight * 2, a[1, :6], len(a))
+        if kernels.side == "cuda":
+            forward, backward = kernels.bn_fold(weight, *given, torch.float64)
+            return [*forward, *backward]
+        moments, beta, product, total, rows = given
+        forward = reference.bn_fold(weight, *moments, beta, 1e-3, torch.float64)
+        results = (product, total, weight, *moments, *forward[2:], rows, 1e-3, torch.float64)
+        return [*forward, *reference.bn_fold_backward(*results)]
     if what == "relate":
         rows = maps.view(-1, 16).half()
         rows = rows.float() if kernels.side == "cpu" else rows
@@ -49,7 +67,7 @@ def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, fi
     described = scene(2, 7, 16, 16, torch.float32)
     wanted = results(cpu, described, what)
     sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse", "normalise": "bn_act"}
-    sources["relate"] = "channel_covariance"
+    sources |= {"fold": "bn_fold", "relate": "channel_covariance"}
     source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 
