@@ -142,7 +142,7 @@ struct Products {
 
 // blockIdx.y counts the tiles at and below the diagonal, row by row.
 template <typename T, int tile, bool vectors>
-__global__ void __launch_bounds__(kThreads) channel_covariance_parts_kernel(Input<T> in) {
+__global__ void __launch_bounds__(kThreads) covariance_parts_kernel(Input<T> in) {
   FASTHG_SHARED(shared);
   T* stages = reinterpret_cast<T*>(shared);
   int tile_row = 0;
@@ -198,8 +198,8 @@ __global__ void __launch_bounds__(kThreads) channel_covariance_parts_kernel(Inpu
 // of the columns, and those of the rows in the first lanes.
 template <typename Real>
 __global__ void __launch_bounds__(kFinishThreads)
-    channel_covariance_finish_kernel(const Real* workspace, int64_t rows, int channels, int parts,
-                                     Real* mean, Real* covariance) {
+    covariance_finish_kernel(const Real* workspace, int64_t rows, int channels, int parts,
+                             Real* mean, Real* covariance) {
   constexpr int lines = kFinishLines + 2;
   FASTHG_SHARED(shared);
   auto* scratch = reinterpret_cast<double*>(shared);  // (groups, lines, kWarp)
@@ -256,10 +256,10 @@ template <typename T, int tile, bool vectors>
 const char* launch_parts(const Input<T>& in, void* stream) {
   constexpr size_t stages = sizeof(T) * 4 * kStage<tile>;
   constexpr size_t bytes = stages + sizeof(float) * kLines<tile> * tile;
-  auto* kernel = channel_covariance_parts_kernel<T, tile, vectors>;
+  auto* kernel = covariance_parts_kernel<T, tile, vectors>;
   if (const char* refusal = allow_shared(kernel, bytes)) return refusal;
   const unsigned tiles = (in.channels + tile - 1) / tile;
-  FASTHG_LAUNCH((channel_covariance_parts_kernel<T, tile, vectors>),
+  FASTHG_LAUNCH((covariance_parts_kernel<T, tile, vectors>),
                 dim3(in.parts, tiles * (tiles + 1) / 2), dim3(kThreads), bytes, stream, in);
   return launch_status();
 }
@@ -282,8 +282,8 @@ const char* launch(const void* x, int64_t rows, int64_t channels, int64_t parts,
   constexpr size_t bytes = sizeof(double) * kFinishGroups * (kFinishLines + 2) * kWarp;
   const dim3 blocks((in.channels + kWarp - 1) / kWarp,
                     (in.channels + kFinishLines - 1) / kFinishLines);
-  FASTHG_LAUNCH(channel_covariance_finish_kernel<float>, blocks, dim3(kFinishThreads), bytes,
-                stream, in.workspace, rows, in.channels, in.parts, static_cast<float*>(mean),
+  FASTHG_LAUNCH(covariance_finish_kernel<float>, blocks, dim3(kFinishThreads), bytes, stream,
+                in.workspace, rows, in.channels, in.parts, static_cast<float*>(mean),
                 static_cast<float*>(covariance));
   return launch_status();
 }
