@@ -96,13 +96,13 @@ def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     m = |mean| / sqrt(var). Sums run in a fixed order: the result does not depend on the number of
     threads and is the same in every run.
 
-    Memory: the floor is one read of x and channels (channels + 1) values; the CPU kernel moves no
-    more (share 1). Half types on CUDA write those values once for each part of the rows, of which
-    there are at most 128 and each has 256 rows at least, and read half of them again. With 128
-    channels that is 1.5 times x up to 32,768 rows (share 0.4) and 0.19 times x at 262,144 (share
-    0.84), if it counts at all: it fits the second-level cache. Above 128 channels tiles read x
-    again, twice in all at 256. Float32 and float64 on CUDA are torch's own: x is read three times,
-    and a centred copy written (share 0.25).
+    Memory: the floor is one read of x and channels (channels + 1) values written; the CPU kernel
+    moves no more (share 1), its sums stay in the caches. Half types on CUDA write those values once
+    for each part of the rows, of which there are at most 128 and each has 256 rows at least, and
+    read half of them again. With 128 channels that is 1.5 times x up to 32,768 rows (share 0.4) and
+    0.19 times x at 262,144 (share 0.84), if it counts at all: it fits the second-level cache. Above
+    128 channels tiles read x again, twice in all at 256. Float32 and float64 on CUDA are torch's
+    own: x is read twice, and a centred copy is written and read (share 0.25).
 
     Raises:
         ValueError: wrong shape, not floating.
