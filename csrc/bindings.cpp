@@ -9,6 +9,7 @@
 
 namespace py = pybind11;
 using fasthg::BatchNorm;
+using fasthg::BnFold;
 using fasthg::RmspropStep;
 using fasthg::Targets;
 
@@ -63,6 +64,18 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("beta"), py::arg("gamma"), py::arg("mean"), py::arg("var"),
            py::arg("workspace"), py::arg("rows"), py::arg("channels"), py::arg("parts"),
            py::arg("eps"), py::arg("relu"), py::arg("frozen"), py::arg("on_chip_bytes"));
+
+  py::class_<BnFold>(m, "BnFold")
+      .def(py::init([](Pointer weight, Pointer mean, Pointer covariance, Pointer mean_out,
+                       Pointer var_out, int64_t outputs, int64_t inputs, double eps,
+                       int folded_dtype) {
+             return BnFold{ptr(weight),   ptr(mean),    ptr(covariance),
+                           ptr(mean_out), ptr(var_out), outputs,
+                           inputs,        eps,          folded_dtype};
+           }),
+           py::kw_only(), py::arg("weight"), py::arg("mean"), py::arg("covariance"),
+           py::arg("mean_out"), py::arg("var_out"), py::arg("outputs"), py::arg("inputs"),
+           py::arg("eps"), py::arg("folded_dtype"));
 
   py::class_<RmspropStep>(m, "RmspropStep")
       .def(py::init([](Pointer values, Pointer gradient, Pointer squares, Pointer momenta,
@@ -135,6 +148,14 @@ PYBIND11_MODULE(_C, m) {
                                         ptr(of_residual), ptr(of_beta), ptr(of_gamma), threads);
     });
   });
+  m.def("channel_covariance_cpu", [](int dtype, Pointer x, int64_t rows, int64_t channels,
+                                     int64_t parts, Pointer workspace, Pointer mean,
+                                     Pointer covariance, int threads) {
+    call([&] {
+      return fasthg_channel_covariance_cpu(dtype, ptr(x), rows, channels, parts, ptr(workspace),
+                                           ptr(mean), ptr(covariance), threads);
+    });
+  });
   m.def("rmsprop_ema_cpu", [](int dtype, const RmspropStep& step, int threads) {
     call([&] { return fasthg_rmsprop_ema_cpu(dtype, &step, threads); });
   });
@@ -197,6 +218,31 @@ PYBIND11_MODULE(_C, m) {
                                                device, ptr(stream));
           });
         });
+  m.def("bn_fold_cuda", [](int dtype, const BnFold& fold, Pointer beta, Pointer folded,
+                           Pointer offset, int device, Pointer stream) {
+    call([&] {
+      return fasthg_bn_fold_cuda(dtype, &fold, ptr(beta), ptr(folded), ptr(offset), device,
+                                 ptr(stream));
+    });
+  });
+  m.def("bn_fold_backward_cuda",
+        [](int dtype, const BnFold& fold, Pointer product, Pointer total, int64_t rows,
+           Pointer workspace, Pointer of_weight, Pointer back, Pointer mix, Pointer constant,
+           int device, Pointer stream) {
+          call([&] {
+            return fasthg_bn_fold_backward_cuda(dtype, &fold, ptr(product), ptr(total), rows,
+                                                ptr(workspace), ptr(of_weight), ptr(back), ptr(mix),
+                                                ptr(constant), device, ptr(stream));
+          });
+        });
+  m.def("channel_covariance_cuda", [](int dtype, Pointer x, int64_t rows, int64_t channels,
+                                      int64_t parts, Pointer workspace, Pointer mean,
+                                      Pointer covariance, int device, Pointer stream) {
+    call([&] {
+      return fasthg_channel_covariance_cuda(dtype, ptr(x), rows, channels, parts, ptr(workspace),
+                                            ptr(mean), ptr(covariance), device, ptr(stream));
+    });
+  });
   m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
     call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });
   });

@@ -75,6 +75,20 @@ struct BatchNorm {
   int64_t on_chip_bytes;
 };
 
+// Batch norm behind a 1 x 1 convolution, known by the moments of the convolution's input. Real
+// numbers are of the operator's dtype.
+struct BnFold {
+  const void* weight;      // (outputs, inputs)
+  const void* mean;        // (inputs,)
+  const void* covariance;  // (inputs, inputs), biased
+  void* mean_out;          // (outputs,), written by the forward
+  void* var_out;           // (outputs,), likewise; biased
+  int64_t outputs;
+  int64_t inputs;
+  double eps;        // added to var_out
+  int folded_dtype;  // of matrices that a product of half types takes
+};
+
 // One step of RMSProp over flat buffers. Real numbers are of the operator's dtype; those that
 // change from step to step lie on the device, so that a CUDA graph can be replayed with others.
 struct RmspropStep {

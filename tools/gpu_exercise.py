@@ -18,6 +18,9 @@ from torch import Tensor
 from fasthg.ops import (
     bn_act,
     bn_act_inference,
+    bn_fold,
+    bn_fold_backward,
+    channel_covariance,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
@@ -196,6 +199,39 @@ def run_moving_statistics(device: torch.device, dtype: torch.dtype, error: float
         close("moving_statistics", moved, running, error)
 
 
+def run_channel_covariance(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Moments, with vector loads and without, of one tile and of several."""
+    for shape in (*SHAPES, (2, 24, 31, 37), (2, 200, 9, 5), (1, 131, 5, 5)):
+        x = _maps(dtype, shape)[0]
+        wanted = reference.channel_covariance(x.double())
+        # Arithmetic is float32 at least, whatever the maps are.
+        for got, right in zip(channel_covariance(x.to(device)), wanted, strict=True):
+            close("channel_covariance", got, right, min(error, 1e-5))
+
+
+def run_bn_fold(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Both directions, from the same numbers; `dtype` is that of the folded matrices."""
+    eps, real = 1e-3, _wide(dtype)
+    for outputs, inputs in ((1, 1), (7, 13), (40, 130), (6, 300)):
+        random = torch.Generator().manual_seed(inputs)
+        a = torch.randn(97, inputs, generator=random, dtype=torch.float64) + 0.5
+        d = torch.randn(97, outputs, generator=random, dtype=torch.float64)
+        weight = torch.randn(outputs, inputs, generator=random, dtype=torch.float64) / inputs
+        moments = a.mean(0), torch.cov(a.mT, correction=0).view(inputs, inputs)
+        given = [t.to(real) for t in (weight, *moments, d[0], d.mT @ a / 97, d.sum(0) / 97)]
+        *forward, product, total = (t.double() for t in given)
+        wanted = reference.bn_fold(*forward, eps, torch.float64)
+        statistics = (*forward[:3], *wanted[2:])
+        slopes = reference.bn_fold_backward(product, total, *statistics, 97, eps, torch.float64)
+        there = [t.to(device) for t in given]
+        got = bn_fold(*there[:4], eps, dtype)
+        statistics = (*there[:3], *got[2:])
+        of_weight, _, *others = bn_fold_backward(*there[4:], *statistics, 97, eps, dtype)
+        results = [*got, of_weight, *others]
+        for result, right in zip(results, [*wanted, *slopes], strict=True):
+            close("bn_fold", result, right, 20 * error if result.dtype == dtype else 2e-4)
+
+
 def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Every buffer, lengths off the vector width. The operator has no half types."""
     if dtype not in (torch.float32, torch.float64):
@@ -232,6 +268,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
     "bn_act": run_bn_act,
     "bn_act_inference": run_bn_act_inference,
+    "bn_fold": run_bn_fold,
+    "channel_covariance": run_channel_covariance,
     "gaussian_heatmaps": run_gaussian_heatmaps,
     "heatmap_mse": run_heatmap_mse,
     "heatmap_peaks": run_heatmap_peaks,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from fasthg.ops._interim import conv1x1_act
 from fasthg.ops._native import OpPath, paths, serves
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
+from fasthg.ops.bn_fold import bn_fold, bn_fold_backward
+from fasthg.ops.channel_covariance import channel_covariance
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
@@ -24,6 +26,9 @@ __all__ = [
     "ResidualStatistics",
     "bn_act",
     "bn_act_inference",
+    "bn_fold",
+    "bn_fold_backward",
+    "channel_covariance",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",

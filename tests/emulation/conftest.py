@@ -46,6 +46,18 @@ class BatchNorm(ctypes.Structure):
     ]
 
 
+class BnFold(ctypes.Structure):
+    """`struct BnFold` of csrc/portable.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "mean", "covariance")),
+        *((name, ctypes.c_void_p) for name in ("mean_out", "var_out")),
+        *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
+        ("eps", ctypes.c_double),
+        ("folded_dtype", ctypes.c_int),
+    ]
+
+
 BUFFERS = ("values", "gradient", "squares", "momenta", "averages", "bfloat16")
 BUFFERS += ("rate", "average_weight", "found_inf")
 COUNTS = ("total", "weights", "decayed")
@@ -162,6 +174,50 @@ class Kernels:
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
         self.sums_in_workspace = (by_forward, not workspace.isnan().all())
         return [y, mean, var, *(t for t in gradients if t is not None)]
+
+    def channel_covariance(self, x: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """x: (rows, channels)."""
+        rows, channels = x.shape
+        real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        workspace = torch.full((parts, channels + 1, channels), torch.nan, dtype=real)
+        mean = torch.full((channels,), torch.nan, dtype=real)
+        covariance = torch.full((channels, channels), torch.nan, dtype=real)
+        sizes = [ctypes.c_int64(size) for size in (rows, channels, parts)]
+        outs = [ctypes.c_void_p(t.data_ptr()) for t in (workspace, mean, covariance)]
+        address = ctypes.c_void_p(x.data_ptr())
+        self.call("channel_covariance", CODES[x.dtype], address, *sizes, *outs)
+        return mean, covariance
+
+    def bn_fold(
+        self,
+        weight: Tensor,
+        moments: tuple[Tensor, Tensor],
+        beta: Tensor,
+        product: Tensor,
+        total: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What bn_fold and bn_fold_backward return, but for the gradient of beta."""
+        outputs, inputs = weight.shape
+
+        def room(*shape: int, dtype: torch.dtype = weight.dtype) -> Tensor:
+            return torch.full(shape, torch.nan).to(dtype)
+
+        def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+            return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+        forward = [room(outputs, inputs, dtype=dtype), *(room(outputs) for _ in range(3))]
+        described = [t.data_ptr() for t in (weight, *moments, *forward[2:])]
+        fold = BnFold(*described, outputs, inputs, 1e-3, CODES[dtype])
+        shared = (CODES[weight.dtype], ctypes.byref(fold))
+        self.call("bn_fold", *shared, *pointers(beta, *forward[:2]))
+        square = room(inputs, inputs, dtype=dtype)
+        backward = [room(outputs, inputs), room(inputs, outputs, dtype=dtype), square, room(inputs)]
+        given = (*pointers(product, total), ctypes.c_int64(rows))
+        workspace = room(3, outputs)
+        self.call("bn_fold_backward", *shared, *given, *pointers(workspace, *backward))
+        return forward, backward
 
     def rmsprop_ema(self, buffers: dict[str, Tensor | None], **numbers: float) -> None:
         """One step in place: `buffers` by the names of `RmspropStep`, and its other numbers."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fasthg.ops import reference
+
 # file, barrier to delete (with its reason, which makes it unique), what shows the damage
 BARRIERS = [
     ("gaussian_heatmaps_cuda.cu", "__syncthreads();  // the tables are complete", "draw"),
@@ -16,6 +18,13 @@ BARRIERS = [
     ("bn_act_on_chip_cuda.cu", "__syncthreads();  // the first warp adds up", "on chip"),
     ("bn_act_on_chip_cuda.cu", "__syncthreads();  // every thread reads the statistics", "on chip"),
     ("bn_act_on_chip_cuda.cu", "__syncthreads();  // every thread reads the totals", "on chip"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // the chunk before", "fold"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // all terms of the chunk", "fold"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // a product is added up", "fold"),
+    ("bn_fold_cuda.cu", "__syncthreads();  // the warps of a row", "fold"),
+    ("channel_covariance_cuda.cu", "__syncthreads();  // the products read", "relate"),
+    ("channel_covariance_cuda.cu", "__syncthreads();  // every line's sums", "relate"),
+    ("channel_covariance_cuda.cu", "__syncthreads();  // the first warps read", "relate"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
@@ -34,6 +43,22 @@ def results(kernels, described, what):
         values = (torch.zeros(16), torch.ones(16))
         how = {"parts": 11, "on_chip_bytes": 1 << 16 if what == "on chip" else 0}
         return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, **how)
+    if what == "fold":
+        rows = maps.double().view(-1, 7).repeat(1, 40)
+        weight, a = rows[:6], rows[6:206]
+        moments = a.mean(0), torch.cov(a.mT, correction=0)
+        given = (moments, a[0, :6], weight * 2, a[1, :6], len(a))
+        if kernels.side == "cuda":
+            forward, backward = kernels.bn_fold(weight, *given, torch.float64)
+            return [*forward, *backward]
+        moments, beta, product, total, rows = given
+        forward = reference.bn_fold(weight, *moments, beta, 1e-3, torch.float64)
+        results = (product, total, weight, *moments, *forward[2:], rows, 1e-3, torch.float64)
+        return [*forward, *reference.bn_fold_backward(*results)]
+    if what == "relate":
+        rows = maps.view(-1, 16).half()
+        rows = rows.float() if kernels.side == "cpu" else rows
+        return list(kernels.channel_covariance(rows, 11))
     if what == "plateau":
         maps = (maps > 0.3).float()
     if what == "late":
@@ -47,6 +72,7 @@ def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, fi
     wanted = results(cpu, described, what)
     sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse"}
     sources |= dict.fromkeys(("normalise", "on chip"), "bn_act*")
+    sources |= {"fold": "bn_fold", "relate": "channel_covariance"}
     source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 

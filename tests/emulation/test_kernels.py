@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fasthg.ops import reference
+
 ORDERS = {"natural": 0, "greedy": 1, "greedy backward": 2}
 # dtype of the maps and one rounding of a value near 1
 DTYPES = [
@@ -152,6 +154,85 @@ def test_bn_act_without_gamma(cpu, cuda):
     arguments = (x, None, of_y, torch.ones(16), None)
     got, wanted = (kernels.bn_act(*arguments, relu=True) for kernels in (cuda, cpu))
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+# With vector loads and without; a tile, a part of one, and tiles beside each other.
+@pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (150, 136), (70, 131), (9, 264)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_channel_covariance(cpu, cuda, dtype, shape):
+    random = torch.Generator().manual_seed(shape[0])
+    x = (torch.randn(shape, generator=random) + 0.5).to(dtype)
+    mean, covariance = cuda.channel_covariance(x, min(shape[0], 3))
+    wanted_mean, wanted = cpu.channel_covariance(x.double(), 1)
+    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(covariance.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(covariance, covariance.mT)
+    assert (covariance.diagonal() >= 0).all()
+
+
+def test_channel_covariance_of_many_parts_off_the_vectors(cpu, cuda):
+    x = torch.randn(1601 * 24 + 1, generator=torch.Generator().manual_seed(0)).half()
+    x = x[1:].view(1601, 24)  # starts beside a multiple of 16 bytes
+    mean, covariance = cuda.channel_covariance(x, 19)
+    wanted_mean, wanted = cpu.channel_covariance(x.double(), 1)
+    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(covariance.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_channel_covariance_leaves_wide_types_to_torch(cuda):
+    with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
+        cuda.channel_covariance(torch.zeros(2, 8), 1)
+
+
+# A part of a block, several of them, and inner products in several chunks.
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (40, 130), (6, 300), (261, 5)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("real", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_bn_fold(cuda, real, error, dtype, shape):
+    outputs, inputs = shape
+    random = torch.Generator().manual_seed(outputs)
+    a = torch.randn(97, inputs, generator=random, dtype=torch.float64) + 0.5
+    d = torch.randn(97, outputs, generator=random, dtype=torch.float64)
+    weight = torch.randn(shape, generator=random, dtype=torch.float64) / inputs**0.5
+    moments = a.mean(0), torch.cov(a.mT, correction=0).view(inputs, inputs)
+    beta, product, total = d[0], d.mT @ a, d.sum(0)
+    # The kernel and the reference start from the same rounded numbers.
+    given = [t.to(real) for t in (weight, *moments, beta, product, total)]
+    weight, mean, covariance, beta, product, total = given
+    forward, backward = cuda.bn_fold(
+        weight, (mean, covariance), beta, product, total, len(a), dtype
+    )
+    weight, mean, covariance, beta, product, total = (t.double() for t in given)
+    wide = (1e-3, torch.float64)
+    wanted = reference.bn_fold(weight, mean, covariance, beta, *wide)
+    results = (product, total, weight, mean, covariance, *wanted[2:], len(a), *wide)
+    slopes = reference.bn_fold_backward(*results)
+    rounding = torch.finfo(dtype).eps if dtype != real else 0
+    # Of the weights' gradient, what the norm takes off again may be nearly all.
+    sizes = [*wanted, product, *slopes[1:]]
+    for got, right, size in zip([*forward, *backward], [*wanted, *slopes], sizes, strict=True):
+        scale = float(size.abs().max())
+        narrow = rounding if got.dtype == dtype else 0
+        torch.testing.assert_close(
+            got.double(), right, rtol=error + narrow, atol=20 * error * scale + narrow * scale
+        )
+
+
+def test_bn_fold_of_no_rows(cuda):
+    weight, mean, covariance = torch.ones(3, 5), torch.zeros(5), torch.zeros(5, 5)
+    nothing = torch.zeros(3)
+    _, backward = cuda.bn_fold(
+        weight, (mean, covariance), nothing, 0 * weight, nothing, 0, torch.float32
+    )
+    of_weight, back, mix, constant = backward
+    assert not any(t.any() for t in (of_weight, mix, constant))
+    torch.testing.assert_close(back, torch.full((5, 3), 1e-3**-0.5))
+
+
+def test_bn_fold_takes_wide_types_only(cuda):
+    with pytest.raises(RuntimeError, match="takes float32 and float64"):
+        half = torch.zeros(1, 1).half()
+        cuda.bn_fold(half, (half, half), half, half, half, 1, torch.half)
 
 
 @pytest.mark.parametrize("without", ["", "momenta", "averages", "bfloat16", "found_inf", "step"])

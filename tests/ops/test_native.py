@@ -25,12 +25,13 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("moving_statistics", "residual_block", "rmsprop_ema")
+OPERATORS += ("bn_fold", "channel_covariance", "moving_statistics", "residual_block")
+OPERATORS += ("rmsprop_ema",)
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
-from fasthg.ops import moving_statistics, rmsprop_ema
+from fasthg.ops import bn_fold, channel_covariance, moving_statistics, rmsprop_ema
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -39,6 +40,10 @@ loss = heatmap_mse(predictions, keypoints, sigmas)
 loss.sum().backward()
 results = [maps, loss.detach(), predictions.grad]
 results += [t.detach() for t in bn_act(predictions[0], torch.zeros(3), relu=True)]
+moments = channel_covariance(predictions[0])
+results += [t.detach() for t in moments]
+with torch.no_grad():
+    results += bn_fold(torch.eye(3), *moments, torch.zeros(3))
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
 weights, squares = torch.randn(99), torch.ones(99)

@@ -8,6 +8,8 @@ where there is no compiled kernel. Shapes, units and errors are those of the ope
 from __future__ import annotations
 
 from fasthg.ops.reference.bn_act import bn_act, bn_act_backward, moments, normalise
+from fasthg.ops.reference.bn_fold import bn_fold, bn_fold_backward
+from fasthg.ops.reference.channel_covariance import channel_covariance
 from fasthg.ops.reference.dtypes import arithmetic_dtype
 from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.reference.heatmap_mse import heatmap_mse
@@ -20,6 +22,9 @@ __all__ = [
     "arithmetic_dtype",
     "bn_act",
     "bn_act_backward",
+    "bn_fold",
+    "bn_fold_backward",
+    "channel_covariance",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",

@@ -1,0 +1,40 @@
+"""Batch norm folded into a convolution of 128 to 256 channels, and the gradients of both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fasthg.ops import bn_fold, bn_fold_backward, reference
+
+INPUTS, OUTPUTS, ROWS, EPS = 128, 256, 8 * 64 * 64, 1e-3
+# Forward: weight and covariance in, folded out; backward: product besides, of_weight, back and mix.
+BYTES = 4 * (4 * OUTPUTS * INPUTS + 2 * INPUTS**2) + 2 * (2 * OUTPUTS * INPUTS + INPUTS**2)
+# On the CPU both are the same few products. On CUDA the plain composition is some thirty launches.
+FLOORS = {"cpu": 0.7, "cuda": 2.0}
+
+
+def providers(device):
+    a = torch.randn(1000, INPUTS, device=device).relu()
+    weight, product = torch.randn(2, OUTPUTS, INPUTS, device=device) / INPUTS**0.5
+    beta, total = torch.randn(2, OUTPUTS, device=device)
+    moments = a.mean(0), torch.cov(a.mT, correction=0)
+
+    def both(fold, fold_backward):
+        forward = fold(weight, *moments, beta, EPS, torch.bfloat16)
+        given = (product, total, weight, *moments, *forward[2:], ROWS, EPS, torch.bfloat16)
+        return forward, fold_backward(*given)
+
+    return {
+        "torch": lambda: both(reference.bn_fold, reference.bn_fold_backward),
+        "fasthg": lambda: both(bn_fold, bn_fold_backward),
+    }
+
+
+@pytest.mark.parametrize("provider", ["torch", "fasthg"])
+def bench_bn_fold(benchmark, bench, provider):
+    bench.row(benchmark, providers(bench.device)[provider], BYTES)
+
+
+def bench_bn_fold_ratio(bench):
+    bench.check(providers(bench.device), {"torch": FLOORS[bench.device.type]})

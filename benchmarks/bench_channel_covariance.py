@@ -1,0 +1,43 @@
+"""Mean and covariance of the channels of 8 bfloat16 maps of 64 x 64: 128 and 256 channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fasthg.ops import channel_covariance
+
+ROWS = 8 * 64 * 64
+CHANNELS = [128, 256]
+# Of torch's product in float32; the one in bfloat16 is too coarse to use, and a row to compare with.
+FLOORS = {"torch": 1.5}
+
+
+def providers(device, channels):
+    x = torch.randn(8, channels, 64, 64, device=device).relu().to(torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+
+    def plain():
+        wide = rows.float()
+        mean = wide.mean(0)
+        centred = wide - mean
+        return mean, centred.mT @ centred / ROWS
+
+    def coarse():
+        mean = rows.mean(0, dtype=torch.float32)
+        return mean, (rows.mT @ rows).float() / ROWS - mean[:, None] * mean
+
+    return {"torch": plain, "bfloat16": coarse, "fasthg": lambda: channel_covariance(x)}
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("provider", ["torch", "bfloat16", "fasthg"])
+def bench_channel_covariance(benchmark, bench, provider, channels):
+    moved = ROWS * channels * 2 + channels * (channels + 1) * 4
+    bench.row(benchmark, providers(bench.device, channels)[provider], moved)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def bench_channel_covariance_ratio(bench, channels):
+    bench.check(providers(bench.device, channels), FLOORS)

@@ -1,0 +1,252 @@
+// Batch norm folded into the 1 x 1 convolution before it, and the gradients of both. All matrices
+// are small and stay in the second-level cache: what counts is that many blocks share the work and
+// few launches do it. A block multiplies four rows with a matrix, its warps every eighth term of
+// the inner product; their sums are added in order, so results repeat.
+#include "bn_fold_math.h"
+#include "cuda_utils.cuh"
+#include "ops.h"
+
+namespace fasthg {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlocks = 2;  // at once on a multiprocessor: the compiler then spills nothing
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kRows = 4;
+constexpr int kWidth = kThreads / kRows;  // columns at a time: a thread has one product in the end
+constexpr int kLaneColumns = kWidth / kWarp;
+constexpr int kChunk = 256;  // terms of the inner product whose factors lie in shared memory
+
+template <typename Real>
+struct Shared {
+  Vector<Real, kRows> left[kChunk];
+  Real products[kWarps][kRows * kWidth];
+  Real sums[2][kWarps];
+};
+
+// The product, of this thread's row and column first + threadIdx.x % kWidth, of `left` with matrix
+// (inner, columns). left(k, row) is called once for each of its values.
+template <typename Real, typename Left>
+__device__ Real few_rows(const Real* __restrict__ matrix, int inner, int columns, int first,
+                         Shared<Real>* shared, const Left& left) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  Real sum[kRows][kLaneColumns] = {};
+  // Lanes beyond the last column repeat it; nobody reads their products.
+  int column[kLaneColumns];
+#pragma unroll
+  for (int c = 0; c < kLaneColumns; ++c) column[c] = min(first + c * kWarp + lane, columns - 1);
+  for (int chunk = 0; chunk < inner; chunk += kChunk) {
+    const int length = min(kChunk, inner - chunk);
+    if (chunk) __syncthreads();  // the chunk before is no longer read
+    for (int i = threadIdx.x; i < length * kRows; i += kThreads)
+      shared->left[i / kRows].value[i % kRows] = left(chunk + i / kRows, i % kRows);
+    __syncthreads();  // all terms of the chunk must be there
+#pragma unroll 8
+    for (int k = warp; k < length; k += kWarps) {
+      const Vector<Real, kRows> factors = shared->left[k];
+      const Real* row = matrix + static_cast<int64_t>(chunk + k) * columns;
+#pragma unroll
+      for (int c = 0; c < kLaneColumns; ++c) {
+        const Real value = row[column[c]];
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) sum[r][c] += factors.value[r] * value;
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c)
+      shared->products[warp][r * kWidth + c * kWarp + lane] = sum[r][c];
+  __syncthreads();  // a product is added up from what all warps wrote
+  Real product = 0;
+#pragma unroll
+  for (int other = 0; other < kWarps; ++other) product += shared->products[other][threadIdx.x];
+  return product;
+}
+
+// The sum over the threads of a row, given to all of them; each use has its own scratch.
+template <typename Real>
+__device__ Real row_sum(Real value, Real* scratch) {
+  constexpr int warps = kWidth / kWarp;
+  for (int mask = kWarp / 2; mask; mask /= 2) value += shuffle_xor(value, mask);
+  const int warp = threadIdx.x / kWarp;
+  if (threadIdx.x % kWarp == 0) scratch[warp] = value;
+  __syncthreads();  // the warps of a row read each other's sums
+  Real sum = 0;
+  for (int i = 0; i < warps; ++i) sum += scratch[warp / warps * warps + i];
+  return sum;
+}
+
+// Reads a row of the weights, or zeros below the last.
+template <typename Real>
+struct WeightRows {
+  const Real* weight;
+  int first, outputs, inputs;
+  __device__ Real operator()(int k, int row) const {
+    const int output = first + row;
+    return output < outputs ? weight[static_cast<int64_t>(output) * inputs + k] : Real(0);
+  }
+};
+
+template <typename Real, typename Out>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    bn_fold_kernel(BnFold fold, const Real* beta, Out* folded, Real* offset) {
+  FASTHG_SHARED(memory);
+  auto* shared = reinterpret_cast<Shared<Real>*>(memory);
+  const auto* weight = static_cast<const Real*>(fold.weight);
+  const auto* covariance = static_cast<const Real*>(fold.covariance);
+  const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
+  const int first_output = static_cast<int>(blockIdx.x) * kRows;
+  const int output = first_output + static_cast<int>(threadIdx.x) / kWidth;
+  const int lane = static_cast<int>(threadIdx.x) % kWidth;
+  const int64_t row = static_cast<int64_t>(output) * inputs;
+  Real mean = 0, var = 0;
+  for (int first = 0; first < inputs; first += kWidth) {
+    const Real product = few_rows(covariance, inputs, inputs, first, shared,
+                                  WeightRows<Real>{weight, first_output, outputs, inputs});
+    const int column = first + lane;
+    if (output < outputs && column < inputs) {
+      mean += weight[row + column] * static_cast<const Real*>(fold.mean)[column];
+      var += weight[row + column] * product;
+    }
+  }
+  mean = row_sum(mean, shared->sums[0]);
+  var = quadratic_form(row_sum(var, shared->sums[1]));
+  if (output >= outputs) return;
+  const Real scale = fold_scale(var, fold.eps);
+  for (int column = lane; column < inputs; column += kWidth)
+    folded[row + column] = static_cast<Out>(scale * weight[row + column]);
+  if (lane) return;
+  offset[output] = beta[output] - scale * mean;
+  static_cast<Real*>(fold.mean_out)[output] = mean;
+  static_cast<Real*>(fold.var_out)[output] = var;
+}
+
+template <typename Real>
+struct Incoming {
+  const Real *product, *total;
+  int64_t rows;
+  Real* workspace;  // (3, outputs): scale, mix and constant of each
+};
+
+// Gradients of four outputs' weights at kWidth inputs. The blocks side by side all find the slopes.
+template <typename Real>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    bn_fold_slopes_kernel(BnFold fold, Incoming<Real> in, Real* of_weight) {
+  FASTHG_SHARED(memory);
+  auto* shared = reinterpret_cast<Shared<Real>*>(memory);
+  const auto* weight = static_cast<const Real*>(fold.weight);
+  const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
+  const int first_output = static_cast<int>(blockIdx.x) * kRows;
+  const int output = first_output + static_cast<int>(threadIdx.x) / kWidth;
+  const int lane = static_cast<int>(threadIdx.x) % kWidth;
+  const int64_t row = static_cast<int64_t>(output) * inputs;
+  Real product = 0;
+  if (output < outputs)
+    for (int column = lane; column < inputs; column += kWidth)
+      product += in.product[row + column] * weight[row + column];
+  product = row_sum(product, shared->sums[0]);
+  const int first = static_cast<int>(blockIdx.y) * kWidth, column = first + lane;
+  const Real related = few_rows(static_cast<const Real*>(fold.covariance), inputs, inputs, first,
+                                shared, WeightRows<Real>{weight, first_output, outputs, inputs});
+  if (output >= outputs) return;
+  const Real total = in.total[output];
+  const Real scale = fold_scale(static_cast<const Real*>(fold.var_out)[output], fold.eps);
+  const FoldSlope<Real> slope =
+      fold_slope(scale, product, total, static_cast<const Real*>(fold.mean_out)[output], in.rows);
+  if (column < inputs)
+    of_weight[row + column] =
+        scale * (in.product[row + column] - total * static_cast<const Real*>(fold.mean)[column] -
+                 slope.of_covariance * related);
+  if (column) return;
+  in.workspace[output] = scale;
+  in.workspace[outputs + output] = slope.mix;
+  in.workspace[2 * outputs + output] = slope.constant;
+}
+
+// Rows of the inputs' mix, and behind them one row more, the constant.
+template <typename Real, typename Out>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    bn_fold_mix_kernel(BnFold fold, const Real* workspace, Out* back, Out* mix, Real* constant) {
+  FASTHG_SHARED(memory);
+  const auto* weight = static_cast<const Real*>(fold.weight);
+  const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
+  const int first_row = static_cast<int>(blockIdx.x) * kRows;
+  const int first = static_cast<int>(blockIdx.y) * kWidth;
+  // The weights pass by here once in each column of blocks: the first one turns them over.
+  const auto left = [&](int output, int offset) -> Real {
+    const int row = first_row + offset;
+    if (row >= inputs) return row == inputs ? workspace[2 * outputs + output] : Real(0);
+    const Real value = weight[static_cast<int64_t>(output) * inputs + row];
+    if (first == 0)
+      back[static_cast<int64_t>(row) * outputs + output] =
+          static_cast<Out>(workspace[output] * value);
+    return -workspace[outputs + output] * value;
+  };
+  const Real product =
+      few_rows(weight, outputs, inputs, first, reinterpret_cast<Shared<Real>*>(memory), left);
+  const int row = first_row + static_cast<int>(threadIdx.x) / kWidth;
+  const int column = first + static_cast<int>(threadIdx.x) % kWidth;
+  if (column >= inputs || row > inputs) return;
+  if (row == inputs)
+    constant[column] = product;
+  else
+    mix[static_cast<int64_t>(row) * inputs + column] = static_cast<Out>(product);
+}
+
+unsigned divide_up(int64_t a, int64_t b) {
+  return static_cast<unsigned>((a + b - 1) / b);
+}
+
+// Calls body(Real{}, Out{}) with the types of the statistics and of the folded matrices.
+template <typename Body>
+const char* dispatch_both(int dtype, int folded_dtype, const Body& body) {
+  if (dtype == kFloat32)
+    return dispatch(folded_dtype, [&](auto out) { return body(float{}, out); });
+  if (dtype == kFloat64)
+    return dispatch(folded_dtype, [&](auto out) { return body(double{}, out); });
+  return "bn_fold takes float32 and float64";
+}
+
+}  // namespace
+}  // namespace fasthg
+
+const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const void* beta,
+                                void* folded, void* offset, int device, void* stream) {
+  using namespace fasthg;
+  const DeviceGuard guard(device);
+  return dispatch_both(dtype, fold->folded_dtype, [&](auto real, auto out) {
+    using Real = decltype(real);
+    using Out = decltype(out);
+    FASTHG_LAUNCH((bn_fold_kernel<Real, Out>), dim3(divide_up(fold->outputs, kRows)),
+                  dim3(kThreads), sizeof(Shared<Real>), stream, *fold,
+                  static_cast<const Real*>(beta), static_cast<Out*>(folded),
+                  static_cast<Real*>(offset));
+    return launch_status();
+  });
+}
+
+const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, const void* product,
+                                         const void* total, int64_t rows, void* workspace,
+                                         void* of_weight, void* back, void* mix, void* constant,
+                                         int device, void* stream) {
+  using namespace fasthg;
+  const DeviceGuard guard(device);
+  return dispatch_both(dtype, fold->folded_dtype, [&](auto real, auto out) {
+    using Real = decltype(real);
+    using Out = decltype(out);
+    const unsigned columns = divide_up(fold->inputs, kWidth);
+    const Incoming<Real> in{static_cast<const Real*>(product), static_cast<const Real*>(total),
+                            rows, static_cast<Real*>(workspace)};
+    FASTHG_LAUNCH(bn_fold_slopes_kernel<Real>, dim3(divide_up(fold->outputs, kRows), columns),
+                  dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in,
+                  static_cast<Real*>(of_weight));
+    if (const char* refusal = launch_status()) return refusal;
+    FASTHG_LAUNCH((bn_fold_mix_kernel<Real, Out>),
+                  dim3(divide_up(fold->inputs + 1, kRows), columns), dim3(kThreads),
+                  sizeof(Shared<Real>), stream, *fold, in.workspace, static_cast<Out*>(back),
+                  static_cast<Out*>(mix), static_cast<Real*>(constant));
+    return launch_status();
+  });
+}

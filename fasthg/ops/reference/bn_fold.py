@@ -1,0 +1,52 @@
+"""Batch norm folded into the 1 x 1 convolution before it, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bn_fold(
+    weight: Tensor, mean: Tensor, covariance: Tensor, beta: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Folded weights in `dtype`; offset, mean and variance of the outputs in weight's dtype.
+
+    weight: (outputs, inputs); mean (inputs,) and covariance (inputs, inputs), biased, of the
+    convolution's input; beta: (outputs,).
+    """
+    mean_out = weight @ mean
+    # Rounding must not turn a variance near 0 negative.
+    var_out = ((weight @ covariance) * weight).sum(1).clamp(min=0)
+    scale = torch.rsqrt(var_out + eps)
+    folded = (scale[:, None] * weight).to(dtype)
+    return folded, beta - scale * mean_out, mean_out, var_out
+
+
+def bn_fold_backward(
+    product: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    mean_out: Tensor,
+    var_out: Tensor,
+    rows: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of weight; back and mix in `dtype`, and constant: see the operator.
+
+    product: (outputs, inputs), d^T a of the gradient d of the batch norm's result (rows, outputs)
+    and the convolution's input a (rows, inputs); total: (outputs,), sums of d over the rows.
+    """
+    scale = torch.rsqrt(var_out + eps)
+    share = scale / rows if rows else torch.zeros_like(scale)
+    of_covariance = scale.square() * ((product * weight).sum(1) - mean_out * total)
+    of_weight = scale[:, None] * (
+        product - total[:, None] * mean - of_covariance[:, None] * (weight @ covariance)
+    )
+    back = (scale[:, None] * weight).mT.to(dtype).contiguous()
+    slope = share * of_covariance
+    mix = -(weight.mT * slope) @ weight
+    constant = (slope * mean_out - share * total) @ weight
+    return of_weight, back, mix.to(dtype), constant

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fasthg.ops import bn_fold, bn_fold_backward, channel_covariance, reference
+
+REALS = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+FOLDED = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(256, 128), (7, 13), (1, 1), (130, 300)]  # outputs, inputs
+EPS = 1e-3
+
+
+def make(shape, dtype, device="cpu", *, images=2, offset=0.3, seed=0):
+    """The convolution's input, its weight, beta and the gradient of the batch norm's result."""
+    outputs, inputs = shape
+    random = torch.Generator().manual_seed(seed)
+    a = torch.randn(images, inputs, 13, 17, generator=random, dtype=torch.float64) + offset
+    weight = torch.randn(shape, generator=random, dtype=torch.float64) / inputs**0.5
+    beta = torch.randn(outputs, generator=random, dtype=torch.float64)
+    d = torch.randn(images, outputs, 13, 17, generator=random, dtype=torch.float64)
+    return [t.to(dtype).to(device) for t in (a.relu(), weight, beta, d)]
+
+
+def rows_of(x):
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def whole(a, weight, beta):
+    """Convolution and batch norm as torch has them."""
+    y = functional.conv2d(a, weight[:, :, None, None])
+    return functional.batch_norm(y, None, None, None, beta, True, eps=EPS)
+
+
+def folded_whole(a, weight, beta, d, dtype):
+    """The same by the operators: result, gradients of a, weight and beta, and statistics."""
+    moments = channel_covariance(a)
+    folded, offset, *moments_out = bn_fold(weight, *moments, beta, EPS, dtype)
+    rows, incoming = rows_of(a), rows_of(d)
+    y = rows @ folded.to(rows.dtype).mT + offset
+    product, total = incoming.mT @ rows, incoming.sum(0)
+    of_weight, of_beta, back, mix, constant = bn_fold_backward(
+        product, total, weight, *moments, *moments_out, len(rows), EPS, dtype
+    )
+    of_a = incoming @ back.to(rows.dtype).mT + rows @ mix.to(rows.dtype) + constant
+    return y, of_a, of_weight, of_beta, *moments_out
+
+
+def arguments(shape, dtype, device):
+    """Of both operators, from the same data."""
+    a, weight, beta, d = make(shape, dtype, device)
+    moments = channel_covariance(a)
+    moments_out = reference.bn_fold(weight, *moments, beta, EPS, dtype)[2:]
+    product, total = rows_of(d).mT @ rows_of(a), rows_of(d).sum(0)
+    forward = (weight, *moments, beta, EPS)
+    rows = a.numel() // a.shape[1]
+    return forward, (product, total, weight, *moments, *moments_out, rows, EPS)
+
+
+def far(got, wanted, size=None):
+    size = wanted if size is None else size
+    error = (got.double() - wanted).detach()
+    return float(error.norm() / size.detach().norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("offset", [0.3, 10.0])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), REALS)
+def test_against_autograd(device, dtype, error, shape, offset):
+    a, weight, beta, d = make(shape, dtype, device, offset=offset)
+    y, of_a, of_weight, of_beta, mean, var = folded_whole(a, weight, beta, d, dtype)
+    inputs = [t.double().requires_grad_() for t in (a, weight, beta)]
+    wanted = whole(*inputs)
+    exact_a, exact_weight, exact_beta = torch.autograd.grad(wanted, inputs, d.double())
+    with torch.no_grad():
+        plain = functional.conv2d(a.double(), weight.double()[:, :, None, None])
+    # What comes off again may be nearly all, and rounding errors are those of what there was.
+    deviation = plain.std((0, 2, 3)).clamp(min=EPS**0.5)
+    lost = 1 + float((rows_of(plain).mean(0) / deviation).abs().max())
+    product = rows_of(d.double()).mT @ rows_of(a.double()) / deviation[:, None]
+    back = rows_of(d.double()) @ (weight.double() / deviation[:, None])
+    assert far(y, rows_of(wanted)) < error * lost
+    assert far(of_a, rows_of(exact_a), back) < error * lost
+    assert far(of_weight, exact_weight, product) < error * lost
+    assert far(of_beta, exact_beta) < error
+    assert far(mean, rows_of(plain).mean(0)) < error
+    assert far(var, rows_of(plain).var(0, correction=0)) < error * lost
+
+
+@pytest.mark.parametrize("dtype", FOLDED)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("real", "error"), REALS)
+def test_against_the_reference(device, real, error, shape, dtype):
+    forward, backward = arguments(shape, real, device)
+    got = bn_fold(*forward, dtype)
+    of_weight, of_beta, *others = bn_fold_backward(*backward, dtype)
+    assert of_beta is backward[1]
+    gradients = [of_weight, *others]
+    # From the same rounded numbers; only the last rounding may differ.
+    exact = [t.double() if isinstance(t, torch.Tensor) else t for t in forward]
+    wanted = reference.bn_fold(*exact, torch.float64)
+    exact = [t.double() if isinstance(t, torch.Tensor) else t for t in backward]
+    slopes = reference.bn_fold_backward(*exact, torch.float64)
+    dtypes = [dtype, real, real, real, real, dtype, dtype, real]
+    sizes = [*wanted, exact[0], *slopes[1:]]
+    for result, right, kind, size in zip(
+        [*got, *gradients], [*wanted, *slopes], dtypes, sizes, strict=True
+    ):
+        assert result.dtype == kind and result.is_contiguous() and result.shape == right.shape
+        narrow = torch.finfo(kind).eps
+        assert far(result, right, size) < 10 * error + narrow
+    mix = others[1].double()
+    assert far(mix, mix.mT) < 10 * error + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("real", "error"), REALS)
+def test_strided_arguments(device, real, error):
+    forward, backward = arguments((6, 10), real, device)
+
+    def gaps(t):
+        return t.repeat_interleave(2, -1)[..., ::2] if isinstance(t, torch.Tensor) else t
+
+    def turned(t):
+        return t.mT.contiguous().mT if isinstance(t, torch.Tensor) and t.dim() == 2 else t
+
+    for strided in (gaps, turned):
+        for op, given in ((bn_fold, forward), (bn_fold_backward, backward)):
+            wanted = op(*given, real)
+            for got, right in zip(op(*map(strided, given), real), wanted, strict=True):
+                assert got.shape == right.shape
+                torch.testing.assert_close(got, right, rtol=error, atol=10 * error)
+    total = torch.full((), 0.5, dtype=real, device=device).expand(6)  # stride 0
+    product, _, *others = backward
+    wanted = bn_fold_backward(product, total.contiguous(), *others, real)
+    got = bn_fold_backward(product, total, *others, real)
+    torch.testing.assert_close(got, wanted, rtol=error, atol=10 * error)
+
+
+def test_rounded_matrices_cost_little(device):
+    """With folded weights in bfloat16, result and gradients are off by one rounding of it."""
+    a, weight, beta, d = make((64, 32), torch.float32, device)
+    exact = folded_whole(*(t.double() for t in (a, weight, beta, d)), torch.float64)
+    rounded = folded_whole(a, weight, beta, d, torch.bfloat16)
+    for name, got, wanted in zip(("y", "of_a", "of_weight"), rounded, exact, strict=False):
+        assert far(got, wanted) < (2.0**-8 if name != "of_weight" else 1e-5), name
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(0, 5), (5, 0), (0, 0)])
+def test_nothing(device, outputs, inputs):
+    weight = torch.zeros(outputs, inputs, device=device)
+    mean, covariance = torch.zeros(inputs, device=device), weight.new_zeros(inputs, inputs)
+    beta = torch.ones(outputs, device=device)
+    folded, offset, mean_out, var_out = bn_fold(weight, mean, covariance, beta)
+    assert folded.shape == weight.shape and torch.equal(offset, beta)
+    assert not mean_out.any() and not var_out.any()
+    gradients = bn_fold_backward(weight, beta, weight, mean, covariance, mean_out, var_out, 0)
+    shapes = [(outputs, inputs), (outputs,), (inputs, outputs), (inputs, inputs), (inputs,)]
+    assert [t.shape for t in gradients] == shapes
+
+
+def test_no_rows_give_zeros(device):
+    weight = torch.ones(3, 5, device=device)
+    nothing = [weight.new_zeros(size) for size in ((3, 5), 3, 5, (5, 5), 3)]
+    product, total, mean, covariance, beta = nothing
+    _, offset, *moments_out = bn_fold(weight, mean, covariance, beta)
+    assert not any(t.any() for t in (offset, *moments_out))
+    of_weight, of_beta, back, mix, constant = bn_fold_backward(
+        product, total, weight, mean, covariance, *moments_out, 0
+    )
+    assert not any(t.any() for t in (of_weight, of_beta, mix, constant))
+    torch.testing.assert_close(back, torch.full((5, 3), EPS**-0.5, device=device))
+
+
+def test_a_variance_is_never_negative_and_nan_passes(device):
+    weight, mean = torch.eye(2, device=device), torch.zeros(2, device=device)
+    covariance = torch.tensor([[-1e-3, 0], [0, torch.nan]], device=device)
+    folded, _, _, var = bn_fold(weight, mean, covariance, mean)
+    assert var[0].isnan() or float(var[0]) == 0
+    assert var[1].isnan() and folded[1].isnan().all()
+    covariance[1, 1] = 1.0
+    assert bn_fold(weight, mean, covariance, mean)[3].tolist() == [0, 1]
+
+
+def test_two_runs_are_equal(device):
+    forward, backward = arguments((40, 130), torch.float32, device)
+    for op, given in ((bn_fold, forward), (bn_fold_backward, backward)):
+        results = [op(*given, torch.bfloat16) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_capture_in_a_graph():
+    a, weight, beta, d = make((40, 24), torch.bfloat16, "cuda")
+    weight, beta = weight.float(), beta.float()
+    product, total = weight * 2, beta * 3
+
+    def everything():
+        moments = channel_covariance(a)
+        forward = bn_fold(weight, *moments, beta, EPS, torch.bfloat16)
+        given = (product, total, weight, *moments, *forward[2:], a.numel() // 24, EPS)
+        return *moments, *forward, *bn_fold_backward(*given, torch.bfloat16)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        everything()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = everything()
+    a.mul_(0.5)
+    graph.replay()
+    for got, wanted in zip(captured, everything(), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(device, dtype):
+    forward, backward = arguments((6, 10), torch.float32, device)
+    torch.library.opcheck(torch.ops.fasthg.bn_fold, (*forward, dtype))
+    torch.library.opcheck(torch.ops.fasthg.bn_fold_backward, (*backward, dtype))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_a_graph_break(device, backend):
+    a, weight, beta, d = make((6, 10), torch.float32, device)
+
+    @torch.no_grad()
+    def everything(a, weight, beta, d):
+        return folded_whole(a * 2, weight, beta, d, torch.float32)
+
+    compiled = torch.compile(everything, fullgraph=True, backend=backend)
+    got, wanted = (f(a, weight, beta, d) for f in (compiled, everything))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_is_refused_but_not_without_gradients():
+    forward, backward = arguments((2, 3), torch.float32, "cpu")
+    weight = forward[0].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="bn_fold: weight requires a gradient, which this"):
+        bn_fold(weight, *forward[1:])
+    with torch.no_grad():
+        bn_fold(weight, *forward[1:])
+    with pytest.raises(RuntimeError, match="bn_fold_backward: product requires a gradient"):
+        bn_fold_backward(backward[0].clone().requires_grad_(), *backward[1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.zeros(2, 3, 1, 1)}, r"weight: expected \(outputs, inputs\), got \(2, 3"),
+        ({"weight": torch.zeros(2, 3).half()}, r"expected float32 or float64, got torch\.float16"),
+        ({"mean": torch.zeros(2)}, r"mean: expected \(3,\), got \(2,\)"),
+        ({"covariance": torch.zeros(3)}, r"covariance: expected \(3, 3\), got \(3,\)"),
+        ({"beta": torch.zeros(2).double()}, r"beta is torch\.float64, weight torch\.float32"),
+        ({"beta": torch.zeros(2, device="meta")}, "beta is on meta, weight on cpu: move them to"),
+        ({"dtype": torch.int32}, r"dtype: expected a floating dtype with kernels, got torch\.int"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    given = {
+        "weight": torch.zeros(2, 3),
+        "mean": torch.zeros(3),
+        "covariance": torch.zeros(3, 3),
+        "beta": torch.zeros(2),
+    }
+    with pytest.raises(ValueError, match=message):
+        bn_fold(**(given | changes))
