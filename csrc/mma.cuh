@@ -49,7 +49,7 @@ FASTHG_MMA(__nv_bfloat16, "bf16")
 #undef FASTHG_MMA
 
 template <bool transposed>
-__device__ __forceinline__ void load_matrices(const void* row, uint32_t (&pieces)[4]) {
+__device__ void load_matrices(const void* row, uint32_t (&pieces)[4]) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   if (transposed)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -45,6 +45,17 @@ class BatchNorm(ctypes.Structure):
     ]
 
 
+class Conv1x1(ctypes.Structure):
+    """`struct Conv1x1` of csrc/portable.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "x2", "weight2")),
+        *((name, ctypes.c_void_p) for name in ("bias", "residual", "y")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "inputs2", "outputs")),
+        ("relu", ctypes.c_bool),
+    ]
+
+
 BUFFERS = ("values", "gradient", "squares", "momenta", "averages", "bfloat16")
 BUFFERS += ("rate", "average_weight", "found_inf")
 COUNTS = ("total", "weights", "decayed")
@@ -155,6 +166,28 @@ class Kernels:
         read = (x, y if masked else None, of_y)
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
         return [y, mean, var, *(t for t in gradients if t is not None)]
+
+    def conv1x1_act(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        second: tuple[Tensor, Tensor] | None = None,
+        *,
+        relu: bool,
+        first: int = 0,
+    ) -> Tensor:
+        """x: (rows, in), residual: (rows, out). y starts `first` values into its memory."""
+        rows, outputs = len(x), len(weight)
+        y = torch.full((rows * outputs + first,), torch.nan, dtype=x.dtype)[first:]
+        x2, weight2 = second or (None, None)
+        tensors = (x, weight, x2, weight2, bias, residual, y)
+        pointers = [None if t is None else t.data_ptr() for t in tensors]
+        inputs2 = 0 if x2 is None else x2.shape[1]
+        conv = Conv1x1(*pointers, rows, x.shape[1], inputs2, outputs, relu)
+        self.call("conv1x1_act", CODES[x.dtype], ctypes.byref(conv))
+        return y.view(rows, outputs)
 
     def rmsprop_ema(self, buffers: dict[str, Tensor | None], **numbers: float) -> None:
         """One step in place: `buffers` by the names of `RmspropStep`, and its other numbers."""

@@ -13,6 +13,10 @@ BARRIERS = [
     ("cuda_utils.cuh", "__syncthreads();  // every warp's value must lie in scratch", "compare"),
     ("bn_act_cuda.cu", "__syncthreads();  // every line's sums", "normalise"),
     ("bn_act_cuda.cu", "__syncthreads();  // the first warp reads", "normalise"),
+    ("conv1x1_act_cuda.cu", "wait_for_copies<kStages - 2>();  // what", "multiply"),
+    ("conv1x1_act_cuda.cu", "__syncthreads();  // everyone's copies have", "multiply"),
+    ("conv1x1_act_cuda.cu", "__syncthreads();  // nobody reads tiles any more", "multiply"),
+    ("conv1x1_act_cuda.cu", "__syncthreads();  // a row of the result", "multiply"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
@@ -30,6 +34,11 @@ def results(kernels, described, what):
         rows = maps.view(-1, 16)
         values = (torch.zeros(16), torch.ones(16))
         return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, parts=11)
+    if what == "multiply":
+        x = maps.view(-1, 128)[:, :104].to(torch.bfloat16)  # rows of 104 inputs: four steps
+        if kernels.side == "cpu":  # which leaves this one to torch
+            return [(x.double() @ x.double().t()).to(x.dtype)]
+        return [kernels.conv1x1_act(x.contiguous(), x.contiguous(), None, None, relu=False)]
     if what == "plateau":
         maps = (maps > 0.3).float()
     if what == "late":
@@ -42,6 +51,7 @@ def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, fi
     described = scene(2, 7, 16, 16, torch.float32)
     wanted = results(cpu, described, what)
     sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse", "normalise": "bn_act"}
+    sources["multiply"] = "conv1x1_act"
     source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 
