@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fasthg.ops._native import OpPath, paths, serves
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
+from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
@@ -16,6 +17,7 @@ __all__ = [
     "OpPath",
     "bn_act",
     "bn_act_inference",
+    "conv1x1_act",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",

@@ -12,6 +12,7 @@ import torch
 
 from fasthg.ops import (
     _native,
+    conv1x1_act,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
@@ -23,13 +24,13 @@ needs_extension = pytest.mark.skipif(
     isinstance(_native.native, _native.Missing), reason="the extension is not built"
 )
 
-OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("rmsprop_ema",)
+OPERATORS = ("bn_act", "bn_act_inference", "conv1x1_act", "gaussian_heatmaps", "heatmap_mse")
+OPERATORS += ("heatmap_peaks", "rmsprop_ema")
 
 RUN_ALL = """
 import sys, torch
-from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
-from fasthg.ops import rmsprop_ema
+from fasthg.ops import bn_act, conv1x1_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks
+from fasthg.ops import paths, rmsprop_ema
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -38,6 +39,7 @@ loss = heatmap_mse(predictions, keypoints, sigmas)
 loss.sum().backward()
 results = [maps, loss.detach(), predictions.grad]
 results += [t.detach() for t in bn_act(predictions[0], torch.zeros(3), relu=True)]
+results += [conv1x1_act(predictions[0], torch.randn(8, 3), relu=True).detach()]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
 weights, squares = torch.randn(99), torch.ones(99)
@@ -62,6 +64,8 @@ def test_the_fallback_gives_the_same_results(repository, tmp_path):
     assert [(row["op"], row["device"]) for row in rows] == [
         (row["op"], row["device"]) for row in other_rows
     ]
+    # Where torch serves by intention, the extension makes no difference.
+    other_rows = [row for row in other_rows if row["path"] != "torch"]
     assert {row["path"] for row in other_rows} == {"torch reference"}
     assert all("FASTHG_NATIVE_DISABLE" in row["reason"] for row in other_rows)
 
@@ -76,7 +80,8 @@ def test_paths_name_every_operator_once_a_device():
     rows = paths()
     assert {row.op for row in rows} == set(OPERATORS)
     assert len({(row.op, row.device) for row in rows}) == len(rows) == 2 * len(OPERATORS)
-    assert all(row.path in ("native", "torch reference") and row.reason for row in rows)
+    assert all(row.path in ("native", "torch", "torch reference") and row.reason for row in rows)
+    assert [row[:2] for row in rows if row.path == "torch"] == [("conv1x1_act", "cpu")]
 
 
 def test_other_devices_are_not_served():
@@ -125,13 +130,21 @@ def test_the_operators_can_be_captured_in_a_graph():
     sigmas = torch.ones(3, device="cuda")
     predictions = torch.randn(2, 2, 3, 16, 16, device="cuda", requires_grad=True)
     rate = torch.tensor(0.1, device="cuda")
+    maps = torch.randn(2, 16, 16, 16, device="cuda", dtype=torch.bfloat16)
 
     def step():
         loss = heatmap_mse(predictions, keypoints, sigmas)
         (gradient,) = torch.autograd.grad(loss.sum(), predictions)
         weights, squares = torch.ones(2, gradient.numel(), device="cuda")
         rmsprop_ema(weights, gradient.flatten(), squares, rate, decay=0.9, eps=1.0)
-        return gradient, weights, squares, *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16))
+        y = conv1x1_act(maps, maps[0, :, 0, :8].t(), residual=maps[:, :8], relu=True)
+        return (
+            gradient,
+            weights,
+            squares,
+            y,
+            *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16)),
+        )
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -7,6 +7,7 @@ where there is no compiled kernel. Shapes, units and errors are those of the ope
 from __future__ import annotations
 
 from fasthg.ops.reference.bn_act import bn_act, bn_act_backward, moments, normalise
+from fasthg.ops.reference.conv1x1_act import conv1x1_act
 from fasthg.ops.reference.dtypes import arithmetic_dtype
 from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.reference.heatmap_mse import heatmap_mse
@@ -17,6 +18,7 @@ __all__ = [
     "arithmetic_dtype",
     "bn_act",
     "bn_act_backward",
+    "conv1x1_act",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
