@@ -101,26 +101,38 @@ __device__ void finish(const Work<T>& work, int64_t row, int output, const float
   float bias[vector];
 #pragma unroll
   for (int i = 0; i < vector; ++i) bias[i] = work.bias ? work.bias[output + column + i] : 0;
-  const T* __restrict__ residual = work.residual;
-  T* __restrict__ y = work.y;
-#pragma unroll 4
-  for (int line = threadIdx.x / across; line < Tile::down; line += kThreads / across) {
-    if (row + line >= work.rows) return;
-    const int64_t at = (row + line) * work.outputs + output + column;
-    Values added, result;
-    if (residual) added = *reinterpret_cast<const Values*>(residual + at);
+  // All of a few rows' residuals are on their way before the first result is stored: the compiler
+  // cannot know that the one is not the other.
+  constexpr int lines = kThreads / across;
+  constexpr int ahead = Tile::down / lines < 4 ? Tile::down / lines : 4;
+  for (int first = threadIdx.x / across; first < Tile::down; first += ahead * lines) {
+    Values added[ahead];
 #pragma unroll
-    for (int i = 0; i < vector; i += part) {
-      const Part sum = *reinterpret_cast<const Part*>(sums + line * Tile::pitch + column + i);
-#pragma unroll
-      for (int j = 0; j < part; ++j) {
-        float value = sum.value[j] + bias[i + j];
-        if (residual) value += static_cast<float>(added.value[i + j]);
-        if (work.relu && value < 0) value = 0;  // NaN passes, as in torch
-        result.value[i + j] = static_cast<T>(value);
-      }
+    for (int a = 0; a < ahead; ++a) {
+      const int64_t here = row + first + a * lines;
+      if (work.residual && here < work.rows)
+        added[a] =
+            *reinterpret_cast<const Values*>(work.residual + here * work.outputs + output + column);
     }
-    *reinterpret_cast<Values*>(y + at) = result;
+#pragma unroll
+    for (int a = 0; a < ahead; ++a) {
+      const int line = first + a * lines;
+      if (row + line >= work.rows) return;
+      Values result;
+#pragma unroll
+      for (int i = 0; i < vector; i += part) {
+        const Part sum = *reinterpret_cast<const Part*>(sums + line * Tile::pitch + column + i);
+#pragma unroll
+        for (int j = 0; j < part; ++j) {
+          float value = sum.value[j] + bias[i + j];
+          if (work.residual) value += static_cast<float>(added[a].value[i + j]);
+          if (work.relu && value < 0) value = 0;  // NaN passes, as in torch
+          result.value[i + j] = static_cast<T>(value);
+        }
+      }
+      T* to = work.y + (row + line) * work.outputs + output + column;
+      *reinterpret_cast<Values*>(to) = result;
+    }
   }
 }
 
