@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ class Conv1x1(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "weight", "x2", "weight2")),
         *((name, ctypes.c_void_p) for name in ("bias", "residual", "y")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "inputs2", "outputs")),
+        *((name, ctypes.c_int64) for name in ("rows", "in_", "in2", "outputs")),
         ("relu", ctypes.c_bool),
     ]
 
@@ -166,6 +167,14 @@ class Kernels:
         read = (x, y if masked else None, of_y)
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
         return [y, mean, var, *(t for t in gradients if t is not None)]
+
+    def door(self) -> SimpleNamespace:
+        """Stands in for `fasthg.ops._native`: conv1x1_act's own wrapper calls these kernels."""
+
+        def launch(name: str, x: Tensor, described: ctypes.Structure) -> None:
+            self.call(name, CODES[x.dtype], ctypes.byref(described))
+
+        return SimpleNamespace(native=SimpleNamespace(Conv1x1=Conv1x1), launch=launch)
 
     def conv1x1_act(
         self,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+
+from fasthg.ops import reference
 
 ORDERS = {"natural": 0, "greedy": 1, "greedy backward": 2}
 # dtype of the maps and one rounding of a value near 1
@@ -171,6 +175,27 @@ def test_conv1x1_act_of_unaligned_rows(cuda, moved):
     wanted = convolved(*arguments, relu=True)
     got = cuda.conv1x1_act(*arguments, relu=True, first=int(moved == "y"))
     torch.testing.assert_close(got.double(), wanted, rtol=2.0**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_conv1x1_act_as_its_operator_calls_it(cuda, monkeypatch, relu):
+    module = sys.modules["fasthg.ops.conv1x1_act"]
+    monkeypatch.setattr(module, "_native", cuda.door())
+    weight, weight2 = rows_of((24, 16), (24, 5), dtype=torch.float32)
+    x, x2, residual = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(shape[1])).to(torch.bfloat16)
+        for shape in ((1, 32, 5, 7), (1, 5, 5, 7), (1, 24, 1, 1))
+    )
+    # A slice, channels first, stride 0; weights to be cast, one of them transposed.
+    given = (x[:, ::2], weight.t().contiguous().t(), torch.linspace(-1, 1, 24))
+    given += (residual.expand(1, 24, 5, 7), x2, weight2)
+    y = module._on_tensor_cores(*given, relu)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    x, weight, _, residual, x2, weight2 = (t.to(torch.bfloat16).double() for t in given)
+    wanted = reference.conv1x1_act(
+        x, weight, given[2].double(), residual, x2=x2, weight2=weight2, relu=relu
+    )
+    torch.testing.assert_close(y.double(), wanted, rtol=2.0**-8, atol=1e-6)
 
 
 def test_conv1x1_act_lets_nan_pass_and_refuses_float32(cuda):
