@@ -10,6 +10,7 @@
 namespace py = pybind11;
 using fasthg::BatchNorm;
 using fasthg::BnFold;
+using fasthg::Conv1x1;
 using fasthg::RmspropStep;
 using fasthg::Targets;
 
@@ -76,6 +77,17 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("weight"), py::arg("mean"), py::arg("covariance"),
            py::arg("mean_out"), py::arg("var_out"), py::arg("outputs"), py::arg("inputs"),
            py::arg("eps"), py::arg("folded_dtype"));
+
+  py::class_<Conv1x1>(m, "Conv1x1")
+      .def(py::init([](Pointer x, Pointer weight, Pointer x2, Pointer weight2, Pointer bias,
+                       Pointer residual, Pointer y, int64_t rows, int64_t in, int64_t in2,
+                       int64_t outputs, bool relu) {
+             return Conv1x1{ptr(x), ptr(weight), ptr(x2), ptr(weight2), ptr(bias), ptr(residual),
+                            ptr(y), rows,        in,      in2,          outputs,   relu};
+           }),
+           py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("x2"), py::arg("weight2"),
+           py::arg("bias"), py::arg("residual"), py::arg("y"), py::arg("rows"), py::arg("in_"),
+           py::arg("in2"), py::arg("outputs"), py::arg("relu"));
 
   py::class_<RmspropStep>(m, "RmspropStep")
       .def(py::init([](Pointer values, Pointer gradient, Pointer squares, Pointer momenta,
@@ -242,6 +254,9 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_channel_covariance_cuda(dtype, ptr(x), rows, channels, parts, ptr(workspace),
                                             ptr(mean), ptr(covariance), device, ptr(stream));
     });
+  });
+  m.def("conv1x1_act_cuda", [](int dtype, const Conv1x1& conv, int device, Pointer stream) {
+    call([&] { return fasthg_conv1x1_act_cuda(dtype, &conv, device, ptr(stream)); });
   });
   m.def("rmsprop_ema_cuda", [](int dtype, const RmspropStep& step, int device, Pointer stream) {
     call([&] { return fasthg_rmsprop_ema_cuda(dtype, &step, device, ptr(stream)); });

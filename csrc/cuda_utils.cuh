@@ -1,4 +1,4 @@
-// What the kernels share: vector loads, reductions, launching, dtype dispatch.
+// What the kernels share: vector loads, asynchronous copies, reductions, launching, dtype dispatch.
 //
 // The same kernels run on the host, one block at a time, under tests/emulation/cuda_emulation.h;
 // launches and dynamic shared memory are macros for its sake.
@@ -49,6 +49,38 @@ __device__ V shuffle_xor(V value, int mask) {
   for (unsigned& word : words.word) word = __shfl_xor_sync(0xffffffffu, word, mask);
   return words.value;
 }
+
+// Copies 16 bytes from global to shared memory while the thread goes on, or writes 16 zeros there
+// where not `wanted`; both addresses are multiples of 16, `from` readable or not wanted. A thread's
+// copies since its last commit are a group; waiting ends when all its groups but the `pending`
+// latest have arrived. Other threads' copies need a barrier as well.
+#ifdef FASTHG_CUDA_EMULATION
+inline void copy_async(void* to, const void* from, bool wanted) {
+  emulation::copy_async(to, from, wanted);
+}
+inline void commit_copies() {
+  emulation::commit_copies();
+}
+template <int pending>
+void wait_for_copies() {
+  emulation::wait_for_copies(pending);
+}
+#else
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(address), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int pending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+#endif
 
 // Combine one value of each thread; the result is thread 0's. `scratch` is shared memory for
 // kMaximumWarps values. The block is a multiple of a warp. The order is fixed, so sums repeat.

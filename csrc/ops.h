@@ -100,6 +100,11 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
                                          void* of_weight, void* back, void* mix, void* constant,
                                          int device, void* stream);
 
+// y = relu?(x weight^T + x2 weight2^T + bias + residual); see Conv1x1. float16 and bfloat16. Plain
+// torch serves the CPU and the other types: a well-kept library's product is the faster there.
+const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int device,
+                                    void* stream);
+
 // RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.
 const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads);
 const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,

@@ -1,5 +1,5 @@
-// What every file of csrc may see: host/device macros, dtype codes, and what describes targets and
-// an optimiser's step.
+// What every file of csrc may see: host/device macros, dtype codes, and what describes targets,
+// layers and an optimiser's step.
 #pragma once
 
 #include <cstdint>
@@ -87,6 +87,23 @@ struct BnFold {
   int64_t inputs;
   double eps;        // added to var_out
   int folded_dtype;  // of matrices that a product of half types takes
+};
+
+// Up to two 1x1 convolutions over rows of channels (image batches with channels last, without
+// gaps), and what is added to their sum.
+struct Conv1x1 {
+  const void* x;         // (rows, in)
+  const void* weight;    // (outputs, in)
+  const void* x2;        // (rows, in2)
+  const void* weight2;   // (outputs, in2)
+  const void* bias;      // (outputs,), in the accumulate type; null = 0
+  const void* residual;  // (rows, outputs); null = 0
+  void* y;               // (rows, outputs)
+  int64_t rows;          // batch x height x width
+  int64_t in;
+  int64_t in2;  // 0: x2 and weight2 are not read
+  int64_t outputs;
+  bool relu;
 };
 
 // One step of RMSProp over flat buffers. Real numbers are of the operator's dtype; those that

@@ -24,8 +24,8 @@ ARCHITECTURES = "80;90a;90+PTX"
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-# In a mangled name, digits (the length of each part) stand before every part.
-KERNEL = re.compile(r"([a-z_]+_kernel)I")
+# In a mangled name, its length stands before every part; there may be more digits before that.
+LENGTH = re.compile(r"(?=(\d+)[a-z])")
 
 
 class Usage(NamedTuple):
@@ -46,14 +46,19 @@ def gencode(architectures: str) -> list[str]:
     return flags
 
 
+def kernel_name(mangled: str) -> str:
+    """The kernel's own name in a mangled one, or all of it."""
+    parts = [mangled[m.end(1) :][: int(m[1])] for m in LENGTH.finditer(mangled)]
+    return min((part for part in parts if part.endswith("_kernel")), key=len, default=mangled)
+
+
 def parse(report: str) -> dict[tuple[str, str], list[Usage]]:
     """Read ptxas -v: (kernel, architecture) -> usage of each instantiation."""
     found: dict[tuple[str, str], list[Usage]] = defaultdict(list)
     key, stack, spilled = ("", ""), 0, 0
     for line in report.splitlines():
         if entry := ENTRY.search(line):
-            kernel = KERNEL.search(entry[1])
-            key = (kernel[1] if kernel else entry[1], entry[2])
+            key = (kernel_name(entry[1]), entry[2])
         elif frame := FRAME.search(line):
             stack, spilled = int(frame[1]), int(frame[2]) + int(frame[3])
         elif used := REGISTERS.search(line):

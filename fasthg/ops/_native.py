@@ -22,7 +22,8 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 # The oldest machine code in the extension; older GPUs cannot run it.
 MINIMUM_CAPABILITY = (8, 0)
 
-_operators: list[str] = []
+# Each operator, and why it has no kernel for the CPU, where it has none.
+_operators: dict[str, str | None] = {}
 
 
 class OpPath(NamedTuple):
@@ -125,6 +126,7 @@ def register(
     *,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    cpu: str | None = None,
 ) -> Any:
     """Register one operator with torch and return it, ready to call.
 
@@ -134,6 +136,7 @@ def register(
         the results of both never alias an input.
     setup_context, backward: the gradient, as `torch.library.register_autograd` takes them; an
         operator without them is called on detached tensors only.
+    cpu: why the operator needs no kernel for the CPU: torch serves it there by intention.
     """
     name = schema.partition("(")[0]
     # The one tag that keeps inductor from handing over other strides than the eager call's.
@@ -145,18 +148,21 @@ def register(
             f"fasthg::{name}", backward, setup_context=setup_context, lib=LIBRARY
         )
     if not name.endswith("_backward"):
-        _operators.append(name)
+        _operators[name] = cpu
     return getattr(torch.ops.fasthg, name).default
 
 
 def paths() -> list[OpPath]:
     """List, for each operator and each kind of device, the path taken and the reason.
 
-    `path` is `native` (compiled kernel) or `torch reference`.
+    `path` is `native` (compiled kernel), `torch` (by intention) or `torch reference`.
     """
     rows = []
-    for op in _operators:
+    for op, torch_on_cpu in _operators.items():
         for device in ("cpu", "cuda"):
+            if device == "cpu" and torch_on_cpu:
+                rows.append(OpPath(op, device, "torch", torch_on_cpu))
+                continue
             served, reason = choose(device)
             rows.append(OpPath(op, device, "native" if served else "torch reference", reason))
     return rows

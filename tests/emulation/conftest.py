@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,17 @@ class BnFold(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
         ("eps", ctypes.c_double),
         ("folded_dtype", ctypes.c_int),
+    ]
+
+
+class Conv1x1(ctypes.Structure):
+    """`struct Conv1x1` of csrc/portable.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "x2", "weight2")),
+        *((name, ctypes.c_void_p) for name in ("bias", "residual", "y")),
+        *((name, ctypes.c_int64) for name in ("rows", "in_", "in2", "outputs")),
+        ("relu", ctypes.c_bool),
     ]
 
 
@@ -218,6 +230,36 @@ class Kernels:
         workspace = room(3, outputs)
         self.call("bn_fold_backward", *shared, *given, *pointers(workspace, *backward))
         return forward, backward
+
+    def door(self) -> SimpleNamespace:
+        """Stands in for `fasthg.ops._native`: conv1x1_act's own wrapper calls these kernels."""
+
+        def launch(name: str, x: Tensor, described: ctypes.Structure) -> None:
+            self.call(name, CODES[x.dtype], ctypes.byref(described))
+
+        return SimpleNamespace(native=SimpleNamespace(Conv1x1=Conv1x1), launch=launch)
+
+    def conv1x1_act(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        second: tuple[Tensor, Tensor] | None = None,
+        *,
+        relu: bool,
+        first: int = 0,
+    ) -> Tensor:
+        """x: (rows, in), residual: (rows, out). y starts `first` values into its memory."""
+        rows, outputs = len(x), len(weight)
+        y = torch.full((rows * outputs + first,), torch.nan, dtype=x.dtype)[first:]
+        x2, weight2 = second or (None, None)
+        tensors = (x, weight, x2, weight2, bias, residual, y)
+        pointers = [None if t is None else t.data_ptr() for t in tensors]
+        inputs2 = 0 if x2 is None else x2.shape[1]
+        conv = Conv1x1(*pointers, rows, x.shape[1], inputs2, outputs, relu)
+        self.call("conv1x1_act", CODES[x.dtype], ctypes.byref(conv))
+        return y.view(rows, outputs)
 
     def rmsprop_ema(self, buffers: dict[str, Tensor | None], **numbers: float) -> None:
         """One step in place: `buffers` by the names of `RmspropStep`, and its other numbers."""

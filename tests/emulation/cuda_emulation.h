@@ -2,10 +2,11 @@
 // where there is no GPU.
 //
 // Every CUDA thread is a fiber that runs until it waits for others: at __syncthreads for its block,
-// at a shuffle or a tensor core instruction for its warp. Shared memory is poisoned before each block. What finds a missing
-// barrier is the order in which threads run, so there are three: natural (every warp in turn up to
-// its next wait) and greedy (one warp as far as it can get, then the next; first or last warp
-// first). A kernel must give the same result in all of them.
+// at a shuffle or a tensor core instruction for its warp. Shared memory is poisoned before each
+// block. What finds a missing barrier is the order in which threads run, so there are three: natural
+// (every warp in turn up to its next wait) and greedy (one warp as far as it can get, then the next;
+// first or last warp first). Asynchronous copies arrive at once in the natural order, and no earlier
+// than they are waited for in the others. A kernel must give the same result in all of them.
 //
 // Not modelled: the memory model, divergence within a warp, blocks running side by side.
 #pragma once
@@ -45,6 +46,13 @@ constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 64 << 10;
 constexpr unsigned char kPoison = 0x7f;  // huge numbers in every type, true as a flag
 
+struct Copy {
+  void* to;
+  const void* from;
+  bool wanted;
+  int group;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -57,6 +65,8 @@ struct Fiber {
   } fragments[2];
   const unsigned char* matrix_row[2];
   int exchanges;
+  std::vector<Copy> copies;  // on their way
+  int groups;                // of copies, committed
 };
 
 struct Machine {
@@ -92,7 +102,8 @@ inline void start_fibers(int count) {
   for (Fiber& fiber : machine.fibers) {
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     fiber.wait = kNothing;
-    fiber.vote = fiber.exchanges = 0;
+    fiber.vote = fiber.exchanges = fiber.groups = 0;
+    fiber.copies.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -171,6 +182,41 @@ inline void launch(dim3 grid, dim3 block_size, size_t shared_bytes, std::functio
     for (const unsigned char* p = machine.shared + shared_bytes; p < last; ++p)
       if (*p != kPoison) machine.problem = "emulation: a write beyond the shared memory";
   }
+}
+
+}  // namespace emulation
+
+namespace emulation {
+
+inline void arrive(const Copy& copy) {
+  if (copy.wanted)
+    std::memcpy(copy.to, copy.from, 16);
+  else
+    std::memset(copy.to, 0, 16);
+}
+
+inline void copy_async(void* to, const void* from, bool wanted) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    machine.problem = "emulation: an asynchronous copy that is not aligned to 16 bytes";
+  const Copy copy{to, from, wanted, machine.self().groups};
+  if (machine.order == kNatural)
+    arrive(copy);
+  else
+    machine.self().copies.push_back(copy);
+}
+
+inline void commit_copies() {
+  ++machine.self().groups;
+}
+
+inline void wait_for_copies(int pending) {
+  std::vector<Copy> late;
+  for (const Copy& copy : machine.self().copies)
+    if (copy.group + pending < machine.self().groups)
+      arrive(copy);
+    else
+      late.push_back(copy);
+  machine.self().copies.swap(late);
 }
 
 }  // namespace emulation

@@ -25,6 +25,10 @@ BARRIERS = [
     ("channel_covariance_cuda.cu", "__syncthreads();  // the products read", "relate"),
     ("channel_covariance_cuda.cu", "__syncthreads();  // every line's sums", "relate"),
     ("channel_covariance_cuda.cu", "__syncthreads();  // the first warps read", "relate"),
+    ("conv1x1_act_cuda.cu", "wait_for_copies<kStages - 2>();  // what", "multiply"),
+    ("conv1x1_act_cuda.cu", "__syncthreads();  // everyone's copies have", "multiply"),
+    ("conv1x1_act_cuda.cu", "__syncthreads();  // nobody reads tiles any more", "multiply"),
+    ("conv1x1_act_cuda.cu", "__syncthreads();  // a row of the result", "multiply"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
@@ -59,6 +63,11 @@ def results(kernels, described, what):
         rows = maps.view(-1, 16).half()
         rows = rows.float() if kernels.side == "cpu" else rows
         return list(kernels.channel_covariance(rows, 11))
+    if what == "multiply":
+        x = maps.view(-1, 128)[:, :104].to(torch.bfloat16)  # rows of 104 inputs: four steps
+        if kernels.side == "cpu":  # which leaves this one to torch
+            return [(x.double() @ x.double().t()).to(x.dtype)]
+        return [kernels.conv1x1_act(x.contiguous(), x.contiguous(), None, None, relu=False)]
     if what == "plateau":
         maps = (maps > 0.3).float()
     if what == "late":
@@ -72,7 +81,7 @@ def test_a_deleted_barrier_shows(scene, build, cpu, cuda, emulated, tmp_path, fi
     wanted = results(cpu, described, what)
     sources = {"draw": "gaussian_heatmaps", "compare": "heatmap_mse"}
     sources |= dict.fromkeys(("normalise", "on chip"), "bn_act*")
-    sources |= {"fold": "bn_fold", "relate": "channel_covariance"}
+    sources |= {"fold": "bn_fold", "relate": "channel_covariance", "multiply": "conv1x1_act"}
     source = sources.get(what, "heatmap_peaks")
     damaged = emulated(build(tmp_path, [f"{source}_cuda.cu"], (file, barrier, "//")))
 

@@ -1,6 +1,8 @@
-"""Every CUDA kernel, run on the host, against its CPU twin."""
+"""Every CUDA kernel, run on the host, against its CPU twin or plain torch in float64."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 import torch
@@ -233,6 +235,103 @@ def test_bn_fold_takes_wide_types_only(cuda):
     with pytest.raises(RuntimeError, match="takes float32 and float64"):
         half = torch.zeros(1, 1).half()
         cuda.bn_fold(half, (half, half), half, half, half, 1, torch.half)
+
+
+def rows_of(*shapes, dtype, seed=5):
+    """Random matrices whose products are of order 1."""
+    random = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(shape, generator=random) / max(shape[1], 1) ** 0.5).to(dtype)
+        for shape in shapes
+    ]
+
+
+def convolved(x, weight, bias, residual, second=None, *, relu):
+    """Two 1x1 convolutions and what follows them, in float64."""
+    y = x.double() @ weight.double().t()
+    if second:
+        y = y + second[0].double() @ second[1].double().t()
+    for added in (bias, residual):
+        y = y if added is None else y + added.double()
+    return y.relu() if relu else y
+
+
+# rows, in, in of the second pair, out
+CONVOLUTIONS = {
+    "one block": (64, 64, 0, 64),
+    "edges": (77, 104, 24, 88),
+    "no vectors": (65, 35, 7, 13),
+    "one": (1, 1, 0, 1),
+    "no inputs": (3, 0, 0, 8),
+    "vectors in the first pair alone": (70, 96, 7, 136),
+}
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize(("dtype", "error"), DTYPES[2:])
+def test_conv1x1_act(cuda, dtype, error, shape, relu):
+    rows, inputs, inputs2, outputs = shape
+    shapes = ((rows, inputs), (outputs, inputs), (rows, inputs2), (outputs, inputs2))
+    x, weight, x2, weight2 = rows_of(*shapes, dtype=dtype)
+    (residual,) = rows_of((rows, outputs), dtype=dtype, seed=6)
+    added = (torch.linspace(-1, 1, outputs), residual) if relu else (None, None)
+    arguments = (x, weight, *added, (x2, weight2) if inputs2 else None)
+    got, wanted = cuda.conv1x1_act(*arguments, relu=relu), convolved(*arguments, relu=relu)
+    torch.testing.assert_close(got.double(), wanted, rtol=error, atol=1e-6)
+
+
+# Enough rows for the larger blocks, with the edges of each.
+@pytest.mark.parametrize("outputs", [64, 136], ids=["narrow", "large"])
+def test_conv1x1_act_in_larger_blocks(cuda, outputs):
+    rows = 132 * 128 + 5 if outputs == 64 else 66 * 128 + 5
+    x, weight, residual = rows_of((rows, 40), (outputs, 40), (rows, outputs), dtype=torch.bfloat16)
+    got = cuda.conv1x1_act(x, weight, None, residual, relu=True)
+    wanted = convolved(x, weight, None, residual, relu=True)
+    torch.testing.assert_close(got.double(), wanted, rtol=2.0**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("moved", ["x", "weight", "residual", "y"])
+def test_conv1x1_act_of_unaligned_rows(cuda, moved):
+    made = rows_of((70, 48), (40, 48), (70, 40), dtype=torch.bfloat16)
+    values = dict(zip(("x", "weight", "residual"), made, strict=True))
+    if moved in values:
+        there = values[moved]
+        values[moved] = torch.cat([there.new_zeros(1), there.flatten()])[1:].view(there.shape)
+    arguments = (values["x"], values["weight"], None, values["residual"])
+    wanted = convolved(*arguments, relu=True)
+    got = cuda.conv1x1_act(*arguments, relu=True, first=int(moved == "y"))
+    torch.testing.assert_close(got.double(), wanted, rtol=2.0**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_conv1x1_act_as_its_operator_calls_it(cuda, monkeypatch, relu):
+    module = sys.modules["fasthg.ops.conv1x1_act"]
+    monkeypatch.setattr(module, "_native", cuda.door())
+    weight, weight2 = rows_of((24, 16), (24, 5), dtype=torch.float32)
+    x, x2, residual = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(shape[1])).to(torch.bfloat16)
+        for shape in ((1, 32, 5, 7), (1, 5, 5, 7), (1, 24, 1, 1))
+    )
+    # A slice, channels first, stride 0; weights to be cast, one of them transposed.
+    given = (x[:, ::2], weight.t().contiguous().t(), torch.linspace(-1, 1, 24))
+    given += (residual.expand(1, 24, 5, 7), x2, weight2)
+    y = module._on_tensor_cores(*given, relu)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    x, weight, _, residual, x2, weight2 = (t.to(torch.bfloat16).double() for t in given)
+    wanted = reference.conv1x1_act(
+        x, weight, given[2].double(), residual, x2=x2, weight2=weight2, relu=relu
+    )
+    torch.testing.assert_close(y.double(), wanted, rtol=2.0**-8, atol=1e-6)
+
+
+def test_conv1x1_act_lets_nan_pass_and_refuses_float32(cuda):
+    x, weight, residual = rows_of((9, 16), (8, 16), (9, 8), dtype=torch.float16)
+    residual[4, 3] = torch.nan
+    y = cuda.conv1x1_act(x, weight, None, residual, relu=True)
+    assert torch.equal(y.isnan(), residual.isnan())
+    with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
+        cuda.conv1x1_act(x.float(), weight.float(), None, None, relu=False)
 
 
 @pytest.mark.parametrize("without", ["", "momenta", "averages", "bfloat16", "found_inf", "step"])

@@ -12,6 +12,7 @@ import torch
 
 from fasthg.ops import (
     _native,
+    conv1x1_act,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
@@ -25,13 +26,14 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("bn_fold", "channel_covariance", "moving_statistics", "residual_block")
+OPERATORS += ("bn_fold", "channel_covariance", "conv1x1_act", "moving_statistics")
+OPERATORS += ("residual_block",)
 OPERATORS += ("rmsprop_ema",)
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
-from fasthg.ops import bn_fold, channel_covariance, moving_statistics, rmsprop_ema
+from fasthg.ops import bn_fold, channel_covariance, conv1x1_act, moving_statistics, rmsprop_ema
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -44,6 +46,7 @@ moments = channel_covariance(predictions[0])
 results += [t.detach() for t in moments]
 with torch.no_grad():
     results += bn_fold(torch.eye(3), *moments, torch.zeros(3))
+results += [conv1x1_act(predictions[0], torch.randn(8, 3), relu=True).detach()]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
 weights, squares = torch.randn(99), torch.ones(99)
@@ -69,6 +72,8 @@ def test_the_fallback_gives_the_same_results(repository, tmp_path):
     assert [(row["op"], row["device"]) for row in rows] == [
         (row["op"], row["device"]) for row in other_rows
     ]
+    # Where torch serves by intention, the extension makes no difference.
+    other_rows = [row for row in other_rows if row["path"] != "torch"]
     assert {row["path"] for row in other_rows} == {"torch reference"}
     assert all("FASTHG_NATIVE_DISABLE" in row["reason"] for row in other_rows)
 
@@ -83,7 +88,8 @@ def test_paths_name_every_operator_once_a_device():
     rows = paths()
     assert {row.op for row in rows} == set(OPERATORS)
     assert len({(row.op, row.device) for row in rows}) == len(rows) == 2 * len(OPERATORS)
-    assert all(row.path in ("native", "torch reference") and row.reason for row in rows)
+    assert all(row.path in ("native", "torch", "torch reference") and row.reason for row in rows)
+    assert [row[:2] for row in rows if row.path == "torch"] == [("conv1x1_act", "cpu")]
 
 
 def test_other_devices_are_not_served():
@@ -132,6 +138,7 @@ def test_the_operators_can_be_captured_in_a_graph():
     sigmas = torch.ones(3, device="cuda")
     predictions = torch.randn(2, 2, 3, 16, 16, device="cuda", requires_grad=True)
     rate = torch.tensor(0.1, device="cuda")
+    maps = torch.randn(2, 16, 16, 16, device="cuda", dtype=torch.bfloat16)
 
     def step():
         loss = heatmap_mse(predictions, keypoints, sigmas)
@@ -139,7 +146,14 @@ def test_the_operators_can_be_captured_in_a_graph():
         weights, squares = torch.ones(2, gradient.numel(), device="cuda")
         rmsprop_ema(weights, gradient.flatten(), squares, rate, decay=0.9, eps=1.0)
         moving_statistics(squares, weights, weights, rate)
-        return gradient, weights, squares, *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16))
+        y = conv1x1_act(maps, maps[0, :, 0, :8].t(), residual=maps[:, :8], relu=True)
+        return (
+            gradient,
+            weights,
+            squares,
+            y,
+            *heatmap_peaks(gaussian_heatmaps(keypoints, sigmas, 16)),
+        )
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

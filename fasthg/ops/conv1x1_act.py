@@ -1,0 +1,265 @@
+"""1x1 convolutions with all that follows them before the result is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fasthg.ops import _native, reference
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _maps_like(x: Tensor, channels: int) -> Tensor:
+    batch, _, height, width = x.shape
+    shape = (batch, channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _rows(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Maps as a matrix (rows, channels), without gaps; a view where they lie channels last."""
+    maps = maps.to(dtype).contiguous(memory_format=torch.channels_last)
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _as_maps(rows: Tensor, like: Tensor) -> Tensor:
+    batch, _, height, width = like.shape
+    return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _real(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(reference.arithmetic_dtype(x.dtype)).contiguous()
+
+
+def _on_tensor_cores(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    x2: Tensor | None,
+    weight2: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    y = _maps_like(x, weight.shape[0])
+    maps = [None if t is None else _rows(t, x.dtype) for t in (x, x2, residual)]
+    weights = [None if t is None else t.to(x.dtype).contiguous() for t in (weight, weight2)]
+    # The kernel gets bare addresses: these lists must live until the launch.
+    read = [*maps, *weights, _real(x, bias)]
+    addresses = [0 if t is None else t.data_ptr() for t in read]
+    described = _native.native.Conv1x1(
+        **dict(zip(("x", "x2", "residual", "weight", "weight2", "bias"), addresses, strict=True)),
+        y=y.data_ptr(),
+        rows=y.numel() // y.shape[1],
+        in_=x.shape[1],
+        in2=0 if x2 is None else x2.shape[1],
+        outputs=y.shape[1],
+        relu=relu,
+    )
+    _native.launch("conv1x1_act", x, described)
+    return y
+
+
+def _onednn_serves(x: Tensor) -> bool:
+    """Whether oneDNN multiplies this dtype on this CPU and torch has its fused products."""
+    operators = torch.ops.mkldnn
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.backends.mkldnn.enabled or not hasattr(operators, "_linear_pointwise"):
+        return False
+    return x.dtype == torch.float32 or (
+        x.dtype == torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported())
+    )
+
+
+def _in_onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    x2: Tensor | None,
+    weight2: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    product = torch.ops.mkldnn._linear_pointwise
+    rows, weight = _rows(x, x.dtype), weight.to(x.dtype)
+    if x2 is not None and weight2 is not None:
+        # One product: a sum of two would be rounded in between.
+        rows = torch.cat([rows, _rows(x2, x.dtype)], 1)
+        weight = torch.cat([weight, weight2.to(x.dtype)], 1)
+    if residual is None:
+        y = product(rows, weight, _real(x, bias), "none", [], "")
+    else:
+        # This one takes no bias of another dtype.
+        bias = None if bias is None else bias.to(x.dtype)
+        y = product.binary(rows, _rows(residual, x.dtype), weight, bias, "add")
+    # oneDNN's own ReLU makes 0 of NaN.
+    return _as_maps(y.relu_() if relu else y, x)
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    x2: Tensor | None,
+    weight2: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    given = (x, weight, bias, residual, x2, weight2, relu)
+    if not x.numel() or not weight.shape[0]:
+        pass
+    elif x.device.type == "cuda" and x.dtype in _HALVES and _native.serves(x):
+        return _on_tensor_cores(*given)
+    elif _onednn_serves(x):
+        return _in_onednn(*given)
+    # Autocast around the call holds in here as well, and would multiply in half types.
+    with torch.autocast(x.device.type, enabled=False):
+        y = reference.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
+    return y.to(x.dtype)
+
+
+def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`of_y^T x` of rows, in the weight's dtype."""
+    # Keeps the digits of the sums; not in every torch that we take.
+    wide = x.device.type == "cuda" and x.dtype in _HALVES and hasattr(torch.ops.aten.mm, "dtype")
+    if x.device.type == "cpu" and x.dtype == torch.float16:
+        of_y, x = of_y.float(), x.float()  # which torch multiplies far faster there
+    with torch.autocast(x.device.type, enabled=False):
+        if wide and weight.dtype == torch.float32:
+            return torch.ops.aten.mm.dtype(of_y.t(), x, torch.float32)
+        return torch.mm(of_y.t(), x).to(weight.dtype)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, residual, x2, weight2, relu = inputs
+    ctx.save_for_backward(x, weight, x2, weight2, output if relu else None)
+    ctx.dtypes = [None if t is None else t.dtype for t in (bias, residual)]
+
+
+@once_differentiable
+def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, x2, weight2, y = ctx.saved_tensors
+    bias_dtype, residual_dtype = ctx.dtypes
+    needed = ctx.needs_input_grad
+    rows = _rows(of_y, x.dtype)
+    if y is not None:
+        rows = torch.ops.aten.threshold_backward(rows, _rows(y, x.dtype), 0)
+    maps = _as_maps(rows, x)
+
+    def of_pair(x: Tensor, weight: Tensor, of_x: bool, of_weight: bool) -> list[Tensor | None]:
+        return [
+            _operator(maps, weight.t(), None, None, None, None, False) if of_x else None,
+            _of_weight(rows, _rows(x, x.dtype), weight) if of_weight else None,
+        ]
+
+    of_bias = None
+    if needed[2]:
+        of_bias = rows.sum(0, dtype=reference.arithmetic_dtype(x.dtype)).to(bias_dtype)
+    return (
+        *of_pair(x, weight, needed[0], needed[1]),
+        of_bias,
+        maps.to(residual_dtype) if needed[3] else None,
+        *((None, None) if x2 is None else of_pair(x2, weight2, needed[4], needed[5])),
+        None,
+    )
+
+
+_operator = _native.register(
+    "conv1x1_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? x2,"
+    " Tensor? weight2, bool relu) -> Tensor",
+    _run,
+    lambda x, weight, *others: _maps_like(x, weight.shape[0]),
+    setup_context=_setup,
+    backward=_backward,
+    cpu="torch's own product is the faster",
+)
+
+
+def _matrix(name: str, x: Tensor, weight: Tensor) -> Tensor:
+    """A weight as (out, in), after checks of it and its x; raises ValueError."""
+    if x.dim() != 4:
+        raise ValueError(
+            f"conv1x1_act: {name}: expected (batch, channels, height, width), got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"conv1x1_act: {name}: expected a floating dtype, got {x.dtype}")
+    of_kernel = weight.dim() == 4 and weight.shape[2:] == (1, 1)
+    if not (weight.dim() == 2 or of_kernel) or weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"conv1x1_act: weight of {name}: expected (out, {x.shape[1]}), with or without"
+            f" (1, 1) behind, got {tuple(weight.shape)}"
+        )
+    return weight.flatten(1) if of_kernel else weight
+
+
+def conv1x1_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    x2: Tensor | None = None,
+    weight2: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """One 1x1 convolution or the sum of two, plus bias and residual, cut off at 0: one pass.
+
+    `y = relu?(x weight^T + x2 weight2^T + bias + residual)` for each pixel's channels.
+
+    Args:
+        x: (batch, in, height, width), any floating dtype; channels last in memory without a copy,
+            anything else through one.
+        weight: (out, in) or a Conv2d's (out, in, 1, 1), in x's dtype, or cast to it.
+        bias: (out,), taken as float32 (float64 for float64 x).
+        residual: (batch, out, height, width), added before the ReLU.
+        x2, weight2: a second pair, both or neither: (batch, in2, height, width) in x's dtype, and
+            (out, in2).
+        relu: whether to cut off at 0. NaN passes.
+
+    Returns:
+        y, (batch, out, height, width), x's dtype, channels last. Differentiable once with respect
+        to every tensor, in each one's dtype.
+
+    Equivalent to:
+        y = F.conv2d(x, weight, bias) + F.conv2d(x2, weight2) + residual, then F.relu
+
+    Error: sums are float32 (float64 for float64) and rounded to y's dtype once, at the end. On a
+    CPU, bfloat16 with a residual takes the bias rounded to bfloat16. The result is the same in
+    every run.
+
+    Memory: on CUDA in half types x, x2 and residual are read and y is written once, `in + in2 +
+    2 out` values a pixel: all of it the floor. (Outputs beyond 128 read x again, from the cache.)
+
+    Raises:
+        ValueError: wrong shape, mixed devices, not floating, half of a second pair.
+    """
+    weight = _matrix("x", x, weight)
+    if (x2 is None) != (weight2 is None):
+        raise ValueError("conv1x1_act: x2 and weight2: expected both or neither")
+    if x2 is not None and weight2 is not None:
+        weight2 = _matrix("x2", x2, weight2)
+        if x2.dtype != x.dtype:
+            raise ValueError(f"conv1x1_act: x2: expected {x.dtype} as x, got {x2.dtype}")
+    outputs, (batch, _, height, width) = weight.shape[0], x.shape
+    expected = {
+        "weight": (weight, tuple(weight.shape)),
+        "bias": (bias, (outputs,)),
+        "residual": (residual, (batch, outputs, height, width)),
+        "x2": (x2, (batch, 0 if x2 is None else x2.shape[1], height, width)),
+        "weight2": (weight2, (outputs, 0 if x2 is None else x2.shape[1])),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"conv1x1_act: {name}: expected {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"conv1x1_act: {name} is on {tensor.device}, x on {x.device}: move them to one"
+                " device"
+            )
+    y: Tensor = _operator(x, weight, bias, residual, x2, weight2, relu)
+    return y
