@@ -9,7 +9,7 @@ from fasthg.ops import channel_covariance
 
 ROWS = 8 * 64 * 64
 CHANNELS = [128, 256]
-# Of torch's product in float32; the one in bfloat16 is too coarse to use, and a row to compare with.
+# Of torch in float32; its bfloat16 product is too coarse to use, and only a row to compare with.
 FLOORS = {"torch": 1.5}
 
 
