@@ -48,7 +48,9 @@ class FoldedConv(nn.Module):
 
 
 class FoldedResidual(nn.Module):
-    """`Residual` in inference: three or four kernels."""
+    """`Residual` in inference: one kernel a convolution."""
+
+    weight1: Tensor
 
     def __init__(self, block: Residual, dtype: torch.dtype) -> None:
         super().__init__()

@@ -25,8 +25,8 @@ from fasthg.ops import (
 
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
-"""Pixels of a batch from which FUSED: auto takes `residual_block` on a GPU. The block moves six maps
-less and launches some ten kernels more, which is even about here by 3 TB/s and 3 us a launch; not
+"""Pixels of a batch from which FUSED: auto takes `residual_block` on a GPU. It moves six maps less
+and launches some ten kernels more, which is even about here by 3 TB/s and 3 us a launch; not
 yet run on a GPU. On a CPU, where products cost more than memory, the block saves memory alone."""
 
 

@@ -10,14 +10,19 @@ convolution has the same form, with a = x.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasthg.ops._interim import bn_fold, bn_fold_backward, channel_covariance, conv1x1_act
 from fasthg.ops.bn_act import _gradients as bn_gradients
 from fasthg.ops.bn_act import _infer as bn_infer
 from fasthg.ops.bn_act import _train as bn_train
+from fasthg.ops.bn_fold import _gradients as bn_fold_gradients
+from fasthg.ops.bn_fold import _run as bn_fold
+from fasthg.ops.channel_covariance import _run as channel_covariance
+from fasthg.ops.conv1x1_act import _run as conv1x1_act
 from fasthg.ops.reference import arithmetic_dtype
 
 
@@ -59,9 +64,27 @@ def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return _convolution_backward(of_y, x, weight, (False, True))[1]
 
 
-def _matrix(weight: Tensor) -> Tensor:
+class _Folded(NamedTuple):
+    """A 1x1 convolution whose norm is part of its weights, and what the norm saw."""
+
+    weight: Tensor
+    offset: Tensor
+    mean_out: Tensor
+    var_out: Tensor
+    mean: Tensor
+    covariance: Tensor
+
+
+def _matrix(x: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution's weights as (out, in), in the dtype of the algebra on them."""
-    return weight.flatten(1).to(arithmetic_dtype(weight.dtype))
+    return weight.flatten(1).to(arithmetic_dtype(x.dtype))
+
+
+def _fold(x: Tensor, weight: Tensor, beta: Tensor, eps: float) -> _Folded:
+    moments = channel_covariance(x)
+    weight = _matrix(x, weight)
+    folded = bn_fold(weight, *moments, beta.to(weight.dtype), eps, x.dtype)
+    return _Folded(*folded, *moments)
 
 
 def train(
@@ -76,6 +99,7 @@ def train(
     beta_skip: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, ...]:
+    """y, both narrow maps, `ResidualStatistics`, and moments of the folded convolutions' inputs."""
     # The algebra on statistics needs the full precision that autocast would take away.
     with torch.autocast(x.device.type, enabled=False):
         read = _last(x, x)
@@ -84,20 +108,18 @@ def train(
         y2 = _last(x, functional.conv2d(a1, weight2.to(x.dtype), padding=1))
         del a1
         a2, mean2, var2 = bn_train(y2, beta2, None, None, True, eps)
-        of_a = channel_covariance(a2)
-        folded, offset, *of_y3 = bn_fold(_matrix(weight3), *of_a, beta3, eps, x.dtype)
+        third = _fold(a2, weight3, beta3, eps)
         if weight_skip is None or beta_skip is None:
-            y = conv1x1_act(a2, folded, offset, read)
-            of_skip = [mean1.new_empty(0) for _ in range(2)]
-            of_x = mean1.new_empty(0), mean1.new_empty(0)
+            y = conv1x1_act(a2, third.weight, third.offset, read, None, None, False)
+            of_skip = [mean1.new_empty(0) for _ in range(4)]
         else:
-            of_x = channel_covariance(read)
-            folded_skip, offset_skip, *of_skip = bn_fold(
-                _matrix(weight_skip), *of_x, beta_skip, eps, x.dtype
-            )
-            offset = offset + offset_skip
-            y = conv1x1_act(a2, folded, offset, x2=read, weight2=folded_skip)
-    return y, y1, y2, mean1, var1, mean2, var2, *of_y3, *of_skip, *of_a, *of_x
+            skip = _fold(read, weight_skip, beta_skip, eps)
+            offset = third.offset + skip.offset
+            y = conv1x1_act(a2, third.weight, offset, None, read, skip.weight, False)
+            of_skip = list(skip[2:])
+    of_third = list(third[2:])
+    moments = (*of_third[2:], *of_skip[2:])
+    return y, y1, y2, mean1, var1, mean2, var2, *of_third[:2], *of_skip[:2], *moments
 
 
 def gradients(
@@ -115,18 +137,24 @@ def gradients(
     weight_skip: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, ...]:
+    """Gradients of x and of weights and offsets in their order; beta_skip has that of beta3."""
     mean1, var1, mean2, var2, *others = statistics
-    of_y3, of_skip = others[:2], others[2:]
+    count = x.numel() // x.shape[1]
     with torch.autocast(x.device.type, enabled=False):
         of_y, read = _last(x, of_y), _last(x, x)
-        count = x.numel() // x.shape[1]
         # Not `sum(dtype=...)`, which reads half types without vectors on a CPU.
         total = of_y.to(mean1.dtype).sum((0, 2, 3))
+
+        def through(a: Tensor, weight: Tensor, moments: list[Tensor], found: list[Tensor]) -> Any:
+            """Gradients of a folded convolution's weights and of its input a."""
+            sums = _product(of_y, a), total, _matrix(x, weight)
+            (mean, covariance), (mean_out, var_out) = moments, found
+            seen = mean, covariance, mean_out, var_out
+            of_weight, back, mix, constant = bn_fold_gradients(*sums, *seen, count, eps, x.dtype)
+            return of_weight, conv1x1_act(of_y, back, constant, None, a, mix, False)
+
         a2 = bn_infer(y2, mean2, var2, beta2, None, None, True, eps)
-        of_weight3, of_beta3, back, mix, constant = bn_fold_backward(
-            _product(of_y, a2), total, _matrix(weight3), *moments[:2], *of_y3, count, eps, x.dtype
-        )
-        of_a2 = conv1x1_act(of_y, back, constant, x2=a2, weight2=mix)
+        of_weight3, of_a2 = through(a2, weight3, moments[:2], others[:2])
         del a2
         of_y2, of_beta2, _, _ = bn_gradients(
             of_a2, y2, None, mean2, var2, beta2, None, True, False, eps
@@ -139,25 +167,13 @@ def gradients(
             _last(x, of_a1), y1, None, mean1, var1, beta1, None, True, False, eps
         )
         del of_a1
-        behind, of_weight_skip = of_y, weight1.new_empty(0)
-        if weight_skip is not None:
-            of_weight_skip, _, back, mix, constant = bn_fold_backward(
-                _product(of_y, read),
-                total,
-                _matrix(weight_skip),
-                *moments[2:],
-                *of_skip,
-                count,
-                eps,
-                x.dtype,
-            )
-            behind = conv1x1_act(of_y, back, constant, x2=read, weight2=mix)
-        backwards = weight1.flatten(1).t().to(x.dtype).contiguous()
-        of_x = conv1x1_act(of_y1, backwards, residual=behind)
+        if weight_skip is None:
+            of_weight_skip, behind = total.new_empty(0), of_y
+        else:
+            of_weight_skip, behind = through(read, weight_skip, moments[2:], others[2:])
+        back1 = weight1.flatten(1).t().to(x.dtype).contiguous()
+        of_x = conv1x1_act(of_y1, back1, None, behind, None, None, False)
         of_weight1 = _product(of_y1, read)
-        of_weight2 = of_weight2.to(mean1.dtype).contiguous()
-    return (
-        of_x,
-        *(of_weight1, of_beta1, of_weight2, of_beta2),
-        *(of_weight3, of_beta3, of_weight_skip),
-    )
+        of_weight2 = of_weight2.to(total.dtype).contiguous()
+    of_weights = of_weight1, of_beta1, of_weight2, of_beta2, of_weight3, total, of_weight_skip
+    return of_x, *of_weights

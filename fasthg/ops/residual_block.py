@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fasthg.ops import _native
-from fasthg.ops._interim import conv1x1_act
 from fasthg.ops._residual_passes import gradients, maps, train
+from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.reference import arithmetic_dtype
 
 
@@ -189,8 +189,8 @@ def residual_block(
         x: (batch, in, height, width), any floating dtype, in which all maps are stored; channels
             last in memory without a copy.
         weight1: (half, in, 1, 1); weight2: (half, half, 3, 3); weight3: (out, half, 1, 1); any
-            floating dtype. The algebra on weight3 and weight_skip is done in theirs, at least
-            float32, and their product with the norm's scale rounded once to x's dtype.
+            floating dtype. The algebra on weight3 and weight_skip is float32 (float64 for float64
+            x), and their product with the norm's scale is rounded once to x's dtype.
         beta1, beta2, beta3: (half,), (half,), (out,): the norms' offsets.
         weight_skip, beta_skip: (out, in, 1, 1), (out,); None = x itself is added, in = out.
         eps: added to each variance.
