@@ -24,8 +24,9 @@ ARCHITECTURES = "80;90a;90+PTX"
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-# In a mangled name, digits (the length of each part) stand before every part.
-KERNEL = re.compile(r"([a-z_]+_kernel)I")
+# In a mangled name, digits (the length of each part) stand before every part; a name has none but
+# those of a factor, as "2x".
+KERNEL = re.compile(r"((?:[a-z_]|\dx)+_kernel)I")
 
 
 class Usage(NamedTuple):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasthg.ops import bn_act, bn_act_inference, serves, update_statistics
+from fasthg.model.fused import runs_fused
+from fasthg.ops import bn_act, bn_act_inference, max_pool2x, update_statistics, upsample2x_add
 
 HOURGLASS_LEVELS = 4
 
@@ -49,8 +50,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
         # torch's own float32 kernels are the faster ones on a CPU.
-        gains = serves(x) and (x.device.type != "cpu" or x.dtype != torch.float32)
-        if self.fused == "on" or (self.fused == "auto" and gains):
+        if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
             return self._fused(x, residual, relu)
         y = F.batch_norm(
             x,
@@ -145,11 +145,23 @@ def upsample2x(x: Tensor) -> Tensor:
     return nhwc.expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
-class Hourglass(nn.Module):
-    """One hourglass: at each level a residual at full size plus a path at half size."""
+def halve(x: Tensor, fused: str) -> Tensor:
+    """Largest of two by two values: `(batch, channels, h, w)` -> `(batch, channels, h/2, w/2)`."""
+    return max_pool2x(x)[0] if runs_fused(fused, x) else F.max_pool2d(x, 2, 2)
 
-    def __init__(self, levels: int, channels: int) -> None:
+
+class Hourglass(nn.Module):
+    """One hourglass: at each level a residual at full size plus a path at half size.
+
+    Args:
+        levels: how often the size is halved.
+        channels: number of channels.
+        fused: as in `BatchNorm`, for halving and enlarging.
+    """
+
+    def __init__(self, levels: int, channels: int, fused: str = "auto") -> None:
         super().__init__()
+        self.fused = fused
         self.upper = Residual(channels, channels)
         self.lower1 = Residual(channels, channels)
         self.lower2: nn.Module = (
@@ -159,8 +171,11 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
-        lower = self.lower3(self.lower2(self.lower1(F.max_pool2d(x, 2, 2))))
-        return self.upper(x) + upsample2x(lower)
+        lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))
+        upper: Tensor = self.upper(x)
+        if runs_fused(self.fused, upper):
+            return upsample2x_add(lower, upper)
+        return upper + upsample2x(lower)
 
 
 def decayed_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -10,7 +10,9 @@ from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
+from fasthg.ops.max_pool2x import max_pool2x
 from fasthg.ops.rmsprop_ema import rmsprop_ema
+from fasthg.ops.upsample2x_add import upsample2x_add
 
 __all__ = [
     "OpPath",
@@ -19,8 +21,10 @@ __all__ = [
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
+    "max_pool2x",
     "paths",
     "rmsprop_ema",
     "serves",
     "update_statistics",
+    "upsample2x_add",
 ]

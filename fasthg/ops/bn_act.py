@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _maps, _native, reference
 
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation.
@@ -16,21 +16,9 @@ _ROWS_PER_PART = 64
 _MAXIMUM_PARTS = 512
 
 
-def _maps_like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def _channel_values(x: Tensor) -> Tensor:
     """Room for one real number a channel."""
     return x.new_empty(x.shape[1], dtype=reference.arithmetic_dtype(x.dtype))
-
-
-def _readable(x: Tensor, values: Tensor) -> Tensor:
-    """Maps as the kernels read them: x's dtype, channels last, no gaps; float32 for CPU float16."""
-    dtype = x.dtype
-    if dtype == torch.float16 and x.device.type == "cpu":
-        dtype = torch.float32
-    return values.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _launch(
@@ -85,17 +73,17 @@ def _run(
         if not frozen:
             mean.zero_()
             var.zero_()
-        return _maps_like(x)
+        return _maps.empty_like(x)
     if not _native.serves(x):
         if not frozen:
             for out, value in zip((mean, var), reference.moments(x), strict=True):
                 out.copy_(value)
-        return _maps_like(x).copy_(
+        return _maps.empty_like(x).copy_(
             reference.normalise(x, mean, var, beta, gamma, residual, relu=relu, eps=eps)
         )
-    read = _readable(x, x)
-    added = None if residual is None else _readable(x, residual)
-    y = _maps_like(read)
+    read = _maps.readable(x, x.dtype)
+    added = None if residual is None else _maps.readable(residual, x.dtype)
+    y = _maps.empty_like(read)
     _launch("bn_act", read, beta, gamma, mean, var, relu, frozen, eps, added, y)
     return y.to(x.dtype)
 
@@ -141,21 +129,21 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_beta, of_gamma = _channel_values(x), _channel_values(x)
     if not x.numel():
-        of_x = _maps_like(x)
+        of_x = _maps.empty_like(x)
         return of_x, of_beta.zero_(), of_gamma.zero_(), _of_residual(x, y)
     mean, var = mean.to(of_beta.dtype).contiguous(), var.to(of_beta.dtype).contiguous()
     if not _native.serves(x):
         found = reference.bn_act_backward(
             of_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
         )
-        outs = (_maps_like(x), of_beta, of_gamma, _of_residual(x, y))
+        outs = (_maps.empty_like(x), of_beta, of_gamma, _of_residual(x, y))
         for out, value in zip(outs, found, strict=True):
             if out.numel():
                 out.copy_(value)
         return outs
-    read, incoming = _readable(x, x), _readable(x, of_y)
-    result = None if y is None else _readable(x, y)
-    of_x, of_residual = _maps_like(read), _of_residual(read, y)
+    read, incoming = _maps.readable(x, x.dtype), _maps.readable(of_y, x.dtype)
+    result = None if y is None else _maps.readable(y, x.dtype)
+    of_x, of_residual = _maps.empty_like(read), _of_residual(read, y)
     behind = None if y is None else of_residual
     maps = (result, incoming, of_x, behind, of_beta, of_gamma)
     _launch("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
@@ -164,7 +152,7 @@ def _gradients(
 
 def _of_residual(x: Tensor, y: Tensor | None) -> Tensor:
     """Room for the residual's gradient, or nothing where it is that of the result."""
-    return x.new_empty(0) if y is None else _maps_like(x)
+    return x.new_empty(0) if y is None else _maps.empty_like(x)
 
 
 def _save(
@@ -234,7 +222,7 @@ _operator = _native.register(
     "bn_act(Tensor x, Tensor beta, Tensor? gamma, Tensor? residual, bool relu, float eps)"
     " -> (Tensor, Tensor, Tensor)",
     _train,
-    lambda x, *others: (_maps_like(x), _channel_values(x), _channel_values(x)),
+    lambda x, *others: (_maps.empty_like(x), _channel_values(x), _channel_values(x)),
     setup_context=_setup_train,
     backward=_backward_train,
 )
@@ -242,7 +230,7 @@ _infer_operator = _native.register(
     "bn_act_inference(Tensor x, Tensor mean, Tensor var, Tensor beta, Tensor? gamma,"
     " Tensor? residual, bool relu, float eps) -> Tensor",
     _infer,
-    lambda x, *others: _maps_like(x),
+    lambda x, *others: _maps.empty_like(x),
     setup_context=_setup_infer,
     backward=_backward_infer,
 )
@@ -251,7 +239,7 @@ _backward_operator = _native.register(
     " Tensor? gamma, bool relu, bool frozen, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     lambda of_y, x, y, *others: (
-        _maps_like(x),
+        _maps.empty_like(x),
         _channel_values(x),
         _channel_values(x),
         _of_residual(x, y),

@@ -24,12 +24,12 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("rmsprop_ema",)
+OPERATORS += ("max_pool2x", "rmsprop_ema", "upsample2x_add")
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
-from fasthg.ops import rmsprop_ema
+from fasthg.ops import max_pool2x, rmsprop_ema, upsample2x_add
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -40,6 +40,8 @@ results = [maps, loss.detach(), predictions.grad]
 results += [t.detach() for t in bn_act(predictions[0], torch.zeros(3), relu=True)]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
+halved, index = max_pool2x(predictions[0])
+results += [halved.detach(), index, upsample2x_add(halved, predictions[1]).detach()]
 weights, squares = torch.randn(99), torch.ones(99)
 rmsprop_ema(weights, torch.randn(99), squares, torch.tensor(0.1), decay=0.9, eps=1.0)
 results += [weights, squares]
