@@ -147,7 +147,9 @@ def upsample2x(x: Tensor) -> Tensor:
 
 def halve(x: Tensor, fused: str) -> Tensor:
     """Largest of two by two values: `(batch, channels, h, w)` -> `(batch, channels, h/2, w/2)`."""
-    return max_pool2x(x)[0] if runs_fused(fused, x) else F.max_pool2d(x, 2, 2)
+    if runs_fused(fused, x, slower_on_cpu=(torch.float32,)):
+        return max_pool2x(x)[0]
+    return F.max_pool2d(x, 2, 2)
 
 
 class Hourglass(nn.Module):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fasthg.ops import _native
+
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Maps (batch, channels, height, width) to be written, channels last."""
@@ -15,14 +17,14 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 def empty_like(x: Tensor) -> Tensor:
     """Maps of x's shape, dtype and device, channels last however x lies."""
-    return empty(x.shape, x.dtype, x.device)
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 def readable(values: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernels read maps of `dtype`: channels last, no gaps; float32 for CPU float16."""
     if dtype == torch.float16 and values.device.type == "cpu":
         dtype = torch.float32
-    return values.to(dtype).contiguous(memory_format=torch.channels_last)
+    return _native.as_dtype(values, dtype).contiguous(memory_format=torch.channels_last)
 
 
 def check(op: str, name: str, x: Tensor) -> None:

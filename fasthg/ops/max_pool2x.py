@@ -32,7 +32,7 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     if y.numel():
         addresses = y.data_ptr(), index.data_ptr()
         _native.launch("max_pool2x", read, read.data_ptr(), _memory_shape(*x.shape), *addresses)
-    return y.to(x.dtype), index
+    return _native.as_dtype(y, x.dtype), index
 
 
 def _of_x(of_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
@@ -53,7 +53,7 @@ def _of_x(of_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
         _memory_shape(*shape),
         of_x.data_ptr(),
     )
-    return of_x.to(of_y.dtype)
+    return _native.as_dtype(of_x, of_y.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:

@@ -22,7 +22,7 @@ def _forward(low: Tensor, high: Tensor) -> Tensor:
     _native.launch(
         "upsample2x_add", large, *addresses, batch * height, width, channels, y.data_ptr()
     )
-    return y.to(high.dtype)
+    return _native.as_dtype(y, high.dtype)
 
 
 def _empty_low(of_y: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _of_low(of_y: Tensor) -> Tensor:
     _native.launch(
         "upsample2x_add_backward", incoming, incoming.data_ptr(), *sizes, of_low.data_ptr()
     )
-    return of_low.to(of_y.dtype)
+    return _native.as_dtype(of_low, of_y.dtype)
 
 
 @once_differentiable
