@@ -23,6 +23,10 @@ void* ptr(Pointer address) {
   return reinterpret_cast<void*>(address);
 }
 
+uint8_t* bytes(Pointer address) {
+  return static_cast<uint8_t*>(ptr(address));
+}
+
 // Launchers start threads or queue kernels; neither needs the interpreter.
 template <typename Launch>
 void call(const Launch& launch) {
@@ -45,10 +49,9 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Targets>(m, "Targets")
       .def(py::init([](Pointer keypoints, Pointer sigmas, Pointer visibility, int64_t sigma_stride,
                        int batch, int parts, int height, int width, bool subpixel) {
-             return Targets{
-                 ptr(keypoints), ptr(sigmas), static_cast<const uint8_t*>(ptr(visibility)),
-                 sigma_stride,   batch,       parts,
-                 height,         width,       subpixel};
+             return Targets{ptr(keypoints), ptr(sigmas), bytes(visibility),
+                            sigma_stride,   batch,       parts,
+                            height,         width,       subpixel};
            }),
            py::kw_only(), py::arg("keypoints"), py::arg("sigmas"), py::arg("visibility"),
            py::arg("sigma_stride"), py::arg("batch"), py::arg("parts"), py::arg("height"),
@@ -178,6 +181,33 @@ PYBIND11_MODULE(_C, m) {
                                           ptr(weight), count, threads);
     });
   });
+  m.def("upsample2x_add_cpu", [](int dtype, Pointer low, Pointer high, int64_t rows, int64_t width,
+                                 int64_t channels, Pointer y, int threads) {
+    call([&] {
+      return fasthg_upsample2x_add_cpu(dtype, ptr(low), ptr(high), rows, width, channels, ptr(y),
+                                       threads);
+    });
+  });
+  m.def("upsample2x_add_backward_cpu", [](int dtype, Pointer of_y, int64_t rows, int64_t width,
+                                          int64_t channels, Pointer of_low, int threads) {
+    call([&] {
+      return fasthg_upsample2x_add_backward_cpu(dtype, ptr(of_y), rows, width, channels,
+                                                ptr(of_low), threads);
+    });
+  });
+  m.def("max_pool2x_cpu", [](int dtype, Pointer x, const Four& shape, Pointer y, Pointer index,
+                             int threads) {
+    call([&] {
+      return fasthg_max_pool2x_cpu(dtype, ptr(x), shape.data(), ptr(y), bytes(index), threads);
+    });
+  });
+  m.def("max_pool2x_backward_cpu",
+        [](int dtype, Pointer of_y, Pointer index, const Four& shape, Pointer of_x, int threads) {
+          call([&] {
+            return fasthg_max_pool2x_backward_cpu(dtype, ptr(of_y), bytes(index), shape.data(),
+                                                  ptr(of_x), threads);
+          });
+        });
 
 #ifdef FASTHG_CUDA
   m.attr("cuda") = true;
@@ -266,6 +296,35 @@ PYBIND11_MODULE(_C, m) {
     call([&] {
       return fasthg_moving_statistics_cuda(dtype, ptr(running), ptr(batch), ptr(correction),
                                            ptr(weight), count, device, ptr(stream));
+    });
+  });
+  m.def("upsample2x_add_cuda", [](int dtype, Pointer low, Pointer high, int64_t rows, int64_t width,
+                                  int64_t channels, Pointer y, int device, Pointer stream) {
+    call([&] {
+      return fasthg_upsample2x_add_cuda(dtype, ptr(low), ptr(high), rows, width, channels, ptr(y),
+                                        device, ptr(stream));
+    });
+  });
+  m.def("upsample2x_add_backward_cuda",
+        [](int dtype, Pointer of_y, int64_t rows, int64_t width, int64_t channels, Pointer of_low,
+           int device, Pointer stream) {
+          call([&] {
+            return fasthg_upsample2x_add_backward_cuda(dtype, ptr(of_y), rows, width, channels,
+                                                       ptr(of_low), device, ptr(stream));
+          });
+        });
+  m.def("max_pool2x_cuda", [](int dtype, Pointer x, const Four& shape, Pointer y, Pointer index,
+                              int device, Pointer stream) {
+    call([&] {
+      return fasthg_max_pool2x_cuda(dtype, ptr(x), shape.data(), ptr(y), bytes(index), device,
+                                    ptr(stream));
+    });
+  });
+  m.def("max_pool2x_backward_cuda", [](int dtype, Pointer of_y, Pointer index, const Four& shape,
+                                       Pointer of_x, int device, Pointer stream) {
+    call([&] {
+      return fasthg_max_pool2x_backward_cuda(dtype, ptr(of_y), bytes(index), shape.data(),
+                                             ptr(of_x), device, ptr(stream));
     });
   });
 #else

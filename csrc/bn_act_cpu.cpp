@@ -1,9 +1,9 @@
 // Batch norm, residual and ReLU: one pass for the sums and one for the result, threads over parts
 // of the rows. Several rows make one tile, in which channel values are repeated, so that the inner
 // loops are long and know no channels.
-#include <cstring>
 #include <vector>
 
+#include "bfloat16.h"
 #include "bn_act_math.h"
 #include "ops.h"
 #include "parallel.h"
@@ -12,37 +12,6 @@ namespace fasthg {
 namespace {
 
 constexpr int64_t kTile = 128;  // values, at least: a few vectors, and small beside the caches
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-FASTHG_HD float widen(float value) {
-  return value;
-}
-FASTHG_HD double widen(double value) {
-  return value;
-}
-FASTHG_HD float widen(BFloat16 value) {
-  const uint32_t word = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &word, sizeof result);
-  return result;
-}
-
-FASTHG_HD void store(float value, float* out) {
-  *out = value;
-}
-FASTHG_HD void store(double value, double* out) {
-  *out = value;
-}
-FASTHG_HD void store(float value, BFloat16* out) {
-  uint32_t word;
-  std::memcpy(&word, &value, sizeof word);
-  word += 0x7fffu + (word >> 16 & 1u);  // to nearest, ties to even
-  word = value == value ? word : 0x7fff0000u;
-  out->bits = static_cast<uint16_t>(word >> 16);
-}
 
 template <typename T>
 using Real = typename Accumulate<T>::type;

@@ -21,13 +21,11 @@ class GaussianRows {
         channels_last_(channels_last),
         across_(static_cast<size_t>(targets.parts) * targets.width),
         down_(static_cast<size_t>(targets.parts) * targets.height),
-        repeated_(channels_last ? across_.size() : 0),
-        row_(across_.size()) {}
+        repeated_(channels_last ? across_.size() : 0) {}
 
   int64_t rows() const { return channels_last_ ? targets_.height : down_.size(); }
   int64_t length() const { return channels_last_ ? across_.size() : targets_.width; }
   int64_t image_size() const { return rows() * length(); }
-  T* scratch_row() { return row_.data(); }
 
   // Fill the tables for one image of the batch.
   void load(int image) {
@@ -67,7 +65,7 @@ class GaussianRows {
 
   Targets targets_;
   bool channels_last_;
-  std::vector<T> across_, down_, repeated_, row_;
+  std::vector<T> across_, down_, repeated_;
 };
 
 }  // namespace fasthg

@@ -1,5 +1,5 @@
-// Loss and gradient, each in one pass over the predictions: a row of targets is made in the
-// first-level cache, compared, and forgotten. Making it twice costs less than storing it once.
+// Loss and gradient, each in one pass over the predictions: a block of targets is made in the
+// second-level cache, compared with those of every stack, and forgotten.
 #include "gaussian_rows.h"
 #include "heatmap_mse_math.h"
 #include "ops.h"
@@ -8,49 +8,54 @@
 namespace fasthg {
 namespace {
 
-// A row is summed in T (a few hundred terms in vector lanes), rows in double.
+// Values of targets made at a time, at least a row: long enough for the processor to fetch ahead in
+// every stack, short enough to stay in a second-level cache.
+constexpr int64_t kBlock = 16384;
+constexpr int64_t kSum = 2048;  // values added up in T
+
 template <typename T>
-FASTHG_HD double image_loss(GaussianRows<T>& rows, const T* prediction) {
-  const int64_t length = rows.length();
-  T* target = rows.scratch_row();
-  double total = 0;
-  for (int64_t row = 0; row < rows.rows(); ++row, prediction += length) {
-    rows.write(row, target);
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < length; ++i) sum += squared_error(prediction[i], target[i]);
-    total += sum;
+int64_t block_rows(const GaussianRows<T>& rows) {
+  return std::max<int64_t>(1, kBlock / std::max<int64_t>(1, rows.length()));
+}
+
+// Writes up to `height` rows of targets from `row` on; returns how many values they are.
+template <typename T>
+FASTHG_HD int64_t write_block(GaussianRows<T>& rows, int64_t row, int64_t height, T* target) {
+  const int64_t end = std::min(row + height, rows.rows()), length = rows.length();
+  for (int64_t r = row; r < end; ++r) rows.write(r, target + (r - row) * length);
+  return (end - row) * length;
+}
+
+// In four sums, which do not wait for each other.
+template <typename T>
+FASTHG_HD T short_loss(const T* prediction, const T* target, int64_t length) {
+  const int64_t quarter = length / 4;
+  const T *p = prediction, *t = target;
+  T sums[4] = {}, rest = 0, &a = sums[0], &b = sums[1], &c = sums[2], &d = sums[3];
+#pragma omp simd reduction(+ : a, b, c, d)
+  for (int64_t i = 0; i < quarter; ++i) {
+    a += squared_error(p[i], t[i]);
+    b += squared_error(p[quarter + i], t[quarter + i]);
+    c += squared_error(p[2 * quarter + i], t[2 * quarter + i]);
+    d += squared_error(p[3 * quarter + i], t[3 * quarter + i]);
   }
-  return total / 2;
+  for (int64_t i = 4 * quarter; i < length; ++i) rest += squared_error(p[i], t[i]);
+  return ((a + b) + (c + d)) + rest;
 }
 
 template <typename T>
-FASTHG_HD void image_gradient(GaussianRows<T>& rows, const T* prediction, T of_loss, T* gradient) {
-  const int64_t length = rows.length();
-  T* target = rows.scratch_row();
-  for (int64_t row = 0; row < rows.rows(); ++row, prediction += length, gradient += length) {
-    rows.write(row, target);
-    for (int64_t i = 0; i < length; ++i)
-      gradient[i] = squared_error_backward(prediction[i], target[i], of_loss);
-  }
+FASTHG_HD double block_loss(const T* prediction, const T* target, int64_t length) {
+  double sum = 0;
+  for (int64_t i = 0; i < length; i += kSum)
+    sum += short_loss(prediction + i, target + i, std::min(kSum, length - i));
+  return sum;
 }
 
-// Clones are made of plain functions only, so each type has its own.
-using Floats = GaussianRows<float>;
-using Doubles = GaussianRows<double>;
-FASTHG_VECTOR_CLONES double loss_of(Floats& rows, const float* prediction) {
-  return image_loss(rows, prediction);
-}
-FASTHG_VECTOR_CLONES double loss_of(Doubles& rows, const double* prediction) {
-  return image_loss(rows, prediction);
-}
-FASTHG_VECTOR_CLONES void gradient_of(Floats& rows, const float* prediction, float of_loss,
-                                      float* gradient) {
-  image_gradient(rows, prediction, of_loss, gradient);
-}
-FASTHG_VECTOR_CLONES void gradient_of(Doubles& rows, const double* prediction, double of_loss,
-                                      double* gradient) {
-  image_gradient(rows, prediction, of_loss, gradient);
+template <typename T>
+FASTHG_HD void block_gradient(const T* __restrict__ prediction, const T* __restrict__ target,
+                              int64_t length, T of_loss, T* __restrict__ gradient) {
+  for (int64_t i = 0; i < length; ++i)
+    gradient[i] = squared_error_backward(prediction[i], target[i], of_loss);
 }
 
 struct Predictions {
@@ -60,46 +65,101 @@ struct Predictions {
   bool channels_last;
 };
 
-// Calls body(rows, prediction, index) for every image of every stack, index counting (stack,
-// image).
+// Some stacks of one image, and where their losses and gradients go.
+template <typename T>
+struct Item {
+  const T* predictions;  // those of the first stack
+  int64_t stack_stride, first, last, batch, image;
+  int64_t index(int64_t stack) const { return stack * batch + image; }
+};
+
+template <typename T>
+FASTHG_HD void image_losses(GaussianRows<T>& rows, const Item<T>& item, T* target, double* totals,
+                            T* loss) {
+  const int64_t stacks = item.last - item.first, height = block_rows(rows);
+  std::fill_n(totals, stacks, 0.0);
+  for (int64_t row = 0; row < rows.rows(); row += height) {
+    const int64_t offset = row * rows.length(), length = write_block(rows, row, height, target);
+    for (int64_t k = 0; k < stacks; ++k)
+      totals[k] += block_loss(item.predictions + k * item.stack_stride + offset, target, length);
+  }
+  for (int64_t k = 0; k < stacks; ++k)
+    loss[item.index(item.first + k)] = static_cast<T>(totals[k] / 2);
+}
+
+template <typename T>
+FASTHG_HD void image_gradients(GaussianRows<T>& rows, const Item<T>& item, T* target,
+                               const T* of_loss, T* gradient) {
+  const int64_t stacks = item.last - item.first, height = block_rows(rows);
+  for (int64_t row = 0; row < rows.rows(); row += height) {
+    const int64_t offset = row * rows.length(), length = write_block(rows, row, height, target);
+    for (int64_t k = 0; k < stacks; ++k) {
+      const int64_t index = item.index(item.first + k);
+      block_gradient(item.predictions + k * item.stack_stride + offset, target, length,
+                     of_loss[index], gradient + index * rows.image_size() + offset);
+    }
+  }
+}
+
+// Clones are made of plain functions only, so each type has its own.
+#define FASTHG_IMAGES(T)                                                                        \
+  FASTHG_VECTOR_CLONES void losses_of(GaussianRows<T>& rows, const Item<T>& item, T* target,    \
+                                      double* totals, T* loss) {                                \
+    image_losses(rows, item, target, totals, loss);                                             \
+  }                                                                                             \
+  FASTHG_VECTOR_CLONES void gradients_of(GaussianRows<T>& rows, const Item<T>& item, T* target, \
+                                         const T* of_loss, T* gradient) {                       \
+    image_gradients(rows, item, target, of_loss, gradient);                                     \
+  }
+FASTHG_IMAGES(float)
+FASTHG_IMAGES(double)
+#undef FASTHG_IMAGES
+
+template <typename T>
+struct Scratch {
+  GaussianRows<T> rows;
+  std::vector<T> target;
+  std::vector<double> totals;
+};
+
+// Calls body(scratch, item) for all stacks of all images.
 template <typename T, typename Body>
 void each_image(const Targets& targets, const Predictions& predictions, int threads,
                 const Body& body) {
   const GaussianRows<T> empty(targets, predictions.channels_last);
-  const int stacks = predictions.stacks;
-  const int64_t items = static_cast<int64_t>(targets.batch) * stacks;
-  const int workers = worker_count(items, empty.image_size(), threads);
-  std::vector<GaussianRows<T>> tables(workers, empty);
-  // All stacks of an image follow each other, so a worker fills an image's tables once.
-  parallel_for(items, workers, [&](int worker, int64_t begin, int64_t end) {
-    int64_t loaded = -1;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / stacks, stack = item % stacks;
-      if (image != loaded) tables[worker].load(loaded = image);
-      body(tables[worker],
-           static_cast<const T*>(predictions.data) + stack * predictions.stack_stride +
-               image * predictions.batch_stride,
-           stack * targets.batch + image);
+  const int64_t batch = targets.batch, stacks = predictions.stacks;
+  const int workers = worker_count(batch * stacks, empty.image_size(), threads);
+  // All stacks of an image together, so its targets are made once; fewer only where there are not
+  // images enough for the workers, which changes no sum.
+  const int64_t shares = std::min(stacks, (workers + batch - 1) / batch);
+  const std::vector<T> target(block_rows(empty) * empty.length());
+  std::vector<Scratch<T>> scratch(workers, {empty, target, std::vector<double>(stacks)});
+  parallel_for(batch * shares, workers, [&](int worker, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / shares, share = i % shares;
+      const int64_t first = stacks * share / shares, last = stacks * (share + 1) / shares;
+      scratch[worker].rows.load(image);
+      body(scratch[worker],
+           Item<T>{static_cast<const T*>(predictions.data) + first * predictions.stack_stride +
+                       image * predictions.batch_stride,
+                   predictions.stack_stride, first, last, batch, image});
     }
   });
 }
 
 template <typename T>
 void losses(const Targets& targets, const Predictions& predictions, T* loss, int threads) {
-  each_image<T>(targets, predictions, threads,
-                [&](GaussianRows<T>& rows, const T* prediction, int64_t index) {
-                  loss[index] = static_cast<T>(loss_of(rows, prediction));
-                });
+  each_image<T>(targets, predictions, threads, [&](Scratch<T>& s, const Item<T>& item) {
+    losses_of(s.rows, item, s.target.data(), s.totals.data(), loss);
+  });
 }
 
 template <typename T>
 void gradients(const Targets& targets, const Predictions& predictions, const T* of_loss,
                T* gradient, int threads) {
-  each_image<T>(targets, predictions, threads,
-                [&](GaussianRows<T>& rows, const T* prediction, int64_t index) {
-                  gradient_of(rows, prediction, of_loss[index],
-                              gradient + index * rows.image_size());
-                });
+  each_image<T>(targets, predictions, threads, [&](Scratch<T>& s, const Item<T>& item) {
+    gradients_of(s.rows, item, s.target.data(), of_loss, gradient);
+  });
 }
 
 constexpr const char* kWrongDtype = "heatmap_mse on the CPU takes float32 and float64";

@@ -105,6 +105,35 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
 const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int device,
                                     void* stream);
 
+// y = high + low, each value of low for two by two of high; and the gradient with respect to low.
+// low: dtype (rows, width, channels), where rows are those of all images; high, y: dtype
+// (2 rows, 2 width, channels). CPU: float32, float64, bfloat16. CUDA: also float16.
+const char* fasthg_upsample2x_add_cpu(int dtype, const void* low, const void* high, int64_t rows,
+                                      int64_t width, int64_t channels, void* y, int threads);
+const char* fasthg_upsample2x_add_cuda(int dtype, const void* low, const void* high, int64_t rows,
+                                       int64_t width, int64_t channels, void* y, int device,
+                                       void* stream);
+const char* fasthg_upsample2x_add_backward_cpu(int dtype, const void* of_y, int64_t rows,
+                                               int64_t width, int64_t channels, void* of_low,
+                                               int threads);
+const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* of_y, int64_t rows,
+                                                int64_t width, int64_t channels, void* of_low,
+                                                int device, void* stream);
+
+// The largest of each two by two values and which of the four it was, counted row by row.
+// x: dtype (batch, height, width, channels), shape: these four; y: dtype, index: uint8, both
+// (batch, height / 2, width / 2, channels), rounded down. The backward writes all of of_x, 0 where
+// nothing was passed on. CPU: float32, float64, bfloat16. CUDA: also float16.
+const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[4], void* y,
+                                  uint8_t* index, int threads);
+const char* fasthg_max_pool2x_cuda(int dtype, const void* x, const int64_t shape[4], void* y,
+                                   uint8_t* index, int device, void* stream);
+const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* of_y, const uint8_t* index,
+                                           const int64_t shape[4], void* of_x, int threads);
+const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* of_y, const uint8_t* index,
+                                            const int64_t shape[4], void* of_x, int device,
+                                            void* stream);
+
 // RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.
 const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads);
 const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,

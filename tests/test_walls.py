@@ -92,13 +92,15 @@ MAY_INCLUDE: dict[str, str] = {
     r"ops\.h": rf"portable\.h|{DEVICE_FREE}",
     r"(?P<op>\w+)_math\.h": rf"portable\.h|{DEVICE_FREE}",
     r"parallel\.h": rf"<(dlfcn|unistd)\.h>|{STANDARD_HEADERS}",
+    r"bfloat16\.h": rf"portable\.h|{STANDARD_HEADERS}",
     # Pieces that several ops, or two files of one op, share on one device.
     r"\w+_rows\.h": rf"\w+_math\.h|portable\.h|{STANDARD_HEADERS}",
     r"\w+_(tables|maps)\.cuh": rf"\w+_math\.h|portable\.h|cuda_utils\.cuh|{STANDARD_HEADERS}",
     r"mma\.cuh": r"cuda_utils\.cuh",
     r"cuda_utils\.cuh": rf"portable\.h|cuda_emulation\.h|{CUDA_HEADERS}|{STANDARD_HEADERS}",
     r"(?P<op>\w+)_cpu\.cpp": (
-        rf"ops\.h|{{op}}_math\.h|portable\.h|parallel\.h|\w+_rows\.h|{STANDARD_HEADERS}"
+        r"ops\.h|{op}_math\.h|portable\.h|parallel\.h|bfloat16\.h|\w+_rows\.h|"
+        rf"{STANDARD_HEADERS}"
     ),
     r"(?P<op>\w+?)(_on_chip)?_cuda\.cu": (
         r"ops\.h|{op}_math\.h|portable\.h|{op}_maps\.cuh|"

@@ -25,11 +25,13 @@ from fasthg.ops import (
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
+    max_pool2x,
     moving_statistics,
     paths,
     reference,
     residual_block,
     rmsprop_ema,
+    upsample2x_add,
 )
 
 # dtype -> error allowed, relative to the largest value.
@@ -290,6 +292,34 @@ def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> N
         close("rmsprop_ema", got, right, error if got.dtype == dtype else 1e-2)
 
 
+def run_upsample2x_add(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Result and gradient, with vectors of channels and without."""
+    for batch, channels, height, width in (*SHAPES, (2, 64, 8, 8)):
+        _, high, of_y = _maps(dtype, (batch, channels, 2 * height, 2 * width))
+        low = _maps(dtype, (batch, channels, height, width))[0]
+        given = [t.to(device).requires_grad_() for t in (low, high)]
+        y = upsample2x_add(*given)
+        gradients = torch.autograd.grad(y, given, of_y.to(device))
+        close("upsample2x_add", y, reference.upsample2x_add(low.double(), high.double()), error)
+        wanted = reference.upsample2x_add_backward(of_y.double()), of_y
+        for got, right in zip(gradients, wanted, strict=True):
+            close("upsample2x_add's gradient", got, right, error)
+
+
+def run_max_pool2x(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Result, index and gradient, which are exact; with vectors of channels and without."""
+    for batch, channels, height, width in (*SHAPES, (2, 64, 9, 8)):
+        x = _maps(dtype, (batch, channels, height, width))[0]
+        of_y = _maps(dtype, (batch, channels, height // 2, width // 2))[0]
+        given = x.to(device).requires_grad_()
+        y, index = max_pool2x(given)
+        (of_x,) = torch.autograd.grad(y, given, of_y.to(device))
+        wanted, which = reference.max_pool2x(x)
+        slope = reference.max_pool2x_backward(of_y, which, height, width)
+        for got, right in ((y, wanted), (index, which), (of_x, slope)):
+            assert torch.equal(got.cpu(), right), f"max_pool2x: wrong at {tuple(x.shape)}"
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
@@ -305,7 +335,9 @@ CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
     "heatmap_peaks": run_heatmap_peaks,
     "residual_block": run_residual_block,
     "moving_statistics": run_moving_statistics,
+    "max_pool2x": run_max_pool2x,
     "rmsprop_ema": run_rmsprop_ema,
+    "upsample2x_add": run_upsample2x_add,
 }
 
 

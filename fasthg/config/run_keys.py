@@ -60,8 +60,9 @@ class MachineKeys(Section):
     )
     FUSED: Annotated[Literal["auto", "on", "off"], OnOff, LowerCase] = Field(
         default="auto",
-        description="Batch norm, residual and ReLU as one operator (on) or as torch's own modules "
-        "(off); auto: on where the compiled kernels serve the device, but for fp32 on a CPU.",
+        description="Batch norm, residual and ReLU as one operator, and halving and enlarging of "
+        "maps as one each (on), or all as torch's own (off); auto: on where the compiled kernels "
+        "serve the device, but on a CPU in fp32 for enlarging alone.",
     )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasthg.model.layers import HOURGLASS_LEVELS, BatchNorm, ConvBN, Hourglass, Residual
+from fasthg.model.layers import HOURGLASS_LEVELS, BatchNorm, ConvBN, Hourglass, Residual, halve
 
 if TYPE_CHECKING:
     from fasthg.config import Config
@@ -22,6 +21,7 @@ class Stem(nn.Module):
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
+        self.fused = "auto"
         self.conv = ConvBN(3, width, kernel=7, stride=2)
         self.residual1 = Residual(width, 2 * width)
         self.residual2 = Residual(2 * width, 2 * width)
@@ -29,7 +29,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The first stack's input; see the class for shapes."""
-        x = F.max_pool2d(self.residual1(self.conv(images)), 2, 2)
+        x = halve(self.residual1(self.conv(images)), self.fused)
         return self.residual3(self.residual2(x))
 
 
@@ -90,7 +90,9 @@ class StackedHourglass(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, BatchNorm):
-                module.eps, module.decay, module.fused = bn_eps, bn_decay, fused
+                module.eps, module.decay = bn_eps, bn_decay
+            if isinstance(module, BatchNorm | Hourglass | Stem):
+                module.fused = fused
         with torch.no_grad():
             for stack in self.stacks:
                 assert isinstance(stack, Stack)

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasthg.model.fused import runs_fused
 from fasthg.ops import (
     bn_act,
     bn_act_inference,
+    max_pool2x,
     residual_block,
-    serves,
     update_statistics,
+    upsample2x_add,
 )
 
 HOURGLASS_LEVELS = 4
@@ -91,8 +93,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
         # torch's own float32 kernels are the faster ones on a CPU.
-        gains = serves(x) and (x.device.type != "cpu" or x.dtype != torch.float32)
-        if self.fused == "on" or (self.fused == "auto" and gains):
+        if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
             return self._fused(x, residual, relu)
         y = F.batch_norm(
             x,
@@ -195,8 +196,8 @@ class Residual(nn.Module):
         """Whether one operator does the whole block in training."""
         fused = self.conv1.bn.fused
         rows = x.numel() // x.shape[1]
-        gains = x.device.type != "cpu" and rows >= BLOCK_ROWS and serves(x)
-        return fused == "on" or (fused == "auto" and gains)
+        small = rows < BLOCK_ROWS or x.device.type == "cpu"
+        return runs_fused(fused, x) and not (fused == "auto" and small)
 
     def _fused(self, x: Tensor) -> Tensor:
         device = x.device.type
@@ -222,11 +223,25 @@ def upsample2x(x: Tensor) -> Tensor:
     return nhwc.expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
-class Hourglass(nn.Module):
-    """One hourglass: at each level a residual at full size plus a path at half size."""
+def halve(x: Tensor, fused: str) -> Tensor:
+    """Largest of two by two values: `(batch, channels, h, w)` -> `(batch, channels, h/2, w/2)`."""
+    if runs_fused(fused, x, slower_on_cpu=(torch.float32,)):
+        return max_pool2x(x)[0]
+    return F.max_pool2d(x, 2, 2)
 
-    def __init__(self, levels: int, channels: int) -> None:
+
+class Hourglass(nn.Module):
+    """One hourglass: at each level a residual at full size plus a path at half size.
+
+    Args:
+        levels: how often the size is halved.
+        channels: number of channels.
+        fused: as in `BatchNorm`, for halving and enlarging.
+    """
+
+    def __init__(self, levels: int, channels: int, fused: str = "auto") -> None:
         super().__init__()
+        self.fused = fused
         self.upper = Residual(channels, channels)
         self.lower1 = Residual(channels, channels)
         self.lower2: nn.Module = (
@@ -236,8 +251,11 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
-        lower = self.lower3(self.lower2(self.lower1(F.max_pool2d(x, 2, 2))))
-        return self.upper(x) + upsample2x(lower)
+        lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))
+        upper: Tensor = self.upper(x)
+        if runs_fused(self.fused, upper):
+            return upsample2x_add(lower, upper)
+        return upper + upsample2x(lower)
 
 
 def decayed_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

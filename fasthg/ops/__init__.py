@@ -13,6 +13,7 @@ from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
+from fasthg.ops.max_pool2x import max_pool2x
 from fasthg.ops.moving_statistics import moving_statistics
 from fasthg.ops.residual_block import (
     ResidualStatistics,
@@ -20,6 +21,7 @@ from fasthg.ops.residual_block import (
     residual_block_inference,
 )
 from fasthg.ops.rmsprop_ema import rmsprop_ema
+from fasthg.ops.upsample2x_add import upsample2x_add
 
 __all__ = [
     "OpPath",
@@ -33,6 +35,7 @@ __all__ = [
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
+    "max_pool2x",
     "moving_statistics",
     "paths",
     "residual_block",
@@ -40,4 +43,5 @@ __all__ = [
     "rmsprop_ema",
     "serves",
     "update_statistics",
+    "upsample2x_add",
 ]

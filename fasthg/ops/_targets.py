@@ -54,7 +54,8 @@ def normalise(
     if visibility is not None:
         # A comparison, so that NaN and negative flags count as "not visible".
         visibility = (visibility > 0).contiguous().view(torch.uint8)
-    return keypoints.to(dtype).contiguous(), sigmas.to(dtype).contiguous(), visibility
+    keypoints, sigmas = (_native.as_dtype(t, dtype).contiguous() for t in (keypoints, sigmas))
+    return keypoints, sigmas, visibility
 
 
 def pointers(

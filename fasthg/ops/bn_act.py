@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _maps, _native, reference
 
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation.
@@ -22,21 +22,9 @@ _MAXIMUM_PARTS = 512
 _ON_CHIP_BYTES = 128 << 10
 
 
-def _maps_like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def _channel_values(x: Tensor) -> Tensor:
     """Room for one real number a channel."""
     return x.new_empty(x.shape[1], dtype=reference.arithmetic_dtype(x.dtype))
-
-
-def _readable(x: Tensor, values: Tensor) -> Tensor:
-    """Maps as the kernels read them: x's dtype, channels last, no gaps; float32 for CPU float16."""
-    dtype = x.dtype
-    if dtype == torch.float16 and x.device.type == "cpu":
-        dtype = torch.float32
-    return values.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _launch(
@@ -55,8 +43,8 @@ def _launch(
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     parts = min(_MAXIMUM_PARTS, -(-rows // _ROWS_PER_PART))
     # The kernels get bare addresses: these must live until the launch.
-    beta = beta.to(mean.dtype).contiguous()
-    gamma = None if gamma is None else gamma.to(mean.dtype).contiguous()
+    beta = _native.as_dtype(beta, mean.dtype).contiguous()
+    gamma = None if gamma is None else _native.as_dtype(gamma, mean.dtype).contiguous()
     workspace = mean.new_empty(parts * 2 * channels)
     norm = _native.native.BatchNorm(
         beta=beta.data_ptr(),
@@ -92,19 +80,19 @@ def _run(
         if not frozen:
             mean.zero_()
             var.zero_()
-        return _maps_like(x)
+        return _maps.empty_like(x)
     if not _native.serves(x):
         if not frozen:
             for out, value in zip((mean, var), reference.moments(x), strict=True):
                 out.copy_(value)
-        return _maps_like(x).copy_(
+        return _maps.empty_like(x).copy_(
             reference.normalise(x, mean, var, beta, gamma, residual, relu=relu, eps=eps)
         )
-    read = _readable(x, x)
-    added = None if residual is None else _readable(x, residual)
-    y = _maps_like(read)
+    read = _maps.readable(x, x.dtype)
+    added = None if residual is None else _maps.readable(residual, x.dtype)
+    y = _maps.empty_like(read)
     _launch("bn_act", read, beta, gamma, mean, var, relu, frozen, eps, added, y)
-    return y.to(x.dtype)
+    return _native.as_dtype(y, x.dtype)
 
 
 def _train(
@@ -130,7 +118,7 @@ def _infer(
     eps: float,
 ) -> Tensor:
     work = reference.arithmetic_dtype(x.dtype)
-    mean, var = mean.to(work).contiguous(), var.to(work).contiguous()
+    mean, var = (_native.as_dtype(t, work).contiguous() for t in (mean, var))
     return _run(x, beta, gamma, residual, mean, var, relu, True, eps)
 
 
@@ -148,30 +136,31 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_beta, of_gamma = _channel_values(x), _channel_values(x)
     if not x.numel():
-        of_x = _maps_like(x)
+        of_x = _maps.empty_like(x)
         return of_x, of_beta.zero_(), of_gamma.zero_(), _of_residual(x, y)
-    mean, var = mean.to(of_beta.dtype).contiguous(), var.to(of_beta.dtype).contiguous()
+    mean, var = (_native.as_dtype(t, of_beta.dtype).contiguous() for t in (mean, var))
     if not _native.serves(x):
         found = reference.bn_act_backward(
             of_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
         )
-        outs = (_maps_like(x), of_beta, of_gamma, _of_residual(x, y))
+        outs = (_maps.empty_like(x), of_beta, of_gamma, _of_residual(x, y))
         for out, value in zip(outs, found, strict=True):
             if out.numel():
                 out.copy_(value)
         return outs
-    read, incoming = _readable(x, x), _readable(x, of_y)
-    result = None if y is None else _readable(x, y)
-    of_x, of_residual = _maps_like(read), _of_residual(read, y)
+    read, incoming = _maps.readable(x, x.dtype), _maps.readable(of_y, x.dtype)
+    result = None if y is None else _maps.readable(y, x.dtype)
+    of_x, of_residual = _maps.empty_like(read), _of_residual(read, y)
     behind = None if y is None else of_residual
     maps = (result, incoming, of_x, behind, of_beta, of_gamma)
     _launch("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
-    return of_x.to(x.dtype), of_beta, of_gamma, of_residual.to(x.dtype)
+    of_x, of_residual = (_native.as_dtype(t, x.dtype) for t in (of_x, of_residual))
+    return of_x, of_beta, of_gamma, of_residual
 
 
 def _of_residual(x: Tensor, y: Tensor | None) -> Tensor:
     """Room for the residual's gradient, or nothing where it is that of the result."""
-    return x.new_empty(0) if y is None else _maps_like(x)
+    return x.new_empty(0) if y is None else _maps.empty_like(x)
 
 
 def _save(
@@ -203,9 +192,9 @@ def _spread(ctx: Any, of_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
     of_residual = of_y if y is None else masked
     return (
         of_x,
-        of_beta.to(beta.dtype),
-        None if gamma is None else of_gamma.to(gamma.dtype),
-        None if ctx.residual_dtype is None else of_residual.to(ctx.residual_dtype),
+        _native.as_dtype(of_beta, beta.dtype),
+        None if gamma is None else _native.as_dtype(of_gamma, gamma.dtype),
+        None if ctx.residual_dtype is None else _native.as_dtype(of_residual, ctx.residual_dtype),
     )
 
 
@@ -241,7 +230,7 @@ _operator = _native.register(
     "bn_act(Tensor x, Tensor beta, Tensor? gamma, Tensor? residual, bool relu, float eps)"
     " -> (Tensor, Tensor, Tensor)",
     _train,
-    lambda x, *others: (_maps_like(x), _channel_values(x), _channel_values(x)),
+    lambda x, *others: (_maps.empty_like(x), _channel_values(x), _channel_values(x)),
     setup_context=_setup_train,
     backward=_backward_train,
 )
@@ -249,7 +238,7 @@ _infer_operator = _native.register(
     "bn_act_inference(Tensor x, Tensor mean, Tensor var, Tensor beta, Tensor? gamma,"
     " Tensor? residual, bool relu, float eps) -> Tensor",
     _infer,
-    lambda x, *others: _maps_like(x),
+    lambda x, *others: _maps.empty_like(x),
     setup_context=_setup_infer,
     backward=_backward_infer,
 )
@@ -258,7 +247,7 @@ _backward_operator = _native.register(
     " Tensor? gamma, bool relu, bool frozen, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
     lambda of_y, x, y, *others: (
-        _maps_like(x),
+        _maps.empty_like(x),
         _channel_values(x),
         _channel_values(x),
         _of_residual(x, y),
@@ -347,6 +336,16 @@ def bn_act_inference(
     """Normalise x by given statistics: `bn_act` with mean and var, (channels,), as constants.
 
     Returns y; no gradient with respect to mean and var.
+
+    Equivalent to:
+        y = relu(F.batch_norm(x, mean, var, gamma, beta, eps=eps) + residual)
+
+    Error: one rounding of y's dtype.
+    Memory, in units of x: 2 forward (x read, y written) and 1 for a residual, the floor; backward
+    as in `bn_act`.
+
+    Raises:
+        ValueError: wrong shape, mixed devices, not floating.
     """
     values = {"mean": mean, "var": var, "beta": beta, "gamma": gamma}
     _check("bn_act_inference", x, values, residual)

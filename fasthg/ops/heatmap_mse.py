@@ -195,6 +195,10 @@ def heatmap_mse(
     Error: loss 1e-6 relative, gradient one rounding of its dtype. Sums run in a fixed order: the
     result does not depend on the number of threads and is the same in every run.
 
+    Memory, in units of the predictions: 1 forward (read), 2 backward (read again, gradient
+    written); the floor where the gradient is asked for after the loss. On a CPU half types are
+    copied to float32 first. Peak: the gradient.
+
     Raises:
         ValueError: wrong shape, mixed devices, not floating, keypoints or sigmas requiring grad.
 

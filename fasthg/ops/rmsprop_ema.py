@@ -121,6 +121,9 @@ def rmsprop_ema(
         momenta = momentum * momenta + rate * gradient / sqrt(squares + eps)
         weights -= momenta
 
+    Memory, in units of the weights: 5 (gradient read, values and squares read and written), 2 more
+    each for momenta and averages, half for the bfloat16 copy; the floor, in one pass.
+
     Error: a few roundings of each result. Without autograd. The number of threads changes no bit.
 
     Raises:

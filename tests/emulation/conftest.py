@@ -278,6 +278,29 @@ class Kernels:
         count = ctypes.c_int64(len(running))
         self.call("moving_statistics", CODES[running.dtype], *pointers, count)
 
+    def upsample2x_add(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """low: (rows, width, channels), high: (2 rows, 2 width, channels).
+
+        Returns y, and the gradient of low where high is that of y.
+        """
+        y, of_low = torch.full_like(high, torch.nan), torch.full_like(low, torch.nan)
+        sizes = [ctypes.c_int64(size) for size in low.shape]
+        small, large, out, out_low = (ctypes.c_void_p(t.data_ptr()) for t in (low, high, y, of_low))
+        code = CODES[low.dtype]
+        self.call("upsample2x_add", code, small, large, *sizes, out)
+        self.call("upsample2x_add_backward", code, large, *sizes, out_low)
+        return y, of_low
+
+    def max_pool2x(self, x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (batch, height, width, channels). Returns y, index and the gradient of x."""
+        y, of_x = torch.full_like(of_y, torch.nan), torch.full_like(x, torch.nan)
+        index = torch.full(of_y.shape, 255, dtype=torch.uint8)
+        code, shape = CODES[x.dtype], (ctypes.c_int64 * 4)(*x.shape)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y, index, of_y, of_x)]
+        self.call("max_pool2x", code, pointers[0], shape, *pointers[1:3])
+        self.call("max_pool2x_backward", code, pointers[3], pointers[2], shape, pointers[4])
+        return y, index, of_x
+
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
         real = torch.float64 if maps.dtype == torch.float64 else torch.float32
         xy = torch.full((*maps.shape[:2], 2), torch.nan, dtype=real)

@@ -388,6 +388,50 @@ def test_moving_statistics(cpu, cuda, dtype, error, case):
         torch.testing.assert_close(result, wanted, rtol=error, atol=error)
 
 
+# low's rows, width, channels: with vectors, where one would not divide the channels, several blocks
+@pytest.mark.parametrize("shape", [(3, 5, 16), (3, 4, 13), (1, 1, 1), (2, 37, 64)])
+@pytest.mark.parametrize("first", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_upsample2x_add(cpu, cuda, dtype, error, first, shape):
+    rows, width, channels = shape
+    random = torch.Generator().manual_seed(5)
+    low, high = (
+        torch.randn(first + size, generator=random).to(dtype)[first:]
+        for size in (rows * width * channels, 4 * rows * width * channels)
+    )
+    low, high = low.view(shape), high.view(2 * rows, 2 * width, channels)
+    wanted = cpu.upsample2x_add(low.to(widened(dtype)), high.to(widened(dtype)))
+    for got, right in zip(cuda.upsample2x_add(low, high), wanted, strict=True):
+        torch.testing.assert_close(got.to(right.dtype), right, rtol=error, atol=1e-7)
+
+
+# batch, height, width, channels of x: with vectors, odd sides, a side of 1, several blocks
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 6, 16), (2, 5, 7, 16), (1, 3, 4, 13), (1, 2, 2, 1), (1, 2, 75, 64)]
+)
+@pytest.mark.parametrize("first", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("dtype", [dtype for dtype, _ in DTYPES])
+def test_max_pool2x(cpu, cuda, dtype, first, shape):
+    batch, height, width, channels = shape
+    random = torch.Generator().manual_seed(6)
+    halved = (batch, height // 2, width // 2, channels)
+    x = torch.randn(first + batch * height * width * channels, generator=random)
+    x = (x * 3).round().to(dtype)[first:].view(shape)
+    x.view(-1)[::17] = torch.nan
+    of_y = torch.randn(halved, generator=random).to(dtype)
+    wanted = cpu.max_pool2x(x.to(widened(dtype)), of_y.to(widened(dtype)))
+    for got, right in zip(cuda.max_pool2x(x, of_y), wanted, strict=True):
+        torch.testing.assert_close(got.to(right.dtype), right, rtol=0, atol=0, equal_nan=True)
+
+
+def test_max_pool2x_of_bfloat16_is_the_same_on_both_sides(cpu, cuda):
+    x = torch.randint(-(2**15), 2**15, (1, 64, 64, 24), generator=torch.Generator().manual_seed(7))
+    x = x.to(torch.int16).view(torch.bfloat16)  # every kind of number
+    of_y = x[:, ::2, ::2].contiguous()
+    for got, right in zip(cuda.max_pool2x(x, of_y), cpu.max_pool2x(x, of_y), strict=True):
+        torch.testing.assert_close(got, right, rtol=0, atol=0, equal_nan=True)
+
+
 def test_maps_too_large_for_a_block_are_refused(scene, cuda):
     with pytest.raises(RuntimeError, match="too large for the GPU's shared memory"):
         cuda.gaussian_heatmaps(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fasthg import ops
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.model import build_model
-from fasthg.model.layers import BatchNorm, ConvBN, Residual
+from fasthg.model.layers import BatchNorm, ConvBN, Hourglass, Residual
 from fasthg.ops import gaussian_heatmaps
 from fasthg.step import TrainStep
 
@@ -86,14 +87,39 @@ def test_a_residual_is_the_same_either_way(channels_in: int, training: bool) -> 
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
+def test_an_hourglass_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    block = Hourglass(2, 8).double()
+    for module in block.modules():
+        if isinstance(module, BatchNorm):
+            module.fused = "off"
+    x = torch.randn(2, 8, 8, 12, dtype=torch.float64, requires_grad=True)
+    found, calls = [], []
+    for name in ("max_pool2x", "upsample2x_add"):
+        operator = getattr(ops, name)
+        monkeypatch.setattr(
+            f"fasthg.model.layers.{name}",
+            lambda *tensors, operator=operator: calls.append(operator) or operator(*tensors),
+        )
+    for fused in ("on", "off"):
+        for module in block.modules():
+            if isinstance(module, Hourglass):
+                module.fused = fused
+        y = block(x)
+        gradients = torch.autograd.grad(y.square().sum(), (x, *block.parameters()))
+        found.append((y, *gradients))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    assert len(calls) == 4
+
+
 def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     monkeypatch.setattr(BatchNorm, "_fused", lambda *_: runs.append("fused"))
     layer, x = BatchNorm(3), torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
     for served in (True, False):
-        monkeypatch.setattr("fasthg.model.layers.serves", lambda _, served=served: served)
+        monkeypatch.setattr("fasthg.model.fused.serves", lambda _, served=served: served)
         layer(x)
-    monkeypatch.setattr("fasthg.model.layers.serves", lambda _: True)
+    monkeypatch.setattr("fasthg.model.fused.serves", lambda _: True)
     layer(x.float())
     assert runs == ["fused"]
 

@@ -127,6 +127,24 @@ def test_inference_against_torch(device, dtype, error, sum_error, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype, case):
+    x, beta, gamma, residual, of_y = make((4, 24, 9, 11), dtype, device)
+    relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
+    inputs = [t for t in (x, beta, gamma, residual) if t is not None]
+    exact, doubles = plain(x, beta, gamma, residual, relu)
+    wanted = (exact.detach(), *torch.autograd.grad(exact, doubles, of_y.double()))
+    theirs = functional.batch_norm(x, None, None, gamma, beta, True, eps=1e-3)
+    theirs = theirs if residual is None else theirs + residual
+    theirs = functional.relu(theirs) if relu else theirs
+    ours = bn_act(x, beta, gamma, residual, relu=relu)[0]
+    results = [(y.detach(), *torch.autograd.grad(y, inputs, of_y)) for y in (ours, theirs)]
+    for mine, other, right in zip(*results, wanted, strict=True):
+        # Sums are exact to float32 in both, so that either may be the nearer one by chance.
+        assert far(mine, right) <= 2 * max(far(other, right), 1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_fallback_equals_the_kernels(monkeypatch, case):
     x, beta, gamma, residual, of_y = make((3, 6, 5, 7), torch.float32)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)

@@ -56,6 +56,17 @@ def test_against_the_loop(scene, device, dtype, tolerance, shape, memory_format,
     np.testing.assert_allclose(got.double().cpu().numpy(), wanted, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_at_most_twice_as_far_as_torch(scene, device, dtype):
+    described = scene(3, 5, 16, 16, device)
+    keypoints, sigmas, visibility = described
+    exact = reference.gaussian_heatmaps(keypoints.double(), sigmas.double(), 16, 16, visibility)
+    plain = reference.gaussian_heatmaps(keypoints, sigmas, 16, 16, visibility).to(dtype)
+    ours = gaussian_heatmaps(keypoints, sigmas, 16, visibility, dtype=dtype)
+    distances = [float((t.double() - exact).norm()) for t in (ours, plain)]
+    assert distances[0] <= 2 * distances[1]
+
+
 def test_keypoints_may_lie_anyhow_in_memory(scene, device):
     keypoints, sigmas, visibility = scene(6, 5, 16, 16, device)
     wanted = gaussian_heatmaps(keypoints[::2], sigmas[::2], 16, visibility[::2] > 0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -130,6 +132,61 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(case):
     assert torch.equal(loss, heatmap_mse(predictions, *described).detach())
 
 
+def peak_bytes(run):
+    """The most that torch's allocator has given out at a time for what `run` does."""
+    run()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held)
+
+
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_a_third_of_the_memory_at_most(scene, layout):
+    described = scene(4, 7, 64, 64)
+    predictions = layout(torch.randn(8, 4, 7, 64, 64)).requires_grad_()
+    size = predictions.numel() * predictions.element_size()
+
+    def draw_then_mse():
+        targets = reference.gaussian_heatmaps(*described[:2], 64, 64, described[2])
+        loss = (predictions - targets).square().sum((2, 3, 4)) / 2
+        return torch.autograd.grad(loss.sum(), predictions)
+
+    def fused():
+        return torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)
+
+    ours, theirs = peak_bytes(fused), peak_bytes(draw_then_mse)
+    assert size <= ours <= 1.01 * size, "more than the gradient itself"
+    assert 3 * ours <= theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_at_most_twice_as_far_as_torch(scene, device, dtype):
+    keypoints, sigmas, visibility = scene(3, 5, 16, 16, device)
+    random = torch.Generator().manual_seed(2)
+    predictions = torch.randn(2, 3, 5, 16, 16, generator=random).to(device, dtype).requires_grad_()
+    exact = predictions.detach().double().requires_grad_()
+
+    def plain(values):
+        given = keypoints.double(), sigmas.double(), 16, 16, visibility
+        targets = reference.gaussian_heatmaps(*given).to(values.dtype)
+        return (values - targets).square().sum((2, 3, 4)) / 2
+
+    results = []
+    for values, loss in (
+        (predictions, heatmap_mse(predictions, keypoints, sigmas, visibility)),
+        (predictions, plain(predictions)),
+        (exact, plain(exact)),
+    ):
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), values)))
+    for ours, theirs, wanted in zip(*results, strict=True):
+        distances = [float((t.double() - wanted).norm()) for t in (ours, theirs)]
+        assert distances[0] <= 2 * distances[1]
+
+
 @pytest.mark.parametrize("layout", [dense, channels_last])
 def test_a_sequence_of_stacks(case, layout):
     predictions, described = case((3, 2, 4, 8, 8), layout=layout)
@@ -142,10 +199,11 @@ def test_a_sequence_of_stacks(case, layout):
         assert torch.equal(stack.grad, wanted) and stack.grad.stride() == stack.stride()
 
 
+@pytest.mark.parametrize("batch", [2, 19])  # fewer images than threads, and more
 @pytest.mark.parametrize("layout", [dense, channels_last])
-def test_threads_and_runs_do_not_change_a_bit(scene, layout):
-    described = scene(19, 7, 32, 32)
-    predictions = layout(torch.randn(4, 19, 7, 32, 32)).requires_grad_()
+def test_threads_and_runs_do_not_change_a_bit(scene, layout, batch):
+    described = scene(batch, 7, 32, 32)
+    predictions = layout(torch.randn(40, batch, 7, 32, 32)).requires_grad_()
     before = torch.get_num_threads()
     results = []
     try:

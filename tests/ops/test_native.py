@@ -27,13 +27,13 @@ needs_extension = pytest.mark.skipif(
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
 OPERATORS += ("bn_fold", "channel_covariance", "conv1x1_act", "moving_statistics")
-OPERATORS += ("residual_block",)
-OPERATORS += ("rmsprop_ema",)
+OPERATORS += ("max_pool2x", "residual_block", "rmsprop_ema", "upsample2x_add")
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
 from fasthg.ops import bn_fold, channel_covariance, conv1x1_act, moving_statistics, rmsprop_ema
+from fasthg.ops import max_pool2x, upsample2x_add
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -49,6 +49,8 @@ with torch.no_grad():
 results += [conv1x1_act(predictions[0], torch.randn(8, 3), relu=True).detach()]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
+halved, index = max_pool2x(predictions[0])
+results += [halved.detach(), index, upsample2x_add(halved, predictions[1]).detach()]
 weights, squares = torch.randn(99), torch.ones(99)
 rmsprop_ema(weights, torch.randn(99), squares, torch.tensor(0.1), decay=0.9, eps=1.0)
 moving_statistics(squares, weights, squares.clone(), torch.tensor(0.3))

@@ -15,9 +15,11 @@ from fasthg.ops.reference.dtypes import arithmetic_dtype
 from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.reference.heatmap_mse import heatmap_mse
 from fasthg.ops.reference.heatmap_peaks import heatmap_peaks
+from fasthg.ops.reference.max_pool2x import max_pool2x, max_pool2x_backward
 from fasthg.ops.reference.moving_statistics import moving_statistics
 from fasthg.ops.reference.residual_block import residual_block
 from fasthg.ops.reference.rmsprop_ema import rmsprop_ema
+from fasthg.ops.reference.upsample2x_add import upsample2x_add, upsample2x_add_backward
 
 __all__ = [
     "arithmetic_dtype",
@@ -30,9 +32,13 @@ __all__ = [
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",
+    "max_pool2x",
+    "max_pool2x_backward",
     "moments",
     "moving_statistics",
     "normalise",
     "residual_block",
     "rmsprop_ema",
+    "upsample2x_add",
+    "upsample2x_add_backward",
 ]

@@ -1,0 +1,162 @@
+"""What a call costs beside its arithmetic: every operator and its like in torch on tiny tensors.
+
+Forward, and forward with backward where there is one. Each row of `CASES` is one operator: how to
+call it, and what one would write in torch without it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fasthg import ops
+
+ROUNDS, CALLS = 15, 100
+# How many times longer than torch's call ours may take. Where torch needs one operator for what
+# ours does, ours pays the way through Python that torch's does not.
+CEILING = 12.0
+
+
+class Case(NamedTuple):
+    """Two functions of the same tensors; gradients are taken of those that require them."""
+
+    ours: Callable
+    torch: Callable
+    tensors: Callable[[torch.device], tuple[torch.Tensor, ...]]
+
+
+def maps(*shapes):
+    """Maps that require gradients."""
+    return lambda device: tuple(torch.rand(s, device=device, requires_grad=True) for s in shapes)
+
+
+def points(device):
+    return torch.rand(1, 1, 2, device=device), torch.ones(1, device=device)
+
+
+def points_and_maps(device):
+    return torch.rand(1, 1, 1, 2, 2, device=device, requires_grad=True), *points(device)
+
+
+def buffers(device):
+    return *torch.ones(4, 1, device=device), torch.tensor(0.1, device=device)
+
+
+def norm(device):
+    x, beta = maps((1, 1, 2, 2), (1,))(device)
+    return x, beta, torch.zeros(1, device=device), torch.ones(1, device=device)
+
+
+def draw(points, sigmas):
+    x, y = points.round()[..., None, None].unbind(2)
+    cells = torch.arange(2, device=points.device)
+    square = (cells - x) ** 2 + (cells[:, None] - y) ** 2
+    return torch.exp(-square / (2 * sigmas[:, None, None] ** 2))
+
+
+def first_largest(heatmaps):
+    score, cell = heatmaps.flatten(2).max(-1)
+    return torch.stack([cell % 2, cell // 2], -1), score
+
+
+def rmsprop(values, gradient, squares, averages, rate):
+    averages.lerp_(values, 0.1)
+    squares.mul_(0.9).addcmul_(gradient, gradient, value=0.1)
+    values.addcdiv_(gradient, (squares + 1.0).sqrt_(), value=-0.1)
+
+
+CASES = {
+    "gaussian_heatmaps": Case(lambda p, s: ops.gaussian_heatmaps(p, s, 2), draw, points),
+    "heatmap_mse": Case(
+        ops.heatmap_mse,
+        lambda maps, p, s: (maps - draw(p, s)).square().sum((2, 3, 4)) / 2,
+        points_and_maps,
+    ),
+    "heatmap_peaks": Case(
+        lambda x: ops.heatmap_peaks(x, "argmax"),
+        first_largest,
+        lambda device: (torch.rand(1, 1, 2, 2, device=device),),
+    ),
+    "bn_act": Case(
+        lambda x, beta, mean, var: ops.bn_act(x, beta, relu=True)[0],
+        lambda x, beta, mean, var: F.relu(F.batch_norm(x, None, None, None, beta, True)),
+        norm,
+    ),
+    "bn_act_inference": Case(
+        lambda x, beta, mean, var: ops.bn_act_inference(x, mean, var, beta, relu=True),
+        lambda x, beta, mean, var: F.relu(F.batch_norm(x, mean, var, None, beta)),
+        norm,
+    ),
+    "rmsprop_ema": Case(
+        lambda values, gradient, squares, averages, rate: ops.rmsprop_ema(
+            *(values, gradient, squares, rate),
+            decay=0.9,
+            eps=1.0,
+            averages=averages,
+            average_weight=rate,
+        ),
+        rmsprop,
+        buffers,
+    ),
+    "max_pool2x": Case(
+        lambda x: ops.max_pool2x(x)[0], lambda x: F.max_pool2d(x, 2, 2), maps((1, 1, 2, 2))
+    ),
+    "upsample2x_add": Case(
+        ops.upsample2x_add,
+        lambda low, high: high + F.interpolate(low, scale_factor=2, mode="nearest"),
+        maps((1, 1, 1, 1), (1, 1, 2, 2)),
+    ),
+}
+DIRECTIONS = ("forward", "with backward")
+
+
+def providers(name, direction, device):
+    """One call of each, or None where there is no gradient."""
+    case = CASES[name]
+    tensors = case.tensors(device)
+    wanted = [t for t in tensors if t.requires_grad]
+    if direction == "forward":
+        tensors = tuple(t.detach() for t in tensors)
+        return {"torch": lambda: case.torch(*tensors), "fasthg": lambda: case.ours(*tensors)}
+    if not wanted:
+        return None
+
+    def with_backward(function):
+        of_y = torch.ones_like(function(*tensors))
+        return lambda: torch.autograd.grad(function(*tensors), wanted, of_y)
+
+    return {"torch": with_backward(case.torch), "fasthg": with_backward(case.ours)}
+
+
+def microseconds(bench, runs):
+    """Median of a call of each, in turn; the caches stay warm."""
+    found = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            run()
+            bench.wait()
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                run()
+            bench.wait()
+            found[name].append((time.perf_counter() - start) / CALLS * 1e6)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", CASES)
+def bench_overhead_ratio(bench, name, direction):
+    runs = providers(name, direction, bench.device)
+    if runs is None:
+        pytest.skip(f"{name} has no gradient")
+    medians = microseconds(bench, runs)
+    ratio = medians["fasthg"] / medians["torch"]
+    row = ", ".join(f"{key} {value:.1f} us" for key, value in medians.items())
+    print(f"{name}, {direction}: {row}, {ratio:.2f} times torch's")
+    assert ratio < CEILING, f"{name}: a call takes {ratio:.1f} times torch's; allowed {CEILING}"

@@ -1,0 +1,171 @@
+// Largest of two by two and its gradient: threads over pairs of rows. The backward gathers: each
+// pair of rows is written from the one row that it was reduced to.
+#include <algorithm>
+#include <type_traits>
+
+#include "bfloat16.h"
+#include "max_pool2x_math.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace fasthg {
+namespace {
+
+// An integer as wide as a value: a loop over values of one width takes the fewest instructions.
+template <size_t size>
+struct Bits;
+template <>
+struct Bits<2> {
+  using type = uint16_t;
+};
+template <>
+struct Bits<4> {
+  using type = uint32_t;
+};
+template <>
+struct Bits<8> {
+  using type = uint64_t;
+};
+
+// Values as they are compared. The bits of bfloat16 become integers in the same order, with 0 for
+// both zeros and one number for NaN: all sixteen bits wide, so a vector compares twice as many.
+constexpr int16_t kNaN = 0x7fff, kInfinity = 0x7f80;
+
+FASTHG_HD float comparable(float value) {
+  return value;
+}
+FASTHG_HD double comparable(double value) {
+  return value;
+}
+FASTHG_HD int16_t comparable(int16_t bits) {
+  const int16_t size = bits & kNaN;
+  const int16_t ordered = static_cast<int16_t>(bits < 0 ? -size : size);
+  return size > kInfinity ? kNaN : ordered;
+}
+using fasthg::replaces;  // which the next line would hide
+FASTHG_HD bool replaces(int16_t value, int16_t largest) {
+  return static_cast<int>(value > largest) | static_cast<int>(value == kNaN);
+}
+
+template <typename T>
+FASTHG_HD void pool_row(const T* x, int64_t width, int64_t channels, T* y, uint8_t* index) {
+  using Index = typename Bits<sizeof(T)>::type;
+  const int64_t below = width * channels, places[] = {channels, below, below + channels};
+  for (int64_t column = 0; column < width / 2; ++column) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      T result = x[c];
+      auto largest = comparable(result);
+      Index which = 0;
+      for (int place = 1; place < 4; ++place) {
+        const T here = x[places[place - 1] + c];
+        const auto value = comparable(here);
+        const bool better = replaces(value, largest);
+        largest = better ? value : largest;
+        result = better ? here : result;
+        which = better ? Index(place) : which;
+      }
+      y[c] = result;
+      index[c] = static_cast<uint8_t>(which);
+    }
+    x += 2 * channels;
+    y += channels;
+    index += channels;
+  }
+}
+
+// A row of gradients is handed to the two rows of x above each other, the second of which may not
+// exist; a last odd column gets 0.
+template <typename T>
+FASTHG_HD void spread_row(const T* of_y, const uint8_t* index, int64_t width, int64_t channels,
+                          T* of_x) {
+  const int64_t below = width * channels;
+  for (int64_t column = 0; column < width / 2; ++column) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const T value = of_y[c];
+      const T which = index[c];
+      of_x[c] = pooled_backward<T, T>(value, which, 0);
+      of_x[channels + c] = pooled_backward<T, T>(value, which, 1);
+      of_x[below + c] = pooled_backward<T, T>(value, which, 2);
+      of_x[below + channels + c] = pooled_backward<T, T>(value, which, 3);
+    }
+    of_x += 2 * channels;
+    of_y += channels;
+    index += channels;
+  }
+  if (width % 2)
+    for (int64_t c = 0; c < channels; ++c) of_x[c] = of_x[below + c] = T{};
+}
+
+// Clones are made of plain functions only, so each type has its own. Gradients are passed on as
+// they are, so unsigned integers stand for all types of one size.
+#define FASTHG_FORWARD(T)                                                              \
+  FASTHG_VECTOR_CLONES void forward(const T* x, int64_t width, int64_t channels, T* y, \
+                                    uint8_t* index) {                                  \
+    pool_row(x, width, channels, y, index);                                            \
+  }
+FASTHG_FORWARD(float)
+FASTHG_FORWARD(double)
+FASTHG_FORWARD(int16_t)
+#undef FASTHG_FORWARD
+#define FASTHG_BACKWARD(T)                                                               \
+  FASTHG_VECTOR_CLONES void backward(const T* of_y, const uint8_t* index, int64_t width, \
+                                     int64_t channels, T* of_x) {                        \
+    spread_row(of_y, index, width, channels, of_x);                                      \
+  }
+FASTHG_BACKWARD(uint16_t)
+FASTHG_BACKWARD(uint32_t)
+FASTHG_BACKWARD(uint64_t)
+#undef FASTHG_BACKWARD
+
+constexpr const char* kWrongDtype = "max_pool2x on the CPU takes float32, float64 and bfloat16";
+
+// Where a row of the result and the pair of rows it stands for begin, in values.
+struct Place {
+  int64_t small, large;
+};
+
+// Calls body(place) for each row of the result.
+template <typename Body>
+void each_row(const int64_t shape[4], int threads, const Body& body) {
+  const int64_t height = shape[1], width = shape[2], channels = shape[3];
+  const int64_t half = height / 2, rows = shape[0] * half;
+  const int workers = worker_count(rows, 2 * width * channels, threads);
+  parallel_for(rows, workers, [&](int, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      body(Place{row * (width / 2) * channels,
+                 (row / half * height + row % half * 2) * width * channels});
+  });
+}
+
+}  // namespace
+}  // namespace fasthg
+
+const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[4], void* y,
+                                  uint8_t* index, int threads) {
+  using namespace fasthg;
+  return dispatch(dtype, kWrongDtype, [&](auto zero) {
+    using T = std::conditional_t<sizeof zero == 2, int16_t, decltype(zero)>;
+    each_row(shape, threads, [&](Place at) {
+      forward(static_cast<const T*>(x) + at.large, shape[2], shape[3],
+              static_cast<T*>(y) + at.small, index + at.small);
+    });
+  });
+}
+
+const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* of_y, const uint8_t* index,
+                                           const int64_t shape[4], void* of_x, int threads) {
+  using namespace fasthg;
+  return dispatch(dtype, kWrongDtype, [&](auto zero) {
+    using T = typename Bits<sizeof zero>::type;
+    auto* out = static_cast<T*>(of_x);
+    each_row(shape, threads, [&](Place at) {
+      backward(static_cast<const T*>(of_y) + at.small, index + at.small, shape[2], shape[3],
+               out + at.large);
+    });
+    const int64_t row = shape[2] * shape[3], image = shape[1] * row;
+    if (shape[1] % 2)
+      for (int64_t i = 1; i <= shape[0]; ++i) std::fill_n(out + i * image - row, row, T{});
+  });
+}

@@ -1,0 +1,97 @@
+// Nearest-neighbour upsampling onto a map and its gradient: threads over the rows of the small map,
+// each of whose values is read or written once.
+#include "bfloat16.h"
+#include "ops.h"
+#include "parallel.h"
+#include "upsample2x_add_math.h"
+
+namespace fasthg {
+namespace {
+
+// One row of the small map and the two rows of the large one that it covers.
+template <typename T>
+FASTHG_HD void add_row(const T* low, const T* high, int64_t width, int64_t channels, T* y) {
+  const int64_t below = 2 * width * channels;
+  for (int64_t column = 0; column < width; ++column) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const auto value = widen(low[c]);
+      store(upsampled(widen(high[c]), value), y + c);
+      store(upsampled(widen(high[channels + c]), value), y + channels + c);
+      store(upsampled(widen(high[below + c]), value), y + below + c);
+      store(upsampled(widen(high[below + channels + c]), value), y + below + channels + c);
+    }
+    low += channels;
+    high += 2 * channels;
+    y += 2 * channels;
+  }
+}
+
+template <typename T>
+FASTHG_HD void sum_row(const T* of_y, int64_t width, int64_t channels, T* of_low) {
+  const int64_t below = 2 * width * channels;
+  for (int64_t column = 0; column < width; ++column) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c)
+      store(upsampled_backward(widen(of_y[c]), widen(of_y[channels + c]), widen(of_y[below + c]),
+                               widen(of_y[below + channels + c])),
+            of_low + c);
+    of_y += 2 * channels;
+    of_low += channels;
+  }
+}
+
+// Clones are made of plain functions only, so each type has its own.
+#define FASTHG_ROWS(T)                                                                            \
+  FASTHG_VECTOR_CLONES void forward(const T* low, const T* high, int64_t width, int64_t channels, \
+                                    T* y) {                                                       \
+    add_row(low, high, width, channels, y);                                                       \
+  }                                                                                               \
+  FASTHG_VECTOR_CLONES void backward(const T* of_y, int64_t width, int64_t channels, T* of_low) { \
+    sum_row(of_y, width, channels, of_low);                                                       \
+  }
+FASTHG_ROWS(float)
+FASTHG_ROWS(double)
+FASTHG_ROWS(BFloat16)
+#undef FASTHG_ROWS
+
+constexpr const char* kWrongDtype = "upsample2x_add on the CPU takes float32, float64, bfloat16";
+
+// Calls body(row) for the rows of the small map.
+template <typename Body>
+void each_row(int64_t rows, int64_t length, int threads, const Body& body) {
+  parallel_for(rows, worker_count(rows, 4 * length, threads), [&](int, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) body(row);
+  });
+}
+
+}  // namespace
+}  // namespace fasthg
+
+const char* fasthg_upsample2x_add_cpu(int dtype, const void* low, const void* high, int64_t rows,
+                                      int64_t width, int64_t channels, void* y, int threads) {
+  using namespace fasthg;
+  return dispatch(dtype, kWrongDtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t length = width * channels;
+    each_row(rows, length, threads, [&](int64_t row) {
+      forward(static_cast<const T*>(low) + row * length,
+              static_cast<const T*>(high) + row * 4 * length, width, channels,
+              static_cast<T*>(y) + row * 4 * length);
+    });
+  });
+}
+
+const char* fasthg_upsample2x_add_backward_cpu(int dtype, const void* of_y, int64_t rows,
+                                               int64_t width, int64_t channels, void* of_low,
+                                               int threads) {
+  using namespace fasthg;
+  return dispatch(dtype, kWrongDtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t length = width * channels;
+    each_row(rows, length, threads, [&](int64_t row) {
+      backward(static_cast<const T*>(of_y) + row * 4 * length, width, channels,
+               static_cast<T*>(of_low) + row * length);
+    });
+  });
+}

@@ -1,0 +1,32 @@
+"""Largest of two by two values in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def max_pool2x(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each two by two values, and which of the four it was, row by row, as uint8.
+
+    x: (batch, channels, height, width). Returns two (batch, channels, height // 2, width // 2).
+    """
+    batch, channels, height, width = x.shape
+    if not batch * channels * (height // 2) * (width // 2):  # torch refuses results without values
+        y = x[:, :, : height // 2, : width // 2]
+        return y.clone(), torch.zeros_like(y, dtype=torch.uint8)
+    y, cell = functional.max_pool2d(x, 2, 2, return_indices=True)
+    row, column = cell.div(width, rounding_mode="floor"), cell % width
+    return y, (row % 2 * 2 + column % 2).to(torch.uint8)
+
+
+def max_pool2x_backward(of_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
+    """The gradient of x: of_y where the largest value was, 0 elsewhere."""
+    batch, channels, rows, columns = of_y.shape
+    places = torch.arange(4, device=of_y.device)
+    of_x = of_y.new_zeros(batch, channels, height, width)
+    spread = torch.where(index[..., None] == places, of_y[..., None], 0)
+    spread = spread.unflatten(-1, (2, 2)).permute(0, 1, 2, 4, 3, 5)
+    of_x[:, :, : 2 * rows, : 2 * columns] = spread.reshape(batch, channels, 2 * rows, 2 * columns)
+    return of_x

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fasthg.ops import max_pool2x
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+# vectors of channels, and where one would not divide them; odd sides
+SHAPES = [
+    (2, 16, 8, 10),
+    (3, 5, 7, 11),
+    (2, 67, 3, 2),
+    (1, 256, 5, 5),
+    (1, 1, 2, 2),
+    (2, 16, 80, 88),
+]
+WITHOUT_RESULTS = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 1, 4), (2, 3, 0, 4), (2, 3, 1, 1)]
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def dense(x):
+    return x.contiguous()
+
+
+def some_channels(x):
+    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
+
+
+def some_rows(x):
+    return x.repeat_interleave(2, 2)[:, :, ::2]
+
+
+LAYOUTS = [dense, channels_last, some_channels, some_rows]
+
+
+def make(shape, dtype, device="cpu", layout=channels_last):
+    """x, of few enough values for many ties, and the gradient of y."""
+    random = torch.Generator().manual_seed(0)
+    batch, channels, height, width = shape
+    x = torch.randn(shape, generator=random, dtype=torch.float64)
+    x[::2] = (x[::2] * 2).round()
+    of_y = torch.randn(batch, channels, height // 2, width // 2, generator=random)
+    x = layout(x.to(dtype)).to(device).requires_grad_()
+    return x, channels_last(of_y.to(device, dtype))
+
+
+def plain(x):
+    """torch's result and its index as ours: 2 * row + column."""
+    y, cell = functional.max_pool2d(x, 2, 2, return_indices=True)
+    width = x.shape[-1]
+    return y, (cell // width % 2 * 2 + cell % width % 2).to(torch.uint8)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_against_torch(device, dtype, shape, layout):
+    """Nothing is rounded: every bit is torch's own."""
+    x, of_y = make(shape, dtype, device, layout)
+    y, index = max_pool2x(x)
+    wanted, wanted_index = plain(x)
+    assert y.dtype == dtype and index.dtype == torch.uint8 and not index.requires_grad
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, index))
+    assert torch.equal(y, wanted) and torch.equal(index, wanted_index)
+    (got,), (right,) = (torch.autograd.grad(t, x, of_y) for t in (y, wanted))
+    assert got.dtype == dtype and torch.equal(got, right)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_order_of_special_values(device, dtype):
+    values = (-torch.inf, -1.0, -0.0, 0.0, 1e-7, torch.inf, torch.nan, -torch.nan)
+    cases = torch.tensor(list(itertools.product(values, repeat=4)), dtype=torch.float64)
+    for channels in (1, 16):  # one by one, and in vectors
+        x = cases.to(dtype).view(-1, channels, 2, 2).to(device)
+        (y, index), (wanted, wanted_index) = max_pool2x(x), plain(x)
+        assert torch.equal(index, wanted_index)
+        torch.testing.assert_close(y, wanted, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(y.signbit() & ~y.isnan(), wanted.signbit() & ~y.isnan())
+
+
+@pytest.mark.parametrize("shape", WITHOUT_RESULTS)
+def test_nothing_to_pool(device, shape):
+    x, of_y = make(shape, torch.float32, device)
+    y, index = max_pool2x(x)
+    assert y.shape == index.shape == of_y.shape and not y.numel()
+    (gradient,) = torch.autograd.grad(y, x, of_y)
+    assert gradient.shape == shape and not gradient.any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_incoming_gradient(device, layout):
+    x, of_y = make((2, 6, 7, 8), torch.float32, device, layout)
+    for incoming in (
+        torch.tensor(2.0, device=device).expand(of_y.shape),  # stride 0, as .sum() sends
+        torch.rand(6, device=device)[:, None, None].expand(of_y.shape),
+        dense(of_y),
+        some_channels(of_y),
+    ):
+        (got,) = torch.autograd.grad(max_pool2x(x)[0], x, incoming)
+        (wanted,) = torch.autograd.grad(functional.max_pool2d(x, 2, 2), x, incoming)
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 5, 7), (2, 3, 1, 4)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fallback_equals_the_kernels(monkeypatch, dtype, layout, shape):
+    x, of_y = make(shape, dtype, layout=layout)
+
+    def run():
+        y, index = max_pool2x(x)
+        return y, index, *torch.autograd.grad(y, x, of_y)
+
+    native = run()
+    monkeypatch.setattr("fasthg.ops._native.serves", lambda tensor: False)
+    for got, wanted in zip(run(), native, strict=True):
+        assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_and_runs_do_not_change_a_bit(dtype):
+    x, of_y = make((9, 24, 75, 43), dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y, index = max_pool2x(x)
+            results.append((y, index, *torch.autograd.grad(y, x, of_y)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_one_byte_a_result_is_kept_for_the_backward():
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    x, of_y = make((2, 4, 8, 8), torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        max_pool2x(x)
+    assert sum(t.numel() * t.element_size() for t in kept) == of_y.numel()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradcheck_and_opcheck(device, layout):
+    x, _ = make((2, 3, 5, 4), torch.float64, device, layout)
+    # Far from ties, which have no derivative.
+    distinct = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0)).double()
+    x = layout(distinct.view(x.shape)).to(device).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: max_pool2x(x)[0], x)
+    for dtype in DTYPES:
+        x, of_y = make((2, 3, 5, 4), dtype, device, layout)
+        torch.library.opcheck(torch.ops.fasthg.max_pool2x, (x,))
+        index = max_pool2x(x)[1]
+        torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (of_y, index, 5, 4))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_compiles_without_a_graph_break(device, layout, backend):
+    x, _ = make((2, 4, 7, 6), torch.float32, device, layout)
+
+    def total(x):
+        y, index = max_pool2x(x * 2)
+        return y.square().sum() + index.sum()
+
+    def results(function):
+        loss = function(x)
+        return loss, *torch.autograd.grad(loss, x)
+
+    compiled = torch.compile(total, fullgraph=True, backend=backend)
+    torch.testing.assert_close(results(compiled), results(total))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 4, 4), r"x: expected \(batch, channels, height, width\), got \(3, 4, 4\)"),
+        (torch.zeros(1, 3, 4, 4).int(), r"expected a floating dtype, got torch\.int32"),
+    ],
+)
+def test_what_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        max_pool2x(x)

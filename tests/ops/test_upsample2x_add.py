@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fasthg.ops import reference, upsample2x_add
+
+# dtype and the relative error of one rounding
+TOLERANCES = [
+    (torch.float64, 2.0**-53),
+    (torch.float32, 2.0**-24),
+    (torch.float16, 2.0**-11),
+    (torch.bfloat16, 2.0**-8),
+]
+# those of low: vectors of channels, and where one would not divide them
+SHAPES = [(2, 8, 4, 5), (3, 5, 7, 3), (1, 1, 1, 1), (2, 67, 1, 2), (1, 256, 3, 3), (2, 16, 40, 44)]
+EMPTY = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)]
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def dense(x):
+    return x.contiguous()
+
+
+def some_channels(x):
+    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
+
+
+def some_rows(x):
+    return x.repeat_interleave(2, 2)[:, :, ::2]
+
+
+LAYOUTS = [dense, channels_last, some_channels, some_rows]
+
+
+def make(shape, dtype, device="cpu", layout=channels_last):
+    """low, high and the gradient of y."""
+    random = torch.Generator().manual_seed(0)
+    batch, channels, height, width = shape
+    large = (batch, channels, 2 * height, 2 * width)
+    low, high, of_y = (
+        layout(torch.randn(size, generator=random, dtype=torch.float64).to(dtype)).to(device)
+        for size in (shape, large, large)
+    )
+    return low.requires_grad_(), high.requires_grad_(), of_y
+
+
+def plain(low, high):
+    return high + functional.interpolate(low, scale_factor=2, mode="nearest")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
+def test_against_torch(device, dtype, error, shape, layout):
+    low, high, of_y = make(shape, dtype, device, layout)
+    y = upsample2x_add(low, high)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    exact = [t.detach().double().requires_grad_() for t in (low, high)]
+    wanted = plain(*exact)
+    torch.testing.assert_close(y.double(), wanted, rtol=error, atol=1e-7 * error)
+    of_low, of_high = torch.autograd.grad(y, (low, high), of_y)
+    right, _ = torch.autograd.grad(wanted, exact, of_y.double())
+    # Three roundings of sums as large as 16 or, in half types, one of the result.
+    torch.testing.assert_close(of_low.double(), right, rtol=error, atol=16 * min(error, 2.0**-24))
+    assert of_low.dtype == dtype and torch.equal(of_high, of_y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype):
+    low, high, of_y = make((2, 16, 16, 16), dtype, device)
+    exact = [t.detach().double().requires_grad_() for t in (low, high)]
+    results = []
+    for function, inputs, incoming in (
+        (upsample2x_add, (low, high), of_y),
+        (plain, (low, high), of_y),
+        (plain, exact, of_y.double()),
+    ):
+        y = function(*inputs)
+        results.append((y, *torch.autograd.grad(y, inputs, incoming)))
+    for ours, theirs, wanted in zip(*results, strict=True):
+        distances = [float((t.double() - wanted).detach().abs().max()) for t in (ours, theirs)]
+        assert distances[0] <= 2 * distances[1]
+
+
+@pytest.mark.parametrize("shape", EMPTY)
+def test_nothing_to_add(device, shape):
+    low, high, of_y = make(shape, torch.float32, device)
+    y = upsample2x_add(low, high)
+    assert y.shape == high.shape
+    assert [g.shape for g in torch.autograd.grad(y, (low, high), of_y)] == [low.shape, high.shape]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_incoming_gradient(device, layout):
+    low, high, of_y = make((2, 6, 4, 5), torch.float32, device, layout)
+    for incoming in (
+        torch.tensor(2.0, device=device).expand(high.shape),  # stride 0, as .sum() sends
+        torch.rand(6, device=device)[:, None, None].expand(high.shape),
+        dense(of_y),
+        some_channels(of_y),
+    ):
+        gradients = torch.autograd.grad(upsample2x_add(low, high), (low, high), incoming)
+        wanted = torch.autograd.grad(plain(low, high), (low, high), incoming)
+        torch.testing.assert_close(gradients, wanted)
+
+
+def test_only_what_is_asked_for_is_computed():
+    low, high, of_y = make((2, 8, 4, 4), torch.float32)
+    y = upsample2x_add(low.detach(), high)
+    assert torch.equal(*torch.autograd.grad(y, high, of_y), of_y)
+    y = upsample2x_add(low, high.detach())
+    (of_low,) = torch.autograd.grad(y, low, of_y)
+    torch.testing.assert_close(of_low, reference.upsample2x_add_backward(of_y))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fallback_equals_the_kernels(monkeypatch, dtype, layout):
+    low, high, of_y = make((3, 6, 5, 7), dtype, layout=layout)
+
+    def run():
+        y = upsample2x_add(low, high)
+        return y, *torch.autograd.grad(y, (low, high), of_y)
+
+    native = run()
+    monkeypatch.setattr("fasthg.ops._native.serves", lambda tensor: False)
+    for got, wanted in zip(run(), native, strict=True):
+        torch.testing.assert_close(got, wanted)
+        assert got.stride() == wanted.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_and_runs_do_not_change_a_bit(dtype):
+    low, high, of_y = make((9, 24, 37, 21), dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y = upsample2x_add(low, high)
+            results.append((y, *torch.autograd.grad(y, (low, high), of_y)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_nan_and_infinity_pass(device):
+    low, high, _ = make((1, 2, 2, 2), torch.float32, device)
+    with torch.no_grad():
+        low[0, 0, 0, 0], high[0, 1, 3, 3] = torch.nan, torch.inf
+    y = upsample2x_add(low, high)
+    assert y[0, 0, :2, :2].isnan().all() and int(y.isnan().sum()) == 4
+    assert y[0, 1, 3, 3] == torch.inf
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradcheck_and_opcheck(device, layout):
+    low, high, of_y = make((2, 3, 2, 3), torch.float64, device, layout)
+    assert torch.autograd.gradcheck(upsample2x_add, (low, high))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        low, high, of_y = make((2, 3, 2, 3), dtype, device, layout)
+        torch.library.opcheck(torch.ops.fasthg.upsample2x_add, (low, high))
+        torch.library.opcheck(torch.ops.fasthg.upsample2x_add_backward, (of_y,))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_compiles_without_a_graph_break(device, layout, backend):
+    low, high, _ = make((2, 4, 3, 4), torch.float32, device, layout)
+
+    def total(low, high):
+        return upsample2x_add(low * 2, high).square().sum()
+
+    def results(function):
+        loss = function(low, high)
+        return loss, *torch.autograd.grad(loss, (low, high))
+
+    compiled = torch.compile(total, fullgraph=True, backend=backend)
+    torch.testing.assert_close(results(compiled), results(total))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 8), r"low: expected \(batch, channels, height"),
+        (torch.zeros(1, 1, 2, 2).int(), torch.zeros(1, 1, 4, 4), r"floating dtype, got torch\.int"),
+        (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 5), r"expected \(1, 1, 4, 4\), got \(1, 1"),
+        (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 4, 4).half(), r"low's torch\.float32, got"),
+        (
+            torch.zeros(1, 1, 2, 2),
+            torch.zeros(1, 1, 4, 4, device="meta"),
+            "move them to one device",
+        ),
+    ],
+)
+def test_what_is_refused(low, high, message):
+    with pytest.raises(ValueError, match=message):
+        upsample2x_add(low, high)
