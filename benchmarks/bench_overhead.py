@@ -53,6 +53,37 @@ def norm(device):
     return x, beta, torch.zeros(1, device=device), torch.ones(1, device=device)
 
 
+def residual(device):
+    weights = ((1, 1, 1, 1), (1,), (1, 1, 3, 3), (1,), (1, 1, 1, 1), (1,))
+    return maps((1, 1, 2, 2), *weights)(device)
+
+
+def fold(device):
+    return tuple(torch.ones(s, device=device) for s in ((1, 1), (1,), (1, 1), (1,)))
+
+
+def norm_of(x, beta):
+    return F.batch_norm(x, None, None, None, beta, True, eps=1e-3)
+
+
+def plain_residual(x, weight1, beta1, weight2, beta2, weight3, beta3):
+    y = F.relu(norm_of(F.conv2d(x, weight1), beta1))
+    y = F.relu(norm_of(F.conv2d(y, weight2, padding=1), beta2))
+    return norm_of(F.conv2d(y, weight3), beta3) + x
+
+
+def plain_covariance(x):
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+    centred = rows - rows.mean(0)
+    return centred.t() @ centred / len(rows)
+
+
+def plain_fold(weight, mean, covariance, beta):
+    var = ((weight @ covariance) * weight).sum(1)
+    scale = torch.rsqrt(var + 1e-3)
+    return scale[:, None] * weight, beta - scale * (weight @ mean)
+
+
 def draw(points, sigmas):
     x, y = points.round()[..., None, None].unbind(2)
     cells = torch.arange(2, device=points.device)
@@ -92,6 +123,25 @@ CASES = {
         lambda x, beta, mean, var: ops.bn_act_inference(x, mean, var, beta, relu=True),
         lambda x, beta, mean, var: F.relu(F.batch_norm(x, mean, var, None, beta)),
         norm,
+    ),
+    "channel_covariance": Case(
+        lambda x: ops.channel_covariance(x)[1], plain_covariance, maps((1, 1, 2, 2))
+    ),
+    "bn_fold": Case(ops.bn_fold, plain_fold, fold),
+    "conv1x1_act": Case(
+        lambda x, w, y: ops.conv1x1_act(x, w, None, y, relu=True),
+        lambda x, w, y: F.relu(F.conv2d(x, w) + y),
+        maps((1, 1, 2, 2), (1, 1, 1, 1), (1, 1, 2, 2)),
+    ),
+    "residual_block": Case(
+        lambda *tensors: ops.residual_block(*tensors)[0], plain_residual, residual
+    ),
+    "moving_statistics": Case(
+        lambda running, batch, correction, other, weight: ops.moving_statistics(
+            *(running, batch, correction, weight)
+        ),
+        lambda running, batch, correction, other, weight: running.lerp_(batch * correction, weight),
+        buffers,
     ),
     "rmsprop_ema": Case(
         lambda values, gradient, squares, averages, rate: ops.rmsprop_ema(

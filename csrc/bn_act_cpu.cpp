@@ -285,6 +285,7 @@ const char* forward(const BatchNorm& norm, const void* x, const void* residual, 
       channel.var[c] = static_cast<Real<T>>(m.var);
     }
   }
+  if (!y) return nullptr;
   const auto mean = work.repeated([&](int64_t c) { return channel.mean[c]; });
   const auto scale = work.repeated([&](int64_t c) { return channel.scale(c); });
   const auto beta = work.repeated([&](int64_t c) { return channel.beta[c]; });

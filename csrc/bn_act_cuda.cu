@@ -264,6 +264,7 @@ const char* launch(const BnActCall& call) {
                   norm, maps.x);
     if (const char* refusal = launch_status()) return refusal;
   }
+  if (!call.result) return nullptr;
   FASTHG_LAUNCH((bn_act_result_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
                 maps);
   return launch_status();
@@ -272,7 +273,7 @@ const char* launch(const BnActCall& call) {
 const char* launch(int dtype, const BnActCall& call, int device) {
   const DeviceGuard guard(device);
   const char* refusal = nullptr;
-  if (bn_act_on_chip(dtype, call, &refusal)) return refusal;
+  if (call.result && bn_act_on_chip(dtype, call, &refusal)) return refusal;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     return in_vectors<T>(call) ? launch<T, kVectorLength<T>>(call) : launch<T, 1>(call);

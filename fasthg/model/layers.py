@@ -215,9 +215,11 @@ class Residual(nn.Module):
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling: `(batch, channels, h, w)` -> `(batch, channels, 2h, 2w)`.
 
-    Expands the channels-last view instead of calling `F.interpolate`, whose compiled backward
-    scatters with atomics; the backward of an expand is a plain sum.
+    Compiled, it expands the channels-last view: the backward of an expand is a plain sum, that of
+    `F.interpolate` scatters with atomics. Eager, `F.interpolate` has a kernel for each.
     """
+    if not torch.compiler.is_compiling():
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
     b, c, h, w = x.shape
     nhwc = x.permute(0, 2, 3, 1)[:, :, None, :, None, :]
     return nhwc.expand(b, h, 2, w, 2, c).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)

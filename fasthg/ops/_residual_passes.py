@@ -16,26 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasthg.ops.bn_act import _gradients as bn_gradients
-from fasthg.ops.bn_act import _infer as bn_infer
-from fasthg.ops.bn_act import _train as bn_train
-from fasthg.ops.bn_fold import _gradients as bn_fold_gradients
-from fasthg.ops.bn_fold import _run as bn_fold
-from fasthg.ops.channel_covariance import _run as channel_covariance
-from fasthg.ops.conv1x1_act import _run as conv1x1_act
+from fasthg.ops import _maps
+from fasthg.ops.bn_act import gradients as bn_gradients
+from fasthg.ops.bn_act import infer as bn_infer
+from fasthg.ops.bn_act import moments as bn_moments
+from fasthg.ops.bn_act import train as bn_train
+from fasthg.ops.bn_fold import gradients as bn_fold_gradients
+from fasthg.ops.bn_fold import run as bn_fold
+from fasthg.ops.channel_covariance import run as channel_covariance
+from fasthg.ops.conv1x1_act import run as conv1x1_act
 from fasthg.ops.reference import arithmetic_dtype
 
 
-def maps(x: Tensor, channels: int | None = None) -> Tensor:
-    """Room for maps of x's size, channels last."""
-    shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def _last(x: Tensor, values: Tensor) -> Tensor:
-    """Maps in x's dtype, channels last, with the very strides that `_maps` has."""
+    """Maps in x's dtype, channels last, with the very strides that `_maps.empty` promises."""
     values = values.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    strides = maps(values).stride() if 1 in values.shape else values.stride()
+    strides = _maps.empty_like(values).stride() if 1 in values.shape else values.stride()
     return values.as_strided(values.shape, strides)
 
 
@@ -142,8 +138,8 @@ def gradients(
     count = x.numel() // x.shape[1]
     with torch.autocast(x.device.type, enabled=False):
         of_y, read = _last(x, of_y), _last(x, x)
-        # Not `sum(dtype=...)`, which reads half types without vectors on a CPU.
-        total = of_y.to(mean1.dtype).sum((0, 2, 3))
+        # Some ten times quicker than torch's sum of a half type on a CPU.
+        total = bn_moments(of_y)[0] * count
 
         def through(a: Tensor, weight: Tensor, moments: list[Tensor], found: list[Tensor]) -> Any:
             """Gradients of a folded convolution's weights and of its input a."""

@@ -30,7 +30,7 @@ def _channel_values(x: Tensor) -> Tensor:
 def _launch(
     name: str,
     x: Tensor,
-    beta: Tensor,
+    beta: Tensor | None,
     gamma: Tensor | None,
     mean: Tensor,
     var: Tensor,
@@ -43,11 +43,12 @@ def _launch(
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     parts = min(_MAXIMUM_PARTS, -(-rows // _ROWS_PER_PART))
     # The kernels get bare addresses: these must live until the launch.
-    beta = _native.as_dtype(beta, mean.dtype).contiguous()
-    gamma = None if gamma is None else _native.as_dtype(gamma, mean.dtype).contiguous()
+    beta, gamma = (
+        None if t is None else _native.as_dtype(t, mean.dtype).contiguous() for t in (beta, gamma)
+    )
     workspace = mean.new_empty(parts * 2 * channels)
     norm = _native.native.BatchNorm(
-        beta=beta.data_ptr(),
+        beta=0 if beta is None else beta.data_ptr(),
         gamma=0 if gamma is None else gamma.data_ptr(),
         mean=mean.data_ptr(),
         var=var.data_ptr(),
@@ -95,7 +96,20 @@ def _run(
     return _native.as_dtype(y, x.dtype)
 
 
-def _train(
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the channels, as `bn_act` finds them; x is read once."""
+    mean, var = _channel_values(x), _channel_values(x)
+    if not x.numel():
+        return mean.zero_(), var.zero_()
+    if not _native.serves(x):
+        return reference.moments(x)
+    _launch(
+        "bn_act", _maps.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, None, None
+    )
+    return mean, var
+
+
+def train(
     x: Tensor,
     beta: Tensor,
     gamma: Tensor | None,
@@ -103,11 +117,12 @@ def _train(
     relu: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`bn_act` without checks and gradients, for operators that contain it."""
     mean, var = _channel_values(x), _channel_values(x)
     return _run(x, beta, gamma, residual, mean, var, relu, False, eps), mean, var
 
 
-def _infer(
+def infer(
     x: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -117,12 +132,13 @@ def _infer(
     relu: bool,
     eps: float,
 ) -> Tensor:
+    """`bn_act_inference` without checks and gradients, for operators that contain it."""
     work = reference.arithmetic_dtype(x.dtype)
     mean, var = (_native.as_dtype(t, work).contiguous() for t in (mean, var))
     return _run(x, beta, gamma, residual, mean, var, relu, True, eps)
 
 
-def _gradients(
+def gradients(
     of_y: Tensor,
     x: Tensor,
     y: Tensor | None,
@@ -134,6 +150,7 @@ def _gradients(
     frozen: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, beta, gamma and, behind a ReLU, the residual (else empty)."""
     of_beta, of_gamma = _channel_values(x), _channel_values(x)
     if not x.numel():
         of_x = _maps.empty_like(x)
@@ -229,7 +246,7 @@ def _backward_infer(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
 _operator = _native.register(
     "bn_act(Tensor x, Tensor beta, Tensor? gamma, Tensor? residual, bool relu, float eps)"
     " -> (Tensor, Tensor, Tensor)",
-    _train,
+    train,
     lambda x, *others: (_maps.empty_like(x), _channel_values(x), _channel_values(x)),
     setup_context=_setup_train,
     backward=_backward_train,
@@ -237,7 +254,7 @@ _operator = _native.register(
 _infer_operator = _native.register(
     "bn_act_inference(Tensor x, Tensor mean, Tensor var, Tensor beta, Tensor? gamma,"
     " Tensor? residual, bool relu, float eps) -> Tensor",
-    _infer,
+    infer,
     lambda x, *others: _maps.empty_like(x),
     setup_context=_setup_infer,
     backward=_backward_infer,
@@ -245,7 +262,7 @@ _infer_operator = _native.register(
 _backward_operator = _native.register(
     "bn_act_backward(Tensor of_y, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor beta,"
     " Tensor? gamma, bool relu, bool frozen, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
-    _gradients,
+    gradients,
     lambda of_y, x, y, *others: (
         _maps.empty_like(x),
         _channel_values(x),

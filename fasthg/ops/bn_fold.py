@@ -44,9 +44,10 @@ def _room(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, T
     return weight.new_empty(weight.shape, dtype=dtype), offset, mean_out, var_out
 
 
-def _run(
+def run(
     weight: Tensor, mean: Tensor, covariance: Tensor, beta: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`bn_fold` without checks, for operators that contain it."""
     if not _serves(weight):
         return reference.bn_fold(weight.contiguous(), mean, covariance, beta, eps, dtype)
     weight, mean, covariance, beta = (t.contiguous() for t in (weight, mean, covariance, beta))
@@ -65,7 +66,7 @@ def _room_backward(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     return weight.new_empty(weight.shape), back, mix, weight.new_empty(inputs)
 
 
-def _gradients(
+def gradients(
     product: Tensor,
     total: Tensor,
     weight: Tensor,
@@ -77,6 +78,7 @@ def _gradients(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`bn_fold_backward` without checks and without `of_beta`, which is `total`."""
     product, total, weight = (t.contiguous() for t in (product, total, weight))
     mean, covariance, mean_out, var_out = (
         t.contiguous() for t in (mean, covariance, mean_out, var_out)
@@ -96,14 +98,15 @@ def _gradients(
 _operator = _native.register(
     "bn_fold(Tensor weight, Tensor mean, Tensor covariance, Tensor beta, float eps,"
     " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
+    run,
     lambda weight, mean, covariance, beta, eps, dtype: _room(weight, dtype),
+    cpu="a few small products of torch leave nothing to gain",
 )
 _backward_operator = _native.register(
     "bn_fold_backward(Tensor product, Tensor total, Tensor weight, Tensor mean, Tensor covariance,"
     " Tensor mean_out, Tensor var_out, SymInt rows, float eps, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    _gradients,
+    gradients,
     lambda product, total, weight, *others: _room_backward(weight, others[-1]),
 )
 

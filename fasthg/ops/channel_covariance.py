@@ -27,7 +27,8 @@ def _serves(x: Tensor) -> bool:
     return _native.serves(x) and not (wide and x.device.type == "cuda")
 
 
-def _run(x: Tensor) -> tuple[Tensor, Tensor]:
+def run(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`channel_covariance` without checks and gradients, for operators that contain it."""
     mean, covariance = _room(x)
     if not x.numel():
         return mean.zero_(), covariance.zero_()
@@ -65,7 +66,7 @@ def _backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
 
 _operator = _native.register(
     "channel_covariance(Tensor x) -> (Tensor, Tensor)",
-    _run,
+    run,
     _room,
     setup_context=_setup,
     backward=_backward,

@@ -99,7 +99,7 @@ def _in_onednn(
     return _as_maps(y.relu_() if relu else y, x)
 
 
-def _run(
+def run(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -108,6 +108,7 @@ def _run(
     weight2: Tensor | None,
     relu: bool,
 ) -> Tensor:
+    """`conv1x1_act` without checks and gradients; weights are (out, in) in any dtype."""
     given = (x, weight, bias, residual, x2, weight2, relu)
     if not x.numel() or not weight.shape[0]:
         pass
@@ -170,7 +171,7 @@ def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
 _operator = _native.register(
     "conv1x1_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? x2,"
     " Tensor? weight2, bool relu) -> Tensor",
-    _run,
+    run,
     lambda x, weight, *others: _maps_like(x, weight.shape[0]),
     setup_context=_setup,
     backward=_backward,

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from fasthg.ops import _native
-from fasthg.ops._residual_passes import gradients, maps, train
+from fasthg.ops import _maps, _native
+from fasthg.ops._residual_passes import gradients, train
 from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.reference import arithmetic_dtype
 
@@ -31,6 +31,10 @@ class ResidualStatistics(NamedTuple):
     var_skip: Tensor
 
 
+def _room(x: Tensor, channels: int) -> Tensor:
+    return _maps.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
+
+
 def _train_promise(
     x: Tensor,
     weight1: Tensor,
@@ -50,7 +54,8 @@ def _train_promise(
     shapes = [*[(half,)] * 4, *[(full,)] * 2, *of_skip, (half,), (half, half), *of_x]
     real = arithmetic_dtype(x.dtype)
     values = [x.new_empty(shape, dtype=real) for shape in shapes]
-    return maps(x, full), maps(x, half), maps(x, half), *values
+    maps = (_room(x, channels) for channels in (full, half, half))
+    return *maps, *values
 
 
 def _gradients_promise(
@@ -73,7 +78,7 @@ def _gradients_promise(
 
     half, full = len(weight1), len(weight3)
     return (
-        maps(x),
+        _room(x, x.shape[1]),
         *(real(half, x.shape[1]), real(half), real(*weight2.shape), real(half)),
         *(real(full, half), real(full)),
         real(0) if weight_skip is None else real(full, x.shape[1]),

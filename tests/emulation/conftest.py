@@ -187,6 +187,19 @@ class Kernels:
         self.sums_in_workspace = (by_forward, not workspace.isnan().all())
         return [y, mean, var, *(t for t in gradients if t is not None)]
 
+    def moments(self, x: Tensor, parts: int = 3, on_chip_bytes: int = 0) -> tuple[Tensor, Tensor]:
+        """Statistics of x (rows, channels) as `bn_act` finds them, without a result."""
+        rows, channels = x.shape
+        real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        mean, var = torch.full((2, channels), torch.nan, dtype=real)
+        workspace = torch.full((parts, 2, channels), torch.nan, dtype=real)
+        described = (None, None, mean.data_ptr(), var.data_ptr(), workspace.data_ptr())
+        norm = BatchNorm(*described, rows, channels, parts, 0.0, False, False, on_chip_bytes)
+        self.call(
+            "bn_act", CODES[x.dtype], ctypes.byref(norm), ctypes.c_void_p(x.data_ptr()), *[None] * 2
+        )
+        return mean, var
+
     def channel_covariance(self, x: Tensor, parts: int) -> tuple[Tensor, Tensor]:
         """x: (rows, channels)."""
         rows, channels = x.shape

@@ -158,6 +158,17 @@ def test_bn_act_without_gamma(cpu, cuda):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("on_chip", [0, ON_CHIP])
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+def test_statistics_alone(cpu, cuda, dtype, error, on_chip):
+    (x, *_), _ = bn_act_case((61, 16), dtype, False, False)
+    for got, wanted in zip(
+        cuda.moments(x, on_chip_bytes=on_chip), cpu.moments(x.to(widened(dtype))), strict=True
+    ):
+        torch.testing.assert_close(got, wanted.to(got.dtype), rtol=max(error, 1e-6), atol=1e-6)
+    torch.testing.assert_close(got.double(), x.double().var(0, correction=0), rtol=1e-5, atol=1e-6)
+
+
 # With vector loads and without; a tile, a part of one, and tiles beside each other.
 @pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (150, 136), (70, 131), (9, 264)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

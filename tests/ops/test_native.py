@@ -91,7 +91,8 @@ def test_paths_name_every_operator_once_a_device():
     assert {row.op for row in rows} == set(OPERATORS)
     assert len({(row.op, row.device) for row in rows}) == len(rows) == 2 * len(OPERATORS)
     assert all(row.path in ("native", "torch", "torch reference") and row.reason for row in rows)
-    assert [row[:2] for row in rows if row.path == "torch"] == [("conv1x1_act", "cpu")]
+    by_torch = [row[:2] for row in rows if row.path == "torch"]
+    assert by_torch == [("bn_fold", "cpu"), ("conv1x1_act", "cpu")]
 
 
 def test_other_devices_are_not_served():
