@@ -48,7 +48,7 @@ class FoldedConv(nn.Module):
 
 
 class FoldedResidual(nn.Module):
-    """`Residual` in inference: one kernel a convolution."""
+    """`Residual` in inference: see `residual_block_inference`."""
 
     weight1: Tensor
 

@@ -28,8 +28,8 @@ from fasthg.ops import (
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
 """Pixels of a batch from which FUSED: auto takes `residual_block`. On a GPU it moves six maps less
-and launches some ten kernels more, which is even about here by 3 TB/s and 3 us a launch; not yet run
-on a GPU. On a CPU keeping half the memory wins time in float32, and not in half types."""
+and launches some ten kernels more: even near here by 3 TB/s and 3 us a launch (no GPU has run it).
+On a CPU keeping half the memory wins time in float32, and not in half types."""
 
 
 class Found(NamedTuple):
