@@ -2,9 +2,9 @@
 // packed into panels of neighbouring channels, small enough to stay in the caches while the panels
 // are multiplied with each other; of the products, which are symmetric, one half is computed.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
+#include "bfloat16.h"
 #include "channel_covariance_math.h"
 #include "ops.h"
 #include "parallel.h"
@@ -14,23 +14,6 @@ namespace {
 
 constexpr int64_t kPackedRows = 128;
 constexpr int64_t kDown = 8;  // a tile of 8 x kAcross products stays in the vector registers
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-FASTHG_HD float widen(float value) {
-  return value;
-}
-FASTHG_HD double widen(double value) {
-  return value;
-}
-FASTHG_HD float widen(BFloat16 value) {
-  const uint32_t word = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &word, sizeof result);
-  return result;
-}
 
 template <typename T>
 using Real = typename Accumulate<T>::type;
