@@ -251,8 +251,8 @@ def residual_block_inference(
         y = F.conv2d(inner, weight3, offset3)
         y += x if weight_skip is None else F.conv2d(x, weight_skip)
 
-    Memory: with a map of `out` channels as the unit and in = out, 6 units; with all in one kernel it
-    would be 2, the floor (33 %).
+    Memory: with a map of `out` channels as the unit and in = out, 6 units; all in one kernel would
+    be 2, the floor (33 %).
     """
     inner = conv1x1_act(x, weight1.flatten(1), offset1, relu=True)
     inner = functional.relu_(
