@@ -55,6 +55,16 @@ __device__ void write_part(const BatchNorm& norm, const Shape& shape, const Plac
   }
 }
 
+// The rows of a block's part that a line takes. Their number is known before the loop, which the
+// compiler can unroll only then, so that several loads are under way.
+__device__ int64_t first_row(const Shape& shape, const Place& here) {
+  return shape.rows * blockIdx.x / shape.parts + here.line;
+}
+__device__ int turns_from(const Shape& shape, int64_t row) {
+  const int64_t end = shape.rows * (blockIdx.x + int64_t{1}) / shape.parts;
+  return row < end ? static_cast<int>((end - row + shape.down - 1) / shape.down) : 0;
+}
+
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
     bn_act_moments_kernel(BatchNorm norm, Shape shape, Maps<T> maps) {
@@ -65,9 +75,10 @@ __global__ void __launch_bounds__(kThreads)
   Real sum[vector] = {}, squares[vector] = {};
   if (here.channel < shape.channels) {
     const Values origin = *reinterpret_cast<const Values*>(maps.x + here.channel);
-    const int64_t part = blockIdx.x, end = shape.rows * (part + 1) / shape.parts;
+    int64_t row = first_row(shape, here);
+    const int turns = turns_from(shape, row);
 #pragma unroll 4
-    for (int64_t row = shape.rows * part / shape.parts + here.line; row < end; row += shape.down) {
+    for (int turn = 0; turn < turns; ++turn, row += shape.down) {
       const Values x =
           *reinterpret_cast<const Values*>(maps.x + row * shape.channels + here.channel);
 #pragma unroll
@@ -91,9 +102,10 @@ __global__ void __launch_bounds__(kThreads)
   Real sum[vector] = {}, products[vector] = {};
   if (here.channel < shape.channels) {
     const Channels<Real, vector> channel(norm, here.channel);
-    const int64_t part = blockIdx.x, end = shape.rows * (part + 1) / shape.parts;
+    int64_t row = first_row(shape, here);
+    const int turns = turns_from(shape, row);
 #pragma unroll 2
-    for (int64_t row = shape.rows * part / shape.parts + here.line; row < end; row += shape.down) {
+    for (int turn = 0; turn < turns; ++turn, row += shape.down) {
       const int64_t at = row * shape.channels + here.channel;
       const Values x = *reinterpret_cast<const Values*>(maps.x + at);
       const Values incoming = *reinterpret_cast<const Values*>(maps.of_y + at);

@@ -66,10 +66,13 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   // A thread reads back only what it wrote itself, so the rows need no barrier.
   Values* kept = reinterpret_cast<Values*>(shared);
   const int rows = static_cast<int>(norm.rows), first = static_cast<int>(blockIdx.x) * vector;
+  // Of loops whose number of turns is known the compiler starts several loads at once.
+  const int stride = blockDim.x,
+            turns = (rows - static_cast<int>(threadIdx.x) + stride - 1) / stride;
   const Values origin = *reinterpret_cast<const Values*>(maps.x + first);
   Real sums[2 * vector] = {};
 #pragma unroll 4
-  for (int row = threadIdx.x; row < rows; row += blockDim.x) {
+  for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride) {
     const Values x = *reinterpret_cast<const Values*>(maps.x + row * norm.channels + first);
     kept[row] = x;
 #pragma unroll
@@ -90,8 +93,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   __syncthreads();  // every thread reads the statistics that the first ones wrote
   const Channels<Real, vector> channel(norm, first);
 #pragma unroll 2
-  for (int row = threadIdx.x; row < rows; row += blockDim.x)
-    write_result(norm, maps, row * norm.channels + first, channel, kept[row]);
+  for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride)
+    write_result(norm, maps, row * norm.channels + first, channel, load_whole(kept + row));
 }
 
 template <typename T>
@@ -104,11 +107,14 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
   const int rows = static_cast<int>(norm.rows), first = static_cast<int>(blockIdx.x) * vector;
+  // Of loops whose number of turns is known the compiler starts several loads at once.
+  const int stride = blockDim.x,
+            turns = (rows - static_cast<int>(threadIdx.x) + stride - 1) / stride;
   Values *kept_x = reinterpret_cast<Values*>(shared), *kept_of_y = kept_x + rows;
   const Channels<Real, vector> channel(norm, first);
   Real sums[2 * vector] = {};
 #pragma unroll 2
-  for (int row = threadIdx.x; row < rows; row += blockDim.x) {
+  for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride) {
     const int64_t at = row * norm.channels + first;
     const Values x = *reinterpret_cast<const Values*>(maps.x + at);
     Values values = *reinterpret_cast<const Values*>(maps.of_y + at);
@@ -143,12 +149,13 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     constant[k] = s.constant;
   }
 #pragma unroll 2
-  for (int row = threadIdx.x; row < rows; row += blockDim.x) {
+  for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride) {
+    const Values incoming = load_whole(kept_of_y + row);
     Real of_y[vector];
 #pragma unroll
-    for (int k = 0; k < vector; ++k) of_y[k] = static_cast<Real>(kept_of_y[row].value[k]);
-    write_gradient(maps, row * norm.channels + first, channel, of_centred, constant, kept_x[row],
-                   of_y);
+    for (int k = 0; k < vector; ++k) of_y[k] = static_cast<Real>(incoming.value[k]);
+    write_gradient(maps, row * norm.channels + first, channel, of_centred, constant,
+                   load_whole(kept_x + row), of_y);
   }
 }
 

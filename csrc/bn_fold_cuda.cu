@@ -21,7 +21,7 @@ template <typename Real>
 struct Shared {
   Vector<Real, kRows> left[kChunk];
   Real products[kWarps][kRows * kWidth];
-  Real sums[2][kWarps];
+  Real sums[3][kWarps];
 };
 
 // The product, of this thread's row and column first + threadIdx.x % kWidth, of `left` with matrix
@@ -78,6 +78,11 @@ __device__ Real row_sum(Real value, Real* scratch) {
   return sum;
 }
 
+template <typename Out>
+__device__ typename Accumulate<Out>::type wide(Out value) {
+  return static_cast<typename Accumulate<Out>::type>(value);
+}
+
 // Reads a row of the weights, or zeros below the last.
 template <typename Real>
 struct WeightRows {
@@ -113,12 +118,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   mean = row_sum(mean, shared->sums[0]);
   var = quadratic_form(row_sum(var, shared->sums[1]));
-  if (output >= outputs) return;
   const Real scale = fold_scale(var, fold.eps);
-  for (int column = lane; column < inputs; column += kWidth)
-    folded[row + column] = static_cast<Out>(scale * weight[row + column]);
+  // Of the rounded weights, so that the rounding moves no mean.
+  Real shift = 0;
+  if (output < outputs)
+    for (int column = lane; column < inputs; column += kWidth) {
+      const Out value = static_cast<Out>(scale * weight[row + column]);
+      folded[row + column] = value;
+      shift += wide(value) * static_cast<const Real*>(fold.mean)[column];
+    }
+  shift = row_sum(shift, shared->sums[2]);
+  if (output >= outputs) return;
   if (lane) return;
-  offset[output] = beta[output] - scale * mean;
+  offset[output] = beta[output] - shift;
   static_cast<Real*>(fold.mean_out)[output] = mean;
   static_cast<Real*>(fold.var_out)[output] = var;
 }
@@ -127,7 +139,7 @@ template <typename Real>
 struct Incoming {
   const Real *product, *total;
   int64_t rows;
-  Real* workspace;  // (3, outputs): scale, mix and constant of each
+  Real* workspace;  // (2, outputs): scale and mix of each
 };
 
 // Gradients of four outputs' weights at kWidth inputs. The blocks side by side all find the slopes.
@@ -162,13 +174,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (column) return;
   in.workspace[output] = scale;
   in.workspace[outputs + output] = slope.mix;
-  in.workspace[2 * outputs + output] = slope.constant;
 }
 
-// Rows of the inputs' mix, and behind them one row more, the constant.
+// Four rows of the inputs' mix, kWidth columns.
 template <typename Real, typename Out>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    bn_fold_mix_kernel(BnFold fold, const Real* workspace, Out* back, Out* mix, Real* constant) {
+    bn_fold_mix_kernel(BnFold fold, const Real* workspace, Out* back, Out* mix) {
   FASTHG_SHARED(memory);
   const auto* weight = static_cast<const Real*>(fold.weight);
   const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
@@ -177,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   // The weights pass by here once in each column of blocks: the first one turns them over.
   const auto left = [&](int output, int offset) -> Real {
     const int row = first_row + offset;
-    if (row >= inputs) return row == inputs ? workspace[2 * outputs + output] : Real(0);
+    if (row >= inputs) return Real(0);
     const Real value = weight[static_cast<int64_t>(output) * inputs + row];
     if (first == 0)
       back[static_cast<int64_t>(row) * outputs + output] =
@@ -188,11 +199,31 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       few_rows(weight, outputs, inputs, first, reinterpret_cast<Shared<Real>*>(memory), left);
   const int row = first_row + static_cast<int>(threadIdx.x) / kWidth;
   const int column = first + static_cast<int>(threadIdx.x) % kWidth;
-  if (column >= inputs || row > inputs) return;
-  if (row == inputs)
-    constant[column] = product;
-  else
+  if (column < inputs && row < inputs)
     mix[static_cast<int64_t>(row) * inputs + column] = static_cast<Out>(product);
+}
+
+// What keeps the mean gradient of each input, of the rounded matrices: a warp has one input.
+template <typename Real, typename Out>
+__global__ void __launch_bounds__(kThreads)
+    bn_fold_constant_kernel(BnFold fold, Incoming<Real> in, const Out* back, const Out* mix,
+                            Real* constant) {
+  const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
+  const int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / kWarp);
+  const int lane = threadIdx.x % kWarp;
+  if (row >= inputs) return;
+  Real through_mix = 0, through_back = 0;
+  for (int i = lane; i < inputs; i += kWarp)
+    through_mix +=
+        wide(mix[static_cast<int64_t>(row) * inputs + i]) * static_cast<const Real*>(fold.mean)[i];
+  for (int i = lane; i < outputs; i += kWarp)
+    through_back += wide(back[static_cast<int64_t>(row) * outputs + i]) * in.total[i];
+  for (int mask = kWarp / 2; mask; mask /= 2) {
+    through_mix += shuffle_xor(through_mix, mask);
+    through_back += shuffle_xor(through_back, mask);
+  }
+  if (lane) return;
+  constant[row] = -through_mix - (in.rows ? through_back / static_cast<Real>(in.rows) : Real(0));
 }
 
 unsigned divide_up(int64_t a, int64_t b) {
@@ -243,10 +274,13 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
                   dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in,
                   static_cast<Real*>(of_weight));
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH((bn_fold_mix_kernel<Real, Out>),
-                  dim3(divide_up(fold->inputs + 1, kRows), columns), dim3(kThreads),
-                  sizeof(Shared<Real>), stream, *fold, in.workspace, static_cast<Out*>(back),
-                  static_cast<Out*>(mix), static_cast<Real*>(constant));
+    FASTHG_LAUNCH((bn_fold_mix_kernel<Real, Out>), dim3(divide_up(fold->inputs, kRows), columns),
+                  dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in.workspace,
+                  static_cast<Out*>(back), static_cast<Out*>(mix));
+    if (const char* refusal = launch_status()) return refusal;
+    FASTHG_LAUNCH((bn_fold_constant_kernel<Real, Out>), dim3(divide_up(fold->inputs, kWarps)),
+                  dim3(kThreads), 0, stream, *fold, in, static_cast<const Out*>(back),
+                  static_cast<const Out*>(mix), static_cast<Real*>(constant));
     return launch_status();
   });
 }

@@ -19,21 +19,18 @@ FASTHG_HD T fold_scale(T var, double eps) {
   return 1 / std::sqrt(var + static_cast<T>(eps));
 }
 
-// of_weight = scale * (product - total * mean - of_covariance * (weight covariance)), and of an
-// input's gradient, input * -(weight^T mix weight) + constant weight is what follows through mean
-// and variance.
+// of_weight = scale * (product - total * mean - of_covariance * (weight covariance)), and an
+// input's gradient has input * -(weight^T mix weight), which follows through the variance.
 template <typename T>
 struct FoldSlope {
-  T of_covariance, mix, constant;
+  T of_covariance, mix;
 };
 
 // total: the sum of the incoming gradient; product: that of gradient times convolution.
 template <typename T>
 FASTHG_HD FoldSlope<T> fold_slope(T scale, T product, T total, T mean, int64_t rows) {
   const T of_covariance = scale * scale * (product - mean * total);
-  const T share = rows ? scale / static_cast<T>(rows) : T(0);
-  const T mix = share * of_covariance;
-  return {of_covariance, mix, mix * mean - share * total};
+  return {of_covariance, rows ? scale / static_cast<T>(rows) * of_covariance : T(0)};
 }
 
 }  // namespace fasthg

@@ -4,6 +4,10 @@
 // launches and dynamic shared memory are macros for its sake.
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "portable.h"
 
 #ifdef FASTHG_CUDA_EMULATION
@@ -30,6 +34,47 @@ struct alignas(sizeof(T) * count) Vector {
 };
 template <typename T>
 constexpr int kVectorLength = 16 / sizeof(T);
+
+#ifdef FASTHG_CUDA_EMULATION
+template <typename V>
+V load_whole(const V* from) {
+  return *from;
+}
+template <typename V>
+void store_whole(const V& value, void* to) {
+  *static_cast<V*>(to) = value;
+}
+#else
+// Where the compiler would take a vector of 16 bytes in pieces: from shared memory by halves, to
+// global memory by words.
+template <typename V>
+__device__ __forceinline__ V load_whole(const V* from) {
+  static_assert(sizeof(V) == 16, "one vector");
+  union Both {
+    uint4 words;
+    V value;
+    __device__ Both() {}
+  } both;
+  both.words = *reinterpret_cast<const uint4*>(from);
+  return both.value;
+}
+template <typename V>
+__device__ __forceinline__ void store_whole(const V& value, void* to) {
+  if constexpr (sizeof(V) == 16) {
+    union Both {
+      uint4 words;
+      V value;
+      __device__ Both() {}
+    } both;
+    both.value = value;
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(both.words.x),
+                 "r"(both.words.y), "r"(both.words.z), "r"(both.words.w)
+                 : "memory");
+  } else {
+    *static_cast<V*>(to) = value;
+  }
+}
+#endif
 
 inline bool aligned16(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
@@ -116,12 +161,23 @@ class DeviceGuard {
 };
 
 // More than 48 KB of dynamic shared memory must be asked for; null if the device has that much.
+// What a kernel may use is raised, never lowered: another thread may be about to launch it.
 template <typename Kernel>
 const char* allow_shared(Kernel* kernel, size_t bytes) {
   if (bytes <= 48 * 1024) return nullptr;
+  static std::mutex mutex;
+  static std::map<std::pair<Kernel*, int>, size_t> allowed;
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& now = allowed[{kernel, device}];
+  if (bytes <= now) return nullptr;
   const cudaError_t status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (status == cudaSuccess) return nullptr;
+  if (status == cudaSuccess) {
+    now = bytes;
+    return nullptr;
+  }
   cudaGetLastError();  // a refused attribute must not be blamed on the next launch
   return "the maps are too large for the GPU's shared memory: use fewer parts or smaller maps";
 }

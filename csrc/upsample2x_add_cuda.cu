@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < vector; ++i)
       values[k].value[i] = static_cast<T>(
           upsampled(static_cast<Real>(values[k].value[i]), static_cast<Real>(added.value[i])));
-    *reinterpret_cast<Values*>(y + here.large[k]) = values[k];
+    store_whole(values[k], y + here.large[k]);
   }
 }
 

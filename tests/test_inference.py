@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from fasthg import inference
 from fasthg.checkpoint import save_weights
 from fasthg.config import Config
+from fasthg.data.batch import Batch
 from fasthg.errors import DataError
 from fasthg.inference import flip_back, forward
-from fasthg.model import build_model
+from fasthg.model import StackedHourglass, build_model, fold_batch_norm
 from fasthg.ops import gaussian_heatmaps
 from fasthg.weights import load_model, weights_metadata
 
@@ -72,3 +76,33 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     parts = {"NUM_PARTS": 7, "NAMES": names, "LEFT_RIGHT_PAIRS": [], "SIGMAS": [1.0] * 7}
     with pytest.raises(DataError, match="its parts are"):
         load_model(path, Config(**SMALL, PARTS=parts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_predict_folds_unless_fused_is_off(monkeypatch: pytest.MonkeyPatch, dtype) -> None:
+    folded = []
+
+    def spy(model: StackedHourglass, as_dtype: torch.dtype) -> StackedHourglass:
+        folded.append(as_dtype)
+        return fold_batch_norm(model, as_dtype)
+
+    monkeypatch.setattr(inference, "fold_batch_norm", spy)
+    batch = Batch(
+        images=torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
+        keypoints=torch.full((2, 7, 2), 8.0),
+        visibility=torch.full((2, 7), 2, dtype=torch.uint8),
+        sigmas=torch.full((2, 7), 1.5),
+        crop_to_image=torch.tensor([[[4.0, 0, 0], [0, 4.0, 0]]]).repeat(2, 1, 1),
+        area=torch.ones(2),
+        crop_area=torch.ones(2),
+        instance=torch.arange(2),
+    )
+    index = SimpleNamespace(keypoints=np.zeros((2, 7, 2)), visibility=np.ones((2, 7), np.uint8))
+    scores = []
+    for fused in ("off", "auto"):
+        config = Config(**SMALL, FUSED=fused)
+        found = inference.predict(build_model(config).eval(), [batch], index, config, dtype)
+        scores.append(torch.from_numpy(found[config.DECODE].scores))
+    assert folded == [dtype]
+    close = 16 * torch.finfo(dtype).eps * scores[0].abs().max().item()
+    torch.testing.assert_close(*scores, rtol=0, atol=close)

@@ -235,6 +235,10 @@ def run_bn_fold(device: torch.device, dtype: torch.dtype, error: float) -> None:
         got = bn_fold(*there[:4], eps, dtype)
         statistics = (*there[:3], *got[2:])
         of_weight, _, *others = bn_fold_backward(*there[4:], *statistics, 97, eps, dtype)
+        # Offset and constant belong to the rounded matrices.
+        back, mix, _ = (t.cpu().double() for t in others)
+        wanted = (wanted[0], forward[3] - got[0].cpu().double() @ forward[1], *wanted[2:])
+        slopes = (*slopes[:3], -(mix @ forward[1]) - back @ (total / 97))
         results = [*got, of_weight, *others]
         for result, right in zip(results, [*wanted, *slopes], strict=True):
             close("bn_fold", result, right, 20 * error if result.dtype == dtype else 2e-4)

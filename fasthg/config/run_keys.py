@@ -62,8 +62,8 @@ class MachineKeys(Section):
         default="auto",
         description="fasthg's operators for whole residuals, batch norm with ReLU, halving and "
         "enlarging (on) or torch's own (off); auto: each where it gains time, so whole residuals "
-        "for large maps on a GPU and in fp32 on a CPU (on keeps less memory everywhere). Unless "
-        "off, evaluation folds batch norm into the convolutions.",
+        "for large maps, on a GPU and, in fp32, on a CPU (on keeps less memory everywhere). "
+        "Unless off, evaluation folds batch norm into the convolutions.",
     )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."

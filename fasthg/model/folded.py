@@ -43,7 +43,8 @@ class FoldedConv(nn.Module):
             return conv1x1_act(x, self.weight, self.offset, relu=self.relu)
         if self.pad is not None:
             x = F.pad(x, self.pad)
-        y = F.conv2d(x, self.weight, self.offset.to(x.dtype), self.stride, self.padding)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.conv2d(x, self.weight, self.offset.to(x.dtype), self.stride, self.padding)
         return y.relu_() if self.relu else y
 
 
@@ -68,27 +69,29 @@ class FoldedResidual(nn.Module):
         return residual_block_inference(x.to(self.weight1.dtype), *self.buffers())
 
 
+@torch.no_grad()
 def fold_batch_norm(model: StackedHourglass, dtype: torch.dtype) -> StackedHourglass:
     """A copy of the network for inference, with every batch norm in the convolution before it.
 
     Args:
         model: left as it is; its moving statistics are the ones folded in.
-        dtype: of the folded weights and of all maps but the heads'.
+        dtype: of the folded weights and of all maps but the heads': that of the autocast under
+            which the copy is to run, or float32 without any.
 
     Returns:
         The copy, in evaluation mode; its `state_dict` has other names, and it cannot be trained.
     """
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
-    _replace(folded, dtype)
-    return folded
-
-
-@torch.no_grad()
-def _replace(module: nn.Module, dtype: torch.dtype) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, Residual):
-            setattr(module, name, FoldedResidual(child, dtype))
-        elif isinstance(child, ConvBN):
-            setattr(module, name, FoldedConv(child, dtype))
+    # What the copy is to have in place of a module; nothing else of that module is copied.
+    replaced: dict[int, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        if isinstance(module, Residual):
+            replaced[id(module)] = FoldedResidual(module, dtype)
+        elif isinstance(module, ConvBN):
+            replaced[id(module)] = FoldedConv(module, dtype)
         else:
-            _replace(child, dtype)
+            continue
+        inside |= set(module.modules())
+    return copy.deepcopy(model, replaced).eval().requires_grad_(False)

@@ -239,12 +239,13 @@ class Hourglass(nn.Module):
     Args:
         levels: how often the size is halved.
         channels: number of channels.
-        fused: as in `BatchNorm`, for halving and enlarging.
+
+    Attribute `fused`: as in `BatchNorm`, for halving and enlarging.
     """
 
-    def __init__(self, levels: int, channels: int, fused: str = "auto") -> None:
+    def __init__(self, levels: int, channels: int) -> None:
         super().__init__()
-        self.fused = fused
+        self.fused = "auto"
         self.upper = Residual(channels, channels)
         self.lower1 = Residual(channels, channels)
         self.lower2: nn.Module = (

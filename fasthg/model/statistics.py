@@ -23,8 +23,9 @@ class MovingStatistics:
     """
 
     weight: Tensor
-    """One value, 1 - decay, filled where the layers' decay has changed. Read on the device: a CUDA
-    graph of `apply` takes what is filled in before a replay."""
+    """One value, 1 - decay, which `apply` fills where the layers' decay has changed. Read on the
+    device: capture `apply` in a CUDA graph with the decay of the call before, and fill in others
+    before a replay."""
 
     def __init__(self, network: nn.Module, running: Tensor) -> None:
         self.running = running

@@ -13,7 +13,7 @@ from fasthg.ops import _maps, _native, reference
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation.
 _ROWS_PER_PART = 64
-_MAXIMUM_PARTS = 512
+_MAXIMUM_PARTS = 324  # three blocks for each multiprocessor of an A100: one wave
 
 # Up to so many bytes, a block of a CUDA kernel keeps its channels in shared memory and one launch
 # does what else takes three: 16 bytes a row, in the backward 32, so 8192 and 4096 rows (batch x

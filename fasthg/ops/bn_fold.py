@@ -49,7 +49,8 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`bn_fold` without checks, for operators that contain it."""
     if not _serves(weight):
-        return reference.bn_fold(weight.contiguous(), mean, covariance, beta, eps, dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            return reference.bn_fold(weight.contiguous(), mean, covariance, beta, eps, dtype)
     weight, mean, covariance, beta = (t.contiguous() for t in (weight, mean, covariance, beta))
     outs = _room(weight, dtype)
     folded, offset, *moments_out = outs
@@ -85,11 +86,12 @@ def gradients(
     )
     moments, moments_out = (mean, covariance), (mean_out, var_out)
     if not _serves(weight):
-        return reference.bn_fold_backward(
-            product, total, weight, *moments, *moments_out, rows, eps, dtype
-        )
+        with torch.autocast(weight.device.type, enabled=False):
+            return reference.bn_fold_backward(
+                product, total, weight, *moments, *moments_out, rows, eps, dtype
+            )
     outs = _room_backward(weight, dtype)
-    workspace = weight.new_empty(3 * len(weight))
+    workspace = weight.new_empty(2 * len(weight))
     arguments = (product, total, rows, workspace, *outs)
     _launch("bn_fold_backward", weight, moments, moments_out, eps, dtype, *arguments)
     return outs
@@ -166,7 +168,8 @@ def bn_fold(
 
     Returns:
         folded (outputs, inputs) in `dtype`, `scale * weight`; offset (outputs,),
-        `beta - scale * mean_out`; mean_out and var_out (outputs,), biased.
+        `beta - folded mean`, so that rounding the weights moves no mean; mean_out and var_out
+        (outputs,), biased.
 
     Not differentiable: for use inside the forward of an operator that has `bn_fold_backward` in its
     backward.
@@ -174,7 +177,8 @@ def bn_fold(
     Equivalent to:
         var_out = ((weight @ covariance) * weight).sum(1)
         scale, mean_out = (var_out + eps).rsqrt(), weight @ mean
-        folded, offset = (scale[:, None] * weight).to(dtype), beta - scale * mean_out
+        folded = (scale[:, None] * weight).to(dtype)
+        offset = beta - folded.to(mean.dtype) @ mean
 
     Error: 1e-5 of the largest value of a row in float32, 1e-13 in float64, then one rounding to
     `dtype`; var_out: 1e-6 of sum_ij |w_i c_ij w_j|. Sums run in a fixed order on CUDA.
@@ -219,7 +223,7 @@ def bn_fold_backward(
 
     Returns:
         of_weight (outputs, inputs); of_beta (outputs,), which is `total` itself; back (inputs,
-        outputs) and mix (inputs, inputs) in `dtype`; constant (inputs,).
+        outputs) and mix (inputs, inputs) in `dtype`; constant (inputs,), of the rounded two.
 
     Not differentiable.
 
@@ -231,13 +235,13 @@ def bn_fold_backward(
         of_weight = product - rows * (m1[:, None] * mean + (m2 * scale)[:, None] * related)
         of_weight, back = scale[:, None] * of_weight, (scale[:, None] * weight).mT
         mix = -weight.mT @ ((scale**2 * m2)[:, None] * weight)
-        constant = (scale**2 * m2 * mean_out - scale * m1) @ weight
+        constant = -mix @ mean - back @ m1
 
     Error: 1e-5 of the largest value in float32 (of the largest term where they cancel), 1e-12 in
     float64, then one rounding to `dtype`. Sums run in a fixed order on CUDA.
 
     Memory: product, weight and covariance are read, of_weight, back and mix are written; on CUDA by
-    two kernels that read the matrices once for every four rows, from the second-level cache.
+    three kernels that read the matrices once for every four rows, from the second-level cache.
 
     Raises:
         ValueError: wrong shape, dtype or device.

@@ -33,7 +33,9 @@ def run(x: Tensor) -> tuple[Tensor, Tensor]:
     if not x.numel():
         return mean.zero_(), covariance.zero_()
     if not _serves(x):
-        for out, value in zip((mean, covariance), reference.channel_covariance(x), strict=True):
+        with torch.autocast(x.device.type, enabled=False):
+            found = reference.channel_covariance(x)
+        for out, value in zip((mean, covariance), found, strict=True):
             out.copy_(value)
         return mean, covariance
     # The CPU kernel takes no float16.
@@ -60,7 +62,8 @@ def _backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
     rows = x.permute(0, 2, 3, 1)
     count = max(x.numel() // max(x.shape[1], 1), 1)
     symmetric = (of_covariance + of_covariance.mT) / count
-    of_x: Tensor = (rows.to(mean.dtype) - mean) @ symmetric + of_mean / count
+    with torch.autocast(x.device.type, enabled=False):
+        of_x: Tensor = (rows.to(mean.dtype) - mean) @ symmetric + of_mean / count
     return of_x.to(x.dtype).permute(0, 3, 1, 2)
 
 

@@ -30,6 +30,12 @@ def _as_maps(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
+def _owned(maps: Tensor) -> Tensor:
+    """The same maps as no view, which autograd lets nobody change in place behind an operator."""
+    owned = maps.new_empty(0)
+    return owned.set_(maps.untyped_storage(), maps.storage_offset(), maps.shape, maps.stride())
+
+
 def _real(x: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.to(reference.arithmetic_dtype(x.dtype)).contiguous()
 
@@ -96,7 +102,7 @@ def _in_onednn(
         bias = None if bias is None else bias.to(x.dtype)
         y = product.binary(rows, _rows(residual, x.dtype), weight, bias, "add")
     # oneDNN's own ReLU makes 0 of NaN.
-    return _as_maps(y.relu_() if relu else y, x)
+    return _owned(_as_maps(y.relu_() if relu else y, x))
 
 
 def run(
@@ -119,7 +125,7 @@ def run(
     # Autocast around the call holds in here as well, and would multiply in half types.
     with torch.autocast(x.device.type, enabled=False):
         y = reference.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
-    return y.to(x.dtype)
+    return _owned(y.to(x.dtype))
 
 
 def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -255,9 +256,9 @@ def residual_block_inference(
     be 2, the floor (33 %).
     """
     inner = conv1x1_act(x, weight1.flatten(1), offset1, relu=True)
-    inner = functional.relu_(
-        functional.conv2d(inner, weight2.to(x.dtype), offset2.to(x.dtype), padding=1)
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        inner = functional.conv2d(inner, weight2.to(x.dtype), offset2.to(x.dtype), padding=1)
+    inner = functional.relu_(inner)
     if weight_skip is None:
         return conv1x1_act(inner, weight3.flatten(1), offset3, x)
     return conv1x1_act(inner, weight3.flatten(1), offset3, x2=x, weight2=weight_skip.flatten(1))

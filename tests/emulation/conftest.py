@@ -240,7 +240,7 @@ class Kernels:
         square = room(inputs, inputs, dtype=dtype)
         backward = [room(outputs, inputs), room(inputs, outputs, dtype=dtype), square, room(inputs)]
         given = (*pointers(product, total), ctypes.c_int64(rows))
-        workspace = room(3, outputs)
+        workspace = room(2, outputs)
         self.call("bn_fold_backward", *shared, *given, *pointers(workspace, *backward))
         return forward, backward
 

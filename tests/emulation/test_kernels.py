@@ -221,8 +221,12 @@ def test_bn_fold(cuda, real, error, dtype, shape):
     results = (product, total, weight, mean, covariance, *wanted[2:], len(a), *wide)
     slopes = reference.bn_fold_backward(*results)
     rounding = torch.finfo(dtype).eps if dtype != real else 0
+    # Offset and constant belong to the rounded matrices.
+    back, mix = (t.double() for t in backward[1:3])
+    wanted = [wanted[0], beta - forward[0].double() @ mean, *wanted[2:]]
+    slopes = [*slopes[:3], -(mix @ mean) - back @ (total / len(a))]
     # Of the weights' gradient, what the norm takes off again may be nearly all.
-    sizes = [*wanted, product, *slopes[1:]]
+    sizes = [*wanted, product, *slopes[1:3], back.abs() @ (total.abs() / len(a))]
     for got, right, size in zip([*forward, *backward], [*wanted, *slopes], sizes, strict=True):
         scale = float(size.abs().max())
         narrow = rounding if got.dtype == dtype else 0

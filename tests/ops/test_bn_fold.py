@@ -102,8 +102,14 @@ def test_against_the_reference(device, real, error, shape, dtype):
     wanted = reference.bn_fold(*exact, torch.float64)
     exact = [t.double() if isinstance(t, torch.Tensor) else t for t in backward]
     slopes = reference.bn_fold_backward(*exact, torch.float64)
+    # Offset and constant belong to the rounded matrices.
+    _, total, _, mean, *_, rows, _ = exact
+    back, mix, _ = (t.double() for t in others)
+    offset = forward[3].double() - got[0].double() @ mean
+    constant = -(mix @ mean) - back @ (total / rows)
+    wanted, slopes = [wanted[0], offset, *wanted[2:]], [*slopes[:3], constant]
     dtypes = [dtype, real, real, real, real, dtype, dtype, real]
-    sizes = [*wanted, exact[0], *slopes[1:]]
+    sizes = [*wanted, exact[0], *slopes[1:3], back.abs() @ (total.abs() / rows)]
     for result, right, kind, size in zip(
         [*got, *gradients], [*wanted, *slopes], dtypes, sizes, strict=True
     ):
@@ -267,3 +273,36 @@ def test_what_is_refused(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         bn_fold(**(given | changes))
+
+
+def test_autocast_around_the_call_changes_nothing(device):
+    a, weight, beta, d = make((24, 16), torch.float32, device)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            moments = channel_covariance(a)
+            folded, offset, *moments_out = bn_fold(weight, *moments, beta, EPS)
+            with torch.autocast(device.type, enabled=False):
+                sums = rows_of(d).mT @ rows_of(a), rows_of(d).sum(0)
+            count = len(rows_of(a))
+            back = bn_fold_backward(*sums, weight, *moments, *moments_out, count, EPS)
+        results.append([*moments, folded, offset, *moments_out, *back])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_the_weights_moves_no_mean(device, dtype):
+    a, weight, beta, d = make((24, 16), torch.float32, device, offset=5.0)
+    moments = channel_covariance(a)
+    folded, offset, *moments_out = bn_fold(weight, *moments, beta, EPS, dtype)
+    rows, incoming = rows_of(a), rows_of(d)
+    y = rows.double() @ folded.double().mT + offset.double()
+    torch.testing.assert_close(y.mean(0), beta.double(), rtol=0, atol=1e-5)
+    sums = incoming.mT @ rows, incoming.sum(0)
+    _, _, back, mix, constant = bn_fold_backward(
+        *sums, weight, *moments, *moments_out, len(rows), EPS, dtype
+    )
+    of_a = incoming.double() @ back.double().mT + rows.double() @ mix.double().mT
+    of_a = of_a + constant.double()
+    # A batch norm's gradient has the mean 0 in every channel of its input, and so behind weights.
+    torch.testing.assert_close(of_a.mean(0), torch.zeros_like(of_a[0]), rtol=0, atol=1e-5)

@@ -202,3 +202,17 @@ def test_compiles_without_a_graph_break(device, layout, backend):
 def test_what_is_refused(x, message):
     with pytest.raises(ValueError, match=message):
         channel_covariance(x)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
+def test_autocast_around_the_call_changes_nothing(device, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(_native, "serves", lambda _: False)
+    x = make((2, 6, 9, 7), torch.float32, device)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            found = channel_covariance(x)
+            incoming = [torch.ones_like(t) for t in found]
+            results.append([*found, *torch.autograd.grad(found, x, incoming)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -221,3 +221,38 @@ def test_more_channels_out_than_in_need_a_skip_convolution():
     x, weights, _ = make((2, 6, 4, 4), 3, 10, torch.float32)
     with pytest.raises(ValueError, match="6 channels become 10: give weight_skip"):
         residual_block(x, *weights[:6])
+
+
+@pytest.mark.parametrize("out", [6, 10])
+def test_autocast_around_the_call_changes_nothing(device, out):
+    given = make((2, 6, 7, 5), 3, out, torch.float32, device)
+    plain = results(residual_block, *given)
+    with torch.autocast(device.type, torch.bfloat16):
+        around = results(residual_block, *given)
+    assert all(torch.equal(one, other) for one, other in zip(plain, around, strict=True))
+    x, (w1, b1, w2, b2, w3, b3, *skip), _ = given
+    arguments = (x, w1, b1, w2, b2, w3, b3, *skip[:1])
+    plain = residual_block_inference(*arguments)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(residual_block_inference(*arguments), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("out", [6, 10])
+def test_results_may_be_changed_in_place(device, dtype, out):
+    x, weights, _ = make((2, 6, 7, 5), 3, out, dtype, device)
+    x.requires_grad_()
+    y, _ = residual_block(x, *weights)
+    y.mul_(2).sum().backward()
+    once = torch.autograd.grad(residual_block(x, *weights)[0].sum(), x)[0]
+    torch.testing.assert_close(x.grad, 2 * once)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_weights_move_no_channel(device, dtype):
+    x, weights, of_y = make((4, 32, 16, 16), 16, 48, dtype, device, offset=10.0)
+    y, _ = residual_block(x, *weights)
+    exact, _ = reference.residual_block(x.double(), *(w.double() for w in weights))
+    error = (y.double() - exact).mean((0, 2, 3)).abs().max().item()
+    # What remains is the rounding of y, of which the mean is taken over 1024 pixels.
+    assert error < torch.finfo(dtype).eps / 4

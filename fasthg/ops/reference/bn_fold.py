@@ -19,7 +19,8 @@ def bn_fold(
     var_out = ((weight @ covariance) * weight).sum(1).clamp(min=0)
     scale = torch.rsqrt(var_out + eps)
     folded = (scale[:, None] * weight).to(dtype)
-    return folded, beta - scale * mean_out, mean_out, var_out
+    # Of the rounded weights, so that the rounding moves no mean.
+    return folded, beta - folded.to(weight.dtype) @ mean, mean_out, var_out
 
 
 def bn_fold_backward(
@@ -47,6 +48,6 @@ def bn_fold_backward(
     )
     back = (scale[:, None] * weight).mT.to(dtype).contiguous()
     slope = share * of_covariance
-    mix = -(weight.mT * slope) @ weight
-    constant = (slope * mean_out - share * total) @ weight
-    return of_weight, back, mix.to(dtype), constant
+    mix = (-(weight.mT * slope) @ weight).to(dtype)
+    constant = -(mix.to(weight.dtype) @ mean) - back.to(weight.dtype) @ (total / max(rows, 1))
+    return of_weight, back, mix, constant
