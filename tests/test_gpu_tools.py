@@ -294,6 +294,8 @@ def test_baselines_run_small_on_a_cpu(capsys):
         "eager fp32 NCHW, TF32 on, 1 stacks, batch 2",
         "eager bf16 channels_last, 1 stacks, batch 2",
         "eager fasthg bf16 channels_last, 1 stacks, batch 2",
+        "eager fasthg, blocks everywhere bf16 channels_last, 1 stacks, batch 2",
+        "eager fasthg, no blocks bf16 channels_last, 1 stacks, batch 2",
     }
 
 
