@@ -93,7 +93,7 @@ const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const voi
 // The gradients of both. With d (rows, outputs) the gradient of the batch norm's result and a
 // (rows, inputs) the convolution's input: product: real (outputs, inputs), d^T a; total: real
 // (outputs,), sums of d; workspace: real (2, outputs); of_weight: real (outputs, inputs). The
-// gradient of a is d back^T + a mix + constant: folded dtype (inputs, outputs) and (inputs,
+// gradient of a is d back^T + a mix^T + constant: folded dtype (inputs, outputs) and (inputs,
 // inputs), real (inputs,).
 const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, const void* product,
                                          const void* total, int64_t rows, void* workspace,

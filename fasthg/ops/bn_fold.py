@@ -211,7 +211,7 @@ def bn_fold_backward(
     """Gradients of a 1 x 1 convolution and the batch norm folded into it, without its result.
 
     With a (rows, inputs) the convolution's input and d (rows, outputs) the gradient of the batch
-    norm's result, the gradient of a is `d back^T + a mix + constant`: the products over all rows
+    norm's result, the gradient of a is `d back^T + a mix^T + constant`: the products over all rows
     are left to the caller. Mean and variance are those of a, and gradients flow through them.
 
     Args:
