@@ -27,6 +27,14 @@ def readable(values: Tensor, dtype: torch.dtype) -> Tensor:
     return _native.as_dtype(values, dtype).contiguous(memory_format=torch.channels_last)
 
 
+def wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a^T b`, float32, of matrices of half types on CUDA."""
+    # Keeps the digits of the sums; not in every torch that we take.
+    if hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.ops.aten.mm.dtype(a.t(), b, torch.float32)
+    return torch.mm(a.t(), b).float()
+
+
 def check(op: str, name: str, x: Tensor) -> None:
     """Refuse what is no floating (batch, channels, height, width); raises ValueError."""
     if x.dim() != 4:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fasthg.ops import _maps
 from fasthg.ops.bn_act import gradients as bn_gradients
 from fasthg.ops.bn_act import infer as bn_infer
 from fasthg.ops.bn_act import moments as bn_moments
@@ -37,10 +38,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     real = arithmetic_dtype(a.dtype)
     if a.is_cuda and a.dtype != real:
         rows_a, rows_b = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
-        # Keeps the digits of the sums; not in every torch that we take.
-        if hasattr(torch.ops.aten.mm, "dtype"):
-            return torch.ops.aten.mm.dtype(rows_a.t(), rows_b, real)
-        return torch.mm(rows_a.t(), rows_b).to(real)
+        return _maps.wide_product(rows_a, rows_b)
     # On a CPU oneDNN's gradient of a convolution is quicker than a product of its matrices.
     return _of_weight(a, b, a.new_empty(a.shape[1], b.shape[1], 1, 1)).flatten(1).to(real)
 

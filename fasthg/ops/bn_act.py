@@ -274,12 +274,7 @@ _backward_operator = _native.register(
 
 def _check(op: str, x: Tensor, channels: dict[str, Tensor | None], residual: Tensor | None) -> None:
     """Check shapes, dtype and devices; raises ValueError."""
-    if x.dim() != 4:
-        raise ValueError(
-            f"{op}: x: expected (batch, channels, height, width), got {tuple(x.shape)}"
-        )
-    if not x.is_floating_point():
-        raise ValueError(f"{op}: x: expected a floating dtype, got {x.dtype}")
+    _maps.check(op, "x", x)
     expected = dict.fromkeys(channels, (x.shape[1],)) | {"residual": tuple(x.shape)}
     for name, tensor in {**channels, "residual": residual}.items():
         if tensor is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _maps, _native, reference
 
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation. Rows of a part at least, and parts at most; a GPU
@@ -38,10 +38,7 @@ def run(x: Tensor) -> tuple[Tensor, Tensor]:
         for out, value in zip((mean, covariance), found, strict=True):
             out.copy_(value)
         return mean, covariance
-    # The CPU kernel takes no float16.
-    half_on_cpu = x.dtype == torch.float16 and x.device.type == "cpu"
-    read = x.float() if half_on_cpu else x
-    read = read.contiguous(memory_format=torch.channels_last)
+    read = _maps.readable(x, x.dtype)
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     least, most = _PARTS[x.device.type]
     parts = min(most, -(-rows // least))
@@ -111,12 +108,6 @@ def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: wrong shape, not floating.
     """
-    if x.dim() != 4:
-        raise ValueError(
-            "channel_covariance: x: expected (batch, channels, height, width), got "
-            f"{tuple(x.shape)}"
-        )
-    if not x.is_floating_point():
-        raise ValueError(f"channel_covariance: x: expected a floating dtype, got {x.dtype}")
+    _maps.check("channel_covariance", "x", x)
     mean, covariance = _operator(x)
     return mean, covariance

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _maps, _native, reference
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def _maps_like(x: Tensor, channels: int) -> Tensor:
-    batch, _, height, width = x.shape
-    shape = (batch, channels, height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _room(x: Tensor, channels: int) -> Tensor:
+    return _maps.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
 def _rows(maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,7 +47,7 @@ def _on_tensor_cores(
     weight2: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    y = _maps_like(x, weight.shape[0])
+    y = _room(x, weight.shape[0])
     maps = [None if t is None else _rows(t, x.dtype) for t in (x, x2, residual)]
     weights = [None if t is None else t.to(x.dtype).contiguous() for t in (weight, weight2)]
     # The kernel gets bare addresses: these lists must live until the launch.
@@ -130,13 +128,12 @@ def run(
 
 def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`of_y^T x` of rows, in the weight's dtype."""
-    # Keeps the digits of the sums; not in every torch that we take.
-    wide = x.device.type == "cuda" and x.dtype in _HALVES and hasattr(torch.ops.aten.mm, "dtype")
+    wide = x.device.type == "cuda" and x.dtype in _HALVES
     if x.device.type == "cpu" and x.dtype == torch.float16:
         of_y, x = of_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
         if wide and weight.dtype == torch.float32:
-            return torch.ops.aten.mm.dtype(of_y.t(), x, torch.float32)
+            return _maps.wide_product(of_y, x)
         return torch.mm(of_y.t(), x).to(weight.dtype)
 
 
@@ -178,7 +175,7 @@ _operator = _native.register(
     "conv1x1_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? x2,"
     " Tensor? weight2, bool relu) -> Tensor",
     run,
-    lambda x, weight, *others: _maps_like(x, weight.shape[0]),
+    lambda x, weight, *others: _room(x, weight.shape[0]),
     setup_context=_setup,
     backward=_backward,
     cpu="torch's own product is the faster",
@@ -187,12 +184,7 @@ _operator = _native.register(
 
 def _matrix(name: str, x: Tensor, weight: Tensor) -> Tensor:
     """A weight as (out, in), after checks of it and its x; raises ValueError."""
-    if x.dim() != 4:
-        raise ValueError(
-            f"conv1x1_act: {name}: expected (batch, channels, height, width), got {tuple(x.shape)}"
-        )
-    if not x.is_floating_point():
-        raise ValueError(f"conv1x1_act: {name}: expected a floating dtype, got {x.dtype}")
+    _maps.check("conv1x1_act", name, x)
     of_kernel = weight.dim() == 4 and weight.shape[2:] == (1, 1)
     if not (weight.dim() == 2 or of_kernel) or weight.shape[1] != x.shape[1]:
         raise ValueError(
