@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,9 +17,8 @@ from rich.console import Console
 from fasthg import metrics
 from fasthg.checkpoint import CheckpointKeeper, load_state, save_weights
 from fasthg.config import Config, dump_config, inert_keys
-from fasthg.data.index import RecordIndex
-from fasthg.data.loader import Loader, loader_choice, make_loader
-from fasthg.data.plan import Planner
+from fasthg.data.loader import loader_choice
+from fasthg.data.split import Split, open_split
 from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.inference import Predictions, predict
@@ -64,31 +63,6 @@ class Outcome:
     run: RunFolder
     step: int
     interrupted: bool
-
-
-@dataclass
-class Split:
-    """One split of the data, ready to be loaded again and again."""
-
-    index: RecordIndex
-    planner: Planner
-    loader: Loader
-
-
-def open_split(
-    config: Config, patterns: str | Sequence[str], device: torch.device, *, training: bool
-) -> Split:
-    """Index the files of a split and make its loader.
-
-    Raises:
-        DataError: a file cannot be used; nothing has been written yet.
-    """
-    index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
-    planner = Planner(index, config, training=training, seed=int(config.RANDOM_SEED))
-    if not training and len(index) < 512:
-        # A small split is loaded in this process: starting workers costs more than it saves.
-        config = config.model_copy(update={"NUM_INPUT_THREADS": 0})
-    return Split(index, planner, make_loader(planner, config, device))
 
 
 class Training:
@@ -345,7 +319,7 @@ def train(
             split = None
             if patterns is not None:
                 split = open_split(config, patterns, device, training=not splits)
-                stack.callback(split.loader.close)
+                stack.callback(split.close)
             splits.append(split)
         first, validation = splits
         assert first is not None

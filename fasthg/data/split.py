@@ -1,0 +1,42 @@
+"""One split of the data: its index, the plan of its batches, and the loader that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fasthg.config import Config
+from fasthg.data.index import RecordIndex
+from fasthg.data.loader import Loader, make_loader
+from fasthg.data.plan import Planner
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data, ready to be loaded again and again; whoever opened it closes it."""
+
+    index: RecordIndex
+    planner: Planner
+    loader: Loader
+
+    def close(self) -> None:
+        """End the loader's workers; may be called twice."""
+        self.loader.close()
+
+
+def open_split(
+    config: Config, patterns: str | Sequence[str], device: torch.device, *, training: bool
+) -> Split:
+    """Index the files of a split and make its loader.
+
+    Raises:
+        DataError: a file cannot be used; nothing has been written yet.
+    """
+    index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
+    planner = Planner(index, config, training=training, seed=int(config.RANDOM_SEED))
+    if not training and len(index) < 512:
+        # A small split is loaded in this process: starting workers costs more than it saves.
+        config = config.model_copy(update={"NUM_INPUT_THREADS": 0})
+    return Split(index, planner, make_loader(planner, config, device))
