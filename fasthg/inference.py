@@ -119,13 +119,15 @@ def predict(
         heatmaps = forward(model, batch.images, config, precision)
         loss += float(
             heatmap_loss(
-                heatmaps, batch, subpixel=config.SUBPIXEL_TARGETS, scaling=config.LOSS_SCALING
+                *(heatmaps, batch.keypoints, batch.visibility, batch.sigmas),
+                subpixel=config.SUBPIXEL_TARGETS,
+                scaling=config.LOSS_SCALING,
             ).sum()
         ) * (len(batch.images) if config.LOSS_SCALING == "mean" else 1)
-        matrices = batch.crop_to_image.double().cpu().numpy()
-        instances.append(batch.instance.cpu().numpy())
-        areas.append(batch.area.double().cpu().numpy())
-        crop_areas.append(batch.crop_area.double().cpu().numpy())
+        matrices = batch.crop_to_image.double().numpy()
+        instances.append(batch.instance.numpy())
+        areas.append(batch.area.double().numpy())
+        crop_areas.append(batch.crop_area.double().numpy())
         for method in methods:
             xy, score = heatmap_peaks(heatmaps[-1], method)
             points[method].append(geometry.apply(xy.double().cpu().numpy(), matrices))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fasthg.data.batch import Batch
 from fasthg.ops import heatmap_mse
 
 
 def heatmap_loss(
-    predictions: Tensor, batch: Batch, *, subpixel: bool = False, scaling: str = "sum"
+    predictions: Tensor,
+    keypoints: Tensor,
+    visibility: Tensor,
+    sigmas: Tensor,
+    *,
+    subpixel: bool = False,
+    scaling: str = "sum",
 ) -> Tensor:
     """Loss per stack and image.
 
@@ -18,20 +23,14 @@ def heatmap_loss(
 
     Args:
         predictions: `(stacks, batch, parts, height, width)`.
-        batch: keypoints in heatmap cells, visibility, sigmas.
+        keypoints, visibility, sigmas: as in `Batch`, on the device of the predictions.
         subpixel: centre the targets on the keypoint itself, not on its nearest cell.
         scaling: "sum" as MARS; "mean" divides by batch x parts.
 
     Returns:
         `(stacks, batch)` float32; the training loss is its sum.
     """
-    loss = heatmap_mse(
-        predictions,
-        batch.keypoints,
-        batch.sigmas,
-        batch.visibility,
-        subpixel=subpixel,
-    )
+    loss = heatmap_mse(predictions, keypoints, sigmas, visibility, subpixel=subpixel)
     if scaling == "mean":
         loss = loss / (predictions.shape[1] * predictions.shape[2])
     return loss

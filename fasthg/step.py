@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fasthg.config import Config
-from fasthg.data.batch import Batch
+from fasthg.data.batch import READ_BY_STEP, Batch
 from fasthg.errors import EnvironmentFault
 from fasthg.flat import FlatNetwork
+from fasthg.graph import Replayable, capture
 from fasthg.loss import heatmap_loss
 from fasthg.model import (
     MovingStatistics,
@@ -67,12 +69,39 @@ class StepResult(NamedTuple):
     """What one step reports, still on the device."""
 
     loss: Tensor
-    """`(stacks, batch)` heatmap loss."""
+    """`(stacks, batch)` heatmap loss; the next step may write over it."""
     learning_rate: float
+
+
+class Mode(NamedTuple):
+    """How steps are run, and why."""
+
+    name: Literal["eager", "compile", "graph"]
+    reason: str
+
+
+def choose_mode(config: Config, device: torch.device) -> Mode:
+    """The mode that STEP means on this device.
+
+    Raises:
+        EnvironmentFault: a graph is asked for and the device has none.
+    """
+    if config.STEP == "auto":
+        if device.type == "cuda":
+            return Mode("graph", "one launch a step")
+        return Mode("eager", "CUDA graphs need a GPU")
+    if config.STEP == "graph" and device.type != "cuda":
+        raise EnvironmentFault(f"STEP: graph, but the device is {device}; set STEP=auto")
+    return Mode(config.STEP, f"STEP is {config.STEP}")
 
 
 class TrainStep:
     """Network, optimiser and moving averages in training.
+
+    Modes (STEP): `eager`; `graph`, where the same work is captured once as a CUDA graph and
+    replayed on inputs and scalars at fixed addresses; `compile`, where torch.compile makes forward
+    and backward of torch's own modules, on a GPU captured as well. Optimisers of torch run behind
+    the graph: on two flat tensors that is a few launches.
 
     Args:
         config: the run's configuration.
@@ -85,6 +114,7 @@ class TrainStep:
         self.model = model
         self.device = device
         self.precision = choose_precision(config.PRECISION, device)
+        self.mode = choose_mode(config, device)
         self.flat = FlatNetwork(model, *decayed_parameters(model))
         self._ema_model, self.averages = self.flat.copy()
         self._statistics = MovingStatistics(model, self.flat.statistics)
@@ -94,9 +124,40 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=256.0, enabled=self.precision == torch.float16
         )
+        self._loss_of: Callable[..., Tensor] = self._forward
+        if self.mode.name == "compile":
+            # inductor fuses torch's own modules; to it, operators of ours are walls.
+            model.set_fused("off")
+            tuned = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+            self._loss_of = torch.compile(self._forward, dynamic=False, fullgraph=True, mode=tuned)
+        if device.type == "cuda":
+            # The shapes never change, so the quickest convolution is worth looking for.
+            torch.backends.cudnn.benchmark = True
+        self._captures = device.type == "cuda" and self.mode.name != "eager"
+        self._captured: Replayable | None = None
+        self._inputs: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
-        """Train on `batch` as step number `step` (the first is 0)."""
+        """Train on `batch` as step number `step` (the first is 0).
+
+        Raises:
+            torch.OutOfMemoryError: the device's memory is full.
+        """
+        rate = self._schedule(step)
+        self.model.train()
+        given = {name: getattr(batch, name) for name in READ_BY_STEP}
+        loss = self._replayed(given) if self._captures else self._device_work(given)
+        if not self._updates_on_device:
+            self._update()
+        return StepResult(loss.detach(), rate)
+
+    @property
+    def _updates_on_device(self) -> bool:
+        """Whether the optimiser reads what changes on the device, so that a graph can hold it."""
+        return isinstance(self.optimizer, RMSProp)
+
+    def _schedule(self, step: int) -> float:
+        """Set what depends on the step's number, most of it on the device; the learning rate."""
         config = self.config
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
@@ -105,31 +166,77 @@ class TrainStep:
             else:
                 group["lr"] = rate
         self._average_weight.fill_(1.0 - warmed_decay(config.MOVING_AVERAGE_DECAY, step))
+        decay = config.BATCHNORM_MOVING_AVERAGE_DECAY
         if config.BATCHNORM_DECAY_WARMUP:
-            decay = warmed_decay(config.BATCHNORM_MOVING_AVERAGE_DECAY, step)
-            self.model.set_bn_decay(decay)
-        self.model.train()
-        # Of a forward that fails, nothing is left over.
-        with collect_statistics() as found, autocast(self.device, self.precision):
-            predictions = self.model(normalise(batch.images))
-        self._statistics.apply(found)
-        loss = heatmap_loss(
-            predictions,
-            batch,
-            subpixel=config.SUBPIXEL_TARGETS,
-            scaling=config.LOSS_SCALING,
+            decay = warmed_decay(decay, step)
+        self._statistics.set_decay(decay)
+        return rate
+
+    def _forward(self, images: Tensor, *targets: Tensor) -> Tensor:
+        """Loss `(stacks, batch)` of uint8 images, `targets` as in READ_BY_STEP."""
+        config = self.config
+        with autocast(self.device, self.precision):
+            predictions = self.model(normalise(images))
+        return heatmap_loss(
+            predictions, *targets, subpixel=config.SUBPIXEL_TARGETS, scaling=config.LOSS_SCALING
         )
+
+    def _device_work(self, given: dict[str, Tensor]) -> Tensor:
+        """All that a step does on the device but torch's own optimisers; the loss.
+
+        Nothing here waits for the device or depends on the step's number, so that a graph can be
+        captured of it.
+        """
+        # Of a forward that fails, nothing is left over.
+        with collect_statistics() as found:
+            loss = self._loss_of(*given.values())
+        self._statistics.apply(found)
         self.flat.gradient.zero_()
         self.scaler.scale(loss.sum()).backward()
+        if self._updates_on_device:
+            self._update()
+        return loss
+
+    def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
-        if config.GRADIENT_CLIP_NORM is not None:
-            nn.utils.clip_grad_norm_(self.flat.weights, config.GRADIENT_CLIP_NORM)
+        if self.config.GRADIENT_CLIP_NORM is not None:
+            nn.utils.clip_grad_norm_(self.flat.weights, self.config.GRADIENT_CLIP_NORM)
         # As in the reference, the averages take the values that this step started from.
         if not isinstance(self.optimizer, RMSProp):
             self.averages.lerp_(self.flat.values, self._average_weight)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(loss.detach(), rate)
+
+    def _replayed(self, given: dict[str, Tensor]) -> Tensor:
+        """`_device_work` as a graph, captured for the shapes of a batch: training has one."""
+        shapes = {name: tensor.shape for name, tensor in given.items()}
+        if shapes != {name: tensor.shape for name, tensor in self._inputs.items()}:
+            self._captured = None  # frees its memory first
+            self._inputs = {name: tensor.clone() for name, tensor in given.items()}
+            before = self._snapshot()
+            self._captured = capture(lambda: self._device_work(self._inputs), self.device)
+            self._restore(before)
+        assert self._captured is not None
+        for name, tensor in given.items():
+            self._inputs[name].copy_(tensor)
+        return self._captured.replay()
+
+    def _snapshot(self) -> dict[str, Any]:
+        """What the runs before a capture would leave changed."""
+        tensors = [self.flat.values, self.averages]
+        if isinstance(self.optimizer, RMSProp):
+            tensors += self.optimizer.state_dict().values()
+        return {
+            "tensors": [(tensor, tensor.clone()) for tensor in tensors],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def _restore(self, before: dict[str, Any]) -> None:
+        for tensor, value in before["tensors"]:
+            tensor.copy_(value)
+        if before["scaler"]:  # empty unless in float16
+            self.scaler.load_state_dict(before["scaler"])
 
     def is_finite(self) -> bool:
         """Whether every weight is a number."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fasthg import metrics
 from fasthg.checkpoint import CheckpointKeeper, load_state, save_weights
@@ -21,12 +21,14 @@ from fasthg.data.loader import loader_choice
 from fasthg.data.split import Split, open_split
 from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError, DataError, FasthgError
+from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
 from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
-from fasthg.progress import Meter, ProgressLine
+from fasthg.progress import ProgressLine
+from fasthg.reporter import Reporter
 from fasthg.run import RunFolder
-from fasthg.step import StepResult, TrainStep, choose_device
+from fasthg.step import TrainStep, choose_device
 from fasthg.summary import Summary
 from fasthg.weights import weights_metadata
 
@@ -141,6 +143,7 @@ class Training:
             f"{parameters:,} weights, {precision} on {self.device}",
             highlight=False,
         )
+        say(f"step     {self.step.mode.name} ({self.step.mode.reason})", highlight=False)
         say(f"loader   {loader} ({reason})", highlight=False)
         for key, why in inert_keys(config):
             say(f"no effect: {key}: {why}", markup=False, highlight=False, soft_wrap=True)
@@ -151,31 +154,30 @@ class Training:
         total = config.NUM_TRAIN_ITERATIONS
         summary = Summary(self.run.path, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
-        meter = Meter()
-        next_summary = time.monotonic()
+        reporter = Reporter(config, self.run, summary, progress, self._refuse_nan)
+        meter = reporter.meter
         try:
             with Stop() as stop, progress:
-                batches: Iterator[Any] = self.train.loader.batches(self.done, total)
+                batches = Feeder(self.train.loader.batches(self.done, total), self.device)
                 while self.done < total and stop.signal is None:
-                    asked = time.perf_counter()
                     batch = next(batches)
-                    waited = time.perf_counter() - asked
-                    batch = batch.to(self.device)
                     result = self.step(batch, self.done)
                     self.done += 1
-                    meter.add(len(batch.images), waited)
+                    meter.add(len(batch), batches.waited)
+                    reporter.report()
                     if self.done % config.LOG_EVERY_N_STEPS == 0 or self.done in (1, total):
-                        row = self._report(result, batch.instance, meter, progress)
-                        meter.reset()
-                        if time.monotonic() >= next_summary or self.done == total:
-                            next_summary = time.monotonic() + config.SAVE_SUMMARY_SECS
-                            summary.row(row)
-                    paused = time.monotonic()
-                    if self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total:
-                        self._validate(summary, progress)
-                    if self.keeper.due() and self.done < total:
-                        self._save()
-                    meter.pause(time.monotonic() - paused)
+                        reporter.note(self.done, result, batch.instance)
+                    validates = self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total
+                    saves = self.keeper.due() and self.done < total
+                    if validates or saves:
+                        reporter.report()
+                        paused = time.monotonic()
+                        if validates:
+                            self._validate(summary, progress)
+                        if saves:
+                            self._save()
+                        meter.pause(time.monotonic() - paused)
+                reporter.report()
                 self._save()
                 if not self.run.best.exists():
                     self._save_best()
@@ -186,31 +188,14 @@ class Training:
             progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
         return Outcome(self.run, self.done, interrupted=self.done < total)
 
-    def _report(
-        self, result: StepResult, instances: torch.Tensor, meter: Meter, progress: ProgressLine
-    ) -> dict[str, Any]:
-        losses = result.loss.double().cpu()
-        if not torch.isfinite(losses).all():
-            self._refuse_nan(losses, instances)
-        images_per_s, step_s, wait = meter.rates()
-        loss = float(losses.sum())
-        progress.update(self.done, loss, result.learning_rate, images_per_s, step_s, wait)
-        row = {
-            "step": self.done,
-            "loss": loss,
-            "loss_per_stack": losses.sum(1).tolist(),
-            "learning_rate": result.learning_rate,
-            "images_per_s": images_per_s,
-            "wait_share": wait,
-        }
-        self.run.log(row)
-        return row
-
-    def _refuse_nan(self, losses: torch.Tensor, instances: torch.Tensor) -> None:
+    def _refuse_nan(self, step: int, losses: Tensor, instances: Tensor) -> None:
+        """Stop where a loss `(stacks, batch)` of a step is not a number, naming the images."""
+        if torch.isfinite(losses).all():
+            return
         rows = (~torch.isfinite(losses)).any(0).nonzero().ravel().tolist()
         names = "; ".join(self.train.index.describe(int(instances[r])) for r in rows[:3])
         raise DataError(
-            f"step {self.done}: the loss is not finite for {len(rows)} of {len(instances)} images "
+            f"step {step}: the loss is not finite for {len(rows)} of {len(instances)} images "
             f"({names}); {self._after_divergence()}"
         )
 

@@ -43,6 +43,7 @@ def find_problems(cfg: Config) -> list[Problem]:
         *_schedule(cfg),
         *_data(cfg),
         *_evaluation(cfg),
+        *_machine(cfg),
     ]
 
 
@@ -203,3 +204,15 @@ def _evaluation(cfg: Config) -> Iterator[Problem]:
             "give one for each part, or a named set such as narrow",
             ("PARTS.NUM_PARTS",),
         )
+
+
+def _machine(cfg: Config) -> Iterator[Problem]:
+    if cfg.RECOMPUTE == "stack" and cfg.STEP == "compile":
+        yield Problem(
+            "RECOMPUTE",
+            "stack does not go with STEP compile, which chooses by itself what to make again",
+            "set STEP: auto",
+            ("STEP",),
+        )
+    if cfg.STEP == "graph" and cfg.DEVICE == "cpu":
+        yield Problem("STEP", "graph needs a GPU, and DEVICE is cpu", "set STEP: auto", ("DEVICE",))

@@ -65,6 +65,17 @@ class MachineKeys(Section):
         "for large maps, on a GPU and, in fp32, on a CPU (on keeps less memory everywhere). "
         "Unless off, evaluation folds batch norm into the convolutions.",
     )
+    STEP: Annotated[Literal["auto", "eager", "compile", "graph"], LowerCase] = Field(
+        default="auto",
+        description="How training steps run: eager; graph, captured once as a CUDA graph and "
+        "launched whole; compile, torch.compile on torch's own modules whatever FUSED says, on a "
+        "GPU captured as well; auto: graph on a GPU, else eager.",
+    )
+    RECOMPUTE: Annotated[Literal["none", "stack"], LowerCase] = Field(
+        default="none",
+        description="stack keeps only each stack's input in training and makes its maps again in "
+        "the backward: a third slower, for GPUs with little memory.",
+    )
     SESSION_CONFIG: FreeForm = Field(
         default={}, description="Settings of a TensorFlow session, free-form."
     )

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from fasthg.data.plan import BatchPlan
+
+READ_BY_STEP = ("images", "keypoints", "visibility", "sigmas")
+"""What the network and its loss read; the rest of a batch is of use on the host alone."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images and what is known about them; targets are rendered by the loss, not carried here."""
 
-    images: torch.Tensor
+    images: Tensor
     """uint8 (batch, input, input, 3), RGB."""
-    keypoints: torch.Tensor
+    keypoints: Tensor
     """float32 (batch, parts, 2) heatmap cells; NaN = unlabelled."""
-    visibility: torch.Tensor
+    visibility: Tensor
     """uint8 (batch, parts); 0 = no target."""
-    sigmas: torch.Tensor
+    sigmas: Tensor
     """float32 (batch, parts) heatmap cells."""
-    crop_to_image: torch.Tensor
+    crop_to_image: Tensor
     """float32 (batch, 2, 3) heatmap cells -> image px."""
-    area: torch.Tensor
+    area: Tensor
     """float32 (batch,) image px²."""
-    crop_area: torch.Tensor
+    crop_area: Tensor
     """float32 (batch,) area of the padded crop, image px²."""
-    instance: torch.Tensor
+    instance: Tensor
     """int64 (batch,) rows of the RecordIndex."""
 
     def __len__(self) -> int:
         return len(self.instance)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on a device; tensors that are there already are not copied."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with READ_BY_STEP on a device; tensors that are there already stay."""
+        return self.replace(**{name: getattr(self, name).to(device) for name in READ_BY_STEP})
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+    def replace(self, **tensors: Tensor) -> Batch:
+        """The batch with other tensors in the fields named."""
+        return replace(self, **tensors)
 
 
-def make_batch(images: torch.Tensor, plan: BatchPlan) -> Batch:
+def make_batch(images: Tensor, plan: BatchPlan) -> Batch:
     """A Batch from its images and the plan they were made by, row for row."""
     return Batch(
         images=images,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fasthg.model.layers import HOURGLASS_LEVELS, BatchNorm, ConvBN, Hourglass, Residual, halve
+from fasthg.model.layers import (
+    HOURGLASS_LEVELS,
+    BatchNorm,
+    ConvBN,
+    Hourglass,
+    Residual,
+    collect_statistics,
+    halve,
+)
 
 if TYPE_CHECKING:
     from fasthg.config import Config
@@ -31,6 +41,14 @@ class Stem(nn.Module):
         """The first stack's input; see the class for shapes."""
         x = halve(self.residual1(self.conv(images)), self.fused)
         return self.residual3(self.residual2(x))
+
+
+_Contexts = tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]
+
+
+def _once() -> _Contexts:
+    """For forward and recomputation: what batch norms find in the second is thrown away."""
+    return contextlib.nullcontext(), collect_statistics()
 
 
 class Stack(nn.Module):
@@ -66,6 +84,8 @@ class StackedHourglass(nn.Module):
         head_scale: factor on the initial weights of the heatmap convolutions. At 1 (Xavier) the
             first loss is over a hundred times that of an all-zero output and short runs collapse.
         bn_eps, bn_decay, fused: see `BatchNorm`.
+        recompute: "stack" keeps only each stack's input in training and makes its maps again in
+            the backward (RECOMPUTE); "none" keeps what the backward needs.
     """
 
     def __init__(
@@ -78,8 +98,10 @@ class StackedHourglass(nn.Module):
         bn_eps: float = 1e-3,
         bn_decay: float = 0.9997,
         fused: str = "auto",
+        recompute: str = "none",
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.stem = Stem(stem_features, features)
         self.stacks = nn.ModuleList(
             Stack(features, parts, last=i == stacks - 1) for i in range(stacks)
@@ -91,8 +113,7 @@ class StackedHourglass(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, BatchNorm):
                 module.eps, module.decay = bn_eps, bn_decay
-            if isinstance(module, BatchNorm | Hourglass | Stem):
-                module.fused = fused
+        self.set_fused(fused)
         with torch.no_grad():
             for stack in self.stacks:
                 assert isinstance(stack, Stack)
@@ -110,10 +131,22 @@ class StackedHourglass(nn.Module):
         """
         x = self.stem(images)
         heatmaps = []
+        recompute = self.recompute == "stack" and self.training and torch.is_grad_enabled()
         for stack in self.stacks:
-            x, heatmap = stack(x)
+            if recompute:
+                x, heatmap = checkpoint(
+                    stack, x, use_reentrant=False, preserve_rng_state=False, context_fn=_once
+                )
+            else:
+                x, heatmap = stack(x)
             heatmaps.append(heatmap.permute(0, 2, 3, 1))
         return torch.stack(heatmaps).permute(0, 1, 4, 2, 3)
+
+    def set_fused(self, fused: str) -> None:
+        """Set whose operators all layers run: see `BatchNorm`."""
+        for module in self.modules():
+            if isinstance(module, BatchNorm | Hourglass | Stem):
+                module.fused = fused
 
     def set_bn_decay(self, decay: float) -> None:
         """Set the decay of all moving statistics."""
@@ -135,5 +168,6 @@ def build_model(config: Config) -> StackedHourglass:
             bn_eps=config.BATCHNORM_EPSILON,
             bn_decay=config.BATCHNORM_MOVING_AVERAGE_DECAY,
             fused=config.FUSED,
+            recompute=config.RECOMPUTE,
         )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

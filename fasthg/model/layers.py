@@ -32,6 +32,10 @@ and launches some ten kernels more: even near here by 3 TB/s and 3 us a launch (
 On a CPU keeping half the memory wins time in float32, and not in half types."""
 
 
+UNBIASED = 1 << 62
+"""As a number of values: so many that biased and unbiased variance are the same."""
+
+
 class Found(NamedTuple):
     """What a batch norm found in one batch: see `BatchNorm.record`."""
 
@@ -49,8 +53,7 @@ _collected: list[Found] | None = None
 def collect_statistics() -> Iterator[list[Found]]:
     """While this is open, batch norms add what they find to the list instead of moving.
 
-    Whoever opens it applies the list (`MovingStatistics`); what is not applied moves nothing. Batch
-    norms that run torch's own kernels move themselves as ever and add nothing.
+    Whoever opens it applies the list (`MovingStatistics`); what is not applied moves nothing.
     """
     global _collected
     before, _collected = _collected, []
@@ -95,16 +98,17 @@ class BatchNorm(nn.Module):
         # torch's own float32 kernels are the faster ones on a CPU.
         if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
             return self._fused(x, residual, relu)
-        y = F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            None,
-            self.bias,
-            self.training,
-            1.0 - self.decay,
-            self.eps,
-        )
+        if self.training and _collected is not None:
+            # With momentum 1 torch's kernel writes those of the batch, var unbiased; into zeros,
+            # because it adds 0 times what was there. The decay is not read here: torch.compile
+            # would compile anew for each.
+            mean, var = self.running_mean.new_zeros((2, len(self.bias)))
+            y = F.batch_norm(x, mean, var, None, self.bias, True, 1.0, self.eps)
+            self.record(mean, var, UNBIASED)
+        else:
+            running = (self.running_mean, self.running_var)
+            momentum = 1.0 - self.decay
+            y = F.batch_norm(x, *running, None, self.bias, self.training, momentum, self.eps)
         if residual is not None:
             y = y + residual
         return F.relu(y, inplace=True) if relu else y
@@ -122,7 +126,8 @@ class BatchNorm(nn.Module):
     def record(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Take note of a batch's statistics: move by them, or hand over to `collect_statistics`.
 
-        mean, var: (channels,) over `count` values a channel, var biased; neither may change later.
+        mean, var: (channels,) over `count` values a channel, var biased (UNBIASED: unbiased
+        already); neither may change later.
         """
         if _collected is None:
             self.move(mean, var, count)

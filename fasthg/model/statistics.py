@@ -22,11 +22,6 @@ class MovingStatistics:
         ValueError: the network's buffers are others, or lie elsewhere.
     """
 
-    weight: Tensor
-    """One value, 1 - decay, which `apply` fills where the layers' decay has changed. Read on the
-    device: capture `apply` in a CUDA graph with the decay of the call before, and fill in others
-    before a replay."""
-
     def __init__(self, network: nn.Module, running: Tensor) -> None:
         self.running = running
         self.layers = [m for m in network.modules() if isinstance(m, BatchNorm)]
@@ -44,32 +39,38 @@ class MovingStatistics:
         self._correction = torch.ones_like(running)
         self._of_vars = [self._correction[begin:end] for begin, end in bounds[1::2]]
         self._counts: list[int] = []
-        self.weight = running.new_zeros(())
+        # 1 - decay; read on the device, so that a CUDA graph can be replayed with another.
+        self._weight = running.new_zeros(())
         self._decay = 1.0
+
+    def set_decay(self, decay: float) -> None:
+        """Set the decay of all layers, for the next `apply` or the next replay of one."""
+        if decay != self._decay:
+            self._decay = decay
+            self._weight.fill_(1.0 - decay)
+            for layer in self.layers:
+                layer.decay = decay
 
     @torch.no_grad()
     def apply(self, found: Sequence[Found]) -> None:
         """Move the statistics as each layer by itself would have: `BatchNorm.move`.
 
-        One launch, where every layer found something once, and all have the same decay; else, as
-        with a layer in evaluation mode or used twice, each moves by itself.
+        One launch, where every layer found something once, and all have the decay that was set;
+        else, as with a layer in evaluation mode or used twice, each moves by itself.
         """
         order = sorted(found, key=lambda one: self._at.get(id(one.layer), -1))
         once = [id(one.layer) for one in order] == [id(layer) for layer in self.layers]
         decays = {one.layer.decay for one in order}
-        if not once or len(decays) != 1 or not all(one.size for one in order):
+        if not once or decays != {self._decay} or not all(one.size for one in order):
             for one in found:
                 one.layer.move(one.mean, one.var, one.size)
             return
-        self._prepare([one.size for one in order], decays.pop())
+        self._prepare([one.size for one in order])
         torch._foreach_copy_(self._places, [t for one in order for t in (one.mean, one.var)])
-        moving_statistics(self.running, self._batch, self._correction, self.weight)
+        moving_statistics(self.running, self._batch, self._correction, self._weight)
 
-    def _prepare(self, counts: list[int], decay: float) -> None:
+    def _prepare(self, counts: list[int]) -> None:
         """Constants on the device, which stay as they are from step to step."""
-        if decay != self._decay:
-            self.weight.fill_(1.0 - decay)
-            self._decay = decay
         if counts != self._counts:
             for factors, count in zip(self._of_vars, counts, strict=True):
                 factors.fill_(count / max(count - 1, 1))

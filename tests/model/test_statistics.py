@@ -60,7 +60,9 @@ def collected(net: StackedHourglass) -> list[Found]:
 def flattened() -> tuple[StackedHourglass, MovingStatistics]:
     net = network()
     flat = FlatNetwork(net, *decayed_parameters(net))
-    return net, MovingStatistics(net, flat.statistics)
+    statistics = MovingStatistics(net, flat.statistics)
+    statistics.set_decay(0.9)
+    return net, statistics
 
 
 @pytest.fixture
@@ -84,8 +86,8 @@ def equal(net: nn.Module, other: nn.Module) -> None:
 def test_equals_layers_that_move_by_themselves(flattened, launches: list[int]) -> None:
     (net, statistics), plain = flattened, network()
     for decay in (0.9, 0.9, 0.1):
-        for model in (net, plain):
-            model.set_bn_decay(decay)
+        statistics.set_decay(decay)
+        plain.set_bn_decay(decay)
         plain(IMAGES)
         statistics.apply(collected(net))
         equal(net, plain)
@@ -172,11 +174,43 @@ def test_a_collection_within_another_keeps_its_own() -> None:
     assert not layer.running_mean.any()
 
 
-def test_torchs_own_kernels_move_themselves() -> None:
-    layer = BatchNorm(3, fused="off")
-    with collect_statistics() as found:
-        layer(torch.randn(2, 3, 4, 4) + 1)
-    assert not found and layer.running_mean.all()
+def test_torchs_own_kernels_are_collected_too(launches: list[int]) -> None:
+    net, plain = network(), network()
+    for model in (net, plain):
+        model.set_fused("off")
+    flat = FlatNetwork(net, *decayed_parameters(net))
+    statistics = MovingStatistics(net, flat.statistics)
+    statistics.set_decay(0.9)
+    before = copy.deepcopy(net)
+    found = collected(net)
+    equal(net, before)
+    statistics.apply(found)
+    plain(IMAGES)
+    equal(net, plain)
+    assert len(launches) == 1
+
+
+def test_what_is_made_again_in_the_backward_moves_once() -> None:
+    net, plain = network(), network()
+    for fused in ("on", "off"):
+        net.set_fused(fused)
+        plain.set_fused(fused)
+        net.recompute = "stack"
+        with collect_statistics() as found:
+            loss = net(IMAGES).square().sum()
+        loss.backward()
+        for layer, mean, var, count in found:
+            layer.move(mean, var, count)
+        plain(IMAGES)
+        equal(net, plain)
+
+
+def test_alone_a_network_that_makes_maps_again_moves_once() -> None:
+    net, plain = network(), network()
+    net.recompute = "stack"
+    net(IMAGES).square().sum().backward()
+    plain(IMAGES)
+    equal(net, plain)
 
 
 def test_a_block_that_collects_compiles_without_a_graph_break() -> None:

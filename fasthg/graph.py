@@ -1,0 +1,50 @@
+"""Work on the device as a CUDA graph: launched by one call, without Python and without its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+"""Runs before the capture: in the first ones libraries choose algorithms and allocate."""
+
+
+class Replayable(Protocol):
+    """Captured work."""
+
+    def replay(self) -> Tensor:
+        """Run it again; its result, at the same address each time."""
+
+
+class Graph:
+    """A captured CUDA graph with its result."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: Tensor) -> None:
+        self._graph, self._result = graph, result
+
+    def replay(self) -> Tensor:
+        """Launch the graph on the current stream."""
+        self._graph.replay()
+        return self._result
+
+
+def capture(work: Callable[[], Tensor], device: torch.device) -> Replayable:
+    """Run `work` some times, then capture it; the caller undoes what the runs changed.
+
+    Everything that `work` reads and that changes between replays lies in tensors that stay: what it
+    takes from Python is captured as it is now. It does not wait for the device.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as a loader's, may call CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work().detach()
+    return Graph(graph, result)
