@@ -13,7 +13,7 @@ TEST_WORKERS := 2
 TEST_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format cuda-check gpu bench clean
+.PHONY: help setup train test lint format cuda-check gpu bench performance clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,8 +66,11 @@ cuda-check: setup ## compile the CUDA sources for every supported GPU, without o
 gpu: ## build, prove and measure everything on a machine with a GPU; installs nothing
 	@$(GPU_PYTHON) tools/gpu.py
 
-bench: setup ## run the benchmarks
-	$(BIN)/python -m pytest benchmarks --benchmark-enable
+bench: setup ## run the benchmarks and hold them against their floors
+	$(BIN)/python -m pytest benchmarks
+
+performance: setup ## write docs/performance.md and .png from the newest of benchmarks/results
+	$(BIN)/python tools/performance_page.py
 
 clean: ## remove what was built, but not .venv, runs and data
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -7,9 +7,9 @@ import importlib
 import math
 from unittest import mock
 
-import pytest
 import torch
 import torch.nn.functional as F
+from race import race
 
 from fasthg.ops import bn_act
 
@@ -18,14 +18,10 @@ SHAPES = {"relu": (8, 64, 128, 128), "residual": (8, 64, 128, 128), "small": (8,
 # launch leaves out the second reads.
 READS = {"relu": 8, "residual": 9, "small": 5}
 BYTES = {kind: READS[kind] * 2 * math.prod(shape) for kind, shape in SHAPES.items()}
-FLOORS = {"relu": {"torch": 1.2}, "residual": {"torch": 1.2}, "small": {"torch": 0.7}}
 
 
-def small_on_gpu(device, kind):
-    return device.type == "cuda" and kind == "small"
-
-
-def providers(device, kind):
+@race("torch", "three launches", "fasthg", moved=lambda kind: BYTES[kind], kind=SHAPES)
+def bench_bn_act(device, kind):
     shape = SHAPES[kind]
     x, residual, incoming = (
         torch.randn(shape, device=device)
@@ -50,22 +46,9 @@ def providers(device, kind):
         with mock.patch.object(importlib.import_module("fasthg.ops.bn_act"), "_ON_CHIP_BYTES", 0):
             return torch.autograd.grad(fused(), inputs, incoming)
 
-    found = {
+    choice = device.type == "cuda" and kind == "small"
+    return {
         "torch": lambda: torch.autograd.grad(plain(), inputs, incoming),
+        "three launches": three_launches if choice else "small maps on a GPU alone have the choice",
         "fasthg": lambda: torch.autograd.grad(fused(), inputs, incoming),
     }
-    # Small maps alone have the choice, and on a GPU alone.
-    return found | {"three launches": three_launches} if small_on_gpu(device, kind) else found
-
-
-@pytest.mark.parametrize("kind", BYTES)
-@pytest.mark.parametrize("provider", ["torch", "fasthg", "three launches"])
-def bench_bn_act(benchmark, bench, provider, kind):
-    if provider == "three launches" and not small_on_gpu(bench.device, kind):
-        pytest.skip("there is one way only")
-    bench.row(benchmark, providers(bench.device, kind)[provider], BYTES[kind])
-
-
-@pytest.mark.parametrize("kind", BYTES)
-def bench_bn_act_ratio(bench, kind):
-    bench.check(providers(bench.device, kind), FLOORS[kind])

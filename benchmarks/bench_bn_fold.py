@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from race import race
 
 from fasthg.ops import bn_fold, bn_fold_backward, reference
 
 INPUTS, OUTPUTS, ROWS, EPS = 128, 256, 8 * 64 * 64, 1e-3
 # Forward: weight and covariance in, folded out; backward: product besides, of_weight, back and mix.
 BYTES = 4 * (4 * OUTPUTS * INPUTS + 2 * INPUTS**2) + 2 * (2 * OUTPUTS * INPUTS + INPUTS**2)
-# On the CPU both are the same few products. On CUDA the plain composition is some thirty launches.
-FLOORS = {"cpu": 0.7, "cuda": 2.0}
 
 
-def providers(device):
+@race("torch", "fasthg", moved=BYTES)
+def bench_bn_fold(device):
     a = torch.randn(1000, INPUTS, device=device).relu()
     weight, product = torch.randn(2, OUTPUTS, INPUTS, device=device) / INPUTS**0.5
     beta, total = torch.randn(2, OUTPUTS, device=device)
@@ -29,12 +28,3 @@ def providers(device):
         "torch": lambda: both(reference.bn_fold, reference.bn_fold_backward),
         "fasthg": lambda: both(bn_fold, bn_fold_backward),
     }
-
-
-@pytest.mark.parametrize("provider", ["torch", "fasthg"])
-def bench_bn_fold(benchmark, bench, provider):
-    bench.row(benchmark, providers(bench.device)[provider], BYTES)
-
-
-def bench_bn_fold_ratio(bench):
-    bench.check(providers(bench.device), {"torch": FLOORS[bench.device.type]})

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from race import race
 
 from fasthg.ops import channel_covariance
 
 ROWS = 8 * 64 * 64
-CHANNELS = [128, 256]
-# Of torch in float32; its bfloat16 product is too coarse to use, and only a row to compare with.
-FLOORS = {"torch": 1.5}
 
 
-def providers(device, channels):
+def moved(channels):
+    return ROWS * channels * 2 + channels * (channels + 1) * 4
+
+
+@race("torch", "bfloat16", "fasthg", moved=moved, channels=[128, 256])
+def bench_channel_covariance(device, channels):
     x = torch.randn(8, channels, 64, 64, device=device).relu().to(torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last)
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -29,15 +31,3 @@ def providers(device, channels):
         return mean, (rows.mT @ rows).float() / ROWS - mean[:, None] * mean
 
     return {"torch": plain, "bfloat16": coarse, "fasthg": lambda: channel_covariance(x)}
-
-
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("provider", ["torch", "bfloat16", "fasthg"])
-def bench_channel_covariance(benchmark, bench, provider, channels):
-    moved = ROWS * channels * 2 + channels * (channels + 1) * 4
-    bench.row(benchmark, providers(bench.device, channels)[provider], moved)
-
-
-@pytest.mark.parametrize("channels", CHANNELS)
-def bench_channel_covariance_ratio(bench, channels):
-    bench.check(providers(bench.device, channels), FLOORS)

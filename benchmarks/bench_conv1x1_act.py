@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
+from race import race
 
 from fasthg.ops import conv1x1_act
 
 ROWS = 8 * 64 * 64
 CHANNELS = {"128 to 256": (128, 256), "256 to 128": (256, 128)}
-# On a CPU both are products of oneDNN, ours with one rounding in place of two: 0.7 to 1.3 times as
-# fast when measured.
-FLOORS = {"torch": 0.55}
 
 
 def moved(kind):
@@ -21,7 +18,8 @@ def moved(kind):
     return ROWS * (inputs + 2 * outputs) * 2
 
 
-def providers(device, kind):
+@race("torch", "fasthg", moved=moved, kind=CHANNELS)
+def bench_conv1x1_act(device, kind):
     inputs, outputs = CHANNELS[kind]
     x, residual = (
         torch.randn(8, channels, 64, 64, device=device)
@@ -37,14 +35,3 @@ def providers(device, kind):
         "torch": lambda: F.conv2d(x, of_kernel, rounded) + residual,
         "fasthg": lambda: conv1x1_act(x, weight, bias, residual),
     }
-
-
-@pytest.mark.parametrize("kind", CHANNELS)
-@pytest.mark.parametrize("provider", ["torch", "fasthg"])
-def bench_conv1x1_act(benchmark, bench, provider, kind):
-    bench.row(benchmark, providers(bench.device, kind)[provider], moved(kind))
-
-
-@pytest.mark.parametrize("kind", CHANNELS)
-def bench_conv1x1_act_ratio(bench, kind):
-    bench.check(providers(bench.device, kind), FLOORS)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
+from race import race
 
 from fasthg.ops import gaussian_heatmaps
 
 BATCH, PARTS, SIZE = 32, 7, 64
 BYTES = BATCH * PARTS * SIZE * SIZE * 4  # the maps are written once
-FLOORS = {"numpy loop": 5.0, "torch": 3.0}
 
 
-def providers(device):
+@race("numpy loop", "torch", "fasthg", moved=BYTES)
+def bench_gaussian_heatmaps(device):
     keypoints = torch.rand(BATCH, PARTS, 2, generator=torch.Generator().manual_seed(0)) * SIZE
     sigmas = torch.tensor([1.5, 2, 2, 3, 3, 3, 3])
     arrays = keypoints.numpy(), sigmas.numpy()
@@ -40,12 +40,3 @@ def providers(device):
         "torch": in_torch,
         "fasthg": lambda: gaussian_heatmaps(keypoints, sigmas, SIZE),
     }
-
-
-@pytest.mark.parametrize("provider", ["numpy loop", "torch", "fasthg"])
-def bench_gaussian_heatmaps(benchmark, bench, provider):
-    bench.row(benchmark, providers(bench.device)[provider], BYTES)
-
-
-def bench_gaussian_heatmaps_ratio(bench):
-    bench.check(providers(bench.device), FLOORS)

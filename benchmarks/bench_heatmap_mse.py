@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from race import race
 
 from fasthg.ops import heatmap_mse
 
 STACKS, BATCH, PARTS, SIZE = 8, 32, 7, 64
 # The loss reads the predictions; the backward reads them again and writes the gradient.
 BYTES = 3 * STACKS * BATCH * PARTS * SIZE * SIZE * 4
-FLOORS = {"draw, then MSE": 3.0}
 
 
-def providers(device):
+@race("draw, then MSE", "fasthg", moved=BYTES)
+def bench_heatmap_mse(device):
     random = torch.Generator().manual_seed(0)
     keypoints = (torch.rand(BATCH, PARTS, 2, generator=random) * SIZE).to(device)
     sigmas = torch.tensor([1.5, 2, 2, 3, 3, 3, 3], device=device)
@@ -32,12 +32,3 @@ def providers(device):
         return torch.autograd.grad(heatmap_mse(predictions, keypoints, sigmas).sum(), predictions)
 
     return {"draw, then MSE": draw_then_mse, "fasthg": fused}
-
-
-@pytest.mark.parametrize("provider", ["draw, then MSE", "fasthg"])
-def bench_heatmap_mse(benchmark, bench, provider):
-    bench.row(benchmark, providers(bench.device)[provider], BYTES)
-
-
-def bench_heatmap_mse_ratio(bench):
-    bench.check(providers(bench.device), FLOORS)

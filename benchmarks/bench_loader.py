@@ -1,89 +1,81 @@
-"""Loading alone: stock augmentation, two mice in frames of 1024x570, the cores at hand.
+"""Loading alone: stock augmentation, two mice in frames of 1024x570; a call makes a batch of 32.
 
-Rates count instances that arrive as finished batches of 32, in a steady state. The recipe of MARS
-also renders its targets, because there they are part of loading; here the loss does that.
+The reference recipe also renders its targets, because there they are part of loading; in fasthg
+the loss does that.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+import importlib.util
+import tempfile
 
 import pytest
-import torch
-from reference.loader import MarsRecipe
+from race import race
+from reference.loader import reference_loader
 
 from fasthg.config import Config
 from fasthg.data.index import RecordIndex
-from fasthg.data.loader import available_cores, make_loader
+from fasthg.data.loader import available_cores, loader_choice, make_loader
 from fasthg.data.plan import Planner
 from fasthg.data.synthetic import write_dataset
 
-BATCH, BATCHES, ROUNDS = 32, 10, 5
-# Taken before the clock starts: the batches that lie ready from an idle time do not count.
-READY = 6
-# On a CPU: how many times faster the portable loader is at least.
-FLOORS = {"MARS recipe": 1.2, "dali": 1.1}
-PROVIDERS = ("MARS recipe", "portable", "dali")
+BATCH, WORKERS, CORES = 32, 4, available_cores()
+# Workers finish at much the same time: whole turns of all of them are timed.
+CALLS = 2 * max(WORKERS, CORES)
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> RecordIndex:
-    folder = tmp_path_factory.mktemp("frames")
-    files = write_dataset(folder, seed=0, frames={"train": 48}, size=(1024, 570))
-    return RecordIndex.build(files, 7)
+class Anew:
+    """Takes batches of a pass that begins anew for each round.
+
+    So the loader of another provider makes nothing ahead meanwhile.
+    """
+
+    def __init__(self, batches, *arguments):
+        self.start = lambda: batches(*arguments)
+
+    def before(self):
+        self.batches = self.start()
+        for _ in range(CALLS // 2):
+            next(self.batches)
+
+    def __call__(self):
+        return next(self.batches)
+
+    def after(self):
+        self.batches.close()
 
 
-@pytest.fixture(scope="module")
-def providers(index: RecordIndex) -> Iterator[dict[str, Callable[[int], object]]]:
-    """Each makes as many batches as it is told."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cfg = Config(BATCH_SIZE=BATCH, NUM_INPUT_THREADS=available_cores())
-    planner = Planner(index, cfg, training=True, seed=0)
-    recipe = MarsRecipe(index, cfg, available_cores())
-    run: dict[str, Callable[[int], object]] = {
-        "MARS recipe": lambda count: list(recipe.batches(count))
-    }
-    loaders = []
-    for kind in ("portable", "dali"):
-        if kind == "dali":
-            pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-        loaders.append(make_loader(planner, cfg, device, kind))
-        run[kind] = _advance(loaders[-1])
-    yield run
-    recipe.close()
-    for loader in loaders:
-        loader.close()
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@race(
+    *("reference", "reference, equal cores", "portable", "dali", "fasthg"),
+    rounds=5,
+    calls=CALLS,
+    figures=lambda run, seconds: {"instances/s": round(BATCH / seconds), "cores": CORES},
+)
+def bench_loader(device):
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_dataset(folder, seed=0, frames={"train": 48}, size=(1024, 570))
+        index = RecordIndex.build(files, 7)
+        cfg = Config(BATCH_SIZE=BATCH, NUM_INPUT_THREADS=CORES)
 
+        def reference(workers):
+            yield from reference_loader(index, cfg, workers)
 
-def _advance(loader) -> Callable[[int], object]:
-    """Continues one long pass, so that what is made ahead is not thrown away in between."""
-    running = loader.batches(0, 10**9)
-    return lambda count: [next(running) for _ in range(count)]
+        def ours(kind):
+            loader = make_loader(Planner(index, cfg, training=True, seed=0), cfg, device, kind)
+            try:
+                yield from loader.batches(0, 10**9)
+            finally:
+                loader.close()
 
-
-@pytest.mark.parametrize("provider", PROVIDERS)
-def bench_loader(benchmark, providers, provider):
-    run = providers[provider]
-    benchmark.pedantic(lambda: run(BATCHES), setup=lambda: run(READY) and None, rounds=ROUNDS)
-    if benchmark.stats is not None:
-        benchmark.extra_info["instances/s"] = round(BATCH * BATCHES / benchmark.stats.stats.median)
-        benchmark.extra_info["cores"] = available_cores()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the floors are those of a CPU")
-def bench_loader_ratio(providers):
-    rates: dict[str, list[float]] = {name: [] for name in providers}
-    for _ in range(ROUNDS):
-        for name, run in providers.items():
-            run(READY)
-            start = time.perf_counter()
-            run(BATCHES)
-            rates[name].append(BATCH * BATCHES / (time.perf_counter() - start))
-    for name, values in rates.items():
-        print(f"{name}: {min(values):.0f} / {statistics.median(values):.0f} / {max(values):.0f} /s")
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {name: median["portable"] / median[name] for name in FLOORS}
-    slow = {name: (ratios[name], FLOORS[name]) for name in FLOORS if ratios[name] < FLOORS[name]}
-    assert not slow, f"times faster than each provider, and the floor: {slow}"
+        chosen = loader_choice(cfg, device)[0]
+        found = {"portable": Anew(ours, "portable"), "dali": Anew(ours, "dali")}
+        if importlib.util.find_spec("nvidia.dali") is None:
+            found["dali"] = "DALI is not installed"
+        found |= {"fasthg": found[chosen], chosen: "the loader that fasthg takes here"}
+        found["reference"] = Anew(reference, WORKERS)
+        found["reference, equal cores"] = Anew(reference, CORES)
+        if CORES == WORKERS:
+            found["reference"] = f"{CORES} cores: the same as with equal cores"
+        yield found

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
+from race import race
 
 from fasthg.ops import max_pool2x
 
 # Each way a map of the large size and one of the small, and a byte a value of the small one.
 BYTES = 2 * 8 * 256 * (64 * 64 * 2 + 32 * 32 * 3)
-FLOORS = {"torch": 1.2}
 
 
-def providers(device):
+@race("torch", "fasthg", moved=BYTES)
+def bench_max_pool2x(device):
     x, incoming = (
         torch.randn(8, 256, side, side, device=device)
         .to(torch.bfloat16)
@@ -25,12 +25,3 @@ def providers(device):
         "torch": lambda: torch.autograd.grad(F.max_pool2d(x, 2, 2), x, incoming),
         "fasthg": lambda: torch.autograd.grad(max_pool2x(x)[0], x, incoming),
     }
-
-
-@pytest.mark.parametrize("provider", ["torch", "fasthg"])
-def bench_max_pool2x(benchmark, bench, provider):
-    bench.row(benchmark, providers(bench.device)[provider], BYTES)
-
-
-def bench_max_pool2x_ratio(bench):
-    bench.check(providers(bench.device), FLOORS)

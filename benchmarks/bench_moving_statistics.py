@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from race import race
 
 from fasthg.flat import FlatNetwork
 from fasthg.model import MovingStatistics, StackedHourglass, decayed_parameters
@@ -12,7 +12,6 @@ from fasthg.model.layers import BatchNorm, Found
 STATISTICS = 121_728
 # Gathered (read and written), then running, batch and correction read and running written.
 BYTES = 4 * 6 * STATISTICS
-FLOORS = {"layer by layer": 2.5, "torch foreach": 1.3}
 COUNT, DECAY = 8 * 64 * 64, 0.9997
 
 
@@ -58,16 +57,14 @@ def at_once(device):
     net = network(device)
     flat = FlatNetwork(net, *decayed_parameters(net))
     statistics, found = MovingStatistics(net, flat.statistics), found_in(net)
+    statistics.set_decay(DECAY)
     return lambda: statistics.apply(found)
 
 
-PROVIDERS = {"layer by layer": layer_by_layer, "torch foreach": foreach, "fasthg": at_once}
-
-
-@pytest.mark.parametrize("provider", PROVIDERS)
-def bench_moving_statistics(benchmark, bench, provider):
-    bench.row(benchmark, PROVIDERS[provider](bench.device), BYTES)
-
-
-def bench_moving_statistics_ratio(bench):
-    bench.check({name: make(bench.device) for name, make in PROVIDERS.items()}, FLOORS)
+@race("layer by layer", "torch foreach", "fasthg", moved=BYTES)
+def bench_moving_statistics(device):
+    return {
+        "layer by layer": layer_by_layer(device),
+        "torch foreach": foreach(device),
+        "fasthg": at_once(device),
+    }

@@ -6,21 +6,15 @@ call it, and what one would write in torch without it.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from race import race
 
 from fasthg import ops
-
-ROUNDS, CALLS = 15, 100
-# How many times longer than torch's call ours may take. Where torch needs one operator for what
-# ours does, ours pays the way through Python that torch's does not.
-CEILING = 12.0
 
 
 class Case(NamedTuple):
@@ -163,50 +157,23 @@ CASES = {
         maps((1, 1, 1, 1), (1, 1, 2, 2)),
     ),
 }
-DIRECTIONS = ("forward", "with backward")
 
 
-def providers(name, direction, device):
-    """One call of each, or None where there is no gradient."""
-    case = CASES[name]
+# Together they take more than ten seconds.
+@pytest.mark.slow
+@race("torch", "fasthg", calls=100, cool=False, operator=CASES, way=["forward", "with backward"])
+def bench_overhead(device, operator, way):
+    case = CASES[operator]
     tensors = case.tensors(device)
     wanted = [t for t in tensors if t.requires_grad]
-    if direction == "forward":
+    if way == "forward":
         tensors = tuple(t.detach() for t in tensors)
         return {"torch": lambda: case.torch(*tensors), "fasthg": lambda: case.ours(*tensors)}
     if not wanted:
-        return None
+        pytest.skip(f"{operator} has no gradient")
 
     def with_backward(function):
         of_y = torch.ones_like(function(*tensors))
         return lambda: torch.autograd.grad(function(*tensors), wanted, of_y)
 
     return {"torch": with_backward(case.torch), "fasthg": with_backward(case.ours)}
-
-
-def microseconds(bench, runs):
-    """Median of a call of each, in turn; the caches stay warm."""
-    found = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            run()
-            bench.wait()
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                run()
-            bench.wait()
-            found[name].append((time.perf_counter() - start) / CALLS * 1e6)
-    return {name: statistics.median(values) for name, values in found.items()}
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", CASES)
-def bench_overhead_ratio(bench, name, direction):
-    runs = providers(name, direction, bench.device)
-    if runs is None:
-        pytest.skip(f"{name} has no gradient")
-    medians = microseconds(bench, runs)
-    ratio = medians["fasthg"] / medians["torch"]
-    row = ", ".join(f"{key} {value:.1f} us" for key, value in medians.items())
-    print(f"{name}, {direction}: {row}, {ratio:.2f} times torch's")
-    assert ratio < CEILING, f"{name}: a call takes {ratio:.1f} times torch's; allowed {CEILING}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from race import race
 
 from fasthg.flat import FlatNetwork
 from fasthg.model import StackedHourglass, decayed_parameters
@@ -12,7 +12,6 @@ from fasthg.ops import rmsprop_ema
 WEIGHTS, STATISTICS = 25_278_904, 121_728
 # Weights, mean squares and averages are read and written, gradients read; and the statistics' part.
 BYTES = 4 * (7 * WEIGHTS + 3 * STATISTICS)
-FLOORS = {"torch foreach": 2.5}
 DECAY, EPS, WEIGHT_DECAY, RATE, AVERAGE_WEIGHT = 0.9, 1.0, 4e-5, 1e-4, 1e-4
 
 
@@ -57,13 +56,6 @@ def fused(device):
     )
 
 
-PROVIDERS = {"torch foreach": foreach, "fasthg": fused}
-
-
-@pytest.mark.parametrize("provider", PROVIDERS)
-def bench_rmsprop_ema(benchmark, bench, provider):
-    bench.row(benchmark, PROVIDERS[provider](bench.device), BYTES)
-
-
-def bench_rmsprop_ema_ratio(bench):
-    bench.check({name: make(bench.device) for name, make in PROVIDERS.items()}, FLOORS)
+@race("torch foreach", "fasthg", moved=BYTES)
+def bench_rmsprop_ema(device):
+    return {"torch foreach": foreach(device), "fasthg": fused(device)}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
+from race import race
 
 from fasthg.ops import upsample2x_add
 
 # Forward: both maps, y; backward: y's gradient and that of the small map.
 BYTES = int(3.5 * 8 * 256 * 64 * 64 * 2)
-FLOORS = {"torch": 1.1}
 
 
-def providers(device):
+@race("torch", "fasthg", moved=BYTES)
+def bench_upsample2x_add(device):
     high, low, incoming = (
         torch.randn(8, 256, side, side, device=device)
         .to(torch.bfloat16)
@@ -29,12 +29,3 @@ def providers(device):
         "torch": lambda: torch.autograd.grad(plain(), inputs, incoming),
         "fasthg": lambda: torch.autograd.grad(upsample2x_add(low, high), inputs, incoming),
     }
-
-
-@pytest.mark.parametrize("provider", ["torch", "fasthg"])
-def bench_upsample2x_add(benchmark, bench, provider):
-    bench.row(benchmark, providers(bench.device)[provider], BYTES)
-
-
-def bench_upsample2x_add_ratio(bench):
-    bench.check(providers(bench.device), FLOORS)

@@ -1,110 +1,77 @@
-"""How the operators are timed: providers side by side in one process, cold caches, medians.
-
-`bench_<op>` gives one row a provider (pytest-benchmark; the row carries device, torch and bytes).
-`bench_<op>_ratio` runs the providers in turn, so that a busy machine slows all of them, and fails
-where fasthg's lead falls below the stored floor.
-"""
+"""Checks the floors, sums up the ratios, and keeps of a run what a results file needs."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+import os
+from pathlib import Path
 
+import floors
 import pytest
 import torch
-from device_clock import DeviceClock
+from race import MEASURED, RACES
 
-CACHE_BYTES = 256 << 20
+from fasthg import __version__
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
+LOAD = os.getloadavg()[0]  # before this run makes its own
+KEPT = ("min", "q1", "median", "q3", "max")  # seconds
 
 
-class Bench:
-    """Runs callables on one device, each time with caches full of something else."""
-
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-        self.threads = torch.get_num_threads()
-        self._other = torch.zeros(CACHE_BYTES // 4, device=self.device)
-
-    def cool(self) -> None:
-        self._other.add_(1)
-        self.wait()
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def row(self, benchmark: Callable, run: Callable[[], object], moved: int) -> None:
-        """One row: `moved` is the least number of bytes that must move, counted by hand."""
-
-        def once() -> None:
-            run()
-            self.wait()
-
-        once()
-        benchmark.pedantic(once, setup=self.cool, rounds=15)
-        if benchmark.stats is None:  # --benchmark-disable
-            return
-        benchmark.extra_info |= {
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
-            "threads": self.threads,
-            "torch": torch.__version__,
-            "GB/s": round(moved / benchmark.stats.stats.median / 1e9, 2),
-        }
-        if self.device.type == "cuda":
-            # What the kernels take; the row itself includes launching them, which at these sizes
-            # is most of it.
-            seconds = DeviceClock(self.device).seconds(run)
-            benchmark.extra_info |= {
-                "kernel us": round(seconds * 1e6, 2),
-                "kernel GB/s": round(moved / seconds / 1e9, 1),
-            }
-
-    def seconds(self, providers: dict[str, Callable[[], object]], rounds: int = 15) -> dict:
-        """Seconds of each provider in each round; in a round all of them run in turn."""
-        seconds: dict[str, list[float]] = {name: [] for name in providers}
-        for run in providers.values():
-            run()
-        for _ in range(rounds):
-            for name, run in providers.items():
-                self.cool()
-                start = time.perf_counter()
-                run()
-                self.wait()
-                seconds[name].append(time.perf_counter() - start)
-        return seconds
-
-    def check(self, providers: dict[str, Callable[[], object]], floors: dict[str, float]) -> None:
-        """Fail where fasthg is not as many times faster than a provider as its floor says.
-
-        Times are compared within a round, since a shared machine is slow for some rounds.
-        """
-        seconds = self.seconds(providers)
-        ratios = {
-            name: statistics.median(
-                other / ours for other, ours in zip(seconds[name], seconds["fasthg"], strict=True)
-            )
-            for name in floors
-        }
-        print({name: f"{statistics.median(s) * 1e3:.3f} ms" for name, s in seconds.items()})
-        print({name: f"{ratio:.2f} times" for name, ratio in ratios.items()})
-        slow = {
-            name: (ratios[name], floors[name]) for name in floors if ratios[name] < floors[name]
-        }
-        assert not slow, f"times faster than each provider, and the floor: {slow}"
+def pytest_addoption(parser):
+    parser.addoption("--bench-rounds", type=int, help="rounds of each group, in place of its own")
 
 
-@pytest.fixture(params=DEVICES)
-def bench(request: pytest.FixtureRequest) -> Bench:
-    return Bench(request.param)
+def pytest_configure(config):
+    columns = config.getoption("benchmark_columns", None)
+    config.option.benchmark_columns = columns or ["median", "iqr", "min", "max", "rounds"]
+    file = config.getoption("benchmark_json", None)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    files = {Path(race.build.__code__.co_filename).name for race in RACES.values()}
+    complete = files >= {path.name for path in Path(__file__).parent.glob("bench_*.py")}
+    wrong = floors.unknown(floors.read(), RACES, complete)
+    if wrong:
+        raise pytest.UsageError("\n".join(f"benchmarks/{floors.FILE.name}: {w}" for w in wrong))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    rows = [(group, *row) for group, m in MEASURED.items() for row in m.ratios().items()]
+    if rows:
+        terminalreporter.section("times as fast as each provider fasthg is: median (quartiles)")
+    for group, name, (low, median, high) in rows:
+        line = f'{group}: {median:.3g} ({low:.3g} to {high:.3g}) times "{name}"'
+        terminalreporter.write_line(line)
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    """Nothing that tells one machine from another of its kind."""
+    cpu = machine_info["cpu"].get("brand_raw") or machine_info["machine"]
+    python = machine_info["python_version"]
+    machine_info.clear()
+    machine_info |= {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": round(LOAD, 2),
+        "torch": torch.__version__,
+        "fasthg": __version__,
+        "python": python,
+    }
+
+
+def pytest_benchmark_update_json(output_json):
+    commit = output_json["commit_info"]
+    output_json["commit_info"] = {"id": commit["id"], "dirty": commit["dirty"]}
+    output_json["datetime"] = output_json["datetime"][:19] + "Z"  # UTC, in seconds
+    output_json["benchmarks"] = [
+        {key: row[key] for key in ("group", "name", "params", "extra_info")}
+        | {"stats": _kept(row["stats"])}
+        for row in output_json["benchmarks"]
+    ]
+
+
+def _kept(stats):
+    return {"rounds": stats["rounds"]} | {key: float(f"{stats[key]:.5g}") for key in KEPT}

@@ -102,6 +102,7 @@ def test_the_operator_of_the_tutorial_works(tree: Path) -> None:
     tests = ("ops/test_softsign.py", "ops/test_native.py", "emulation/test_kernels.py")
     files = [f"tests/{name}" for name in (*tests, "test_walls.py")]
     run(tree, *pytest_here, *files, "-k", "softsign or paths", OMP_NUM_THREADS="2")
+    run(tree, *pytest_here, "benchmarks/bench_softsign.py", "--bench-rounds=1")
 
 
 @pytest.mark.skipif(

@@ -159,8 +159,8 @@ def test_reports_of_pytest_are_read(tmp_path):
     assert read_junit(file) == "1 passed, 1 skipped, 1 failed: a::two"
     rows = [
         {
-            "name": f"bench_peaks[cuda-{provider}]",
-            "params": {"bench": "cuda", "provider": provider, "method": "dark"},
+            "name": f"bench_peaks[cuda-dark-{provider}]",
+            "params": {"device": "cuda", "method": "dark", "provider": provider},
             "stats": {"median": seconds},
             "extra_info": {"GB/s": 1.0, "kernel us": kernel, "kernel GB/s": 900.0},
         }
@@ -169,13 +169,13 @@ def test_reports_of_pytest_are_read(tmp_path):
     file.write_text(json.dumps({"benchmarks": rows}))
     figures = read_benchmarks(file)
     assert [f.name for f in figures[:3]] == [
-        "peaks torch dark: call",
-        "peaks torch dark: kernels",
-        "peaks torch dark: kernels",
+        "peaks dark torch: call",
+        "peaks dark torch: kernels",
+        "peaks dark torch: kernels",
     ]
     assert ratios(figures) == [
-        Figure("peaks fasthg dark: call", 3.0, "x torch"),
-        Figure("peaks fasthg dark: kernels", 6.0, "x torch"),
+        Figure("peaks dark fasthg: call", 3.0, "x torch"),
+        Figure("peaks dark fasthg: kernels", 6.0, "x torch"),
     ]
     assert [f.value for f in shares(figures, 3600.0)] == [0.25, 0.25]
 

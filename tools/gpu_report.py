@@ -68,7 +68,7 @@ def read_benchmarks(path: Path) -> list[Figure]:
     """Rows of a pytest-benchmark file: time of a call, and of its kernels where there are some."""
     figures = []
     for row in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
-        parameters = [str(v) for k, v in (row["params"] or {}).items() if k != "bench"]
+        parameters = [str(v) for k, v in row["params"].items() if k != "device"]
         name = " ".join([row["name"].partition("[")[0].removeprefix("bench_"), *parameters])
         figures.append(Figure(f"{name}: call", round(row["stats"]["median"] * 1e6, 1), "us"))
         for key, value in row["extra_info"].items():

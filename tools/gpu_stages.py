@@ -132,9 +132,8 @@ def _tests(root: Path, folder: Path, opcheck_needs: str | None) -> Stage:
 def _benchmarks(root: Path, folder: Path) -> Stage:
     report = folder / "benchmarks.json"
     files, left_out = _split(sorted((root / "benchmarks").glob("bench_*.py")), root)
-    command = [sys.executable, *PYTEST, "--benchmark-enable", f"--benchmark-json={report}"]
-    # The floors of the ratio benchmarks are those of a CPU; rows give ratios, too.
-    command += ["-k", "not ratio", *files]
+    command = [sys.executable, *PYTEST, "-m", "gpu and not slow", f"--benchmark-json={report}"]
+    command += files
 
     def read(result: Result, output: str) -> None:
         if not report.is_file():

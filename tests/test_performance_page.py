@@ -1,0 +1,87 @@
+"""docs/performance.md says what the results files say."""
+
+from __future__ import annotations
+
+import json
+
+import performance_page
+import pytest
+
+
+def row(group, provider, seconds, device="cpu", **info):
+    stats = {"min": seconds / 2, "q1": seconds * 0.9, "median": seconds, "q3": seconds * 1.1}
+    return {
+        "group": f"{group}, {device}",
+        "name": f"bench_{group}[{device}-{provider}]",
+        "params": {"device": device, "provider": provider},
+        "extra_info": {"device": device, "threads": 2, "torch": "2.13.0", **info},
+        "stats": {**stats, "max": seconds * 2, "rounds": 15},
+    }
+
+
+def results(date, rows, gpu=None):
+    machine = {"cpu": "Model X", "cores": 2, "gpu": gpu, "load": 0.07, "torch": "2.13.0"}
+    return json.dumps(
+        {
+            "machine_info": {**machine, "fasthg": "0.1.0", "python": "3.11.7"},
+            "commit_info": {"id": "1a2b3c4d5e", "dirty": False},
+            "datetime": date,
+            "benchmarks": rows,
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    peaks = "heatmap_peaks, dark"
+    ratio = {"x fasthg": 12.34, "x fasthg q1 q3": [9.876, 15.0]}
+    rows = [
+        row(peaks, "torch", 0.0246, **ratio, **{"GB/s": 1.5}),
+        row(peaks, "fasthg", 0.002, **{"GB/s": 18.2}),
+    ]
+    (tmp_path / "new.json").write_text(results("2026-02-01T00:00:00Z", rows))
+    (tmp_path / "old.json").write_text(results("2026-01-01T00:00:00Z", [row("old", "fasthg", 1.0)]))
+    rows = [row(peaks, "fasthg", 12e-6, "cuda", **{"kernel us": 5.1}), row("x", "fasthg", 1.0)]
+    (tmp_path / "gpu.json").write_text(results("2026-01-15T00:00:00Z", rows, "NVIDIA H100"))
+    (tmp_path / "make-gpu.json").write_text('{"stages": []}')
+    return tmp_path
+
+
+def test_the_page_says_what_the_files_say(folder):
+    performance_page.write(folder, folder)
+    lines = (folder / "performance.md").read_text(encoding="utf-8").splitlines()
+    cpu, gpu = lines.index("## Model X"), lines.index("## NVIDIA H100")
+    assert cpu < gpu
+    table = [line for line in lines[cpu:gpu] if line.startswith("|")][2:]
+    assert table == [
+        "| heatmap_peaks, dark | torch | 24.6 ms | 22.1 ms to 27.1 ms | 12.3x | 9.9 to 15.0 | 15 "
+        "| 1.5 GB/s |",
+        "|  | fasthg | 2.00 ms | 1.80 ms to 2.20 ms |  |  | 15 | 18.2 GB/s |",
+    ]
+    assert [line for line in lines[gpu:] if line.startswith("|")][2:] == [
+        "| heatmap_peaks, dark | fasthg | 12.0 us | 10.8 us to 13.2 us |  |  | 15 | 5.1 kernel us |"
+    ]
+    above = "\n".join(lines[cpu:gpu])
+    for fact in ("Model X, 2 cores, 2 threads", "start: 0.07", "commit 1a2b3c4\n", "Python 3.11.7"):
+        assert fact in above
+    assert "[new.json](../benchmarks/results/new.json)" in above and "2026-02-01" in above
+    assert (folder / "performance.png").stat().st_size > 5000
+
+
+def test_durations_keep_three_digits():
+    assert [performance_page.duration(s) for s in (12.3456, 0.9999, 1.5e-4, 4.2e-7)] == [
+        *("12.3 s", "1.00 s", "150 us", "0.420 us")
+    ]
+
+
+def test_without_results_it_says_so(tmp_path):
+    with pytest.raises(SystemExit, match="no results"):
+        performance_page.write(tmp_path, tmp_path)
+
+
+def test_the_page_in_the_tree_is_that_of_the_results_in_the_tree(repository):
+    file = repository / "docs" / "performance.md"
+    if not file.exists():
+        pytest.skip("docs/performance.md is not there: no results have been kept yet")
+    found = performance_page.newest(repository / "benchmarks" / "results")
+    assert file.read_text(encoding="utf-8") == performance_page.page(found)

@@ -1,0 +1,187 @@
+"""Write docs/performance.md and docs/performance.png from the newest results in benchmarks/results.
+
+    pytest benchmarks --benchmark-json=benchmarks/results/NAME.json   # on a quiet machine
+    python tools/performance_page.py
+
+Of files without a GPU the newest gives the rows of the CPU; of those with one, the rows of the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+ROOT = Path(__file__).resolve().parent.parent
+# Benchmarks that are drawn, in this order, where there are results.
+HEADLINES = (
+    *("loader", "heatmap_mse", "gaussian_heatmaps", "heatmap_peaks", "rmsprop_ema"),
+    *("moving_statistics", "residual_block", "bn_act", "max_pool2x", "upsample2x_add"),
+)
+COLOURS = ("#0072B2", "#E69F00")  # of Okabe and Ito, told apart by all; CPU and GPU
+OF_MACHINE = ("device", "threads", "torch")
+RATIO, SPREAD = "x fasthg", "x fasthg q1 q3"
+
+HEAD = """# Performance
+
+Written by `make performance` from `benchmarks/results/`; not edited by hand.
+
+In each round all providers of a group run in turn. Times are those of a call: median over the
+rounds, and quartiles. `x fasthg` says how many times as fast fasthg is as that provider, compared
+within a round: median over the rounds, and quartiles.
+
+![How many times as fast fasthg is](performance.png)
+"""
+
+
+def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Device, `cpu` or `cuda` -> name and content of the newest file that measured on it."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "benchmarks" not in content:
+            continue  # a report of `make gpu`
+        device = "cuda" if content["machine_info"]["gpu"] else "cpu"
+        if device not in found or content["datetime"] > found[device][1]["datetime"]:
+            found[device] = file.name, content
+    return dict(sorted(found.items()))
+
+
+def rows_of(content: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """Those measured on a device; a file from a machine with a GPU has both."""
+    return [row for row in content["benchmarks"] if row["params"]["device"] == device]
+
+
+def groups_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by group without its device."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["group"].rpartition(", ")[0], []).append(row)
+    return found
+
+
+def page(results: dict[str, tuple[str, dict[str, Any]]]) -> str:
+    """The text of performance.md."""
+    return "\n".join([HEAD, *(line for d, r in results.items() for line in section(d, *r))])
+
+
+def section(device: str, name: str, content: dict[str, Any]) -> Iterator[str]:
+    """Machine, versions and table of one file."""
+    machine, commit = content["machine_info"], content["commit_info"]
+    rows = rows_of(content, device)
+    threads = " or ".join(str(n) for n in sorted({row["extra_info"]["threads"] for row in rows}))
+    changed = " with changes" if commit["dirty"] else ""
+    yield f"## {machine['gpu'] or machine['cpu']}\n"
+    yield f"- processor: {machine['cpu']}, {machine['cores']} cores, {threads} threads"
+    yield f"- load average at the start: {machine['load']}"
+    yield f"- fasthg {machine['fasthg']}, commit {commit['id'][:7]}{changed}"
+    yield f"- torch {machine['torch']}, Python {machine['python']}"
+    yield f"- measured {content['datetime'][:10]}, [{name}](../benchmarks/results/{name})\n"
+    yield "| group | provider | median | quartiles | x fasthg | quartiles | rounds | further |"
+    yield "|---|---|---:|---|---:|---|---:|---|"
+    for group, members in groups_of(rows).items():
+        for row in members:
+            yield "| " + " | ".join([group, *cells(row)]) + " |"
+            group = ""
+    yield ""
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table, behind its group."""
+    stats, info = row["stats"], row["extra_info"]
+    ratio = spread = ""
+    if RATIO in info:
+        ratio, spread = f"{times(info[RATIO])}x", " to ".join(map(times, info[SPREAD]))
+    left_out = (*OF_MACHINE, RATIO, SPREAD)
+    further = [f"{value} {key}" for key, value in info.items() if key not in left_out]
+    return [
+        row["params"]["provider"],
+        duration(stats["median"]),
+        f"{duration(stats['q1'])} to {duration(stats['q3'])}",
+        *(ratio, spread, str(stats["rounds"]), ", ".join(further)),
+    ]
+
+
+def times(value: float) -> str:
+    """A ratio."""
+    return significant(value, 2 if value < 10 else 3)
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if float(significant(seconds / size, 3)) >= 1 or unit == "us":
+            return f"{significant(seconds / size, 3)} {unit}"
+    raise AssertionError
+
+
+def significant(value: float, digits: int) -> str:
+    """So many digits, without an exponent."""
+    value = float(f"{value:.{digits}g}")
+    places = digits - 1 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:.{max(places, 0)}f}"
+
+
+def draw(results: dict[str, tuple[str, dict[str, Any]]], file: Path) -> None:
+    """Bars of the headlines: how many times as fast as each provider, quartiles as whiskers."""
+    panels = {}
+    for device, (_, content) in results.items():
+        groups = groups_of(rows_of(content, device))
+        panels[device] = [
+            (f"{group}: {row['params']['provider']}", row["extra_info"])
+            for headline in HEADLINES
+            for group, members in groups.items()
+            if group.partition(",")[0] == headline
+            for row in members
+            if RATIO in row["extra_info"]
+        ]
+    heights = [len(bars) + 2 for bars in panels.values()]
+    figure = Figure(figsize=(8, 0.28 * sum(heights) + 0.5), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+    for axis, colour, (device, bars) in zip(axes, COLOURS, panels.items(), strict=False):
+        medians = [info[RATIO] for _, info in bars]
+        below = [info[RATIO] - info[SPREAD][0] for _, info in bars]
+        above = [info[SPREAD][1] - info[RATIO] for _, info in bars]
+        axis.set_xscale("log")  # twice as fast and half as fast are equally far from 1
+        widths = [median - 1 for median in medians]
+        spread = {"xerr": [below, above], "capsize": 2}
+        axis.barh(range(len(bars)), widths, left=1, color=colour, **spread)
+        for place, (_, info) in enumerate(bars):
+            axis.annotate(
+                times(info[RATIO]),
+                (max(1, *info[SPREAD]), place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=0.08)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.spines[["top", "right"]].set_visible(False)
+        machine = results[device][1]["machine_info"]
+        axis.set_title(machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores", loc="left")
+        axis.set_xlabel("times as fast as the provider named")
+    figure.savefig(file, dpi=120)
+
+
+def write(results: Path, docs: Path) -> None:
+    """Both files in `docs`, from the files in `results`."""
+    found = newest(results)
+    if not found:
+        raise SystemExit(f"performance_page: no results in {results}; see `make bench`")
+    (docs / "performance.md").write_text(page(found), encoding="utf-8")
+    draw(found, docs / "performance.png")
+
+
+if __name__ == "__main__":
+    write(ROOT / "benchmarks" / "results", ROOT / "docs")
