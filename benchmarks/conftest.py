@@ -18,6 +18,7 @@ KEPT = ("min", "q1", "median", "q3", "max")  # seconds
 
 def pytest_addoption(parser):
     parser.addoption("--bench-rounds", type=int, help="rounds of each group, in place of its own")
+    parser.addoption("--bench-figures", action="store_true", help="print figures for make gpu")
 
 
 def pytest_configure(config):

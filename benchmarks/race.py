@@ -28,8 +28,10 @@ import floors
 import pytest
 import torch
 from device_clock import FLUSH_BYTES, DeviceClock
+from gpu_report import figure
 
 Run = Callable[[], object]
+Count = int | Callable[[torch.device], int]
 
 ROUNDS = 15
 OURS = "fasthg"
@@ -105,8 +107,8 @@ class Race:
     parameters: dict[str, list[Any]]
     moved: int | Callable[..., int] | None
     figures: Callable[..., dict[str, Any]] | None
-    rounds: int
-    calls: int
+    rounds: Count
+    calls: Count
     cool: bool
 
     def group(self, chosen: dict[str, Any]) -> str:
@@ -135,7 +137,8 @@ class Race:
             gpu = device.type == "cuda"
             other = torch.zeros(FLUSH_BYTES // 4 if self.cool else 0, device=device)
             wait = (lambda: torch.cuda.synchronize(device)) if gpu else (lambda: None)
-            seconds = in_turn(runs, rounds, self.calls, wait, lambda: other.add_(1))
+            calls = counted(self.calls, device)
+            seconds = in_turn(runs, rounds, calls, wait, lambda: other.add_(1))
             measured = Measured(seconds, absent=absent)
             for name, run in runs.items():
                 measured.figures[name] = {
@@ -164,10 +167,12 @@ class Race:
     def row(self, config: Any, benchmark: Any, device: str, provider: str, **chosen: Any) -> None:
         group = f"{self.group(chosen)}, {device}"
         if group not in MEASURED:
-            rounds = config.getoption("bench_rounds", None) or self.rounds
-            rounds = rounds if benchmark.enabled else 1
-            MEASURED[group] = self.measure(torch.device(device), chosen, rounds)
+            on = torch.device(device)
+            rounds = config.getoption("bench_rounds", None) or counted(self.rounds, on)
+            MEASURED[group] = self.measure(on, chosen, rounds if benchmark.enabled else 1)
             free()
+            if config.getoption("bench_figures", False):
+                tell(group, MEASURED[group])
         measured = MEASURED[group]
         if provider in measured.absent:
             pytest.skip(measured.absent[provider])
@@ -180,6 +185,19 @@ class Race:
             slow = floors.below({name: r[1] for name, r in measured.ratios().items()}, wanted)
             if slow:
                 pytest.fail("\n".join(f"{group}: {line}" for line in slow), pytrace=False)
+
+
+def counted(count: Count, device: torch.device) -> int:
+    return count(device) if callable(count) else count
+
+
+def tell(group: str, measured: Measured) -> None:
+    """Print what was measured as figures of `make gpu`, which survive if the run is stopped."""
+    for name, seconds in measured.seconds.items():
+        figure(f"{group}, {name}", statistics.median(seconds) * 1e3, "ms")
+        for unit, value in measured.figures[name].items():
+            if isinstance(value, int | float) and unit != "threads":
+                figure(f"{group}, {name}", value, unit)
 
 
 RACES: dict[str, Race] = {}  # every benchmark imported so far, by name
@@ -199,8 +217,8 @@ def race(
     *providers: str,
     moved: int | Callable[..., int] | None = None,
     figures: Callable[..., dict[str, Any]] | None = None,
-    rounds: int = ROUNDS,
-    calls: int = 1,
+    rounds: Count = ROUNDS,
+    calls: Count = 1,
     cool: bool = True,
     **parameters: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
@@ -213,8 +231,9 @@ def race(
 
     moved: least bytes that a call must move, counted by hand. figures: further figures of a row,
     `figures(run, seconds of a call, **parameters)`. calls: in a round, where one is too short to
-    time. cool: fill the caches with something else before each round. parameters: values that make
-    groups, e.g. `batch=[8, 32]`; moved and figures are called with them too.
+    time; like rounds, a number or a function of the device. cool: fill the caches with something
+    else before each round. parameters: values that make groups, e.g. `batch=[8, 32]`; moved and
+    figures are called with them too.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,6 @@ import gpu_exercise
 import gpu_needs
 import gpu_probe
 import gpu_stages
-import gpu_steps
 import pytest
 import torch
 from device_clock import DeviceClock
@@ -66,7 +66,7 @@ def test_a_dry_run_lists_every_stage(monkeypatch, capsys, repository, tmp_path):
         assert all(os.path.isfile(script) for script in scripts)
     # Two groups of timed stages never run at once, and measuring never fails by its limit.
     assert [stage.name for stage in stages if stage.group > 0 and stage.may_stop] == [
-        *("norm", "conv", "eager", "compiled-2", "compiled-8")
+        *("norm", "conv", "steps", "whole", "inference", "compiled-2", "compiled-8")
     ]
 
 
@@ -221,8 +221,8 @@ def test_what_a_file_lacks_is_found_without_importing_it(tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["gpu_exercise", "gpu_probe", "gpu_steps"])
-def test_proofs_and_baselines_need_torch_alone(repository, monkeypatch, name):
+@pytest.mark.parametrize("name", ["gpu_exercise", "gpu_probe"])
+def test_proofs_need_torch_alone(repository, monkeypatch, name):
     def find(top):
         return None if top not in ("torch", "numpy") else object()
 
@@ -286,30 +286,17 @@ def test_probes_of_streams_say_that_they_need_a_gpu(capsys):
     assert capsys.readouterr().out.count("need a GPU") == 2
 
 
-def test_baselines_run_small_on_a_cpu(capsys):
-    gpu_steps.eager(CPU, 1, [2])
-    names = {f.name for f in read_figures(capsys.readouterr().out)}
-    assert names == {
-        "eager fp32 NCHW, TF32 off, 1 stacks, batch 2",
-        "eager fp32 NCHW, TF32 on, 1 stacks, batch 2",
-        "eager bf16 channels_last, 1 stacks, batch 2",
-        "eager fasthg bf16 channels_last, 1 stacks, batch 2",
-        "eager fasthg, blocks everywhere bf16 channels_last, 1 stacks, batch 2",
-        "eager fasthg, no blocks bf16 channels_last, 1 stacks, batch 2",
-    }
-
-
-def test_a_graph_must_agree_with_the_eager_step(monkeypatch):
-    class Replayed:
-        def __init__(self, work):
-            self.replay = work
-
-    monkeypatch.setattr(gpu_steps, "capture", Replayed)
-    step = gpu_steps.Step(CPU, stacks=1, batch=2, bf16=False, channels_last=True)
-    gpu_steps.graphed(step, "graph", 2)
-    monkeypatch.setattr(gpu_steps, "capture", lambda work: Replayed(lambda: step.loss.fill_(7)))
-    with pytest.raises(AssertionError, match=r"graph: loss 7\.0, eager"):
-        gpu_steps.graphed(step, "graph", 2)
+def test_whole_networks_are_named_where_they_cannot_run(repository, tmp_path, monkeypatch):
+    stages = {stage.name: stage for stage in gpu_stages.list_stages(repository, tmp_path)}
+    steps, compiled = stages["steps"], stages["compiled-8"]
+    assert not steps.impossible and steps.environment == {"BENCH_COMPILE": "off"}
+    assert compiled.command[-2:] == ["-k", "cuda-8-8"] and compiled.group > steps.group
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "pydantic" else real(name)
+    )
+    stages = {stage.name: stage for stage in gpu_stages.list_stages(repository, tmp_path)}
+    assert stages["steps"].impossible == "not installed: pydantic"
 
 
 def test_the_clock_takes_the_median():

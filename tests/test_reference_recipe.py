@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from reference.loader import MarsDataset, reference_loader
-from reference.network import ReferenceHourglass
+from reference.network import ReferenceHourglass, enlarge
 from reference.training import ReferenceTraining
+from reference.tuned import TunedTraining
 from torch import Tensor
 
 from fasthg.config import Config
@@ -291,3 +292,32 @@ def test_step_is_that_of_its_formulas(mice: RecordIndex) -> None:
     training.network.load_state_dict(start)
     (maps,) = training.network(images)
     torch.testing.assert_close(loss, ((maps - heatmaps) ** 2).sum().detach() / 2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"]
+)
+def test_the_tuned_recipe_computes_the_same(precision: torch.dtype, error: float) -> None:
+    cfg = Config(**SMALL, NUM_STACKS=1, FEATURES=16, STEM_FEATURES=8, HEAD_INIT_SCALE=0.01)
+    cpu = torch.device("cpu")
+    plain, tuned = ReferenceTraining(cfg, cpu), TunedTraining(cfg, cpu, precision)
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 64, 64, generator=random) * 2 - 1
+    heatmaps = torch.rand(4, 7, 16, 16, generator=random)
+    for _ in range(3):
+        torch.testing.assert_close(
+            tuned.step(images, heatmaps), plain.step(images, heatmaps), rtol=error, atol=0
+        )
+    maps = tuned.predict(images)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, plain.predict(images), rtol=error, atol=20 * error)
+    weight = tuned.network.stacks[0].features[1].path[1].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compilers_get_an_enlarging_that_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    wanted = enlarge(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    got = enlarge(x)
+    assert torch.equal(got, wanted) and got.stride() == wanted.stride()

@@ -73,12 +73,13 @@ def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> l
         Stage("norm", 5, 60, script("gpu_probe.py", "norm"), may_stop=True, keep_output=True),
         Stage("conv", 6, 60, script("gpu_probe.py", "conv"), may_stop=True),
         Stage("decode", 7, 40, script("gpu_decode.py")),
-        Stage("eager", 8, 100, script("gpu_steps.py", "eager"), may_stop=True),
+        # Whole networks, and last those that compile for minutes, in what time is left.
+        _networks(root, "steps", 8, 110, "bench_training_step", "", compiled=False),
+        _networks(root, "whole", 9, 60, "bench_end_to_end", "cuda-8-", compiled=False),
+        _networks(root, "inference", 10, 40, "bench_inference", "", compiled=False),
+        _networks(root, "compiled-2", 11, 150, "bench_training_step", "cuda-2-8", compiled=True),
+        _networks(root, "compiled-8", 12, 300, "bench_training_step", "cuda-8-8", compiled=True),
     ]
-    # The whole network compiles for minutes: last, in what time is left.
-    for group, stacks, limit in ((9, "2", COMPILE_LIMIT), (10, "8", 2 * COMPILE_LIMIT)):
-        command = script("gpu_steps.py", "compiled", "--stacks", stacks, "--batch", "32", "8")
-        stages.append(Stage(f"compiled-{stacks}", group, limit, command, may_stop=True))
     return stages
 
 
@@ -150,6 +151,27 @@ def _benchmarks(root: Path, folder: Path) -> Stage:
 
     impossible = _needs("pytest", "pytest_benchmark")
     return Stage("benchmarks", 4, 75, command, {}, read, impossible=impossible, missing=left_out)
+
+
+def _networks(
+    root: Path, name: str, group: int, limit: float, file: str, chosen: str, *, compiled: bool
+) -> Stage:
+    """Steps, training or inference of whole networks, each group's figures as soon as it is done.
+
+    chosen: what the names of the groups contain. compiled: with torch.compile as well.
+    """
+    path = root / "benchmarks" / f"{file}.py"
+    # Floors are a matter of `pytest benchmarks`: here a slow machine shall not hide the figures.
+    command = [sys.executable, *PYTEST, "-s", "--bench-figures", str(path.relative_to(root))]
+    return Stage(
+        name,
+        group,
+        limit,
+        [*command, "-k", chosen] if chosen else command,
+        {"BENCH_COMPILE": "on" if compiled else "off"},
+        may_stop=True,
+        impossible=_needs("pytest", "pytest_benchmark", *sorted(lacking(path, root))),
+    )
 
 
 def find_sanitizer() -> str | None:

@@ -1,0 +1,32 @@
+"""The stock network from images on the device to the last stack's heatmaps."""
+
+from __future__ import annotations
+
+import networks
+import pytest
+from race import race
+
+from fasthg import inference
+from fasthg.model import build_model, fold_batch_norm
+from fasthg.step import choose_precision
+
+
+@pytest.mark.slow
+@race(
+    *(*networks.RIVALS, "fasthg"),
+    rounds=lambda device: 7 if device.type == "cpu" else 30,
+    cool=False,
+    figures=networks.step_figures,
+    stacks=[2, 8],
+    batch=[1, 8, 32],
+)
+def bench_inference(device, stacks, batch):
+    networks.leave_out(device, batch)
+    cfg = networks.config(stacks, batch)
+    given = networks.example(cfg, device)
+    images, _ = networks.as_reference(given, cfg)
+    found = networks.rivals(cfg, device, lambda one: lambda: one.predict(images))
+    precision = choose_precision(cfg.PRECISION, device)
+    folded = fold_batch_norm(build_model(cfg).to(device), precision)
+    found["fasthg"] = lambda: inference.forward(folded, given.images, cfg, precision)[-1]
+    return found

@@ -1,0 +1,58 @@
+"""One training step on a batch that lies on the device: forward to the moving averages.
+
+The rivals are given heatmaps that were drawn before and images in float32; fasthg starts from bytes
+and keypoints. The variants of fasthg show on a GPU what the graph and the residual operator gain.
+"""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+from race import race
+
+from fasthg.model import build_model, layers
+from fasthg.step import TrainStep
+
+VARIANTS = ("fasthg, eager", "fasthg, no blocks", "fasthg, blocks everywhere")
+
+
+@pytest.mark.slow
+@race(
+    *(*networks.RIVALS, *VARIANTS, "fasthg"),
+    rounds=networks.rounds,
+    cool=False,
+    figures=networks.step_figures,
+    stacks=[2, 8],
+    batch=[8, 32, 64],
+)
+def bench_training_step(device, stacks, batch):
+    networks.leave_out(device, batch)
+    cfg = networks.config(stacks, batch)
+    given = networks.example(cfg, device)
+    images, heatmaps = networks.as_reference(given, cfg)
+    found = networks.rivals(cfg, device, lambda one: lambda: one.step(images, heatmaps))
+    for name in VARIANTS:
+        found[name] = ours(cfg, given, name) if device.type == "cuda" else "on a GPU"
+    found["fasthg"] = ours(cfg, given, "fasthg")
+    return found
+
+
+def ours(cfg, given, name):
+    if name == "fasthg, eager":
+        cfg = cfg.model_copy(update={"STEP": "eager"})
+    # Read when a step is captured, which the first call does.
+    rows = {"fasthg, no blocks": 1 << 62, "fasthg, blocks everywhere": 0}
+    stock = layers.BLOCK_ROWS
+    layers.BLOCK_ROWS = rows.get(name, stock)
+    device = given.images.device
+    step = TrainStep(cfg, build_model(cfg).to(device), device)
+    count = iter(range(10**9))
+
+    def run():
+        step(given, next(count))
+
+    run()
+    layers.BLOCK_ROWS = stock
+    assert torch.isfinite(step.flat.gradient).all(), f"{name}: the gradient is not finite"
+    return run
