@@ -14,6 +14,7 @@ from fasthg.data.batch import READ_BY_STEP, Batch
 from fasthg.errors import EnvironmentFault
 from fasthg.flat import FlatNetwork
 from fasthg.graph import Replayable, capture
+from fasthg.half_weights import HalfWeights
 from fasthg.loss import heatmap_loss
 from fasthg.model import (
     MovingStatistics,
@@ -125,6 +126,9 @@ class TrainStep:
             device.type, init_scale=256.0, enabled=self.precision == torch.float16
         )
         self._loss_of: Callable[..., Tensor] = self._forward
+        self._half: HalfWeights | None = None
+        if self.precision != torch.float32 and self.mode.name != "compile":
+            self._half = HalfWeights(self.flat, self.precision)
         if self.mode.name == "compile":
             # inductor fuses torch's own modules; to it, operators of ours are walls.
             model.set_fused("off")
@@ -187,12 +191,13 @@ class TrainStep:
         Nothing here waits for the device or depends on the step's number, so that a graph can be
         captured of it.
         """
-        # Of a forward that fails, nothing is left over.
-        with collect_statistics() as found:
-            loss = self._loss_of(*given.values())
-        self._statistics.apply(found)
         self.flat.gradient.zero_()
-        self.scaler.scale(loss.sum()).backward()
+        with self._half.used() if self._half else contextlib.nullcontext():
+            # Of a forward that fails, nothing is left over.
+            with collect_statistics() as found:
+                loss = self._loss_of(*given.values())
+            self._statistics.apply(found)
+            self.scaler.scale(loss.sum()).backward()
         if self._updates_on_device:
             self._update()
         return loss

@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"OPTIMIZER": "adamw"},
     "bf16": {"PRECISION": "bf16"},
     "fp16": {"PRECISION": "fp16"},
+    "fp16, adamw": {"PRECISION": "fp16", "OPTIMIZER": "adamw"},
     "recompute": {"RECOMPUTE": "stack", "FUSED": "on"},
 }
 variants = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
@@ -213,6 +214,29 @@ def test_a_capture_that_fails_is_told(monkeypatch) -> None:
     monkeypatch.setattr(step_module, "capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
         replayed(batch(0), 0)
+
+
+@pytest.mark.parametrize("fused", ["on", "off", "auto"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_rounded_at_once_are_those_of_autocast(monkeypatch, fused, precision) -> None:
+    keys = {"FUSED": fused, "PRECISION": precision}
+    at_once, one_by_one = (eager_step(monkeypatch, **keys) for _ in range(2))
+    monkeypatch.setattr(one_by_one, "_half", None)
+    for got, wanted in zip(train(at_once), train(one_by_one), strict=True):
+        assert torch.equal(got, wanted)
+    equal_state(at_once, one_by_one)
+    names = [name for name, _ in at_once.model.named_parameters()]
+    assert names == [name for name, _ in one_by_one.model.named_parameters()]
+    assert all(p.dtype == torch.float32 for p in at_once.model.parameters())
+
+
+def test_weights_are_those_of_the_network_after_a_step_that_fails(monkeypatch) -> None:
+    step = make_step(PRECISION="bf16")
+    parameters = list(step.model.parameters())
+    monkeypatch.setattr(step.model.stacks[-1].heatmap, "forward", lambda x: x.no_such_thing)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        step(batch(0), 0)
+    assert all(p is q for p, q in zip(step.model.parameters(), parameters, strict=True))
 
 
 @pytest.mark.parametrize("fused", ["on", "off"])

@@ -210,7 +210,9 @@ class Residual(nn.Module):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         layers = [self.conv1, self.conv2, self.conv3] + ([self.skip] if self.skip else [])
-        weights = [t for layer in layers for t in (layer.conv.weight, layer.bn.bias)]
+        # In full precision: the norm's scale goes into some weights before they are rounded.
+        full = (getattr(layer.conv.weight, "master", layer.conv.weight) for layer in layers)
+        weights = [t for w, layer in zip(full, layers, strict=True) for t in (w, layer.bn.bias)]
         y, statistics = residual_block(x, *weights, eps=self.conv1.bn.eps)
         count = x.numel() // x.shape[1]
         for layer, mean, var in zip(layers, statistics[::2], statistics[1::2], strict=False):
