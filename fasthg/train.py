@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,9 +21,10 @@ from fasthg.config import Config, dump_config, inert_keys
 from fasthg.data.loader import loader_choice
 from fasthg.data.split import Split, open_split
 from fasthg.environment import describe_environment
-from fasthg.errors import ConfigError, DataError, FasthgError
+from fasthg.errors import ConfigError, DataError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
+from fasthg.memory import out_of_memory
 from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
 from fasthg.progress import ProgressLine
@@ -271,6 +273,31 @@ class Training:
         self.keeper.save(self.done, state)
 
 
+@contextlib.contextmanager
+def open_data(config: Config, device: torch.device) -> Iterator[tuple[Split, Split | None]]:
+    """The splits to train on and to validate with, if any; nothing has been written yet.
+
+    Raises:
+        ConfigError, DataError: the data, or what only the end of a run would use, is no good.
+    """
+    if config.DATA.TRAIN is None:
+        raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
+    part_colors(config)
+    metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
+    with contextlib.ExitStack() as stack:
+        first = open_split(config, config.DATA.TRAIN, device, training=True)
+        stack.callback(first.close)
+        validation = None
+        if config.DATA.VAL is not None:
+            validation = open_split(config, config.DATA.VAL, device, training=False)
+            stack.callback(validation.close)
+            if not validation.index.visibility.any():
+                raise DataError(
+                    f"{config.DATA.VAL}: no labelled part; leave DATA.VAL unset or label it"
+                )
+        yield first, validation
+
+
 def train(
     config: Config,
     console: Console,
@@ -291,40 +318,19 @@ def train(
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
-    if config.DATA.TRAIN is None:
-        raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
-    # What only the end of a run would use is checked before its beginning.
-    part_colors(config)
-    metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
     device = choose_device(config.DEVICE)
-    with contextlib.ExitStack() as stack:
-        # Data is opened before the folder is made: a wrong glob leaves nothing behind.
-        splits: list[Split | None] = []
-        for patterns in (config.DATA.TRAIN, config.DATA.VAL):
-            split = None
-            if patterns is not None:
-                split = open_split(config, patterns, device, training=not splits)
-                stack.callback(split.close)
-            splits.append(split)
-        first, validation = splits
-        assert first is not None
-        if validation is not None and not validation.index.visibility.any():
-            raise DataError(
-                f"{config.DATA.VAL}: no labelled part; leave DATA.VAL unset or label it"
-            )
+    with open_data(config, device) as (first, validation):
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
-        training = Training(config, device, first, validation, run, console)
-        if resume is not None:
-            training.resume()
-            run.write_config(config)
-        training.announce()
-        run.write_json("env.json", describe_environment())
-        if training.done >= config.NUM_TRAIN_ITERATIONS:
-            console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
-            return Outcome(run, training.done, interrupted=False)
         try:
+            training = Training(config, device, first, validation, run, console)
+            if resume is not None:
+                training.resume()
+                run.write_config(config)
+            training.announce()
+            run.write_json("env.json", describe_environment())
+            if training.done >= config.NUM_TRAIN_ITERATIONS:
+                console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
+                return Outcome(run, training.done, interrupted=False)
             return training.fit()
         except torch.OutOfMemoryError as error:
-            raise FasthgError(
-                "the GPU's memory is full; lower BATCH_SIZE, NUM_STACKS or INPUT_SIZE"
-            ) from error
+            raise out_of_memory(config, device, error) from error

@@ -22,7 +22,7 @@ from fasthg.data.synthetic import write_dataset
 from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.evaluate import evaluate_run
 from fasthg.run import RunFolder
-from fasthg.step import choose_device, choose_precision
+from fasthg.step import TrainStep, choose_device, choose_precision
 from fasthg.train import Outcome, train
 
 
@@ -211,6 +211,17 @@ def test_overrides_count_and_last_on_resume(mice: Path, tmp_path: Path) -> None:
 def test_resume_refuses_another_optimiser(trained: Outcome, mice: Path) -> None:
     with pytest.raises(DataError, match="its optimiser is rmsprop"):
         run(tiny(mice, trained.run.path.parent, OPTIMIZER="adam"), resume=trained.run.path)
+
+
+def test_full_memory_ends_with_the_need_and_the_keys_that_help(
+    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainStep, "_device_work", full)
+    with pytest.raises(FasthgError, match=r"is full: a step needs about .*set RECOMPUTE=stack"):
+        run(tiny(mice, tmp_path))
 
 
 def test_what_only_the_end_needs_is_checked_first(mice: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layers 1 and 2, which layer 3 brings together.
 BELOW = (
-    *("config", "geometry", "ops", "data", "model", "loss", "flat", "graph", "feed", "optim"),
-    *("checkpoint", "metrics"),
+    *("config", "geometry", "ops", "data", "model", "loss", "flat", "half_weights", "graph"),
+    *("feed", "optim", "checkpoint", "metrics"),
 )
 
 # Room (a module or package of fasthg) -> what it may import of fasthg, beside itself. `errors` and
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("ops", "config"),
     "loss": ("ops",),
     "flat": (),
+    "half_weights": ("flat",),
     "graph": (),
     "feed": ("data.batch",),
     "optim": ("config", "geometry", "ops", "flat"),
@@ -48,13 +49,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "weights": BELOW,
     "inference": (*BELOW, "step"),
     "environment": (*BELOW, "step"),
+    "memory": (*BELOW, "step"),
     "pictures": (*BELOW, "inference"),
     "reporter": ("config", "run", "progress", "summary", "step"),
     "train": (
         *BELOW,
         *("step", "run", "weights", "progress", "summary", "reporter"),
-        *("inference", "environment", "pictures"),
+        *("inference", "environment", "pictures", "memory"),
     ),
+    "dry_run": (*BELOW, "step", "run", "progress", "summary", "memory", "train"),
+    "bench": (*BELOW, "step", "environment", "memory"),
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "predict": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "export": (*BELOW, "step", "run", "weights"),

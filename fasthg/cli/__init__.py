@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fasthg.cli import config, data, doctor, runs
+from fasthg.cli import bench, config, data, doctor, runs
 from fasthg.errors import FasthgError
 
 # OpenMP's waiting threads spin by default and starve the loader's workers on small machines. Set
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
+app.command()(bench.bench)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.command()(doctor.doctor)

@@ -20,6 +20,10 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Go on in this run folder.")
     ] = None,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate at the end.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try two steps; tell memory and time of the whole run."),
+    ] = False,
 ) -> None:
     """Train a network, then evaluate its best weights.
 
@@ -35,6 +39,14 @@ def train(
         given.insert(0, config)
         config = None
     out = console()
+    if dry_run:
+        from fasthg.dry_run import dry_run as try_out
+
+        if config is None or resume is not None:
+            raise ConfigError("--dry-run: give a CONFIG and no --resume")
+        if try_out(load_config(Path(config), given), out, source=Path(config)) is None:
+            raise typer.Exit(130)
+        return
     if config is not None:
         source = Path(config)
         settings = load_config(source, given)
