@@ -6,8 +6,8 @@
 // the caches: nothing transformed is written to memory but the weights, which all chunks share, and
 // the sums of their gradient.
 //
-// Everything transformed lies in panels of 16 neighbouring channels, a cache line a row, so that the
-// micro kernels read at fixed distances and keep their sums, up to 6 x 16, in registers.
+// Everything transformed lies in panels of 16 neighbouring channels, a cache line a row, so that
+// the micro kernels read at fixed distances and keep their sums, up to 6 x 16, in registers.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -20,7 +20,7 @@ namespace fasthg {
 namespace {
 
 constexpr int kAcross = 16;
-constexpr int kDown = 6;  // 6 x 16 sums take 12 of AVX2's 16 registers
+constexpr int kDown = 6;        // 6 x 16 sums take 12 of AVX2's 16 registers
 constexpr int64_t kChunk = 48;  // tiles; 24 to 48 are even, the gradient of the weights prefers 48
 
 struct alignas(64) Line {
@@ -45,8 +45,7 @@ FASTHG_HD void transform_once(const float* const* from, float* const* to) {
   for (int c = 0; c < kAcross; c += kLanes) {
     Vector values[Transform::kFrom], results[Transform::kTo];
 #pragma GCC unroll 8
-    for (int i = 0; i < Transform::kFrom; ++i)
-      std::memcpy(&values[i], from[i] + c, sizeof(Vector));
+    for (int i = 0; i < Transform::kFrom; ++i) std::memcpy(&values[i], from[i] + c, sizeof(Vector));
     Transform::apply(values, results);
 #pragma GCC unroll 8
     for (int i = 0; i < Transform::kTo; ++i) std::memcpy(to[i] + c, &results[i], sizeof(Vector));
@@ -55,7 +54,8 @@ FASTHG_HD void transform_once(const float* const* from, float* const* to) {
 
 // Both dimensions.
 template <typename Transform, int size = Transform::kFrom, int points = Transform::kTo>
-FASTHG_HD void transform(const float* const (&from)[size][size], float* const (&to)[points][points]) {
+FASTHG_HD void transform(const float* const (&from)[size][size],
+                         float* const (&to)[points][points]) {
   Line half[size][points];
   for (int i = 0; i < size; ++i) {
     float* row[points];
@@ -316,7 +316,8 @@ const char* fasthg_conv3x3_cpu(int dtype, const void* x, const int64_t shape[4],
                [&](int, int64_t begin, int64_t end) { transform_weights(of.weights, begin, end); });
   // Enough chunks for all threads: how tiles are divided makes no difference to a result.
   const int64_t tiles = of.x.tiles();
-  const int64_t rows = std::min(kChunk, divide_up(tiles, kDown * kSharesPerWorker * threads) * kDown);
+  const int64_t rows =
+      std::min(kChunk, divide_up(tiles, kDown * kSharesPerWorker * threads) * kDown);
   const int64_t chunks = divide_up(tiles, rows), work = rows * kPoints * in * outputs / kAcross;
   parallel_for(chunks, worker_count(chunks, work, threads), [&](int, int64_t begin, int64_t end) {
     const int64_t inputs = kPoints * distance_of(panels_of(in), rows);
@@ -332,9 +333,9 @@ const char* fasthg_conv3x3_cpu(int dtype, const void* x, const int64_t shape[4],
 }
 
 const char* fasthg_conv3x3_weight_backward_cpu(int dtype, const void* x, const int64_t shape[4],
-                                        const void* of_y, int64_t outputs, int64_t parts,
-                                        void* workspace, void* of_weight, const int64_t strides[4],
-                                        int threads) {
+                                               const void* of_y, int64_t outputs, int64_t parts,
+                                               void* workspace, void* of_weight,
+                                               const int64_t strides[4], int threads) {
   using namespace fasthg;
   if (dtype != kFloat32) return "conv3x3 on the CPU takes float32";
   const int64_t batch = shape[0], height = shape[1], width = shape[2], in = shape[3];
@@ -357,7 +358,8 @@ const char* fasthg_conv3x3_weight_backward_cpu(int dtype, const void* x, const i
                      room.get() + inputs, sums);
     }
   });
-  parallel_for(in, worker_count(in, parts * outputs * kPoints, threads),
-               [&](int, int64_t begin, int64_t end) { finish_weights(weights, parts, begin, end); });
+  parallel_for(
+      in, worker_count(in, parts * outputs * kPoints, threads),
+      [&](int, int64_t begin, int64_t end) { finish_weights(weights, parts, begin, end); });
   return nullptr;
 }

@@ -1,10 +1,11 @@
-// Winograd's F(4, 3): four neighbouring results of a filter of three taps, from six inputs, with six
-// products in place of twelve. Two dimensions are one after the other.
+// Winograd's F(4, 3): four neighbouring results of a filter of three taps, from six inputs, with
+// six products in place of twelve. Two dimensions are one after the other.
 //
 // A correlation is a product of polynomials, and that follows from its values at the points 0, a,
-// -a, b, -b and infinity: y = A^T ((G w) * (B^T x)). Its transposes give the gradients: that of w is
-// G^T ((A of_y) * (B^T x)), summed over all tiles. The points a = 5/8 and b = 3/2 halve the rounding
-// error of the usual 1 and 2 (measured), and all constants but those of G are exact in binary.
+// -a, b, -b and infinity: y = A^T ((G w) * (B^T x)). Its transposes give the gradients: that of w
+// is G^T ((A of_y) * (B^T x)), summed over all tiles. The points a = 5/8 and b = 3/2 halve the
+// rounding error of the usual 1 and 2 (measured), and all constants but those of G are exact in
+// binary.
 //
 // Each transform takes kFrom values, numbers or vectors of them, to kTo.
 #pragma once

@@ -135,9 +135,9 @@ const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* of_y, const u
                                             void* stream);
 
 // y = relu?(x * weight + bias), 3x3 taps, stride 1, padding 1. x: dtype (batch, height, width, in),
-// shape: these four; weight: dtype (outputs, in, 3, 3), `strides` elements apart (negative ones turn
-// it round, for the gradient of x); bias (or null): dtype (outputs,); y: dtype (batch, height, width,
-// outputs); workspace: dtype (36, outputs, in), both rounded up to 16. float32.
+// shape: these four; weight: dtype (outputs, in, 3, 3), `strides` elements apart (negative ones
+// turn it round, for the gradient of x); bias (or null): dtype (outputs,); y: dtype (batch, height,
+// width, outputs); workspace: dtype (36, outputs, in), both rounded up to 16. float32.
 const char* fasthg_conv3x3_cpu(int dtype, const void* x, const int64_t shape[4], const void* weight,
                                int64_t outputs, const int64_t strides[4], const void* bias,
                                bool relu, void* workspace, void* y, int threads);

@@ -12,15 +12,25 @@ from fasthg.ops import _maps, _native, reference
 
 PANEL = 16
 POINTS = 36
-"""Of a tile: see csrc/conv3x3_math.h."""
-PART = 128
+TILE = 4
+"""See csrc/conv3x3_math.h."""
+FEWEST_TILES = 16
+"""Where there are fewer, transforming the weights takes longer than what is gained: with 128
+channels, 8 tiles took 1.6 times as long as torch's convolution, and 16 somewhat less."""
+PART = 64
 MOST_PARTS = 8
-"""The gradient of the weights sums PART tiles a time, as far as MOST_PARTS go: each part writes
-POINTS values a weight, and gives one more thread work."""
+"""The gradient of the weights is summed over PART tiles or more a part, in at most MOST_PARTS: each
+writes POINTS values a weight, and keeps one more thread at work."""
+
+
+def _tiles(maps: Tensor) -> int:
+    batch, _, height, width = maps.shape
+    return batch * -(-height // TILE) * -(-width // TILE)
 
 
 def _serves(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype == torch.float32 and _native.serves(x)
+    of_kernel = x.is_cpu and x.dtype == torch.float32
+    return of_kernel and _tiles(x) >= FEWEST_TILES and _native.serves(x)
 
 
 def _memory_shape(maps: Tensor) -> tuple[int, int, int, int]:
@@ -104,9 +114,8 @@ def of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return found.copy_(_torch_backward(of_y, x, weight, [False, True, False])[1])
     read = [_maps.readable(t, x.dtype) for t in (x, of_y)]
     out = _native.as_dtype(found, x.dtype)
-    batch, outputs, height, width = of_y.shape
-    tiles = batch * (-(-height // 4)) * (-(-width // 4))
-    parts = min(max(tiles // PART, 1), MOST_PARTS)
+    outputs = of_y.shape[1]
+    parts = min(max(_tiles(x) // PART, 1), MOST_PARTS)
     workspace = _workspace(x, outputs, parts)
     _native.launch(
         "conv3x3_weight_backward",
@@ -167,9 +176,7 @@ _weight_backward = _native.register(
 )
 
 
-def conv3x3(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
-) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """3x3 convolution with stride 1 and padding 1, plus bias, cut off at 0.
 
     Args:
@@ -206,9 +213,7 @@ def conv3x3(
             f"conv3x3: weight: expected (out, {x.shape[1]}, 3, 3), got {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"conv3x3: bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}"
-        )
+        raise ValueError(f"conv3x3: bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(

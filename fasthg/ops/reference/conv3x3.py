@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def conv3x3(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
-) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """`relu?(x * weight + bias)` in x's dtype, padding 1, whatever autocast says.
 
     x: (batch, in, height, width); weight: (out, in, 3, 3), cast to x's dtype, and bias: (out,).
