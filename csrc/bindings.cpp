@@ -208,6 +208,23 @@ PYBIND11_MODULE(_C, m) {
                                                   ptr(of_x), threads);
           });
         });
+  m.def("conv3x3_cpu", [](int dtype, Pointer x, const Four& shape, Pointer weight, int64_t outputs,
+                          const Four& strides, Pointer bias, bool relu, Pointer workspace,
+                          Pointer y, int threads) {
+    call([&] {
+      return fasthg_conv3x3_cpu(dtype, ptr(x), shape.data(), ptr(weight), outputs, strides.data(),
+                                ptr(bias), relu, ptr(workspace), ptr(y), threads);
+    });
+  });
+  m.def("conv3x3_weight_backward_cpu",
+        [](int dtype, Pointer x, const Four& shape, Pointer of_y, int64_t outputs, int64_t parts,
+           Pointer workspace, Pointer of_weight, const Four& strides, int threads) {
+          call([&] {
+            return fasthg_conv3x3_weight_backward_cpu(dtype, ptr(x), shape.data(), ptr(of_y),
+                                                      outputs, parts, ptr(workspace),
+                                                      ptr(of_weight), strides.data(), threads);
+          });
+        });
 
 #ifdef FASTHG_CUDA
   m.attr("cuda") = true;

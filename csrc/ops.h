@@ -134,6 +134,21 @@ const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* of_y, const u
                                             const int64_t shape[4], void* of_x, int device,
                                             void* stream);
 
+// y = relu?(x * weight + bias), 3x3 taps, stride 1, padding 1. x: dtype (batch, height, width, in),
+// shape: these four; weight: dtype (outputs, in, 3, 3), `strides` elements apart (negative ones
+// turn it round, for the gradient of x); bias (or null): dtype (outputs,); y: dtype (batch, height,
+// width, outputs); workspace: dtype (36, outputs, in), both rounded up to 16. float32.
+const char* fasthg_conv3x3_cpu(int dtype, const void* x, const int64_t shape[4], const void* weight,
+                               int64_t outputs, const int64_t strides[4], const void* bias,
+                               bool relu, void* workspace, void* y, int threads);
+
+// The gradient of weight. of_y: as y; workspace: as above for each part of the tiles; their number
+// alone decides the order of summation. float32.
+const char* fasthg_conv3x3_weight_backward_cpu(int dtype, const void* x, const int64_t shape[4],
+                                               const void* of_y, int64_t outputs, int64_t parts,
+                                               void* workspace, void* of_weight,
+                                               const int64_t strides[4], int threads);
+
 // RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.
 const char* fasthg_rmsprop_ema_cpu(int dtype, const fasthg::RmspropStep* step, int threads);
 const char* fasthg_rmsprop_ema_cuda(int dtype, const fasthg::RmspropStep* step, int device,

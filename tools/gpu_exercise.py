@@ -22,6 +22,7 @@ from fasthg.ops import (
     bn_fold_backward,
     channel_covariance,
     conv1x1_act,
+    conv3x3,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
@@ -272,6 +273,23 @@ def run_conv1x1_act(device: torch.device, dtype: torch.dtype, error: float) -> N
                 close("conv1x1_act's gradient", gradient, right, 2 * error)
 
 
+def run_conv3x3(device: torch.device, dtype: torch.dtype, error: float) -> None:
+    """Result and gradients, with whole panels of channels and tiles, and without."""
+    for batch, parts, height, width in SHAPES:
+        x, *_ = _maps(dtype, (batch, parts, height, width))
+        _, of_y, _ = _maps(dtype, (batch, 2 * parts, height, width))
+        random = torch.Generator().manual_seed(parts)
+        weight = (torch.randn(2 * parts, parts, 3, 3, generator=random) / 3 / parts**0.5).to(dtype)
+        bias = torch.linspace(-1, 1, 2 * parts).to(dtype)
+        results = []
+        for place, op in ((device, conv3x3), (torch.float64, reference.conv3x3)):
+            given = [t.to(place).detach().requires_grad_() for t in (x, weight, bias)]
+            y = op(*given)
+            results.append((y.detach(), *torch.autograd.grad(y, given, of_y.to(place))))
+        for got, right in zip(*results, strict=True):
+            close("conv3x3", got, right, 2 * error)
+
+
 def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Every buffer, lengths off the vector width. The operator has no half types."""
     if dtype not in (torch.float32, torch.float64):
@@ -339,6 +357,7 @@ CASES: dict[str, Callable[[torch.device, torch.dtype, float], None]] = {
     "bn_fold": run_bn_fold,
     "channel_covariance": run_channel_covariance,
     "conv1x1_act": run_conv1x1_act,
+    "conv3x3": run_conv3x3,
     "gaussian_heatmaps": run_gaussian_heatmaps,
     "heatmap_mse": run_heatmap_mse,
     "heatmap_peaks": run_heatmap_peaks,

@@ -19,6 +19,7 @@ from fasthg.model.fused import runs_fused
 from fasthg.ops import (
     bn_act,
     bn_act_inference,
+    conv3x3,
     max_pool2x,
     residual_block,
     update_statistics,
@@ -172,7 +173,16 @@ class ConvBN(nn.Module):
         """
         if self.pad is not None:
             x = F.pad(x, self.pad)
-        y: Tensor = self.bn(self.conv(x), residual, self.relu)
+        y: Tensor = self.bn(self._convolve(x), residual, self.relu)
+        return y
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        # Ours is for float32 on a CPU; elsewhere torch multiplies either way.
+        if self.conv.kernel_size == (3, 3) and self.conv.stride == (1, 1) and x.is_cpu:
+            halves = (torch.bfloat16, torch.float16)
+            if not torch.is_autocast_enabled("cpu") and runs_fused(self.bn.fused, x, halves):
+                return conv3x3(x, self.conv.weight)
+        y: Tensor = self.conv(x)
         return y
 
 

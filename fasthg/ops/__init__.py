@@ -10,6 +10,7 @@ from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.bn_fold import bn_fold, bn_fold_backward
 from fasthg.ops.channel_covariance import channel_covariance
 from fasthg.ops.conv1x1_act import conv1x1_act
+from fasthg.ops.conv3x3 import conv3x3
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
@@ -32,6 +33,7 @@ __all__ = [
     "bn_fold_backward",
     "channel_covariance",
     "conv1x1_act",
+    "conv3x3",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",

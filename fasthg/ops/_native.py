@@ -22,8 +22,8 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloa
 # The oldest machine code in the extension; older GPUs cannot run it.
 MINIMUM_CAPABILITY = (8, 0)
 
-# Each operator, and why it has no kernel for the CPU, where it has none.
-_operators: dict[str, str | None] = {}
+# Each operator, and why it has no kernel for a kind of device, where it has none.
+_operators: dict[str, dict[str, str | None]] = {}
 
 
 class OpPath(NamedTuple):
@@ -132,6 +132,7 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     cpu: str | None = None,
+    cuda: str | None = None,
 ) -> Any:
     """Register one operator with torch and return it, ready to call.
 
@@ -141,7 +142,7 @@ def register(
         the results of both never alias an input.
     setup_context, backward: the gradient, as `torch.library.register_autograd` takes them; an
         operator without them is called on detached tensors only.
-    cpu: why the operator needs no kernel for the CPU: torch serves it there by intention.
+    cpu, cuda: why the operator needs no kernel there: torch serves that device by intention.
     """
     name = schema.partition("(")[0]
     # The one tag that keeps inductor from handing over other strides than the eager call's.
@@ -153,7 +154,7 @@ def register(
             f"fasthg::{name}", backward, setup_context=setup_context, lib=LIBRARY
         )
     if not name.endswith("_backward"):
-        _operators[name] = cpu
+        _operators[name] = {"cpu": cpu, "cuda": cuda}
     return getattr(torch.ops.fasthg, name).default
 
 
@@ -163,10 +164,10 @@ def paths() -> list[OpPath]:
     `path` is `native` (compiled kernel), `torch` (by intention) or `torch reference`.
     """
     rows = []
-    for op, torch_on_cpu in _operators.items():
-        for device in ("cpu", "cuda"):
-            if device == "cpu" and torch_on_cpu:
-                rows.append(OpPath(op, device, "torch", torch_on_cpu))
+    for op, by_torch in _operators.items():
+        for device, why in by_torch.items():
+            if why:
+                rows.append(OpPath(op, device, "torch", why))
                 continue
             served, reason = choose(device)
             rows.append(OpPath(op, device, "native" if served else "torch reference", reason))

@@ -25,6 +25,9 @@ from fasthg.ops.bn_fold import gradients as bn_fold_gradients
 from fasthg.ops.bn_fold import run as bn_fold
 from fasthg.ops.channel_covariance import run as channel_covariance
 from fasthg.ops.conv1x1_act import run as conv1x1_act
+from fasthg.ops.conv3x3 import of_weight as conv3x3_of_weight
+from fasthg.ops.conv3x3 import of_x as conv3x3_of_x
+from fasthg.ops.conv3x3 import run as conv3x3
 from fasthg.ops.reference import arithmetic_dtype
 
 
@@ -40,22 +43,11 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         rows_a, rows_b = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
         return _maps.wide_product(rows_a, rows_b)
     # On a CPU oneDNN's gradient of a convolution is quicker than a product of its matrices.
-    return _of_weight(a, b, a.new_empty(a.shape[1], b.shape[1], 1, 1)).flatten(1).to(real)
-
-
-def _convolution_backward(
-    of_y: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weights of a convolution with stride 1 that keeps the size."""
-    padding = (weight.shape[-2] // 2, weight.shape[-1] // 2)
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        of_y, x, weight, None, (1, 1), padding, (1, 1), False, (0, 0), 1, (*wanted, False)
+    weight = a.new_empty(a.shape[1], b.shape[1], 1, 1)
+    _, of_weight, _ = torch.ops.aten.convolution_backward(
+        a, b, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
     )
-    return of_x, of_weight
-
-
-def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return _convolution_backward(of_y, x, weight, (False, True))[1]
+    return of_weight.flatten(1).to(real)
 
 
 class _Folded(NamedTuple):
@@ -99,7 +91,7 @@ def train(
         read = _last(x, x)
         y1 = _last(x, functional.conv2d(read, weight1.to(x.dtype)))
         a1, mean1, var1 = bn_train(y1, beta1, None, None, True, eps)
-        y2 = _last(x, functional.conv2d(a1, weight2.to(x.dtype), padding=1))
+        y2 = conv3x3(a1, weight2)
         del a1
         a2, mean2, var2 = bn_train(y2, beta2, None, None, True, eps)
         third = _fold(a2, weight3, beta3, eps)
@@ -155,10 +147,12 @@ def gradients(
         )
         del of_a2
         a1 = bn_infer(y1, mean1, var1, beta1, None, None, True, eps)
-        of_a1, of_weight2 = _convolution_backward(of_y2, a1, weight2.to(x.dtype), (True, True))
-        del a1, of_y2
+        of_weight2 = conv3x3_of_weight(of_y2, a1, weight2)
+        del a1
+        of_a1 = conv3x3_of_x(of_y2, weight2)
+        del of_y2
         of_y1, of_beta1, _, _ = bn_gradients(
-            _last(x, of_a1), y1, None, mean1, var1, beta1, None, True, False, eps
+            of_a1, y1, None, mean1, var1, beta1, None, True, False, eps
         )
         del of_a1
         if weight_skip is None:

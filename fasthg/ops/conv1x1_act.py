@@ -88,17 +88,22 @@ def _in_onednn(
     relu: bool,
 ) -> Tensor:
     product = torch.ops.mkldnn._linear_pointwise
-    rows, weight = _rows(x, x.dtype), weight.to(x.dtype)
+    rows, weight, added = _rows(x, x.dtype), weight.to(x.dtype), None
     if x2 is not None and weight2 is not None:
-        # One product: a sum of two would be rounded in between.
-        rows = torch.cat([rows, _rows(x2, x.dtype)], 1)
-        weight = torch.cat([weight, weight2.to(x.dtype)], 1)
+        rows2, weight2 = _rows(x2, x.dtype), weight2.to(x.dtype)
+        if x.dtype == torch.float32:
+            added = rows2, weight2.t()  # later: writing y twice is less than copying x and x2
+        else:
+            # One product: a sum of two would be rounded in between.
+            rows, weight = torch.cat([rows, rows2], 1), torch.cat([weight, weight2], 1)
     if residual is None:
         y = product(rows, weight, _real(x, bias), "none", [], "")
     else:
         # This one takes no bias of another dtype.
         bias = None if bias is None else bias.to(x.dtype)
         y = product.binary(rows, _rows(residual, x.dtype), weight, bias, "add")
+    if added is not None:
+        y.addmm_(*added)
     # oneDNN's own ReLU makes 0 of NaN.
     return _owned(_as_maps(y.relu_() if relu else y, x))
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from fasthg.ops import _maps, _native
 from fasthg.ops._residual_passes import gradients, train
 from fasthg.ops.conv1x1_act import conv1x1_act
+from fasthg.ops.conv3x3 import conv3x3
 from fasthg.ops.reference import arithmetic_dtype
 
 
@@ -256,9 +255,7 @@ def residual_block_inference(
     be 2, the floor (33 %).
     """
     inner = conv1x1_act(x, weight1.flatten(1), offset1, relu=True)
-    with torch.autocast(x.device.type, enabled=False):
-        inner = functional.conv2d(inner, weight2.to(x.dtype), offset2.to(x.dtype), padding=1)
-    inner = functional.relu_(inner)
+    inner = conv3x3(inner, weight2, offset2, relu=True)
     if weight_skip is None:
         return conv1x1_act(inner, weight3.flatten(1), offset3, x)
     return conv1x1_act(inner, weight3.flatten(1), offset3, x2=x, weight2=weight_skip.flatten(1))

@@ -26,14 +26,14 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("bn_fold", "channel_covariance", "conv1x1_act", "moving_statistics")
+OPERATORS += ("bn_fold", "channel_covariance", "conv1x1_act", "conv3x3", "moving_statistics")
 OPERATORS += ("max_pool2x", "residual_block", "rmsprop_ema", "upsample2x_add")
 
 RUN_ALL = """
 import sys, torch
 from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
 from fasthg.ops import bn_fold, channel_covariance, conv1x1_act, moving_statistics, rmsprop_ema
-from fasthg.ops import max_pool2x, upsample2x_add
+from fasthg.ops import conv3x3, max_pool2x, upsample2x_add
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -47,6 +47,7 @@ results += [t.detach() for t in moments]
 with torch.no_grad():
     results += bn_fold(torch.eye(3), *moments, torch.zeros(3))
 results += [conv1x1_act(predictions[0], torch.randn(8, 3), relu=True).detach()]
+results += [conv3x3(predictions[0], torch.randn(8, 3, 3, 3), relu=True).detach()]
 for method in ("argmax", "quarter", "dark", "plateau"):
     results += heatmap_peaks(maps, method)
 halved, index = max_pool2x(predictions[0])
@@ -92,7 +93,7 @@ def test_paths_name_every_operator_once_a_device():
     assert len({(row.op, row.device) for row in rows}) == len(rows) == 2 * len(OPERATORS)
     assert all(row.path in ("native", "torch", "torch reference") and row.reason for row in rows)
     by_torch = [row[:2] for row in rows if row.path == "torch"]
-    assert by_torch == [("bn_fold", "cpu"), ("conv1x1_act", "cpu")]
+    assert by_torch == [("bn_fold", "cpu"), ("conv1x1_act", "cpu"), ("conv3x3", "cuda")]
 
 
 def test_other_devices_are_not_served():

@@ -11,6 +11,7 @@ from fasthg.ops.reference.bn_act import bn_act, bn_act_backward, moments, normal
 from fasthg.ops.reference.bn_fold import bn_fold, bn_fold_backward
 from fasthg.ops.reference.channel_covariance import channel_covariance
 from fasthg.ops.reference.conv1x1_act import conv1x1_act
+from fasthg.ops.reference.conv3x3 import conv3x3
 from fasthg.ops.reference.dtypes import arithmetic_dtype
 from fasthg.ops.reference.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.reference.heatmap_mse import heatmap_mse
@@ -29,6 +30,7 @@ __all__ = [
     "bn_fold_backward",
     "channel_covariance",
     "conv1x1_act",
+    "conv3x3",
     "gaussian_heatmaps",
     "heatmap_mse",
     "heatmap_peaks",

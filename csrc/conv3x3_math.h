@@ -1,0 +1,103 @@
+// Winograd's F(4, 3): four neighbouring results of a filter of three taps, from six inputs, with
+// six products in place of twelve. Two dimensions are one after the other.
+//
+// A correlation is a product of polynomials, and that follows from its values at the points 0, a,
+// -a, b, -b and infinity: y = A^T ((G w) * (B^T x)). Its transposes give the gradients: that of w
+// is G^T ((A of_y) * (B^T x)), summed over all tiles. The points a = 5/8 and b = 3/2 halve the
+// rounding error of the usual 1 and 2 (measured), and all constants but those of G are exact in
+// binary.
+//
+// Each transform takes kFrom values, numbers or vectors of them, to kTo.
+#pragma once
+
+#include "portable.h"
+
+namespace fasthg {
+
+constexpr int kTile = 4;   // results a side
+constexpr int kTaps = 3;   // of the filter, a side
+constexpr int kReach = 6;  // inputs, and points, a side
+constexpr int kPoints = kReach * kReach;
+
+constexpr float kA = 0.625f, kB = 1.5f;
+constexpr float kA2 = kA * kA, kB2 = kB * kB;
+// One over the product of a point's distances from the others.
+constexpr float kAt0 = 1 / (kA2 * kB2);
+constexpr float kAtA = 1 / (2 * kA2 * (kA2 - kB2)), kAtB = 1 / (2 * kB2 * (kB2 - kA2));
+
+// B^T x
+struct OfInput {
+  static constexpr int kFrom = kReach, kTo = kReach;
+  template <typename V>
+  static FASTHG_HD void apply(const V* x, V* out) {
+    const V even_a = x[4] - kB2 * x[2], odd_a = kA * (x[3] - kB2 * x[1]);
+    const V even_b = x[4] - kA2 * x[2], odd_b = kB * (x[3] - kA2 * x[1]);
+    out[0] = kA2 * kB2 * x[0] + (x[4] - (kA2 + kB2) * x[2]);
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+    out[5] = kA2 * kB2 * x[1] + (x[5] - (kA2 + kB2) * x[3]);
+  }
+};
+
+// A^T m
+struct ToOutput {
+  static constexpr int kFrom = kReach, kTo = kTile;
+  template <typename V>
+  static FASTHG_HD void apply(const V* m, V* out) {
+    const V even_a = m[1] + m[2], odd_a = m[1] - m[2];
+    const V even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    out[0] = m[0] + (even_a + even_b);
+    out[1] = kA * odd_a + kB * odd_b;
+    out[2] = kA2 * even_a + kB2 * even_b;
+    out[3] = kA2 * kA * odd_a + (kB2 * kB * odd_b + m[5]);
+  }
+};
+
+// A of_y
+struct OfGradient {
+  static constexpr int kFrom = kTile, kTo = kReach;
+  template <typename V>
+  static FASTHG_HD void apply(const V* of_y, V* out) {
+    const V even_a = of_y[0] + kA2 * of_y[2], odd_a = kA * (of_y[1] + kA2 * of_y[3]);
+    const V even_b = of_y[0] + kB2 * of_y[2], odd_b = kB * (of_y[1] + kB2 * of_y[3]);
+    out[0] = of_y[0];
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+    out[5] = of_y[3];
+  }
+};
+
+// G w
+struct OfWeight {
+  static constexpr int kFrom = kTaps, kTo = kReach;
+  template <typename V>
+  static FASTHG_HD void apply(const V* w, V* out) {
+    const V even_a = kAtA * (w[0] + kA2 * w[2]), odd_a = kAtA * kA * w[1];
+    const V even_b = kAtB * (w[0] + kB2 * w[2]), odd_b = kAtB * kB * w[1];
+    out[0] = kAt0 * w[0];
+    out[1] = even_a + odd_a;
+    out[2] = even_a - odd_a;
+    out[3] = even_b + odd_b;
+    out[4] = even_b - odd_b;
+    out[5] = w[2];
+  }
+};
+
+// G^T u
+struct ToWeightGradient {
+  static constexpr int kFrom = kReach, kTo = kTaps;
+  template <typename V>
+  static FASTHG_HD void apply(const V* u, V* out) {
+    const V even_a = kAtA * (u[1] + u[2]), odd_a = kAtA * kA * (u[1] - u[2]);
+    const V even_b = kAtB * (u[3] + u[4]), odd_b = kAtB * kB * (u[3] - u[4]);
+    out[0] = kAt0 * u[0] + (even_a + even_b);
+    out[1] = odd_a + odd_b;
+    out[2] = kA2 * even_a + (kB2 * even_b + u[5]);
+  }
+};
+
+}  // namespace fasthg

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fasthg.ops import conv3x3, reference, serves
+
+MODULE = sys.modules[conv3x3.__module__]
+# Of the root mean square; float32 on a CPU is ours.
+TOLERANCES = [
+    (torch.float64, 1e-13),
+    (torch.float32, 3e-6),
+    (torch.float16, 2.0**-10),
+    (torch.bfloat16, 2.0**-7),
+]
+# batch, in, out, height, width: tiles are 4 x 4, panels 16 channels, chunks 48 tiles
+SHAPES = [
+    (2, 32, 16, 8, 12),
+    (3, 13, 7, 5, 3),
+    (1, 1, 1, 1, 1),
+    (2, 17, 33, 31, 6),
+    (1, 16, 48, 29, 37),
+    (2, 3, 16, 1, 23),
+    (0, 8, 8, 4, 4),
+    (2, 0, 3, 4, 4),
+    (2, 3, 0, 4, 4),
+    (2, 3, 4, 0, 4),
+]
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def dense(x):
+    return x.contiguous()
+
+
+def some_channels(x):
+    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
+
+
+def some_rows(x):
+    return x.repeat_interleave(2, 2)[:, :, ::2]
+
+
+LAYOUTS = [dense, channels_last, some_channels, some_rows]
+
+
+@pytest.fixture
+def every_size(monkeypatch):
+    """Our kernel for maps as well that torch convolves faster."""
+    monkeypatch.setattr(MODULE, "FEWEST_TILES", 0)
+
+
+def make(shape, dtype, device="cpu", layout=channels_last, weights=None):
+    """x, weight, bias, and a gradient of y."""
+    batch, inputs, outputs, height, width = shape
+    random = torch.Generator().manual_seed(0)
+
+    def tensor(*shape, dtype=dtype):
+        values = torch.randn(shape, generator=random, dtype=torch.float64)
+        return values.to(dtype).to(device)
+
+    x, of_y = (layout(tensor(batch, c, height, width)) for c in (inputs, outputs))
+    weight = layout(tensor(outputs, inputs, 3, 3, dtype=weights or dtype))
+    weight = weight / max(3 * inputs**0.5, 1)
+    bias = tensor(outputs, dtype=weights or dtype)
+    return [t.requires_grad_() for t in (x, weight, bias)], of_y
+
+
+def doubled(tensors):
+    return [t.detach().double().requires_grad_() for t in tensors]
+
+
+def plain(x, weight, bias=None, *, relu=False):
+    if not x.numel() or not len(weight):  # which torch refuses in part
+        y = x.new_zeros(len(x), len(weight), *x.shape[2:]) + x.sum() + weight.sum()
+        y = y if bias is None else y + bias[:, None, None]
+    else:
+        y = functional.conv2d(x, weight, bias, padding=1)
+    return functional.relu(y) if relu else y
+
+
+def far(got, wanted):
+    """The distance in units of the wanted values' root mean square."""
+    assert got.shape == wanted.shape
+    if not wanted.numel():
+        return 0.0
+    scale = wanted.double().square().mean().sqrt().clamp_min(1e-30)
+    return ((got.double() - wanted.double()).square().mean().sqrt() / scale).item()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
+def test_against_torch(device, every_size, dtype, error, shape, layout):
+    if device.type == "cpu" and dtype == torch.float16 and not x86_halves():
+        pytest.skip("torch convolves no float16 on this CPU")
+    tensors, of_y = make(shape, dtype, device, layout)
+    y, exact = conv3x3(*tensors), plain(*(doubles := doubled(tensors)))
+    assert y.dtype == dtype and far(y, exact) < error
+    assert y.stride() == torch.empty(y.shape, memory_format=torch.channels_last).stride()
+    got = torch.autograd.grad(y, tensors, of_y)
+    wanted = torch.autograd.grad(exact, doubles, of_y.double())
+    for ours, right, tensor in zip(got, wanted, tensors, strict=True):
+        assert ours.dtype == tensor.dtype and far(ours, right) < error
+
+
+def x86_halves():
+    try:
+        plain(torch.zeros(1, 1, 3, 3).half(), torch.zeros(1, 1, 3, 3).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_any_magnitude(every_size, scale):
+    (x, weight, _), _ = make((1, 16, 16, 9, 9), torch.float32)
+    assert far(conv3x3(x * scale, weight) / scale, plain(x.double(), weight.double())) < 3e-6
+
+
+@pytest.mark.parametrize("shape", [(4, 128, 128, 32, 32), (8, 32, 32, 64, 64)])
+def test_errors_are_as_promised(shape):
+    tensors, of_y = make(shape, torch.float32)
+    tensors, doubles = tensors[:2], doubled(tensors[:2])
+    exact = plain(*doubles)
+    wanted = [exact, *torch.autograd.grad(exact, doubles, of_y.double())]
+    errors = []
+    for function in (conv3x3, plain):
+        y = function(*tensors)
+        results = [y, *torch.autograd.grad(y, tensors, of_y)]
+        errors.append([far(*pair) for pair in zip(results, wanted, strict=True)])
+    ours, theirs = errors
+    assert max(ours) < 1.5e-6
+    assert all(a < max(4 * b, 1e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_our_kernel_serves_float32_from_some_size_on(monkeypatch):
+    served = []
+    launch = MODULE._native.launch
+    monkeypatch.setattr(
+        MODULE._native, "launch", lambda *given: served.append(given[0]) or launch(*given)
+    )
+    for dtype, side in ((torch.float32, 32), (torch.float32, 4), (torch.float64, 32)):
+        (x, weight, _), of_y = make((1, 16, 16, side, side), dtype)
+        torch.autograd.grad(conv3x3(x, weight), (x, weight), of_y)
+    wanted = ["conv3x3", "conv3x3", "conv3x3_weight_backward"]
+    assert served == (wanted if serves(torch.zeros(1)) else [])
+
+
+def test_float32_weights_of_half_maps(device, every_size):
+    tensors, of_y = make((2, 24, 16, 9, 7), torch.bfloat16, device, weights=torch.float32)
+    y = conv3x3(*tensors)
+    doubles = doubled(tensors)
+    got = torch.autograd.grad(y, tensors, of_y)
+    wanted = torch.autograd.grad(plain(*doubles), doubles, of_y.double())
+    for ours, right, tensor in zip(got, wanted, tensors, strict=True):
+        assert ours.dtype == tensor.dtype and far(ours, right) < 2.0**-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_around_the_call_changes_nothing(device, every_size, dtype):
+    tensors, of_y = make((2, 16, 16, 9, 7), dtype, device)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            y = conv3x3(*tensors, relu=True)
+            results.append([y, *torch.autograd.grad(y, tensors, of_y)])
+    assert all(torch.equal(ours, other) for ours, other in zip(*results, strict=True))
+
+
+def test_any_incoming_gradient_and_weight(device, every_size):
+    tensors, _ = make((2, 20, 18, 8, 9), torch.float32, device)
+    shape = (2, 18, 8, 9)
+    for incoming in (
+        torch.tensor(2.0).expand(shape),  # stride 0, as .sum() sends
+        torch.rand(18)[:, None, None].expand(shape),
+        torch.randn(2, 9, 8, 18).permute(0, 3, 2, 1),
+    ):
+        incoming = incoming.to(device)
+        doubles = doubled(tensors)
+        got = torch.autograd.grad(conv3x3(*tensors, relu=True), tensors, incoming)
+        wanted = torch.autograd.grad(plain(*doubles, relu=True), doubles, incoming.double())
+        for ours, right in zip(got, wanted, strict=True):
+            assert far(ours, right) < 3e-6
+    x, weight, bias = (t.detach() for t in tensors)
+    for lying in (dense(weight), weight.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)):
+        assert torch.equal(conv3x3(x, lying, bias), conv3x3(x, weight, bias))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_bias_and_relu(device, every_size, biased, relu):
+    (x, weight, bias), of_y = make((2, 16, 20, 9, 9), torch.float32, device)
+    tensors = [x, weight, bias] if biased else [x, weight]
+    doubles = doubled(tensors)
+    y, exact = conv3x3(*tensors, relu=relu), plain(*doubles, relu=relu)
+    assert far(y, exact) < 3e-6 and bool((y >= 0).all()) == relu
+    wanted = torch.autograd.grad(exact, doubles, of_y.double())
+    for ours, right in zip(torch.autograd.grad(y, tensors, of_y), wanted, strict=True):
+        assert far(ours, right) < 1e-5  # where rounding crosses 0
+
+
+def test_nan_passes_and_stays_in_its_tiles(every_size):
+    (x, weight, _), _ = make((1, 16, 16, 16, 16), torch.float32)
+    x = x.detach()
+    x[0, 3, 9, 9] = torch.nan
+    y = conv3x3(x, weight, relu=True)
+    assert y[0, :, 8:11, 8:11].isnan().all() and not y[0, :, :8].isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 32, 32, 32), (1, 16, 16, 13, 9)])
+def test_two_runs_are_equal_whatever_the_threads(device, every_size, shape):
+    tensors, of_y = make(shape, torch.float32, device)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            y = conv3x3(*tensors)
+            runs.append([y, *torch.autograd.grad(y, tensors[:2], of_y)])
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_without_the_extension_torch_serves(monkeypatch, every_size):
+    tensors, of_y = make((2, 16, 16, 9, 7), torch.float32)
+    results = []
+    for _ in range(2):
+        y = conv3x3(*tensors, relu=True)
+        results.append([y, *torch.autograd.grad(y, tensors, of_y)])
+        monkeypatch.setattr(MODULE._native, "serves", lambda x: False)
+    for ours, other in zip(*results, strict=True):
+        assert far(ours, other) < 1e-5
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradcheck_and_opcheck(device, every_size, relu):
+    tensors, _ = make((2, 3, 4, 3, 5), torch.float64, device)
+    assert torch.autograd.gradcheck(lambda *given: conv3x3(*given, relu=relu), tensors)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for shape in ((2, 3, 4, 3, 5), (2, 1, 1, 3, 1)):
+            given, of_y = make(shape, dtype, device)
+            x, weight, _ = (t.detach() for t in given)
+            operators = torch.ops.fasthg
+            torch.library.opcheck(operators.conv3x3, (*given, relu))
+            torch.library.opcheck(operators.conv3x3_input_backward, (of_y, weight))
+            torch.library.opcheck(operators.conv3x3_weight_backward, (of_y, x, weight))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_compiles_without_a_graph_break(device, every_size, layout, backend):
+    tensors, _ = make((2, 16, 16, 8, 8), torch.float32, device, layout)
+
+    def total(*given):
+        y = conv3x3(*given, relu=True)
+        return (y * y * 0.5).sum()
+
+    def results(function):
+        loss = function(*tensors)
+        return loss, *torch.autograd.grad(loss, tensors)
+
+    compiled = torch.compile(total, fullgraph=True, backend=backend)
+    torch.testing.assert_close(results(compiled), results(total))
+
+
+X, WEIGHT = torch.zeros(2, 3, 4, 5), torch.zeros(6, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 4)}, r"x: expected \(batch, channels, height, width\), got \(2"),
+        ({"x": X.long()}, r"x: expected a floating dtype, got torch\.int64"),
+        ({"weight": torch.zeros(6, 4, 3, 3)}, r"weight: expected \(out, 3, 3, 3\), got \(6, 4"),
+        ({"weight": torch.zeros(6, 3, 1, 1)}, r"weight: expected \(out, 3, 3, 3\), got \(6, 3"),
+        ({"bias": torch.zeros(3)}, r"bias: expected \(6,\), got \(3,\)"),
+        ({"bias": torch.zeros(6, device="meta")}, "bias is on meta, x on cpu: move them to one"),
+        ({"weight": WEIGHT.to("meta")}, "weight is on meta, x on cpu: move them to one device"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        conv3x3(**{"x": X, "weight": WEIGHT, **changes})
+
+
+def test_the_reference_is_torchs_own():
+    tensors, _ = make((2, 16, 16, 9, 7), torch.float32)
+    assert torch.equal(reference.conv3x3(*tensors, relu=True), plain(*tensors, relu=True))
