@@ -7,7 +7,7 @@ import pytest
 from race import race
 
 from fasthg import inference
-from fasthg.model import build_model, fold_batch_norm
+from fasthg.model import build_model
 from fasthg.step import choose_precision
 
 
@@ -27,6 +27,6 @@ def bench_inference(device, stacks, batch):
     images, _ = networks.as_reference(given, cfg)
     found = networks.rivals(cfg, device, lambda one: lambda: one.predict(images))
     precision = choose_precision(cfg.PRECISION, device)
-    folded = fold_batch_norm(build_model(cfg).to(device), precision)
-    found["fasthg"] = lambda: inference.forward(folded, given.images, cfg, precision)[-1]
+    forward = inference.Forward(build_model(cfg).to(device), cfg, precision)
+    found["fasthg"] = networks.weighed(lambda: lambda: forward(given.images)[-1])
     return found

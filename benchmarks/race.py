@@ -162,14 +162,23 @@ class Race:
                 kernels = DeviceClock(device).seconds(run)
                 found["kernel us"] = round(kernels * 1e6, 2)
                 found["kernel GB/s"] = round(moved / kernels / 1e9, 1)
-        return found | (self.figures(run, seconds, **chosen) if self.figures else {})
+        if self.figures:
+            getattr(run, "before", lambda: None)()
+            found |= self.figures(run, seconds, **chosen)
+            getattr(run, "after", lambda: None)()
+        return found
 
     def row(self, config: Any, benchmark: Any, device: str, provider: str, **chosen: Any) -> None:
         group = f"{self.group(chosen)}, {device}"
         if group not in MEASURED:
             on = torch.device(device)
             rounds = config.getoption("bench_rounds", None) or counted(self.rounds, on)
-            MEASURED[group] = self.measure(on, chosen, rounds if benchmark.enabled else 1)
+            try:
+                MEASURED[group] = self.measure(on, chosen, rounds if benchmark.enabled else 1)
+            except torch.OutOfMemoryError:
+                MEASURED[group] = Measured(
+                    {}, absent=dict.fromkeys(self.providers, "out of memory")
+                )
             free()
             if config.getoption("bench_figures", False):
                 tell(group, MEASURED[group])

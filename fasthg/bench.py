@@ -25,7 +25,7 @@ from fasthg.data.split import open_split
 from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError
 from fasthg.feed import Feeder
-from fasthg.memory import GIB, out_of_memory
+from fasthg.memory import GIB, is_out_of_memory, out_of_memory
 from fasthg.model import build_model
 from fasthg.ops import paths
 from fasthg.step import TrainStep, choose_device, choose_precision
@@ -129,8 +129,10 @@ def bench(
             loader = make_loader(split.planner, config, device)
             stack.callback(loader.close)
             both = _both(loader, step, config, seconds)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(config, device, error) from error
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(config, device, error) from error
+            raise
         figures = {
             "data": {"instances": len(split.index), "synthetic": synthetic},
             "batch_size": config.BATCH_SIZE,

@@ -19,7 +19,7 @@ from rich.console import Console
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.loader import Loader
-from fasthg.memory import GIB, estimate, out_of_memory
+from fasthg.memory import GIB, estimate, is_out_of_memory, out_of_memory
 from fasthg.progress import ProgressLine
 from fasthg.run import RunFolder
 from fasthg.step import choose_device
@@ -85,8 +85,10 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
             )
             if training.fit().interrupted:
                 return None
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(config, device, error) from error
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(config, device, error) from error
+            raise
         seconds = training.validating
         if validation and some and some.given:
             seconds += some.seconds * (validation.planner.batches_per_epoch / some.given - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,7 +36,8 @@ def capture(work: Callable[[], Tensor], device: torch.device) -> Replayable:
     """Run `work` some times, then capture it; the caller undoes what the runs changed.
 
     Everything that `work` reads and that changes between replays lies in tensors that stay: what it
-    takes from Python is captured as it is now. It does not wait for the device.
+    takes from Python is captured as it is now. It does not wait for the device. Nobody else may
+    wait for the whole device or free memory of CUDA meanwhile: DALI, say, whose batch is dropped.
     """
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
@@ -44,7 +46,17 @@ def capture(work: Callable[[], Tensor], device: torch.device) -> Replayable:
             work()
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as a loader's, may call CUDA meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = work().detach()
+    # An older graph that Python collects during a capture would end it.
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        # On a stream of its own: by default all captures share one, and the end of one graph frees
+        # the workspaces that cuBLAS took on that stream for others. Other threads, such as a
+        # loader's, may launch meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            result = work().detach()
+    finally:
+        if collects:
+            gc.enable()
     return Graph(graph, result)

@@ -87,6 +87,14 @@ def _maps(config: Config, model: StackedHourglass, device: torch.device) -> int:
     return live.peak
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: in its allocator, in a capture, or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return any(words in said for words in ("out of memory", "not enough memory", "can't allocate"))
+
+
 def out_of_memory(config: Config, device: torch.device, error: Exception) -> FasthgError:
     """What to tell whose step did not fit: need and supply where known, and what helps.
 

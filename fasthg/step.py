@@ -148,7 +148,8 @@ class TrainStep:
             torch.OutOfMemoryError: the device's memory is full.
         """
         rate = self._schedule(step)
-        self.model.train()
+        if not self.model.training:  # a walk through all modules
+            self.model.train()
         given = {name: getattr(batch, name) for name in READ_BY_STEP}
         loss = self._replayed(given) if self._captures else self._device_work(given)
         if not self._updates_on_device:
@@ -216,11 +217,14 @@ class TrainStep:
         """`_device_work` as a graph, captured for the shapes of a batch: training has one."""
         shapes = {name: tensor.shape for name, tensor in given.items()}
         if shapes != {name: tensor.shape for name, tensor in self._inputs.items()}:
-            self._captured = None  # frees its memory first
-            self._inputs = {name: tensor.clone() for name, tensor in given.items()}
+            self._captured, self._inputs = None, {}  # frees their memory first
+            inputs = {name: tensor.clone() for name, tensor in given.items()}
             before = self._snapshot()
-            self._captured = capture(lambda: self._device_work(self._inputs), self.device)
-            self._restore(before)
+            try:
+                captured = capture(lambda: self._device_work(inputs), self.device)
+            finally:
+                self._restore(before)
+            self._captured, self._inputs = captured, inputs
         assert self._captured is not None
         for name, tensor in given.items():
             self._inputs[name].copy_(tensor)

@@ -24,7 +24,7 @@ from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError, DataError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
-from fasthg.memory import out_of_memory
+from fasthg.memory import is_out_of_memory, out_of_memory
 from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
 from fasthg.progress import ProgressLine
@@ -332,5 +332,7 @@ def train(
                 console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
                 return Outcome(run, training.done, interrupted=False)
             return training.fit()
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(config, device, error) from error
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(config, device, error) from error
+            raise

@@ -78,6 +78,26 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_model(path, Config(**SMALL, PARTS=parts))
 
 
+def test_images_of_one_shape_are_captured_at_the_third_time(monkeypatch) -> None:
+    """With what a graph does on a GPU: the work runs on the images that lie where the first did."""
+    captures: list[int] = []
+
+    def capture(work, device):
+        captures.append(1)
+        result = work()
+        return SimpleNamespace(replay=lambda: result.copy_(work()))
+
+    monkeypatch.setattr(inference, "capture", capture)
+    config = Config(**SMALL)
+    run = inference.Forward(build_model(config).eval(), config, torch.float32)
+    monkeypatch.setattr(run, "_captures", True)
+    for size, captured in ((2, 0), (2, 0), (2, 1), (2, 1), (1, 1), (2, 1), (2, 1), (2, 2)):
+        images = torch.randint(0, 256, (size, 64, 64, 3), dtype=torch.uint8)
+        got = run(images).clone()
+        assert torch.equal(got, forward(run.model, images, config, torch.float32))
+        assert len(captures) == captured
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_predict_folds_unless_fused_is_off(monkeypatch: pytest.MonkeyPatch, dtype) -> None:
     folded = []

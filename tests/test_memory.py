@@ -15,7 +15,15 @@ from torch.utils._pytree import tree_leaves
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
-from fasthg.memory import GIB, Live, _inside, _kept, estimate, out_of_memory
+from fasthg.memory import (
+    GIB,
+    Live,
+    _inside,
+    _kept,
+    estimate,
+    is_out_of_memory,
+    out_of_memory,
+)
 from fasthg.model import build_model, layers
 from fasthg.ops import _residual_passes
 from fasthg.step import TrainStep
@@ -211,16 +219,20 @@ def test_against_a_process(keys: dict[str, Any]) -> None:
     """
     keys = {"NUM_STACKS": 2, "FEATURES": 64, "STEM_FEATURES": 16, "BATCH_SIZE": 4, **keys}
     whole = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROCESS, json.dumps(keys)],
-        env={**os.environ, **whole, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
+    grown = []
+    # What a first process compiles of Python, say, is in its peak as well.
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", PROCESS, json.dumps(keys)],
+            env={**os.environ, **whole, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        grown.append(int(done.stdout))
     total = estimate(Config(**keys, PRECISION="fp32"), CPU).total
-    assert 0.95 * total < int(done.stdout) < 1.05 * total + 30e6
+    assert 0.95 * total < min(grown) < 1.05 * total + 30e6
 
 
 def test_the_networks_of_mars_fit_a_small_gpu() -> None:
@@ -252,3 +264,13 @@ def test_an_estimate_that_fails_does_not_hide_the_cause(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 << 30)
     text = str(out_of_memory(small(), GPU, error))
     assert "), the GPU has 8.0, 5.0 of it taken by others; set" in text
+
+
+def test_what_counts_as_full_memory() -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes"),
+    ):
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -266,6 +266,7 @@ def test_training_lowers_the_loss(mice: RecordIndex) -> None:
         maps = training.predict(images, averaged)
         assert maps.shape == heatmaps.shape and not maps.requires_grad
         assert float(((maps - heatmaps) ** 2).sum()) < 0.9 * float((heatmaps**2).sum())
+    training.step(images, heatmaps)
     assert training.network.training
 
 

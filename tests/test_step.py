@@ -206,14 +206,18 @@ def test_work_is_captured_once_for_a_shape(monkeypatch) -> None:
     equal_state(replayed, eager)
 
 
-def test_a_capture_that_fails_is_told(monkeypatch) -> None:
+def test_a_capture_that_fails_leaves_no_trace(monkeypatch) -> None:
     def fail(work, device):
+        work()
         raise torch.OutOfMemoryError("full")
 
-    replayed = taped(monkeypatch)
+    eager, replayed = make_step(FUSED="on"), taped(monkeypatch, FUSED="on")
     monkeypatch.setattr(step_module, "capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
         replayed(batch(0), 0)
+    monkeypatch.setattr(step_module, "capture", record)
+    for got, wanted in zip(train(replayed), train(eager), strict=True):
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("fused", ["on", "off", "auto"])
@@ -303,11 +307,13 @@ class TestOnGpu:
     """The graph itself, its capture, and copies beside it."""
 
     @variants
-    def test_a_graph_gives_the_losses_of_eager_steps(self, keys) -> None:
+    def test_a_graph_gives_the_losses_of_eager_steps(self, monkeypatch, keys) -> None:
         cuda = torch.device("cuda")
-        eager = make_step(cuda, STEP="eager", **CHANGING, **keys)
-        graph = make_step(cuda, STEP="graph", **CHANGING, **keys)
-        # Both sum in other orders where a library picks another algorithm.
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+        # A library may pick another algorithm, which sums in another order, and at a large rate
+        # that grows from step to step.
+        keys = {**CHANGING, "INITIAL_LEARNING_RATE": 1e-6, "END_LEARNING_RATE": 0.0, **keys}
+        eager, graph = (make_step(cuda, STEP=mode, **keys) for mode in ("eager", "graph"))
         close = {"rtol": 2e-2 if "PRECISION" in keys else 1e-3, "atol": 1e-3}
         for got, wanted in zip(train(graph), train(eager), strict=True):
             torch.testing.assert_close(got, wanted, **close)

@@ -81,6 +81,8 @@ class ReferenceTraining:
         heatmap)` float32. The loss is `sum((target - prediction)²) / 2` over batch, parts, cells
         and stacks.
         """
+        if not self.network.training:
+            self.network.train()
         images = images.to(self.device, non_blocking=True)
         heatmaps = heatmaps.to(self.device, non_blocking=True)
         if self.cfg.BATCHNORM_DECAY_WARMUP:
@@ -98,6 +100,9 @@ class ReferenceTraining:
     def _placed(self, network: ReferenceHourglass) -> ReferenceHourglass:
         return network.to(self.device)
 
+    def _heatmaps(self, network: ReferenceHourglass, images: Tensor) -> Tensor:
+        return network(images)[-1]
+
     def _loss(self, images: Tensor, heatmaps: Tensor) -> Tensor:
         return sum(((heatmaps - maps) ** 2).sum() / 2 for maps in self.network(images))
 
@@ -108,10 +113,10 @@ class ReferenceTraining:
         images: as in `step`. averaged: use the moving averages, as MARS does to evaluate, and not
         the weights of the last step.
         """
-        network = (self.averaged if averaged else self.network).eval()
-        heatmaps = network(images.to(self.device, non_blocking=True))[-1]
-        self.network.train()
-        return heatmaps
+        network = self.averaged if averaged else self.network
+        if network.training:
+            network.eval()
+        return self._heatmaps(network, images.to(self.device, non_blocking=True))
 
     def _warmed(self, decay: float) -> float:
         """TensorFlow's `num_updates`: short memory at first."""

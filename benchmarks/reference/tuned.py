@@ -28,13 +28,16 @@ class TunedTraining(ReferenceTraining):
     ) -> None:
         self.precision = precision
         super().__init__(cfg, device)
-        self._forward = self._maps
+        self._forward, self._infer = self._maps, _last
         self._graph: Replayable | None = None
         self._given: tuple[Tensor, ...] = ()
         self._captures = compiled and device.type == "cuda"
         if compiled:
             mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
             self._forward = torch.compile(self._maps, dynamic=False, fullgraph=True, mode=mode)
+            # Inference gets its graphs from torch.compile itself.
+            mode = mode.removesuffix("-no-cudagraphs")
+            self._infer = torch.compile(_last, dynamic=False, fullgraph=True, mode=mode)
         if self._captures:
             for group in self.optimizer.param_groups:
                 group["capturable"] = True
@@ -51,18 +54,16 @@ class TunedTraining(ReferenceTraining):
             place.copy_(given, non_blocking=True)
         return self._graph.replay()
 
-    @torch.no_grad()
-    def predict(self, images: Tensor, averaged: bool = False) -> Tensor:
-        """As `ReferenceTraining.predict`."""
-        with self._autocast():
-            return super().predict(images.to(memory_format=torch.channels_last), averaged).float()
-
     def _placed(self, network: ReferenceHourglass) -> ReferenceHourglass:
         return network.to(self.device, memory_format=torch.channels_last)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         with self._autocast():
             return self.network(images)
+
+    def _heatmaps(self, network: ReferenceHourglass, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._infer(network, images.to(memory_format=torch.channels_last)).float()
 
     def _loss(self, images: Tensor, heatmaps: Tensor) -> Tensor:
         maps = self._forward(images.to(memory_format=torch.channels_last))
@@ -73,3 +74,7 @@ class TunedTraining(ReferenceTraining):
         return torch.autocast(
             self.device.type, self.precision if enabled else None, enabled=enabled
         )
+
+
+def _last(network: ReferenceHourglass, images: Tensor) -> Tensor:
+    return network(images)[-1]
