@@ -124,5 +124,7 @@ def test_predict_folds_unless_fused_is_off(monkeypatch: pytest.MonkeyPatch, dtyp
         found = inference.predict(build_model(config).eval(), [batch], index, config, dtype)
         scores.append(torch.from_numpy(found[config.DECODE].scores))
     assert folded == [dtype]
-    close = 16 * torch.finfo(dtype).eps * scores[0].abs().max().item()
+    # Folded, the 3x3 convolutions of float32 run by Winograd, which rounds some five times as much.
+    roundings = 128 if dtype == torch.float32 else 16
+    close = roundings * torch.finfo(dtype).eps * scores[0].abs().max().item()
     torch.testing.assert_close(*scores, rtol=0, atol=close)
