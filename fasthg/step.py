@@ -15,6 +15,7 @@ from fasthg.errors import EnvironmentFault
 from fasthg.flat import FlatNetwork
 from fasthg.graph import Replayable, capture
 from fasthg.half_weights import HalfWeights
+from fasthg.heap import keep_freed_memory
 from fasthg.loss import heatmap_loss
 from fasthg.model import (
     MovingStatistics,
@@ -134,6 +135,8 @@ class TrainStep:
             model.set_fused("off")
             tuned = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
             self._loss_of = torch.compile(self._forward, dynamic=False, fullgraph=True, mode=tuned)
+        if device.type == "cpu":
+            keep_freed_memory()
         if device.type == "cuda":
             # The shapes never change, so the quickest convolution is worth looking for.
             torch.backends.cudnn.benchmark = True

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Layers 1 and 2, which layer 3 brings together.
 BELOW = (
     *("config", "geometry", "ops", "data", "model", "loss", "flat", "half_weights", "graph"),
-    *("feed", "optim", "checkpoint", "metrics"),
+    *("heap", "feed", "optim", "checkpoint", "metrics"),
 )
 
 # Room (a module or package of fasthg) -> what it may import of fasthg, beside itself. `errors` and
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "loss": ("ops",),
     "flat": (),
     "half_weights": ("flat",),
+    "heap": (),
     "graph": (),
     "feed": ("data.batch",),
     "optim": ("config", "geometry", "ops", "flat"),
