@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from functools import cache
 
 import networks
 import pytest
@@ -52,6 +54,7 @@ def figures(run, seconds, **chosen):
     # On a GPU so many that the batches which lie ready, 8 of the recipe, do not count.
     calls=lambda device: 1 if device.type == "cpu" else 60,
     cool=False,
+    apart=True,
     figures=figures,
     stacks=[2, 8],
     batch=[8, 32, 64],
@@ -62,11 +65,15 @@ def bench_end_to_end(device, stacks, batch):
         files = write_dataset(folder, seed=0, frames={"train": 48}, size=(1024, 570))
         index = RecordIndex.build(files, 7)
         cfg = networks.config(stacks, batch, NUM_INPUT_THREADS=available_cores())
-        # One for all rivals: their workers would stand in each other's way.
-        given = iter(reference_loader(index, cfg, WORKERS))
-        found = networks.rivals(cfg, device, lambda one: lambda: one.step(*next(given)))
-        found["fasthg"] = networks.weighed(lambda: Ours(cfg, index, device))
-        try:
+        # One for all rivals of a process: their workers would stand in each other's way.
+        given = cache(lambda: iter(reference_loader(index, cfg, WORKERS)))
+        found = networks.rivals(cfg, device, lambda one: lambda: one.step(*next(given())))
+        with contextlib.ExitStack() as stack:
+
+            def ours():
+                made = Ours(cfg, index, device)
+                stack.callback(made.loader.close)
+                return made
+
+            found["fasthg"] = lambda: networks.weighed(ours)
             yield found
-        finally:
-            found["fasthg"].loader.close()

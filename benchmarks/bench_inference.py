@@ -16,6 +16,7 @@ from fasthg.step import choose_precision
     *(*networks.RIVALS, "fasthg"),
     rounds=lambda device: 7 if device.type == "cpu" else 30,
     cool=False,
+    apart=True,
     figures=networks.step_figures,
     stacks=[2, 8],
     batch=[1, 8, 32],
@@ -27,6 +28,10 @@ def bench_inference(device, stacks, batch):
     images, _ = networks.as_reference(given, cfg)
     found = networks.rivals(cfg, device, lambda one: lambda: one.predict(images))
     precision = choose_precision(cfg.PRECISION, device)
-    forward = inference.Forward(build_model(cfg).to(device), cfg, precision)
-    found["fasthg"] = networks.weighed(lambda: lambda: forward(given.images)[-1])
+
+    def ours():
+        forward = inference.Forward(build_model(cfg).eval().to(device), cfg, precision)
+        return lambda: forward(given.images)[-1]
+
+    found["fasthg"] = lambda: networks.weighed(ours)
     return found

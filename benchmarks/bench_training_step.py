@@ -22,6 +22,7 @@ VARIANTS = ("fasthg, eager", "fasthg, no blocks", "fasthg, blocks everywhere")
     *(*networks.RIVALS, *VARIANTS, "fasthg"),
     rounds=networks.rounds,
     cool=False,
+    apart=True,
     figures=networks.step_figures,
     stacks=[2, 8],
     batch=[8, 32, 64],
@@ -35,8 +36,8 @@ def bench_training_step(device, stacks, batch):
     for name in VARIANTS:
         found[name] = "on a GPU, where its memory allows"
         if device.type == "cuda" and stacks * batch <= 256:
-            found[name] = networks.weighed(lambda name=name: ours(cfg, given, name))
-    found["fasthg"] = networks.weighed(lambda: ours(cfg, given, "fasthg"))
+            found[name] = lambda name=name: networks.weighed(lambda: ours(cfg, given, name))
+    found["fasthg"] = lambda: networks.weighed(lambda: ours(cfg, given, "fasthg"))
     return found
 
 

@@ -62,20 +62,22 @@ def leave_out(device: torch.device, batch: int) -> None:
 
 def rivals(
     cfg: Config, device: torch.device, use: Callable[[ReferenceTraining], Run]
-) -> dict[str, Run | str]:
-    """What to time by name, as in RIVALS: `use` of each training, or why there is none here."""
+) -> dict[str, Callable[[], Run] | str]:
+    """What makes each of RIVALS, `use` of a training, or why there is none here."""
     gpu = device.type == "cuda"
     precision = choose_precision(cfg.PRECISION, device)
-    found: dict[str, Run | str] = {
-        "reference": weighed(lambda: use(ReferenceTraining(cfg, device))),
+    found: dict[str, Callable[[], Run] | str] = {
+        "reference": lambda: weighed(lambda: use(ReferenceTraining(cfg, device))),
         "reference, TF32": NO_TF32,
-        "eager channels_last": weighed(lambda: use(TunedTraining(cfg, device, precision))),
+        "eager channels_last": lambda: weighed(lambda: use(TunedTraining(cfg, device, precision))),
         "torch.compile": NOT_COMPILED,
     }
     if gpu:
-        found["reference, TF32"] = weighed(lambda: WithTf32(use(ReferenceTraining(cfg, device))))
+        found["reference, TF32"] = lambda: weighed(
+            lambda: WithTf32(use(ReferenceTraining(cfg, device)))
+        )
     if COMPILE == "on" or (COMPILE == "auto" and gpu):
-        found["torch.compile"] = weighed(
+        found["torch.compile"] = lambda: weighed(
             lambda: use(TunedTraining(cfg, device, precision, compiled=True))
         )
     return found

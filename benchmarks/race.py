@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import inspect
 import itertools
+import multiprocessing
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any
 
 import floors
@@ -81,20 +84,92 @@ def in_turn(
     calls: int = 1,
     wait: Run = lambda: None,
     cool: Run = lambda: None,
+    warm: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of a call, by provider and round, after a round that does not count."""
+    """Seconds of a call, by provider and round, after a round that does not count if `warm`."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + rounds):
+    for _ in range(warm + rounds):
         for name, run in runs.items():
             getattr(run, "before", cool)()
             wait()
+            if isinstance(run, Process):
+                seconds[name].append(run())
+                continue
             start = time.perf_counter()
             for _ in range(calls):
                 run()
             wait()
             seconds[name].append((time.perf_counter() - start) / calls)
             getattr(run, "after", wait)()
-    return {name: values[1:] for name, values in seconds.items()}
+    return {name: values[warm:] for name, values in seconds.items()}
+
+
+class Process:
+    """A provider in a process of its own: its memory, threads and settings are those of its users.
+
+    Called, it gives the seconds of a call as that process took them.
+    """
+
+    def __init__(
+        self, race: Race, device: torch.device, chosen: dict[str, Any], provider: str
+    ) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        file = race.build.__code__.co_filename
+        given = (theirs, file, race.name, device, chosen, provider, torch.get_num_threads())
+        self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=given)
+
+    def __enter__(self) -> Process:
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # it may have ended
+            self._pipe.send(None)
+        self._process.join(10)
+        self._process.kill()
+
+    def __call__(self) -> float:
+        return self._ask("seconds")
+
+    def figures(self, seconds: float, chosen: dict[str, Any]) -> dict[str, Any]:
+        return self._ask(seconds)
+
+    def _ask(self, what: str | float) -> Any:
+        with contextlib.suppress(OSError):  # it may have ended
+            self._pipe.send(what)
+        with contextlib.suppress(EOFError):
+            while self._pipe.poll(1) or self._process.is_alive():
+                if self._pipe.poll():
+                    return self._pipe.recv()
+        raise RuntimeError("the process of a provider ended; what it said is above")
+
+
+def _serve(
+    pipe: Any,
+    file: str,
+    name: str,
+    device: torch.device,
+    chosen: dict[str, Any],
+    provider: str,
+    threads: int,
+) -> None:
+    torch.set_num_threads(threads)
+    spec = importlib.util.spec_from_file_location("benchmark", file)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    race = RACES[name]
+    calls = counted(race.calls, device)
+    with race.built(device, chosen) as found:
+        run = found[provider]()
+        while (asked := pipe.recv()) is not None:
+            if asked == "seconds":
+                # After one that does not count: what a process does not touch for a while, the
+                # system may take back, and that others had their turn is not the provider's cost.
+                pipe.send(in_turn({provider: run}, 1, calls)[provider][0])
+                continue
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            further = race.further(device, run, asked, chosen)
+            pipe.send({"peak GiB": round(peak, 2)} | further)
 
 
 @dataclass(frozen=True)
@@ -110,6 +185,7 @@ class Race:
     rounds: Count
     calls: Count
     cool: bool
+    apart: bool
 
     def group(self, chosen: dict[str, Any]) -> str:
         """`training_step, stacks 2, batch 8`; strings speak for themselves."""
@@ -130,22 +206,43 @@ class Race:
             yield made
 
     def measure(self, device: torch.device, chosen: dict[str, Any], rounds: int) -> Measured:
-        with self.built(device, chosen) as found:
+        with contextlib.ExitStack() as stack:
+            found = stack.enter_context(self.built(device, chosen))
             assert set(found) == set(self.providers), f"{self.name} builds {', '.join(found)}"
             absent = {name: run for name, run in found.items() if isinstance(run, str)}
             runs = {name: found[name] for name in self.providers if name not in absent}
             gpu = device.type == "cuda"
+            if self.apart and not gpu:
+                # Before anything is made here.
+                made = {n: stack.enter_context(Process(self, device, chosen, n)) for n in runs}
+                seconds = in_turn(made, rounds, warm=False)
+                return self.judged(device, made, absent, chosen, seconds)
+            if self.apart:
+                runs = {name: make() for name, make in runs.items()}
             other = torch.zeros(FLUSH_BYTES // 4 if self.cool else 0, device=device)
             wait = (lambda: torch.cuda.synchronize(device)) if gpu else (lambda: None)
             calls = counted(self.calls, device)
             seconds = in_turn(runs, rounds, calls, wait, lambda: other.add_(1))
-            measured = Measured(seconds, absent=absent)
-            for name, run in runs.items():
-                measured.figures[name] = {
-                    "device": torch.cuda.get_device_name(device) if gpu else "cpu",
-                    "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
-                } | self.further(device, run, statistics.median(seconds[name]), chosen)
+            return self.judged(device, runs, absent, chosen, seconds)
+
+    def judged(
+        self,
+        device: torch.device,
+        runs: dict[str, Run],
+        absent: dict[str, str],
+        chosen: dict[str, Any],
+        seconds: dict[str, list[float]],
+    ) -> Measured:
+        """Times with their figures and ratios."""
+        measured = Measured(seconds, absent=absent)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        machine = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        for name, run in runs.items():
+            typical = statistics.median(seconds[name])
+            further = (
+                run.figures if isinstance(run, Process) else partial(self.further, device, run)
+            )
+            measured.figures[name] = machine | further(typical, chosen)
         for name, ratio in measured.ratios().items():
             low, median, high = (float(f"{value:.4g}") for value in ratio)
             measured.figures[name] |= {"x fasthg": median, "x fasthg q1 q3": [low, high]}
@@ -229,6 +326,7 @@ def race(
     rounds: Count = ROUNDS,
     calls: Count = 1,
     cool: bool = True,
+    apart: bool = False,
     **parameters: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make rows of a function that builds the providers, `bench_<name>(device, **parameters)`.
@@ -241,14 +339,15 @@ def race(
     moved: least bytes that a call must move, counted by hand. figures: further figures of a row,
     `figures(run, seconds of a call, **parameters)`. calls: in a round, where one is too short to
     time; like rounds, a number or a function of the device. cool: fill the caches with something
-    else before each round. parameters: values that make groups, e.g. `batch=[8, 32]`; moved and
-    figures are called with them too.
+    else before each round. apart: the values are functions that make the callables; on a CPU each
+    is made and called in a process of its own. parameters: values that make groups, e.g.
+    `batch=[8, 32]`; moved and figures are called with them too.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., None]:
         values = {name: list(v) for name, v in parameters.items()}
         name = build.__name__.removeprefix("bench_")
-        this = Race(name, build, providers, values, moved, figures, rounds, calls, cool)
+        this = Race(name, build, providers, values, moved, figures, rounds, calls, cool, apart)
         RACES[name] = this
 
         def row(request: Any, benchmark: Any, device: str, provider: str, **chosen: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 import floors
+import pytest
 import race
 import torch
 
@@ -177,3 +178,49 @@ def test_a_run_refuses_unknown_floors(repository, tmp_path):
     status, output = bench(repository, tmp_path, plugin)
     assert status == 4
     assert 'benchmarks/floors.yaml: cpu: heatmap_mse: no provider "draw"' in output
+
+
+APART = """
+import os, time
+from race import race
+
+@race("slow", "fasthg", "absent", rounds=3, cool=False, apart=True,
+      figures=lambda run, seconds: {"pid": run.pid})
+def bench_apart(device):
+    class Sleep:
+        def __init__(self, seconds):
+            self.seconds, self.pid = seconds, os.getpid()
+        def __call__(self):
+            time.sleep(self.seconds)
+            assert self.seconds, "no sleep"
+    return {"slow": lambda: Sleep(0.06), "fasthg": lambda: Sleep(FASTHG), "absent": "not here"}
+"""
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """Makes the race of APART, where a call of fasthg takes so many seconds."""
+
+    def make(seconds):
+        file = tmp_path / "bench_apart.py"
+        file.write_text(APART.replace("FASTHG", str(seconds)))
+        spec = importlib.util.spec_from_file_location("bench_apart", file)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        return race.RACES.pop("apart")
+
+    return make
+
+
+def test_providers_apart_have_processes_of_their_own(apart):
+    measured = apart(0.02).measure(torch.device("cpu"), {}, 3)
+    assert measured.absent == {"absent": "not here"}
+    assert [len(s) for s in measured.seconds.values()] == [3, 3]
+    pids = {figures["pid"] for figures in measured.figures.values()}
+    assert len(pids) == 2 and os.getpid() not in pids
+    assert 1.5 < measured.ratios()["slow"][1] < 4.5
+    assert all(figures["peak GiB"] > 0.05 for figures in measured.figures.values())
+
+
+def test_a_process_that_ends_is_told(apart):
+    with pytest.raises(RuntimeError, match="the process of a provider ended"):
+        apart(0).measure(torch.device("cpu"), {}, 1)
