@@ -14,7 +14,7 @@ from fasthg.step import choose_precision
 @pytest.mark.slow
 @race(
     *(*networks.RIVALS, "fasthg"),
-    rounds=lambda device: 7 if device.type == "cpu" else 30,
+    rounds=lambda device: 5 if device.type == "cpu" else 30,
     cool=False,
     apart=True,
     figures=networks.step_figures,

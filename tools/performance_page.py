@@ -20,7 +20,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 ROOT = Path(__file__).resolve().parent.parent
 # Benchmarks that are drawn, in this order, where there are results.
 HEADLINES = (
-    *("loader", "heatmap_mse", "gaussian_heatmaps", "heatmap_peaks", "rmsprop_ema"),
+    *("end_to_end", "training_step", "inference", "loader", "conv3x3", "heatmap_mse"),
+    *("gaussian_heatmaps", "heatmap_peaks", "rmsprop_ema"),
     *("moving_statistics", "residual_block", "bn_act", "max_pool2x", "upsample2x_add"),
 )
 COLOURS = ("#0072B2", "#E69F00")  # of Okabe and Ito, told apart by all; CPU and GPU
