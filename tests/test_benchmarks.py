@@ -16,6 +16,7 @@ import floors
 import pytest
 import race
 import torch
+import turns
 
 CPU = torch.device("cpu")
 ALONE = {"PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS"}
@@ -97,7 +98,7 @@ def test_times_are_compared_within_a_round():
 def test_providers_run_in_turn_and_the_first_round_does_not_count(monkeypatch):
     done = []
     clock = iter(range(100))
-    monkeypatch.setattr(race.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: next(clock))
 
     class Prepared:
         def before(self):
@@ -110,7 +111,7 @@ def test_providers_run_in_turn_and_the_first_round_does_not_count(monkeypatch):
             done.append("after")
 
     runs = {"a": lambda: done.append("a"), "b": Prepared()}
-    seconds = race.in_turn(runs, 2, calls=2, cool=lambda: done.append("cool"))
+    seconds = turns.in_turn(runs, 2, calls=2, cool=lambda: done.append("cool"))
     assert done == ["cool", "a", "a", "before", "run", "run", "after"] * 3
     assert seconds == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
 
