@@ -27,7 +27,6 @@ import floors
 import pytest
 import torch
 from device_clock import FLUSH_BYTES, DeviceClock
-from gpu_report import figure
 from turns import Count, Process, Run, counted, in_turn
 
 ROUNDS = 15
@@ -195,6 +194,8 @@ class Race:
 
 def tell(group: str, measured: Measured) -> None:
     """Print what was measured as figures of `make gpu`, which survive if the run is stopped."""
+    from gpu_report import figure  # beside what runs make gpu
+
     for name, seconds in measured.seconds.items():
         figure(f"{group}, {name}", statistics.median(seconds) * 1e3, "ms")
         for unit, value in measured.figures[name].items():

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,15 +204,21 @@ def test_advice_names_what_can_still_gain(
     assert advise(small(**keys), now(**facts))[1] == words
 
 
-def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path: Path, repository: Path) -> None:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty one with a short path, as those of the workers' sockets must be."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing(folder: Path, repository: Path) -> None:
     """The signal reaches the loader's workers too, as from a terminal."""
-    (tmp_path / "temporary").mkdir()
     given = [f"{key}={value}" for key, value in SMALL.items()]
     arguments = ["bench", str(repository / "configs" / "mars.yaml"), *given, "--seconds", "100"]
     program = "from fasthg import bench, cli; bench.FRAMES, bench.FRAME_SIZE = 2, (192, 160)"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", f"{program}; cli.main()", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temporary")},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -225,4 +233,4 @@ def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path: Path, repository: Path) -> 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert not list((tmp_path / "temporary").iterdir())
+    assert not list(folder.iterdir())

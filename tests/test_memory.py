@@ -184,7 +184,7 @@ def test_views_and_what_was_there_before_count_nothing() -> None:
 
 
 PROCESS = """
-import json, os, resource, sys
+import json, os, sys
 import torch
 from fasthg.config import Config
 from fasthg.data.batch import READ_BY_STEP, Batch
@@ -209,7 +209,10 @@ train(Config(**keys | tiny))
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 train(Config(**keys))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+# Not ru_maxrss, which may still be that of the process that started this one.
+with open("/proc/self/status") as file:
+    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+print(peak - before)
 """
 
 
