@@ -12,13 +12,12 @@ from gpu_probe import kernel_names
 from reference.training import ReferenceTraining
 from reference.tuned import TunedTraining
 from torch import Tensor
+from turns import Run
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.ops import gaussian_heatmaps
 from fasthg.step import choose_precision, normalise
-
-Run = Callable[[], object]
 
 # What torch's users have: the recipe as it is, with the switches that cost nothing, and compiled.
 RIVALS = ("reference", "reference, TF32", "eager channels_last", "torch.compile")

@@ -148,12 +148,6 @@ class StackedHourglass(nn.Module):
             if isinstance(module, BatchNorm | Hourglass | Stem):
                 module.fused = fused
 
-    def set_bn_decay(self, decay: float) -> None:
-        """Set the decay of all moving statistics."""
-        for module in self.modules():
-            if isinstance(module, BatchNorm):
-                module.decay = decay
-
 
 def build_model(config: Config) -> StackedHourglass:
     """The network that `config` describes, initialised from RANDOM_SEED, in channels_last."""

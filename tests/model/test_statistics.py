@@ -28,11 +28,17 @@ KEYS = {**SMALL, "PRECISION": "fp32", "FUSED": "on", "HEAD_INIT_SCALE": 0.01}
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
+def set_decay(net: StackedHourglass, decay: float) -> None:
+    for layer in net.modules():
+        if isinstance(layer, BatchNorm):
+            layer.decay = decay
+
+
 def network(decay: float = 0.9) -> StackedHourglass:
     """Widths 8 and 4, so that there are gaps between the statistics."""
     torch.manual_seed(0)
     small = StackedHourglass(stacks=2, parts=3, features=8, stem_features=4, fused="on")
-    small.set_bn_decay(decay)
+    set_decay(small, decay)
     return small.to(memory_format=torch.channels_last)
 
 
@@ -87,7 +93,7 @@ def test_equals_layers_that_move_by_themselves(flattened, launches: list[int]) -
     (net, statistics), plain = flattened, network()
     for decay in (0.9, 0.9, 0.1):
         statistics.set_decay(decay)
-        plain.set_bn_decay(decay)
+        set_decay(plain, decay)
         plain(IMAGES)
         statistics.apply(collected(net))
         equal(net, plain)
@@ -264,7 +270,7 @@ def test_decay_warms_up(launches: list[int]) -> None:
     step = TrainStep(config, build_model(config), torch.device("cpu"))
     step(batch(0), 0)
     plain = build_model(config).train()
-    plain.set_bn_decay(0.1)
+    set_decay(plain, 0.1)
     plain(normalise(batch(0).images))
     for name, wanted in plain.named_buffers():
         torch.testing.assert_close(step.model.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
