@@ -10,10 +10,6 @@ import typer
 from fasthg.cli import bench, config, data, doctor, runs
 from fasthg.errors import FasthgError
 
-# OpenMP's waiting threads spin by default and starve the loader's workers on small machines. Set
-# before anything loads torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 app = typer.Typer(
     help="Train and evaluate stacked-hourglass networks for animal pose estimation.",
     no_args_is_help=True,
