@@ -1,7 +1,8 @@
 """Files of a run that hold weights: training state (`*.pt`) and EMA weights (`*.safetensors`).
 
-Every file is written beside its target and moved into place, so an interrupted write leaves the
-older file as it was.
+Every file is written beside its target, forced to the disk and moved into place, so an interrupted
+write leaves the older file as it was. A training state also carries a checksum, as the comment of
+the zip archive that it is; torch, which reads archives without looking at their sums, ignores it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,19 @@ from torch import Tensor
 
 from fasthg.errors import DataError, FasthgError
 
-FORMAT = 2
+FORMAT = 3
+CHECKSUM = "crc32"
+"""Key of a weights file's metadata: the CRC-32 of all its tensors' bytes, by name in order."""
+
+# The comment of the archive: the CRC-32 of all before the comment's length, the last 2 bytes of an
+# archive without one.
+_SEAL = b"crc32="
+_SEALED = len(_SEAL) + 8
+_CHUNK = 1 << 22
+
+
+class DamagedFile(DataError):
+    """A file of a run is not what was written."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,6 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        _to_disk(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         # torch and safetensors report a failed write as errors of their own.
@@ -41,7 +56,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             raise
         reason = error.strerror if isinstance(error, OSError) else _cause(error)
         raise FasthgError(
-            f"{path}: cannot write ({reason}); free disk space or choose another RUNS_DIR"
+            f"{path}: cannot write ({reason}); free disk space or write elsewhere"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -50,6 +65,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def _cause(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the content is on the disk: moved before, it could be empty after a blackout."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writes that were killed left in `folder`; nobody else may write there."""
+    for path in folder.glob(".*.*"):
+        # .<name>.<process>, see write_atomically
+        if path.suffix[1:].isdigit() and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,20 +92,60 @@ def write_text(path: Path, text: str) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Save a training state: nested dicts and lists of tensors and plain values."""
-    write_atomically(path, lambda p: torch.save({"format": FORMAT, **state}, p))
+
+    def write(temporary: Path) -> None:
+        torch.save({"format": FORMAT, **state}, temporary)
+        _seal(temporary)
+
+    write_atomically(path, write)
+
+
+def _checksum(path: Path, length: int) -> bytes:
+    """CRC-32 of the first `length` bytes, as 8 hexadecimal digits."""
+    value = 0
+    with path.open("rb") as file:
+        while length > 0 and (chunk := file.read(min(_CHUNK, length))):
+            value = zlib.crc32(chunk, value)
+            length -= len(chunk)
+    return b"%08x" % value
+
+
+def _seal(path: Path) -> None:
+    """Give an archive without a comment its checksum as a comment."""
+    end = path.stat().st_size - 2
+    comment = _SEAL + _checksum(path, end)
+    with path.open("r+b") as file:
+        file.seek(end)
+        if file.read() != b"\0\0":
+            raise ValueError(f"{path}: expected an archive without a comment")
+        file.seek(end)
+        file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether the content is what was written."""
+    end = path.stat().st_size - _SEALED - 2
+    with path.open("rb") as file:
+        file.seek(max(end, 0))
+        comment = file.read()[2:]
+    return comment == _SEAL + _checksum(path, end)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Load a training state; runs no code from the file.
 
     Raises:
-        DataError: the file is missing, damaged or of another format.
+        DamagedFile: it is not what was written.
+        DataError: it is missing or of another format.
     """
     try:
+        if not _is_sound(path):
+            raise DamagedFile(f"{path}: damaged, its checksum is wrong; use an older one")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; give a run folder that has one") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        # It is what was written: no damage.
         raise DataError(
             f"{path}: not a readable checkpoint ({_cause(error)}); use an older one"
         ) from error
@@ -87,30 +156,78 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[DataError]]:
+    """The newest training state of a run that can be read.
+
+    Returns its path, the state, and what is wrong with the newer ones, which are renamed to
+    `*.damaged`.
+
+    Raises:
+        DataError: there is none, or it is of another format.
+    """
+    faults: list[DataError] = []
+    seen = set()
+    for path in _newest_first(folder):
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in seen:  # last.pt is a link to the newest
+            path.unlink()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        try:
+            return path, load_state(path), faults
+        except DamagedFile as error:
+            faults.append(error)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+    if faults:
+        raise DataError(f"{faults[0]}, but {folder} has none; train again")
+    raise DataError(f"{folder}: no checkpoint; give a run folder that has one")
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    def newest(pattern: str) -> list[Path]:
+        return sorted(folder.glob(pattern), key=lambda path: path.name, reverse=True)
+
+    yield from newest("step_*.pt")
+    yield from newest("last.pt")
+    yield from newest("kept_*.pt")
+
+
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Save weights with their description as safetensors."""
+    """Save weights with their description and a checksum as safetensors."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    described = {**metadata, CHECKSUM: _sum_of(plain)}
 
     def write(temporary: Path) -> None:
-        safetensors.torch.save_file(plain, temporary, dict(metadata))
+        safetensors.torch.save_file(plain, temporary, described)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
 
     write_atomically(path, write)
 
 
+def _sum_of(tensors: Mapping[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].view(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and metadata of a safetensors file.
+    """Weights and metadata of a safetensors file; those of other writers have no checksum.
 
     Raises:
         DataError: the file is missing or damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
     except FileNotFoundError:
         raise DataError(f"{path}: no such weights; train first") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: not a readable weights file ({error}); train again") from error
+    if metadata.pop(CHECKSUM, None) not in (None, _sum_of(tensors)):
+        raise DamagedFile(f"{path}: damaged, its checksum is wrong; train on with --resume")
+    return tensors, metadata
 
 
 class CheckpointKeeper:

@@ -83,7 +83,7 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
                 f"memory   {need.total / GIB:.2f} GiB estimated: {need.kept / GIB:.2f} for weights "
                 f"and optimiser, {need.maps / GIB:.2f} for maps",
             )
-            if training.fit().interrupted:
+            if training.fit().signal is not None:
                 return None
         except RuntimeError as error:
             if is_out_of_memory(error):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fasthg.config import Config
+from fasthg.feed import AHEAD
 from fasthg.progress import Meter, ProgressLine
 from fasthg.run import RunFolder
 from fasthg.step import StepResult
@@ -18,8 +20,11 @@ from fasthg.summary import Summary
 class Reading:
     """The losses of a step on their way from the device, which goes on meanwhile."""
 
-    def __init__(self, step: int, result: StepResult, instances: Tensor) -> None:
+    def __init__(
+        self, step: int, result: StepResult, instances: Tensor, logged: bool = True
+    ) -> None:
         self.step, self.rate, self.instances = step, result.learning_rate, instances
+        self.logged = logged
         self._arrived: torch.cuda.Event | None = None
         self._losses = result.loss
         if result.loss.is_cuda:
@@ -36,7 +41,7 @@ class Reading:
 
 
 class Reporter:
-    """Writes the losses of a step, while the next one already waits on the device.
+    """Checks the losses of every step and writes some, while later ones wait on the device.
 
     Args:
         config: SAVE_SUMMARY_SECS and NUM_TRAIN_ITERATIONS are read.
@@ -56,23 +61,29 @@ class Reporter:
     ) -> None:
         self._config, self._run, self._refuse = config, run, refuse
         self._summary, self._progress = summary, progress
-        self._reading: Reading | None = None
+        self._readings: deque[Reading] = deque()
         self._next_summary = time.monotonic()
         self.meter = Meter()
 
-    def note(self, step: int, result: StepResult, instances: Tensor) -> None:
-        """Report a step that was just launched; on a GPU, with the next `report`."""
-        self._reading = Reading(step, result, instances)
-        if not result.loss.is_cuda:
-            self.report()
+    def note(self, step: int, result: StepResult, instances: Tensor, *, logged: bool) -> None:
+        """Report a step that was just launched, on a GPU together with a later one.
 
-    def report(self) -> None:
-        """Write what was noted and not yet reported: log, progress, summary."""
-        reading, self._reading = self._reading, None
-        if reading is None:
-            return
+        logged: written to log, progress and summary, and not checked alone.
+        """
+        self._readings.append(Reading(step, result, instances, logged))
+        # The feeder has waited for older ones already.
+        self.report(newest=AHEAD if result.loss.is_cuda else 0)
+
+    def report(self, newest: int = 0) -> None:
+        """Check and write what was noted, except the `newest` ones."""
+        while len(self._readings) > newest:
+            self._report(self._readings.popleft())
+
+    def _report(self, reading: Reading) -> None:
         losses = reading.losses()
         self._refuse(reading.step, losses, reading.instances)
+        if not reading.logged:
+            return
         images_per_s, step_s, wait = self.meter.rates()
         self.meter.reset()
         loss = float(losses.sum())

@@ -6,19 +6,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fasthg.checkpoint import write_text
+from fasthg.checkpoint import remove_leftovers, write_text
 from fasthg.config import Config, dump_config, load_config
 from fasthg.errors import DataError, FasthgError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def plain(value: Any) -> Any:
@@ -87,6 +94,35 @@ class RunFolder:
         if not run.resolved.is_file():
             raise DataError(f"{path}: not a run folder (no {run.resolved.name}); give runs/<name>")
         return run
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only training in this folder, and clear what a killed one left half written.
+
+        The lock ends with the process, however that ends, and is not the loader's workers'. Where
+        the file system has no locks there is none.
+
+        Raises:
+            FasthgError: another training runs here.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    file.seek(0)
+                    raise FasthgError(
+                        f"{self.path}: {file.read().strip() or 'another process'} trains in it; "
+                        "wait for its end or start a run with another RUN_NAME"
+                    ) from None
+                except OSError:
+                    pass
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            for folder in (self.path, self.checkpoints):
+                remove_leftovers(folder)
+            yield
 
     def config(self, overrides: list[str] | None = None) -> Config:
         """The run's configuration, with overrides."""

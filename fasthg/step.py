@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -139,7 +140,11 @@ class TrainStep:
             keep_freed_memory()
         if device.type == "cuda":
             # The shapes never change, so the quickest convolution is worth looking for.
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = not config.DETERMINISTIC
+            if config.DETERMINISTIC:
+                # cuBLAS reads it when it is first used.
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
         self._captures = device.type == "cuda" and self.mode.name != "eager"
         self._captured: Replayable | None = None
         self._inputs: dict[str, Tensor] = {}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,8 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from fasthg import metrics
-from fasthg.checkpoint import CheckpointKeeper, load_state, save_weights
-from fasthg.config import Config, dump_config, inert_keys
+from fasthg.checkpoint import CheckpointKeeper, load_newest, save_state, save_weights
+from fasthg.config import Config, inert_keys
 from fasthg.data.loader import loader_choice
 from fasthg.data.split import Split, open_split
 from fasthg.environment import describe_environment
@@ -29,7 +27,9 @@ from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
 from fasthg.progress import ProgressLine
 from fasthg.reporter import Reporter
+from fasthg.resume import circumstances, differences, refuse_another_plan
 from fasthg.run import RunFolder
+from fasthg.signals import Signals
 from fasthg.step import TrainStep, choose_device
 from fasthg.summary import Summary
 from fasthg.weights import weights_metadata
@@ -38,35 +38,14 @@ PICTURED = 8
 """Validation instances drawn for TensorBoard."""
 
 
-class Stop:
-    """Turns SIGINT and SIGTERM into a flag, so that a step ends before the run does."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:  # a second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self.signal = number
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended."""
 
     run: RunFolder
     step: int
-    interrupted: bool
+    signal: int | None = None
+    """The signal that ended it early."""
 
 
 class Training:
@@ -94,6 +73,9 @@ class Training:
         self.run = run
         self.console = console
         self.step = TrainStep(config, build_model(config).to(device), device)
+        self.circumstances = circumstances(
+            config, train.index.fingerprint(), device, train.loader.name
+        )
         self.done = 0
         self.best = float("inf")
         self.keeper = CheckpointKeeper(
@@ -104,32 +86,35 @@ class Training:
         )
 
     def resume(self) -> None:
-        """Go on from the run's last checkpoint.
+        """Go on from the run's newest checkpoint that can be read.
 
         Raises:
-            DataError: there is none, or it is of another network or optimiser.
+            DataError: there is none, or it is of other data, another network or optimiser.
         """
-        state = load_state(self.run.last)
-        if state["optimizer_name"] != self.config.OPTIMIZER:
-            raise DataError(
-                f"{self.run.last}: its optimiser is {state['optimizer_name']}, the configuration's "
-                f"{self.config.OPTIMIZER}; resume with its own or start a new run"
-            )
+        say = self.console.print
+        path, state, damaged = load_newest(self.run.checkpoints)
+        for error in damaged:
+            say(f"{error}; {path.name} serves", highlight=False, soft_wrap=True)
+        refuse_another_plan(path, state, self.circumstances)
         try:
             self.step.load_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             cause = str(error).splitlines()[0]
             raise DataError(
-                f"{self.run.last}: does not fit this configuration ({cause}); "
+                f"{path}: does not fit this configuration ({cause}); "
                 "resume with the run's own NUM_STACKS, FEATURES, STEM_FEATURES and PARTS"
             ) from error
         self.done, self.best = int(state["step"]), float(state["best"])
+        self.train.loader.corrupt.update(state["corrupt"])
         self.run.truncate_log(self.done)
-        self.console.print(
-            f"resumed {self.run.last}: weights, optimiser, averages and data order at step "
-            f"{self.done}",
+        say(
+            f"resumed {path}: weights, averages, optimiser, schedule and place in the data at step "
+            f"{self.done}; best so far {self.best:.2f} px",
             highlight=False,
+            soft_wrap=True,
         )
+        for line in differences(state, self.circumstances):
+            say(f"changed  {line}", markup=False, highlight=False, soft_wrap=True)
 
     def announce(self) -> None:
         """Print what will be done, with what, and which keys have no effect."""
@@ -159,18 +144,18 @@ class Training:
         reporter = Reporter(config, self.run, summary, progress, self._refuse_nan)
         meter = reporter.meter
         try:
-            with Stop() as stop, progress:
+            with Signals() as signals, progress:
                 batches = Feeder(self.train.loader.batches(self.done, total), self.device)
-                while self.done < total and stop.signal is None:
+                while self.done < total and signals.stop is None:
                     batch = next(batches)
                     result = self.step(batch, self.done)
                     self.done += 1
                     meter.add(len(batch), batches.waited)
-                    reporter.report()
-                    if self.done % config.LOG_EVERY_N_STEPS == 0 or self.done in (1, total):
-                        reporter.note(self.done, result, batch.instance)
+                    logged = self.done % config.LOG_EVERY_N_STEPS == 0 or self.done in (1, total)
+                    reporter.note(self.done, result, batch.instance, logged=logged)
                     validates = self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total
-                    saves = self.keeper.due() and self.done < total
+                    wanted = signals.save_wanted()
+                    saves = (self.keeper.due() or wanted) and self.done < total
                     if validates or saves:
                         reporter.report()
                         paused = time.monotonic()
@@ -178,6 +163,8 @@ class Training:
                             self._validate(summary, progress)
                         if saves:
                             self._save()
+                        if wanted:
+                            progress.note(f"step {self.done}: saved, as SIGUSR1 asks")
                         meter.pause(time.monotonic() - paused)
                 reporter.report()
                 self._save()
@@ -188,7 +175,7 @@ class Training:
         if self.train.loader.corrupt:
             count = len(self.train.loader.corrupt)
             progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
-        return Outcome(self.run, self.done, interrupted=self.done < total)
+        return Outcome(self.run, self.done, signals.stop if self.done < total else None)
 
     def _refuse_nan(self, step: int, losses: Tensor, instances: Tensor) -> None:
         """Stop where a loss `(stacks, batch)` of a step is not a number, naming the images."""
@@ -196,9 +183,11 @@ class Training:
             return
         rows = (~torch.isfinite(losses)).any(0).nonzero().ravel().tolist()
         names = "; ".join(self.train.index.describe(int(instances[r])) for r in rows[:3])
+        path = self.run.checkpoints / "diverged.pt"
+        save_state(path, {**self._state(), "instances": instances, "losses": losses.cpu()})
         raise DataError(
             f"step {step}: the loss is not finite for {len(rows)} of {len(instances)} images "
-            f"({names}); {self._after_divergence()}"
+            f"({names}); state and losses are in {path}; {self._after_divergence()}"
         )
 
     def _after_divergence(self) -> str:
@@ -263,14 +252,16 @@ class Training:
 
     def _save(self) -> None:
         self._check_weights()
-        state = {
+        self.keeper.save(self.done, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.done,
             "best": self.best,
-            "optimizer_name": self.config.OPTIMIZER,
-            "config": dump_config(self.config),
+            "corrupt": dict(self.train.loader.corrupt),
+            **self.circumstances,
             **self.step.state(),
         }
-        self.keeper.save(self.done, state)
 
 
 @contextlib.contextmanager
@@ -321,7 +312,7 @@ def train(
     device = choose_device(config.DEVICE)
     with open_data(config, device) as (first, validation):
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
-        try:
+        with run.locked(), _explained(config, device):
             training = Training(config, device, first, validation, run, console)
             if resume is not None:
                 training.resume()
@@ -330,9 +321,16 @@ def train(
             run.write_json("env.json", describe_environment())
             if training.done >= config.NUM_TRAIN_ITERATIONS:
                 console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
-                return Outcome(run, training.done, interrupted=False)
+                return Outcome(run, training.done)
             return training.fit()
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise out_of_memory(config, device, error) from error
-            raise
+
+
+@contextlib.contextmanager
+def _explained(config: Config, device: torch.device) -> Iterator[None]:
+    """Memory that is full becomes an error that says what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(config, device, error) from error
+        raise

@@ -10,8 +10,11 @@ import torch
 from fasthg.checkpoint import (
     FORMAT,
     CheckpointKeeper,
+    DamagedFile,
+    load_newest,
     load_state,
     load_weights,
+    remove_leftovers,
     save_state,
     save_weights,
     write_atomically,
@@ -81,8 +84,69 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such checkpoint"):
         load_state(tmp_path / "none.pt")
     torch.save({"epoch": 1}, tmp_path / "other.pt")
-    with pytest.raises(DataError, match="format"):
+    with pytest.raises(DamagedFile, match="checksum"):
         load_state(tmp_path / "other.pt")
+    save_state(tmp_path / "older.pt", {"format": 1})
+    with pytest.raises(DataError, match=rf"not a checkpoint of format {FORMAT}"):
+        load_newest_of(tmp_path, "older.pt")
+
+
+def load_newest_of(folder: Path, name: str) -> None:
+    """As a run would: a file of another format is no damage and keeps its name."""
+    (folder / name).rename(folder / "last.pt")
+    try:
+        load_newest(folder)
+    finally:
+        assert (folder / "last.pt").exists()
+
+
+def test_one_changed_byte_anywhere_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_state(path, {"step": 1, "model": {"w": torch.arange(1000.0)}})
+    assert torch.load(path, weights_only=True)["step"] == 1  # still an archive of torch's
+    sound = path.read_bytes()
+    for at in [*range(0, len(sound), 97), len(sound) - 1]:
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 4]) + sound[at + 1 :])
+        with pytest.raises(DamagedFile):
+            load_state(path)
+    for length in (0, 1, 20, len(sound) - 1):
+        path.write_bytes(sound[:length])
+        with pytest.raises(DamagedFile):
+            load_state(path)
+
+
+def test_damaged_weights_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"w": torch.ones(64), "n": torch.tensor(3)}, {})
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match="checksum"):
+        load_weights(path)
+
+
+def test_the_newest_sound_state_is_found(tmp_path: Path) -> None:
+    keeper = CheckpointKeeper(tmp_path, 0, 5, 1e9)
+    for step in (1, 2, 3):
+        keeper.save(step, {"step": step})
+    assert load_newest(tmp_path)[1]["step"] == 3
+    (tmp_path / "last.pt").write_bytes(b"half")  # and step 3, the same file
+    path, state, faults = load_newest(tmp_path)
+    assert (path.name, state["step"], len(faults)) == ("step_00000002.pt", 2, 1)
+    assert steps(tmp_path) == [1, 2]
+    for file in tmp_path.glob("*.pt"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"but .* has none; train again"):
+        load_newest(tmp_path)
+    with pytest.raises(DataError, match="no checkpoint"):
+        load_newest(tmp_path)
+
+
+def test_only_leftovers_of_writes_are_removed(tmp_path: Path) -> None:
+    for name in (".last.pt.123", ".lock", ".a.b", "step_1.pt"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.b", ".lock", "step_1.pt"]
 
 
 def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from tiny_run import rows, run, tiny
 
 from fasthg.checkpoint import load_state, load_weights
-from fasthg.config import Config
 from fasthg.data.synthetic import write_dataset
 from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.evaluate import evaluate_run
 from fasthg.run import RunFolder
 from fasthg.step import TrainStep, choose_device, choose_precision
-from fasthg.train import Outcome, train
+from fasthg.train import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +30,6 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mice")
     write_dataset(folder, seed=3, frames={"train": 6, "val": 2, "test": 2}, size=(192, 160))
     return folder
-
-
-def tiny(mice: Path, runs: Path, **keys: Any) -> Config:
-    base: dict[str, Any] = {
-        "DATA": {s.upper(): str(mice / f"{s}_dataset-*") for s in ("train", "val", "test")},
-        "RUNS_DIR": str(runs),
-        "RUN_NAME": "tiny",
-        "NUM_STACKS": 2,
-        "FEATURES": 8,
-        "STEM_FEATURES": 4,
-        "INPUT_SIZE": 64,
-        "HEATMAP_SIZE": 16,
-        "BATCH_SIZE": 4,
-        "NUM_INPUT_THREADS": 0,
-        "NUM_TRAIN_ITERATIONS": 6,
-        "VALIDATE_EVERY_N_STEPS": 3,
-        "LOG_EVERY_N_STEPS": 2,
-        "HEAD_INIT_SCALE": 0.01,
-        "PRECISION": "fp32",
-    }
-    return Config(**{**base, **keys})
-
-
-def run(config: Config, **options: Any) -> Outcome:
-    return train(config, Console(quiet=True), **options)
-
-
-def rows(outcome: Outcome) -> list[dict[str, Any]]:
-    lines = (outcome.run.path / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +42,14 @@ def test_a_run_leaves_everything_in_its_folder(trained: Outcome) -> None:
     for name in ("config.resolved.yaml", "env.json", "metrics.jsonl", "checkpoints/last.pt"):
         assert (folder / name).stat().st_size > 0
     assert list(folder.glob("events.out.tfevents.*"))
-    assert [r["step"] for r in rows(trained) if "loss" in r] == [1, 2, 4, 6]
-    assert [r["step"] for r in rows(trained) if "val_loss" in r] == [3, 6]
-    assert all(len(r["loss_per_stack"]) == 2 for r in rows(trained) if "loss" in r)
+    assert [r["step"] for r in rows(trained.run) if "loss" in r] == [1, 2, 4, 6]
+    assert [r["step"] for r in rows(trained.run) if "val_loss" in r] == [3, 6]
+    assert all(len(r["loss_per_stack"]) == 2 for r in rows(trained.run) if "loss" in r)
 
 
 def test_best_weights_describe_themselves(trained: Outcome) -> None:
     tensors, metadata = load_weights(trained.run.best)
-    best = min(r["val_error_mean_px"] for r in rows(trained) if "val_loss" in r)
+    best = min(r["val_error_mean_px"] for r in rows(trained.run) if "val_loss" in r)
     assert json.loads(metadata["val_error_mean_px"]) == best
     assert json.loads(metadata["parts"])[0] == "nose"
     assert "stem.conv.bn.running_mean" in tensors
@@ -113,7 +82,7 @@ def test_evaluation_in_centimetres(trained: Outcome) -> None:
 
 def test_validation_and_evaluation_agree(trained: Outcome, mice: Path) -> None:
     metrics = evaluate_run(trained.run, trained.run.config(), "val", None).metrics
-    best = min(r["val_error_mean_px"] for r in rows(trained) if "val_loss" in r)
+    best = min(r["val_error_mean_px"] for r in rows(trained.run) if "val_loss" in r)
     assert metrics["error_px"]["all"]["mean"] == pytest.approx(best, rel=1e-6)
 
 
@@ -130,7 +99,8 @@ def test_resume_is_exact(mice: Path, tmp_path: Path, workers: int) -> None:
             assert torch.equal(value, actual[part][name]), name
     assert torch.equal(expected["optimizer"]["squares"], actual["optimizer"]["squares"])
     losses = [
-        [r["loss"] for r in rows(o) if r["step"] in (4, 6) and "loss" in r] for o in (whole, again)
+        [r["loss"] for r in rows(o.run) if r["step"] in (4, 6) and "loss" in r]
+        for o in (whole, again)
     ]
     assert losses[0] == losses[1]
 
@@ -154,15 +124,15 @@ def test_a_new_run_never_writes_into_an_old_one(trained: Outcome, mice: Path) ->
 def test_half_precision_trains(mice: Path, tmp_path: Path, precision: str, optimizer: str) -> None:
     keys = {"OPTIMIZER": optimizer, "INITIAL_LEARNING_RATE": 5e-3, "NUM_TRAIN_ITERATIONS": 20}
     outcome = run(tiny(mice, tmp_path, PRECISION=precision, VALIDATE_EVERY_N_STEPS=50, **keys))
-    losses = [r["loss"] for r in rows(outcome) if "loss" in r]
+    losses = [r["loss"] for r in rows(outcome.run) if "loss" in r]
     assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
 
 def test_both_loaders_train_alike(trained: Outcome, mice: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     other = run(tiny(mice, tmp_path, LOADER="dali"))
-    portable = [r["loss"] for r in rows(trained) if "loss" in r]
-    dali = [r["loss"] for r in rows(other) if "loss" in r]
+    portable = [r["loss"] for r in rows(trained.run) if "loss" in r]
+    dali = [r["loss"] for r in rows(other.run) if "loss" in r]
     np.testing.assert_allclose(dali, portable, rtol=1e-3)
 
 
@@ -171,7 +141,7 @@ def test_loss_falls(mice: Path, tmp_path: Path, name: str) -> None:
     rate = {"adamw": 5e-3, "momentum": 2e-3}[name]
     keys = {"OPTIMIZER": name, "INITIAL_LEARNING_RATE": rate, "LOSS_SCALING": "mean"}
     outcome = run(tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=30, GRADIENT_CLIP_NORM=10.0, **keys))
-    losses = [r["loss"] for r in rows(outcome) if "loss" in r]
+    losses = [r["loss"] for r in rows(outcome.run) if "loss" in r]
     assert np.mean(losses[-3:]) < 0.9 * losses[0]
 
 
@@ -309,7 +279,7 @@ def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Sig
         time.sleep(0.05)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "go on with: --resume" in out
     assert "Traceback" not in err
     state = load_state(tmp_path / "stopped" / "checkpoints" / "last.pt")

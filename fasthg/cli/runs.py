@@ -56,9 +56,9 @@ def train(
         outcome = training.train(settings, out, resume=resume)
     else:
         raise ConfigError("no CONFIG given; for example: fasthg train configs/demo.yaml")
-    if outcome.interrupted:
+    if outcome.signal is not None:
         out.print(f"stopped at step {outcome.step}; go on with: --resume {outcome.run.path}")
-        raise typer.Exit(130)
+        raise typer.Exit(128 + outcome.signal)
     if no_eval:
         return
     split = evaluation.default_split(settings)

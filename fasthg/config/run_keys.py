@@ -71,6 +71,11 @@ class MachineKeys(Section):
         "launched whole; compile, torch.compile on torch's own modules whatever FUSED says, on a "
         "GPU captured as well; auto: graph on a GPU, else eager.",
     )
+    DETERMINISTIC: Flag = Field(
+        default=False,
+        description="On a GPU, the same bits from the same steps: torch's deterministic kernels "
+        "only, none chosen by time; slower. On a CPU it is always so.",
+    )
     RECOMPUTE: Annotated[Literal["none", "stack"], LowerCase] = Field(
         default="none",
         description="stack keeps only each stack's input in training and makes its maps again in "

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,7 +35,7 @@ from fasthg.data.pixels import (
     smoothing_radius,
 )
 from fasthg.data.plan import BatchPlan, Planner, replacement_rows
-from fasthg.errors import DataError
+from fasthg.errors import DataError, EnvironmentFault
 from fasthg.geometry import from_pixel_centres
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ Image = npt.NDArray[Any]
 # The EXIF orientation of a frame is not the one its annotation was drawn in.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PREFETCH = 2
+# Of the workers, while the same batch is waited for.
+_RESTARTS = 2
 
 
 class Painter:
@@ -190,8 +193,11 @@ class PortableLoader:
         self._faults = Faults(planner)
         self._steps = _Steps()
         self._pass = 0
-        dataset = _Batches(planner)
+        self._dataset = _Batches(planner)
         self.workers = _affordable(workers, planner)
+        self._data: DataLoader[_Painted] | None = self._with_new_workers()
+
+    def _with_new_workers(self) -> DataLoader[_Painted]:
         options: dict[str, Any] = {}
         if self.workers:
             # A fork starts at once and shares the index; elsewhere workers import everything anew.
@@ -202,8 +208,8 @@ class PortableLoader:
                 "prefetch_factor": _PREFETCH,
                 "worker_init_fn": partial(_start_worker, fork),
             }
-        self._data: DataLoader[_Painted] | None = DataLoader(
-            dataset,
+        return DataLoader(
+            self._dataset,
             batch_size=None,
             sampler=self._steps,
             num_workers=self.workers,
@@ -218,15 +224,22 @@ class PortableLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches start..stop-1; see loader.Loader."""
-        if self._data is None:
-            raise RuntimeError("this loader is closed")
         limit = self.planner.stop
-        self._steps.steps = range(start, stop if limit is None else min(stop, limit))
-        self._pass += 1
+        stop = stop if limit is None else min(stop, limit)
+        painted_batches = self._start(start, stop)
         mine = self._pass
-        with _one_opencv_thread():
-            painted_batches = iter(self._data)
-        for step, painted in zip(self._steps.steps, painted_batches, strict=True):
+        step, deaths = start, 0
+        while step < stop:
+            try:
+                painted = next(painted_batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                deaths += 1
+                self._replace_workers(deaths, error)
+                painted_batches = self._start(step, stop)
+                mine = self._pass
+                continue
             if painted.error is not None:
                 raise painted.error
             self._faults.report(painted.faults)
@@ -236,6 +249,32 @@ class PortableLoader:
                 self._faults.give_up(step)
             if mine != self._pass:
                 return
+            step, deaths = step + 1, 0
+
+    def _start(self, start: int, stop: int) -> Iterator[_Painted]:
+        """Begin a pass over steps start..stop-1."""
+        if self._data is None:
+            raise RuntimeError("this loader is closed")
+        self._steps.steps = range(start, stop)
+        self._pass += 1
+        with _one_opencv_thread():
+            found = iter(self._data)
+        if self.workers and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the parent is, inside a training step as well;
+            # without it a dead worker is found where its batch is waited for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return found
+
+    def _replace_workers(self, deaths: int, error: RuntimeError) -> None:
+        """Start workers anew after one was killed; EnvironmentFault when it happens again."""
+        if deaths > _RESTARTS:
+            raise EnvironmentFault(
+                f"input workers are killed again and again ({str(error).splitlines()[0]}); "
+                "lower NUM_INPUT_THREADS, memory may be short"
+            ) from error
+        log.warning("an input worker was killed; new ones go on at the same batch")
+        self.close()
+        self._data = self._with_new_workers()
 
     def close(self) -> None:
         """End the workers; the loader is not used afterwards."""
@@ -284,6 +323,8 @@ def _start_worker(forked: bool, _: int) -> None:
     # workers end. It may have to insist: the second SIGTERM ends a worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not forked:
         cv2.setNumThreads(1)
 

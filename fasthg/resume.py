@@ -1,0 +1,85 @@
+"""What a saved training state must have in common with the run that goes on from it.
+
+A run goes on bit for bit where batches, order and arithmetic stay. Position in the data is the
+number of steps done, so whatever decides which images a step sees must not change; other keys may,
+and what changed is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasthg.config import Config
+from fasthg.errors import DataError
+
+_PLACES = ("DATA", "RUNS_DIR", "RUN_NAME", "MARS_PROJECT")
+
+
+def circumstances(config: Config, data: str, device: torch.device, loader: str) -> dict[str, Any]:
+    """The part of a state that says what it was trained on; plain values.
+
+    Args:
+        data: fingerprint of the training data.
+        loader: name of the loader.
+    """
+    return {
+        "keys": config.model_dump(mode="json"),
+        "optimizer_name": config.OPTIMIZER,
+        "batch_size": config.BATCH_SIZE,
+        "seed": config.RANDOM_SEED,
+        "data": data,
+        "machine": {
+            "device": device.type,
+            "loader": loader,
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data, order or optimiser than those of a state.
+
+    Args:
+        path: the state's, for messages.
+        state, now: as `circumstances` makes them, of then and now.
+
+    Raises:
+        DataError: they differ.
+    """
+    if state["optimizer_name"] != now["optimizer_name"]:
+        raise DataError(
+            f"{path}: its optimiser is {state['optimizer_name']}, the configuration's "
+            f"{now['optimizer_name']}; resume with its own or start a new run"
+        )
+    for field, key in (("batch_size", "BATCH_SIZE"), ("seed", "RANDOM_SEED")):
+        if state[field] != now[field]:
+            raise DataError(
+                f"{path}: its {key} is {state[field]}, the configuration's {now[field]}, and the "
+                f"place in the data would be lost; resume with {key}={state[field]} or start a new "
+                "run"
+            )
+    if state["data"] != now["data"]:
+        raise DataError(
+            f"{path}: the training data changed since (annotations, images or their order); resume "
+            "with DATA.TRAIN as it was or start a new run"
+        )
+
+
+def differences(state: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was, one line each: keys of the configuration, then the machine."""
+    before, after = state["keys"], now["keys"]
+    lines = [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in _PLACES and before.get(key) != after.get(key)
+    ]
+    return lines + [
+        f"{name}: {state['machine'].get(name)} -> {value}; not bit for bit the same from here on"
+        for name, value in now["machine"].items()
+        if state["machine"].get(name) != value
+    ]
