@@ -124,7 +124,7 @@ def test_synth_and_check(fasthg, tmp_path: Path, stock: str) -> None:
     code, out, _ = fasthg("data", "synth", tmp_path, "--train", 2, "--val", 0, "--test", 1)
     assert code == 0
     assert len(out.splitlines()) == 2
-    code, out, _ = fasthg("data", "check", stock, f"DATA.TRAIN={tmp_path}/train*", "--decode")
+    code, out, _ = fasthg("data", "check", stock, f"DATA.TRAIN={tmp_path}/train*")
     assert (code, "no problem" in out) == (0, True)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.jpeg import jpeg_size
 from fasthg.data.layout import (
+    CountError,
     Layout,
     area_px,
     labelled,
@@ -17,7 +19,7 @@ from fasthg.data.layout import (
     scan,
     visibility_array,
 )
-from fasthg.data.tfrecord import read_frames
+from fasthg.data.tfrecord import Damage, Frame, read_frames, salvage_frames
 from fasthg.errors import DataError
 
 # Records gathered as raw bytes before they become arrays: enough to make the conversion's cost
@@ -26,11 +28,30 @@ _CHUNK = 4096
 _UNKNOWN_AREA = np.array([np.nan], "<f4").tobytes()
 
 
-class Gatherer:
-    """Grows an index: annotation bytes of a chunk first, then arrays, joined once at the end."""
+Kind = Literal["record", "counts", "box"]
 
-    def __init__(self, num_parts: int) -> None:
+
+class Fault(NamedTuple):
+    """What keeps a record or an animal out of an index that is built in spite of it.
+
+    record: its row in the index, which has no image and no animal where the record is unreadable.
+    """
+
+    kind: Kind
+    where: str
+    cause: str
+    record: int
+
+
+class Gatherer:
+    """Grows an index: annotation bytes of a chunk first, then arrays, joined once at the end.
+
+    faults: takes what would otherwise be raised; such records and animals are left out.
+    """
+
+    def __init__(self, num_parts: int, faults: list[Fault] | None = None) -> None:
         self.parts = num_parts
+        self.faults = faults
         self.columns: dict[str, list[npt.NDArray[Any]]] = {}
         self.first_record: list[int] = []
         self.records = 0
@@ -49,14 +70,48 @@ class Gatherer:
         """Read one file. Raises DataError as `RecordIndex.build` does."""
         file_id = len(self.first_record)
         self.first_record.append(self.records)
-        for number, (offset, payload) in enumerate(read_frames(path, verify_crc=verify_crc)):
+        for number, frame in enumerate(self._frames(path, verify_crc)):
+            if isinstance(frame, Damage):
+                self._leave_out("record", path, number, "", f"at byte {frame.offset}: {frame.what}")
+                self._add_nothing(file_id)
+                continue
+            offset, payload = frame
             try:
                 self._add(file_id, offset, payload, scan(payload))
             except ValueError as error:
-                raise DataError(f"{path}: record {number}{_named(payload)}: {error}") from None
+                named = _named(payload)
+                if self.faults is None:
+                    raise DataError(f"{path}: record {number}{named}: {error}") from None
+                kind: Kind = "counts" if isinstance(error, CountError) else "record"
+                self._leave_out(kind, path, number, named, str(error))
+                self._add_nothing(file_id)
             if len(self.rows) >= _CHUNK:
                 self._end_chunk(path)
         self._end_chunk(path)
+
+    def _frames(self, path: str, verify_crc: bool) -> Iterator[Frame | Damage]:
+        if self.faults is None:
+            return read_frames(path, verify_crc=verify_crc)
+        return salvage_frames(path)
+
+    def _leave_out(
+        self,
+        kind: Kind,
+        path: str,
+        number: int,
+        named: str,
+        cause: str,
+        row: int | None = None,
+    ) -> None:
+        assert self.faults is not None
+        where = f"{Path(path).name} record {number}{named}"
+        record = self.records + (len(self.rows) if row is None else row)
+        self.faults.append(Fault(kind, where, cause, record))
+
+    def _add_nothing(self, file_id: int) -> None:
+        """A row without image and animals, so that those after it keep their numbers."""
+        self.rows.append((file_id, 0, 0, 1, 1, len(self.ids)))
+        self.objects.append(0)
 
     def _add(self, file_id: int, offset: int, payload: bytes, layout: Layout) -> None:
         objects, width, height = layout.objects, layout.width, layout.height
@@ -70,7 +125,7 @@ class Gatherer:
                 )
             width, height = size
         if objects and layout.parts != self.parts:
-            raise ValueError(
+            raise CountError(
                 f"{layout.parts} parts an object, but PARTS.NUM_PARTS is {self.parts}; "
                 f"set PARTS in the config to the parts of this data set"
             )
@@ -96,16 +151,18 @@ class Gatherer:
         bbox = np.stack([np.frombuffer(edge, "<f4") for edge in self.edges], axis=-1)
         box_px = np.round(bbox * np.tile(size, 2))
         sides = box_px[:, 2:] - box_px[:, :2]
-        bad = np.flatnonzero(~(np.isfinite(bbox).all(axis=1) & (sides >= 1).all(axis=1)))
-        if len(bad):
-            raise self._bad_box(path, int(local[bad[0]]), int(number[bad[0]]), bbox[bad[0]])
+        sound = np.isfinite(bbox).all(axis=1) & (sides >= 1).all(axis=1)
+        if not sound.all():
+            self._refuse_boxes(path, local, number, bbox, np.flatnonzero(~sound))
 
         xy = np.stack([np.frombuffer(axis, "<f4") for axis in self.axes], axis=-1)
+        flags = np.frombuffer(self.flags, np.uint8).reshape(-1, self.parts)
         keypoints, visibility = labelled(
-            xy.reshape(-1, self.parts, 2) * size[:, None, :],
-            np.frombuffer(self.flags, np.uint8).reshape(-1, self.parts).copy(),
+            (xy.reshape(-1, self.parts, 2) * size[:, None, :])[sound], flags[sound]
         )
-        area = area_px(np.frombuffer(self.areas, "<f4"), bbox, size[:, 0] * size[:, 1])
+        areas = np.frombuffer(self.areas, "<f4")
+        local, number, bbox, size = (each[sound] for each in (local, number, bbox, size))
+        area = area_px(areas[sound], bbox, size[:, 0] * size[:, 1])
         for name, values in (
             ("file_id", rows[:, 0].astype(np.int32)),
             ("jpeg_offset", rows[:, 1].copy()),
@@ -124,17 +181,28 @@ class Gatherer:
         self.records += len(rows)
         self._start_chunk()
 
-    def _bad_box(
-        self, path: str, row: int, number: int, bbox: npt.NDArray[np.floating[Any]]
-    ) -> DataError:
-        previous = self.rows[row - 1][5] if row else self._ids_before_chunk()
-        image_id = bytes(self.ids[previous : self.rows[row][5]]).decode(errors="replace")
-        record = self.records + row - self.first_record[-1]
-        box = " ".join(f"{edge:.4g}" for edge in bbox)
-        return DataError(
-            f"{path}: record {record} (id '{image_id}'): object {number} has an impossible box "
-            f"(x1 y1 x2 y2 = {box}); correct or remove it and convert again"
-        )
+    def _refuse_boxes(
+        self,
+        path: str,
+        local: npt.NDArray[np.int64],
+        number: npt.NDArray[np.int64],
+        bbox: npt.NDArray[np.floating[Any]],
+        bad: npt.NDArray[np.int64],
+    ) -> None:
+        for place in bad.tolist():
+            row = int(local[place])
+            previous = self.rows[row - 1][5] if row else self._ids_before_chunk()
+            image_id = bytes(self.ids[previous : self.rows[row][5]]).decode(errors="replace")
+            record = self.records + row - self.first_record[-1]
+            named = f" (id '{image_id}')"
+            box = " ".join(f"{edge:.4g}" for edge in bbox[place])
+            cause = f"object {number[place]} has an impossible box (x1 y1 x2 y2 = {box})"
+            if self.faults is None:
+                raise DataError(
+                    f"{path}: record {record}{named}: {cause}; correct or remove it and convert "
+                    "again"
+                )
+            self._leave_out("box", path, record, named, cause, row)
 
     def _ids_before_chunk(self) -> int:
         chunks = self.columns.get("_id_end", [])
@@ -142,7 +210,7 @@ class Gatherer:
 
     def finish(self, files: Iterable[str]) -> dict[str, Any]:
         """The arrays of the index by name; DataError where `files` hold no animal."""
-        if not sum(map(len, self.columns["record"])):
+        if self.faults is None and not sum(map(len, self.columns["record"])):
             names = ", ".join(files)
             raise DataError(f"{names}: no annotated animal in any record; check DATA in the config")
         joined: dict[str, Any] = {}

@@ -6,6 +6,7 @@ One pass reads every record once; what stays is a few arrays. Animals, not frame
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.data.gather import Gatherer
+from fasthg.data.gather import Fault, Gatherer
 from fasthg.errors import DataError
 
 # Open files a thread keeps: data sets come in hundreds of shards, systems allow 256 to 1024 files.
@@ -106,16 +107,18 @@ class RecordIndex:
         num_parts: int,
         *,
         verify_crc: bool = True,
+        faults: list[Fault] | None = None,
     ) -> RecordIndex:
         """Read every record of the files that `patterns` (paths or globs) name, once.
 
         Raises DataError, one line with file, record and remedy: no file, a damaged or foreign file,
         annotated animals without boxes, counts that contradict each other, boxes that are not
         finite or less than a pixel wide or high, objects with more or fewer than `num_parts` parts,
-        no animal at all. Damaged images are no error here: only their place is read.
+        no animal at all. Damaged images are no error here: only their place is read. With `faults`
+        only a missing file raises: what is wrong is added there, and left out of the index.
         """
         files = expand(patterns)
-        gatherer = Gatherer(num_parts)
+        gatherer = Gatherer(num_parts, faults)
         for path in files:
             gatherer.add_file(path, verify_crc=verify_crc)
         return cls(files=tuple(files), num_parts=num_parts, **gatherer.finish(files))
@@ -140,6 +143,17 @@ class RecordIndex:
         values = vars(self).values()
         arrays = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
         return int(arrays) + len(self._ids)
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all annotations, sizes and ids and their order: the same wherever
+        the files lie and however they are cut into shards."""
+        digest = hashlib.blake2b(self._ids, digest_size=16)
+        for name in (
+            *("_id_end", "jpeg_length", "width", "height", "record"),
+            *("bbox", "keypoints", "visibility", "area"),
+        ):
+            digest.update(np.ascontiguousarray(getattr(self, name)).data)
+        return digest.hexdigest()
 
     def jpeg(self, record: int) -> bytes:
         """The encoded image of a record, as it lies in its file; safe in threads and processes.

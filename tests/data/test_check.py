@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from fasthg.data import check as module
-from fasthg.data.check import check
-from fasthg.data.convert.images import decode as decode_image
-from fasthg.data.index import RecordIndex
+from fasthg.data.check import Report, check, page, problems
 from fasthg.data.records import Record, encode
-from fasthg.data.tfrecord import write_frames
+from fasthg.data.synthetic import write_dataset
+from fasthg.data.tfrecord import frame, write_frames
 
-JPEG = cv2.imencode(".jpg", np.full((80, 100, 3), 128, np.uint8))[1].tobytes()
 NAMES = ("nose", "left ear", "right ear", "tail")
 # Image px; the animal looks up, its left at the smaller x.
 POINTS = np.array([[50, 20], [40, 30], [60, 30], [50, 60]], np.float32)
 
 
+def picture(number: int, **changes: float) -> npt.NDArray[np.uint8]:
+    """Blocks of 20 px in greys of their own."""
+    greys = np.random.default_rng(number).integers(40, 200, (8, 10))
+    image = np.repeat(np.repeat(greys, 20, 0), 20, 1) + changes.get("brighter", 0)
+    return np.asarray(image, np.uint8)
+
+
+def jpeg(image: npt.NDArray[np.uint8], quality: int = 95) -> bytes:
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
 def record(number: int) -> Record:
     return Record(
-        encoded=JPEG,
-        width=100,
-        height=80,
+        encoded=jpeg(picture(number)),
+        width=200,
+        height=160,
         image_id=f"id{number}",
         bbox=np.array([[0.3, 0.2, 0.7, 0.8]], np.float32),
         keypoints=POINTS[None] / np.array([100, 80], np.float32),
+        area=np.array([4000], np.float32),
     )
 
 
-def put(part: int, x: float, y: float) -> Callable[[Record], None]:
+Change = Callable[[Record], None]
+
+
+def put(part: int, x: float, y: float) -> Change:
     def change(record: Record) -> None:
-        record.keypoints[0, part] = np.array([x / 100, y / 80])
+        record.keypoints[0, part] = np.array([x / 200, y / 160])
 
     return change
 
@@ -44,7 +58,7 @@ def swap(record: Record) -> None:
     record.keypoints[0, [1, 2]] = record.keypoints[0, [2, 1]]
 
 
-def setting(**values: object) -> Callable[[Record], None]:
+def setting(**values: object) -> Change:
     def change(record: Record) -> None:
         for name, value in values.items():
             setattr(record, name, value)
@@ -52,70 +66,161 @@ def setting(**values: object) -> Callable[[Record], None]:
     return change
 
 
-def box(*edges: float) -> Callable[[Record], None]:
+def box(*edges: float) -> Change:
     return setting(bbox=np.array([edges], np.float32))
 
 
-def report(tmp_path: Path, change: Callable[[Record], None], decode: bool = False) -> module.Report:
+def area(px: float) -> Change:
+    return setting(area=np.array([px], np.float32))
+
+
+def shrink(record: Record) -> None:
+    record.keypoints[:] = np.nan
+    record.bbox[:] = (0.5, 0.5, 0.55, 0.55)
+
+
+def looked(tmp_path: Path, *, val: bytes | None = None) -> Report:
+    splits = {"train": str(tmp_path / "set")}
+    if val is not None:
+        (tmp_path / "val").write_bytes(val)
+        splits["val"] = str(tmp_path / "val")
+    return check(splits, 4, names=NAMES, pairs=[(1, 2)])[0]
+
+
+def report(tmp_path: Path, change: Change, val: bytes | None = None) -> Report:
     """Ten sound records with number 7 changed."""
     records = [record(number) for number in range(10)]
     change(records[7])
     write_frames(tmp_path / "set", map(encode, records))
-    index = RecordIndex.build(str(tmp_path / "set"), 4)
-    return check(index, names=NAMES, pairs=[(1, 2)], decode=decode_image if decode else None)
+    return looked(tmp_path, val=val)
+
+
+def kinds(found: Report) -> dict[str, int]:
+    return dict(Counter(problem.kind for problem in found.problems))
+
+
+def framed(record: Record) -> bytes:
+    return frame(encode(record))
 
 
 def test_sound_data(tmp_path: Path) -> None:
-    found = report(tmp_path, setting(), decode=True)
-    assert found.lines() == ["10 animals in 10 records", "no problem found"]
+    found = report(tmp_path, setting(), framed(record(20)))
+    assert found.lines() == ["no problem found"]
+    assert found.table() == [["frames", 10, 1], ["animals", 10, 1]]
+
+
+SOUND = jpeg(picture(7))
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "detail"),
     [
-        (setting(encoded=JPEG[:-30]), module.BAD_IMAGE, "truncated JPEG"),
-        (setting(encoded=b"no image"), module.BAD_IMAGE, "neither JPEG nor PNG"),
-        (setting(height=100), module.BAD_IMAGE, "100x80 px but its record says 100x100"),
-        (setting(image_id="id3"), module.DUPLICATE, "first in set record 3 (id 'id3')"),
-        (put(0, 50, -9), module.OUTSIDE_IMAGE, "nose at 50,-9"),
-        (put(3, 20, 60), module.OUTSIDE_BOX, "tail at 20,60"),
-        (box(0.3, -0.1, 0.7, 0.8), module.BOX_OUTSIDE, "box 30 -8 70 64 px"),
-        (swap, module.SWAPPED, "left ear and right ear"),
+        (setting(encoded=SOUND[:-30]), problems.BAD_IMAGE, "truncated JPEG"),
+        (setting(encoded=b"no image"), problems.BAD_IMAGE, "neither JPEG nor PNG"),
+        (setting(height=100), problems.BAD_IMAGE, "200x160 px but its record says 200x100"),
+        (
+            setting(encoded=SOUND[: SOUND.index(b"\xff\xc0") + 19] + b"\xff\xd9"),
+            problems.BAD_IMAGE,
+            "cannot be decoded",
+        ),
+        (setting(encoded=b""), problems.BROKEN_RECORD, "image/encoded is missing"),
+        (setting(image_id="id3"), problems.SAME_ID, "first in train: set record 3 (id 'id3')"),
+        (setting(encoded=jpeg(picture(3))), problems.SAME_IMAGE, "train: set record 3"),
+        (put(0, 100, -9), problems.OUTSIDE_IMAGE, "nose at 100,-9"),
+        (put(3, 40, 120), problems.OUTSIDE_BOX, "tail at 40,120"),
+        (box(0.3, -0.1, 0.7, 0.8), problems.BOX_OUTSIDE, "box 60 -16 140 128 px"),
+        (box(np.nan, 0.2, 0.7, 0.8), problems.BAD_BOX, "nan 0.2 0.7 0.8"),
+        (box(0.3, 0.2, 0.3, 0.8), problems.BAD_BOX, "0.3 0.2 0.3 0.8"),
+        (box(0.7, 0.2, 0.3, 0.8), problems.BAD_BOX, "object 0 has an impossible box"),
+        (put(1, 120, 60), problems.IDENTICAL, "left ear and right ear at 120.0,60.0"),
+        (swap, problems.SWAPPED, "left ear and right ear"),
+        (area(4000 / 400), problems.WRONG_AREA, "10 px² in a square of 96 px"),
+        (area(4000 * 400), problems.WRONG_AREA, "1.6e+06 px²"),
     ],
 )
-def test_problems(tmp_path: Path, change: Callable[[Record], None], kind: str, detail: str) -> None:
-    problems = [p for p in report(tmp_path, change).problems if p.kind == kind]
-    assert len(problems) == 1
-    assert problems[0].where.startswith("set record 7 (id '")
-    assert detail in problems[0].detail
+def test_each_problem_alone_is_found_and_named(
+    tmp_path: Path, change: Change, kind: str, detail: str
+) -> None:
+    found = report(tmp_path, change)
+    assert kinds(found) == {kind: 1}
+    (problem,) = found.problems
+    assert problem.where.startswith("set record 7")
+    assert detail in problem.detail
 
 
-def test_only_what_was_changed_is_found(tmp_path: Path) -> None:
-    assert report(tmp_path, swap).counts == {module.SWAPPED: 1}
-    assert report(tmp_path, put(0, 50, -9)).counts == {module.OUTSIDE_IMAGE: 1}
-
-
-def test_trailing_zeros_are_no_damage(tmp_path: Path) -> None:
-    assert report(tmp_path, setting(encoded=JPEG + b"\0\0")).problems == []
-
-
-def test_damage_inside_needs_decoding(tmp_path: Path) -> None:
-    header = JPEG[: JPEG.index(b"\xff\xc0") + 19]
-    hollow = header + b"\xff\xd9"
-    assert report(tmp_path, setting(encoded=hollow)).problems == []
-    (problem,) = report(tmp_path, setting(encoded=hollow), decode=True).problems
-    assert problem.detail == "image cannot be decoded"
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_areas_as_shares_of_the_image_are_fine(tmp_path: Path, share: float) -> None:
+    assert report(tmp_path, area(share)).problems == []
 
 
 def test_tiny_box_and_unlabelled_animal(tmp_path: Path) -> None:
-    def shrink(record: Record) -> None:
-        record.keypoints[:] = np.nan
-        record.bbox[:] = (0.5, 0.5, 0.6, 0.6)
-
     found = report(tmp_path, shrink)
-    assert found.counts == {module.TINY: 1, module.UNLABELLED: 1}
-    assert found.unlabelled.tolist() == [1, 1, 1, 1]
-    assert "tail: unlabelled in 1 animals" in found.lines()
+    assert kinds(found) == {problems.TINY: 1, problems.UNLABELLED: 1, problems.WRONG_AREA: 1}
+    assert found.splits["train"].unlabelled.tolist() == [1, 1, 1, 1]
+    assert ["tail: unlabelled in", 1] in found.table()
+
+
+def test_trailing_zeros_are_no_damage(tmp_path: Path) -> None:
+    assert report(tmp_path, setting(encoded=SOUND + b"\0\0")).problems == []
+
+
+@pytest.mark.parametrize("change", ["bits", "length", "end", "counts", "parts"])
+def test_damaged_records_cost_no_other(tmp_path: Path, change: str) -> None:
+    records = [record(number) for number in range(10)]
+    frames = [framed(one) for one in records]
+    kind = problems.BROKEN_RECORD
+    if change == "bits":
+        frames[7] = frames[7][:-40] + bytes([frames[7][-40] ^ 1]) + frames[7][-39:]
+    elif change == "length":
+        frames[7] = b"\xff" + frames[7][1:]
+    elif change == "end":
+        frames, kind = [*frames[:7], frames[7][:-100]], problems.BROKEN_RECORD
+    elif change == "counts":
+        payload = encode(records[7]).replace(b"bbox/xmax", b"bbox/nmax")
+        frames[7], kind = frame(payload), problems.WRONG_COUNTS
+    else:
+        records[7].keypoints = records[7].keypoints[:, :3]
+        frames[7], kind = framed(records[7]), problems.WRONG_COUNTS
+    (tmp_path / "set").write_bytes(b"".join(frames))
+    found = looked(tmp_path)
+    assert kinds(found) == {kind: 1}
+    assert found.problems[0].where.startswith("set record 7")
+    assert found.splits["train"].instances == (7 if change == "end" else 9)
+
+
+def test_a_file_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "set").write_bytes(b"no records at all")
+    assert kinds(looked(tmp_path)) == {problems.BROKEN_RECORD: 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (jpeg(picture(3), quality=40), True),
+        (jpeg(picture(3, brighter=20)), True),
+        (jpeg(np.asarray(cv2.resize(picture(3), (100, 80)), np.uint8)), True),
+        (jpeg(np.roll(picture(3), 4, axis=1)), False),
+        (jpeg(picture(30)), False),
+    ],
+)
+def test_near_duplicates_across_splits(tmp_path: Path, image: bytes, found: bool) -> None:
+    other = record(20)
+    other.encoded = image
+    size = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR).shape  # type: ignore[union-attr]
+    other.height, other.width = size[:2]
+    seen = report(tmp_path, setting(), framed(other))
+    assert [p.detail.partition(" differs")[0] for p in seen.of(problems.NEAR_IMAGE)] == (
+        ["train: set record 3 (id 'id3')"] if found else []
+    )
+    assert kinds(seen).keys() <= {problems.NEAR_IMAGE, problems.WRONG_AREA}
+
+
+def test_the_same_bytes_in_two_splits_count_once(tmp_path: Path) -> None:
+    other = record(20)
+    other.encoded = jpeg(picture(3))
+    found = report(tmp_path, setting(), framed(other))
+    assert kinds(found) == {problems.SAME_IMAGE: 1}
+    assert found.problems[0].split == "val"
 
 
 def test_views_without_a_fixed_order_are_not_judged(tmp_path: Path) -> None:
@@ -123,28 +228,39 @@ def test_views_without_a_fixed_order_are_not_judged(tmp_path: Path) -> None:
     for changed in records[:5]:
         swap(changed)
     write_frames(tmp_path / "set", map(encode, records))
-    index = RecordIndex.build(str(tmp_path / "set"), 4)
-    assert check(index, pairs=[(1, 2)]).problems == []
+    assert looked(tmp_path).problems == []
 
 
-def test_long_reports_are_cut(tmp_path: Path) -> None:
+def test_long_reports_are_cut_and_json_is_not(tmp_path: Path) -> None:
     write_frames(tmp_path / "set", [encode(record(0))] * 9)
-    lines = check(RecordIndex.build(str(tmp_path / "set"), 4)).lines()
-    assert lines[1] == f"{module.DUPLICATE}: 8" and lines[-1] == "  and 3 more"
-    assert len(lines) == 1 + 1 + 5 + 1
+    found = looked(tmp_path)
+    lines = found.lines()
+    assert lines[0] == f"{problems.SAME_ID}: 8" and lines[6] == "  and 3 more"
+    assert len(found.as_json()["problems"]) == 16
 
 
-def test_a_file_that_vanished_is_a_problem_not_a_crash(tmp_path: Path) -> None:
-    write_frames(tmp_path / "set", [encode(record(0))])
-    index = RecordIndex.build(str(tmp_path / "set"), 4)
-    (tmp_path / "set").unlink()
-    assert check(index).counts == {module.BAD_IMAGE: 1}
+def test_the_page_shows_the_worst(tmp_path: Path) -> None:
+    records = [record(number) for number in range(10)]
+    for number in range(1, 10):
+        put(0, 100, -9 - number)(records[number])
+    records[0].bbox[:] = np.nan
+    write_frames(tmp_path / "set", map(encode, records))
+    found, indices = check({"train": str(tmp_path / "set")}, 4, names=NAMES, pairs=[(1, 2)])
+    text = page.write(found, indices, [(1, 2)])
+    assert text.count("data:image/jpeg;base64,") == 10
+    assert text.index("nose at 100,-18") < text.index("nose at 100,-10")
+    assert "http" not in text
 
 
-def test_a_swapped_pair_in_a_published_data_set(test_data: Path) -> None:
-    """In this frame the animal looks left and its left ear is labelled on the upper, right side."""
-    index = RecordIndex.build(str(test_data / "mars" / "one_mouse" / "*"), 4)
-    found = check(index, names=("snout", "leftear", "rightear", "tailbase"), pairs=[(1, 2)])
-    (problem,) = found.problems
-    assert problem.kind == module.SWAPPED
-    assert problem.where == "train_dataset-00000-of-00001 record 29 (id '000029'), object 0"
+def test_nothing_is_invented_about_real_mice(test_data: Path) -> None:
+    folder = test_data / "mars" / "one_mouse"
+    splits = {s: str(folder / f"{s}_dataset-*") for s in ("train", "val", "test")}
+    names = ["snout", "leftear", "rightear", "tailbase"]
+    found, _ = check(splits, 4, names=names, pairs=[(1, 2)])
+    assert found.problems == []
+
+
+def test_nothing_is_invented_about_synthetic_mice(tmp_path: Path) -> None:
+    write_dataset(tmp_path, seed=0, frames={"train": 12, "val": 6}, size=(192, 160))
+    splits = {s: str(tmp_path / f"{s}_dataset-*") for s in ("train", "val")}
+    assert check(splits, 7, pairs=[(2, 1), (5, 4)])[0].problems == []

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from fasthg.data.convert import mars
-from fasthg.data.convert.crowd import consensus, repair_swaps
 from fasthg.data.index import RecordIndex
 from fasthg.errors import DataError
 
@@ -118,41 +117,6 @@ def test_a_swapped_worker_and_a_missing_point(tmp_path: Path) -> None:
     # Worker 1 (offset 1, -1) left the nose out: the median of 0, -1, 2, -2 and 0, 1, 0.5, -0.5.
     np.testing.assert_allclose(white[0], TRUTH["white"][0] + (-0.5, 0.25), atol=1e-4)
     assert np.isnan(white[3]).all() and report.unlabelled_parts == 1
-
-
-@pytest.mark.parametrize("wrong", [[0], [1, 3], [0, 4]])
-def test_swaps_are_repaired_up_to_two_of_five(wrong: list[int]) -> None:
-    labels = workers()["black"]
-    swapped = labels.copy()
-    swapped[wrong, 1], swapped[wrong, 2] = labels[wrong, 2], labels[wrong, 1]
-    repaired, count = repair_swaps(swapped, [(1, 2)])
-    assert count == len(wrong)
-    np.testing.assert_array_equal(repaired, labels)
-    assert not np.array_equal(swapped, labels), "the argument stays as it is"
-
-
-def test_two_workers_outvote_nobody() -> None:
-    labels = workers()["black"][:2].copy()
-    labels[1, [1, 2]] = labels[1, [2, 1]]
-    repaired, count = repair_swaps(labels, [(1, 2)])
-    assert count == 0
-    np.testing.assert_array_equal(repaired, labels)
-
-
-def test_workers_who_left_out_one_of_a_pair_do_not_vote() -> None:
-    labels = workers()["black"].copy()
-    labels[0, 1] = np.nan
-    labels[4, [1, 2]] = labels[4, [2, 1]]
-    repaired, count = repair_swaps(labels, [(1, 2)])
-    assert count == 1
-    np.testing.assert_array_equal(repaired[1:], workers()["black"][1:])
-    np.testing.assert_array_equal(repaired[0], labels[0])
-
-
-def test_consensus_of_nobody_is_nan() -> None:
-    labels = np.full((3, 2, 2), np.nan)
-    labels[:, 0] = [[1, 10], [2, 30], [9, 20]]
-    np.testing.assert_array_equal(consensus(labels), [[2, 20], [np.nan, np.nan]])
 
 
 def test_forms_of_a_manifest_line(tmp_path: Path) -> None:
@@ -324,3 +288,23 @@ def test_worker_labels(tmp_path: Path) -> None:
     assert image.endswith("frame0.jpg")
     for animal, xy in workers().items():
         np.testing.assert_allclose(found[animal], xy)
+
+
+def test_parts_and_videos(tmp_path: Path) -> None:
+    project = make(tmp_path, frames=0)
+    for number in range(6):
+        path = project / "annotation_data" / "raw_images" / f"mouse{number // 2}_00{number}.jpg"
+        cv2.imwrite(str(path), np.zeros((SIZE[1], SIZE[0], 3), np.uint8))
+    lines = [line(number, workers()) for number in range(6)]
+    names = [f"mouse{number // 2}_00{number}.jpg" for number in range(6)]
+    put_manifest(project, [text.replace(f"frame{n}.jpg", names[n]) for n, text in enumerate(lines)])
+    parts = {"base of tail": "tail", "nose": "nose"}
+    report = mars.convert(project, parts=parts, split_by="video")
+    assert report.frames == {"train": 2, "val": 2, "test": 2}
+    assert report.mapping == parts and report.parts == ("tail", "nose")
+    index = RecordIndex.build([str(path) for path in report.files], 2)
+    black = TRUTH["black"][[3, 0]]
+    np.testing.assert_allclose(index.keypoints[index.object_number == 0], [black] * 6, atol=1e-4)
+    assert len({index.image_id(record)[:6] for record in range(2)}) == 1
+    with pytest.raises(DataError, match=r"project_config.yaml: no body part named paw; there"):
+        mars.convert(project, parts={"paw": "paw"})

@@ -1,42 +1,67 @@
-"""What every converter shares: boxes, the split, writing, the report."""
+"""What every converter shares: boxes, writing, the report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.boxes import box_around
-from fasthg.data.convert.images import read_jpeg
+from fasthg.data.convert.images import Jpeg, read_jpeg
+from fasthg.data.convert.names import left_right_pairs
+from fasthg.data.convert.splits import SPLITS, Item, SplitOptions, divide
 from fasthg.data.records import Record, encode
 from fasthg.data.tfrecord import write_frames
 from fasthg.errors import DataError
 
-SPLITS = ("train", "val", "test")
-FRACTIONS = (0.85, 0.05, 0.10)
-# One part gives no size and thus no sensible crop.
+# One part gives no size and thus no sensible crop, unless there is a box.
 MIN_PARTS = 2
+
+Array = npt.NDArray[np.float64]
+
+
+class WriteOptions(SplitOptions, total=False):
+    """What `write_splits` takes. shard_size: records a file."""
+
+    shard_size: int
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """One frame of a project: its image and (animals, parts, 2) float64 keypoints in image px,
-    NaN where unlabelled. `names` are the animals'."""
+    """One frame of a project and its animals.
 
-    image: Path
+    image: its file, or the path that it would have, whose name and folder go into the record.
+    keypoints: (animals, parts, 2) float64, image px, NaN where unlabelled. names: the animals'.
+    video: what the frame was taken from, as `video_of` gives it. split: where the project says that
+    it belongs. boxes: (animals, 4) x1 y1 x2 y2, image px, NaN for an animal without; area:
+    (animals,) px², NaN where unknown; visibility: (animals, parts) uint8, 0..2. size: (width,
+    height) px that the labels refer to. read: gives the JPEG where it is not that of the file.
+    """
+
+    image: PurePath
     image_id: str
-    keypoints: npt.NDArray[np.float64]
+    keypoints: Array
     names: tuple[str, ...] = ()
+    video: str = ""
+    split: str | None = None
+    boxes: Array | None = None
+    area: Array | None = None
+    visibility: npt.NDArray[np.uint8] | None = None
+    size: tuple[int, int] | None = None
+    read: Callable[[], Jpeg] | None = None
 
 
 @dataclass
 class Report:
     """What a conversion did. frames: records by split; parts: names in the order written;
-    mapping: names in the project to those written; skipped: reason and count; swaps: exchanges of
-    left and right that were repaired; notes: whatever else the user should read."""
+    mapping: names in the project to those written; pairs: indices of left and right parts, guessed
+    from the names; skipped: reason and count; swaps: exchanges of left and right that were
+    repaired; notes: whatever else the user should read; splits: where `splits.json` is."""
 
     files: list[Path]
     parts: tuple[str, ...]
@@ -44,9 +69,11 @@ class Report:
     animals: int = 0
     unlabelled_parts: int = 0
     mapping: dict[str, str] = field(default_factory=dict)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     swaps: int = 0
     notes: list[str] = field(default_factory=list)
+    splits: Path | None = None
 
     def lines(self) -> list[str]:
         """The report for a terminal."""
@@ -55,30 +82,31 @@ class Report:
             f"{sum(self.frames.values())} frames ({counts}), {self.animals} animals, "
             f"{self.unlabelled_parts} parts unlabelled",
             "parts: " + ", ".join(f"{i} {name}" for i, name in enumerate(self.parts)),
+            "names: " + ", ".join(f"{old} -> {new}" for old, new in self.mapping.items()),
         ]
-        renamed = [f"{old} -> {new}" for old, new in self.mapping.items() if old != new]
-        if renamed:
-            lines.append("renamed: " + ", ".join(renamed))
+        if self.pairs:
+            named = ", ".join(f"{self.parts[i]} and {self.parts[j]}" for i, j in self.pairs)
+            lines.append(f"LEFT_RIGHT_PAIRS by their names: {[[*p] for p in self.pairs]} ({named})")
         lines += [f"skipped: {count} {reason}" for reason, count in self.skipped.items() if count]
-        return lines + self.notes + [f"wrote {path}" for path in self.files]
+        written = [*self.files, *([self.splits] if self.splits else [])]
+        return lines + self.notes + [f"wrote {path}" for path in written]
+
+    def skip(self, reason: str, number: int = 1) -> None:
+        """Count what is left out."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + number
 
 
-def split_frames(
-    frames: Sequence[Labelled], seed: int, fractions: Sequence[float] = FRACTIONS
-) -> dict[str, list[Labelled]]:
-    """Divide frames at random among train, val and test: a function of their number and the seed.
+def new_report(mapping: dict[str, str]) -> Report:
+    """A report about parts renamed by `mapping`, {own name: name written}."""
+    parts = tuple(mapping.values())
+    return Report(files=[], parts=parts, mapping=mapping, pairs=left_right_pairs(parts))
 
-    Bounds are the cumulative fractions rounded down, as in MARS (116 frames: 98, 6, 12). Raises
-    DataError unless there are three fractions, none negative, that sum to 1.
-    """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        given = " ".join(f"{value:g}" for value in fractions)
-        raise DataError(f"split {given}: give three fractions for train, val, test that sum to 1")
-    order = np.random.default_rng(seed).permutation(len(frames))
-    # The small addend keeps 0.85 + 0.05 = 0.8999... from losing a frame.
-    bounds = [int(sum(fractions[: i + 1]) * len(frames) + 1e-6) for i in range(2)]
-    pieces = np.split(order, bounds)
-    return {split: [frames[i] for i in piece] for split, piece in zip(SPLITS, pieces, strict=True)}
+
+def video_of(image_id: str) -> str:
+    """The video that a frame belongs to, by its id: the folder, or where there is none the name
+    before its last number (`mouse1_0042` is of `mouse1`)."""
+    folder, _, name = image_id.rpartition("/")
+    return folder or re.sub(r"[\W_]*\d+$", "", name)
 
 
 def write_splits(
@@ -86,18 +114,24 @@ def write_splits(
     out: Path,
     report: Report,
     *,
-    seed: int,
-    fractions: Sequence[float] = FRACTIONS,
     shard_size: int = 1000,
+    **options: Unpack[SplitOptions],
 ) -> Report:
     """Write the frames as `{split}_dataset-0000i-of-0000n` in `out` and complete the report.
 
-    Each file appears when it is complete. A split without frames writes no file. Raises DataError
-    for unreadable images and where no frame is left to write.
+    Each file appears when it is complete, `splits.json` last; then the files of an earlier
+    conversion that are not needed any more go. A split without frames writes no file. Raises
+    DataError for unreadable images and where no frame is left to write, and as `splits.divide`.
     """
     if not frames:
         raise DataError(f"{out}: no labelled frame to write; check the project's annotations")
-    for split, chosen in split_frames(frames, seed, fractions).items():
+    items = [Item(f.image_id, f.video or video_of(f.image_id), f.split) for f in frames]
+    splits, notes = divide(items, out, **options)
+    report.notes += notes
+    rank = {image_id: number for number, image_id in enumerate(splits.frames)}
+    ordered = sorted(frames, key=lambda frame: rank[frame.image_id])
+    for split in SPLITS:
+        chosen = [frame for frame in ordered if splits.frames[frame.image_id] == split]
         report.frames[split] = len(chosen)
         shards = -(-len(chosen) // shard_size)
         for shard in range(shards):
@@ -105,12 +139,26 @@ def write_splits(
             part = chosen[shard * shard_size : (shard + 1) * shard_size]
             write_frames(path, _payloads(part, report))
             report.files.append(path)
+    former = {*splits.files}
+    splits.files = [path.name for path in report.files]
+    report.splits = splits.save(out)
+    for name in former.difference(splits.files):
+        (out / Path(name).name).unlink(missing_ok=True)
+    strange = {path.name for path in out.glob("*_dataset-*-of-*")}.difference(splits.files)
+    if strange:
+        names = ", ".join(sorted(strange))
+        report.notes.append(f"also in {out}, not of this conversion, but globs find it: {names}")
     return report
 
 
 def _payloads(frames: Iterable[Labelled], report: Report) -> Iterator[bytes]:
     for frame in frames:
-        encoded, width, height = read_jpeg(frame.image)
+        encoded, width, height = frame.read() if frame.read else read_jpeg(Path(frame.image))
+        if frame.size and frame.size != (width, height):
+            raise DataError(
+                f"{frame.image}: is {width}x{height} px, but its labels are for "
+                f"{frame.size[0]}x{frame.size[1]}; put the image there that was labelled"
+            )
         keypoints = (frame.keypoints / (width, height)).astype(np.float32)
         report.animals += len(keypoints)
         report.unlabelled_parts += int(np.isnan(keypoints[..., 0]).sum())
@@ -122,30 +170,55 @@ def _payloads(frames: Iterable[Labelled], report: Report) -> Iterator[bytes]:
                 image_id=frame.image_id,
                 filename=frame.image.name,
                 path=frame.image.parent.name,
-                bbox=np.stack([box_around(points) for points in keypoints]),
+                bbox=_boxes(frame, keypoints, (width, height)),
                 keypoints=keypoints,
+                visibility=frame.visibility,
+                area=None if frame.area is None else frame.area.astype(np.float32),
                 object_id=frame.names,
             )
         )
 
 
+def given_boxes(frame: Labelled) -> Array:
+    """(animals, 4) x1 y1 x2 y2, image px: what the project says, NaN for a side below 2 px."""
+    if frame.boxes is None:
+        return np.full((len(frame.keypoints), 4), np.nan)
+    usable = (frame.boxes[:, 2:] - frame.boxes[:, :2] >= 2).all(axis=1, keepdims=True)
+    return np.where(usable, frame.boxes, np.nan)
+
+
+def _boxes(
+    frame: Labelled, keypoints: npt.NDArray[np.float32], size: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    boxes = (given_boxes(frame) / (*size, *size)).astype(np.float32)
+    for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1)):
+        boxes[row] = box_around(keypoints[row])
+    return boxes
+
+
 def keep_labelled(
     frames: Iterable[Labelled], report: Report, min_parts: int = MIN_PARTS
 ) -> list[Labelled]:
-    """Drop animals with fewer than `min_parts` labelled parts, and frames left without animals."""
+    """Drop animals with fewer than `min_parts` labelled parts, or without any where a box is given,
+    and frames left without animals."""
     kept = []
     for frame in frames:
         labels = np.isfinite(frame.keypoints).all(axis=2).sum(axis=1)
-        enough = labels >= min_parts
+        boxed = np.isfinite(given_boxes(frame)).all(axis=1)
+        enough = labels >= np.where(boxed, 1, min_parts)
         few = int(((labels > 0) & ~enough).sum())
-        _count(report, f"animals with fewer than {min_parts} labelled parts", few)
+        report.skip(f"animals with fewer than {min_parts} labelled parts", few)
         if not enough.any():
-            _count(report, "frames without a labelled animal", 1)
+            report.skip("frames without a labelled animal")
             continue
-        names = tuple(name for name, keep in zip(frame.names, enough, strict=False) if keep)
-        kept.append(Labelled(frame.image, frame.image_id, frame.keypoints[enough], names))
+        kept.append(
+            replace(
+                frame,
+                keypoints=frame.keypoints[enough],
+                names=tuple(n for n, keep in zip(frame.names, enough, strict=False) if keep),
+                boxes=None if frame.boxes is None else frame.boxes[enough],
+                area=None if frame.area is None else frame.area[enough],
+                visibility=None if frame.visibility is None else frame.visibility[enough],
+            )
+        )
     return kept
-
-
-def _count(report: Report, reason: str, number: int) -> None:
-    report.skipped[reason] = report.skipped.get(reason, 0) + number

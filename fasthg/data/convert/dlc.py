@@ -8,21 +8,23 @@ is left out, and so is a frame without animals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import yaml
 
 from fasthg.data.convert.common import (
-    FRACTIONS,
     Labelled,
     Report,
+    WriteOptions,
     keep_labelled,
+    new_report,
     write_splits,
 )
 from fasthg.data.convert.images import find_image, missing_images, relative_parts
+from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.tables import Row, Table, read_table
 from fasthg.errors import DataError
 
@@ -31,31 +33,24 @@ def convert(
     project: Path,
     out: Path,
     *,
-    seed: int = 0,
-    fractions: Sequence[float] = FRACTIONS,
     parts: Mapping[str, str] | None = None,
     prefer_h5: bool = False,
     skip_missing: bool = False,
-    shard_size: int = 1000,
+    **options: Unpack[WriteOptions],
 ) -> Report:
     """Write a project's labels and images to `out` as TFRecords of MARS' format.
 
     parts: names in the project -> names to write, in the order to write them; by default all, under
     their own names. prefer_h5: read the .h5 where there are both, instead of the .csv.
-    skip_missing: leave out frames whose image is not there, instead of raising.
+    skip_missing: leave out frames whose image is not there, instead of raising. options: which
+    frame goes to which split; a video is a folder of labeled-data.
     Raises DataError, naming file and remedy, for anything in the project that cannot be used.
     """
     project, out = Path(project), Path(out)
     config = _read_config(project / "config.yaml")
     own = _config_parts(project, config)
-    mapping = dict(parts) if parts is not None else {name: name for name in own}
-    unknown = [name for name in mapping if name not in own]
-    if unknown:
-        raise DataError(
-            f"{project / 'config.yaml'}: no body part named {', '.join(unknown)}; "
-            f"there are {', '.join(own)}"
-        )
-    report = Report(files=[], parts=tuple(mapping.values()), mapping=mapping)
+    mapping = choose_parts(own, parts, project / "config.yaml")
+    report = new_report(mapping)
     frames: list[Labelled] = []
     missing: list[str] = []
     ignored: set[str] = set()
@@ -77,14 +72,7 @@ def convert(
         report.skipped["frames without an image"] = len(missing)
     if ignored:
         report.notes.append(f"left out, not body parts of an animal: {', '.join(sorted(ignored))}")
-    return write_splits(
-        keep_labelled(frames, report),
-        out,
-        report,
-        seed=seed,
-        fractions=fractions,
-        shard_size=shard_size,
-    )
+    return write_splits(keep_labelled(frames, report), out, report, **options)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

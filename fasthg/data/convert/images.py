@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,8 +13,12 @@ import numpy.typing as npt
 from fasthg.data.jpeg import jpeg_size
 from fasthg.errors import DataError
 
+# (the file's bytes, width, height), px.
+Jpeg = tuple[bytes, int, int]
+
 _JPEG_QUALITY = 95
 _NAMED = 3
+_NO_NAME = re.compile(r"\.\.|[A-Za-z]:")
 
 
 def relative_parts(path: str) -> tuple[str, ...]:
@@ -25,20 +29,59 @@ def relative_parts(path: str) -> tuple[str, ...]:
 def find_image(folder: Path, path: str) -> Path | None:
     """The image that `path`, written on any system, names below `folder`: by as many trailing
     components as there are there, at least the file's name."""
+    return find_among([folder], path)
+
+
+def find_among(folders: Sequence[Path], path: str) -> Path | None:
+    """`find_image` in several folders: the longest match wins, then the first folder."""
     parts = relative_parts(path)
     for start in range(len(parts)):
-        candidate = folder.joinpath(*parts[start:])
-        if candidate.is_file():
-            return candidate
+        for folder in folders:
+            candidate = folder.joinpath(*parts[start:])
+            if candidate.is_file():
+                return candidate
     return None
 
 
-def missing_images(missing: Sequence[str], total: int, where: Path) -> DataError:
-    """The error for images that are not there: the first few by name."""
+def locate(path: str, given: Path | None, folders: Sequence[Path]) -> Path | None:
+    """The file that `path` names: below the folder `given` if there is one; otherwise where an
+    absolute path says, or as `find_among` in `folders`."""
+    if given is not None:
+        return find_among([given], path)
+    if is_absolute(path) and Path(path).is_file():
+        return Path(path)
+    return find_among(folders, path)
+
+
+def trailing(paths: Iterable[str], least: int) -> dict[str, tuple[str, ...]]:
+    """The last components of each path, without drive and "..": `least`, or as many more as tell it
+    from the paths before it. They stay the same when a project moves or gains further paths."""
+    taken: dict[tuple[str, ...], str] = {}
+    short: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        parts = [part for part in relative_parts(path) if not _NO_NAME.fullmatch(part)]
+        for depth in range(least, max(least, len(parts)) + 1):
+            short[path] = tuple(parts[-depth:])
+            if taken.setdefault(short[path], path) == path:
+                break
+    return short
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path written on any system starts at a root, a drive or a server."""
+    return bool(re.match(r"[\\/]|[A-Za-z]:|\w+://", path))
+
+
+def missing_images(
+    missing: Sequence[str], total: int, where: Path, option: str | None = None
+) -> DataError:
+    """The error for images that are not there: the first few by name. option: names their
+    folder on the command line."""
     names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
     return DataError(
         f"{where}: {len(missing)} of {total} labelled images are missing ({names}); "
-        f"copy them there or skip them with --skip-missing"
+        f"copy them there{f', name their folder with {option},' if option else ''} or skip them "
+        f"with --skip-missing"
     )
 
 
@@ -52,19 +95,27 @@ def decode(data: bytes) -> npt.NDArray[np.uint8] | None:
     return None if image is None else np.asarray(image, np.uint8)
 
 
-def read_jpeg(path: Path) -> tuple[bytes, int, int]:
-    """(JPEG bytes, width, height) of an image file.
+def read_jpeg(path: Path) -> Jpeg:
+    """The JPEG of an image file, as `as_jpeg` makes it."""
+    return as_jpeg(path.read_bytes(), str(path))
 
-    A JPEG is taken as it is; anything else is encoded at quality 95 without chroma subsampling.
-    Raises DataError for a file that cannot be read as an image.
+
+def as_jpeg(data: bytes, where: str) -> Jpeg:
+    """A JPEG is taken as it is; anything else is encoded by `encode_jpeg`.
+
+    Raises DataError, beginning with `where`, for bytes that cannot be read as an image.
     """
-    data = path.read_bytes()
     size = jpeg_size(data)
     if size is not None:
         return data, *size
     image = decode(data)
     if image is None:
-        raise DataError(f"{path}: not an image that OpenCV can read; replace or remove it")
+        raise DataError(f"{where}: not an image that OpenCV can read; replace or remove it")
+    return encode_jpeg(image)
+
+
+def encode_jpeg(image: npt.NDArray[np.uint8]) -> Jpeg:
+    """Encode (height, width, 3) uint8 BGR at quality 95, without chroma subsampling."""
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     encoded = cv2.imencode(".jpg", image, options)[1].tobytes()

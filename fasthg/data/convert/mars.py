@@ -37,22 +37,25 @@ An image is looked for under `raw_images/` by as much of its path as exists ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.convert.common import (
-    FRACTIONS,
     Labelled,
     Report,
+    WriteOptions,
     keep_labelled,
+    new_report,
     write_splits,
 )
 from fasthg.data.convert.crowd import consensus, repair_swaps
 from fasthg.data.convert.images import find_image, missing_images
 from fasthg.data.convert.mars_files import Project, read_frames, read_project
+from fasthg.data.convert.names import choose_parts
 from fasthg.errors import DataError
 
 
@@ -62,16 +65,16 @@ def convert(
     *,
     pose_model: str | None = None,
     annotations: Path | None = None,
-    seed: int = 0,
-    fractions: Sequence[float] = FRACTIONS,
+    parts: Mapping[str, str] | None = None,
     skip_missing: bool = False,
-    shard_size: int = 1000,
+    **options: Unpack[WriteOptions],
 ) -> Report:
     """Write a project's frames as TFRecords: one record a frame, one object an animal.
 
     out: by default `<project>/pose/<model>_tfrecords_pose`, where MARS puts them. pose_model: which
     model of `pose` to write the animals of; needed where there are several. annotations: the file
-    of labels, instead of the search described above. The rest as in `dlc.convert`.
+    of labels, instead of the search described above. A video is a folder below `raw_images`, or
+    what an image's name says before its last number. The rest as in `dlc.convert`.
     The report counts swaps of left and right that were repaired. Raises DataError, naming file,
     line and remedy, for anything in the project that cannot be used.
     """
@@ -79,7 +82,9 @@ def convert(
     model, animals = _animals(config, pose_model)
     out = config.folder / "pose" / f"{model}_tfrecords_pose" if out is None else Path(out)
     source = config.annotations if annotations is None else Path(annotations)
-    report = Report(files=[], parts=config.keypoints)
+    mapping = choose_parts(config.keypoints, parts, config.folder / "project_config.yaml")
+    chosen = [config.keypoints.index(name) for name in mapping]
+    report = new_report(mapping)
     report.notes.append(f"labels from {source}; animals: {', '.join(animals)}")
     frames: list[Labelled] = []
     missing: list[str] = []
@@ -95,7 +100,7 @@ def convert(
         keypoints = []
         for animal in animals:
             workers, repaired = repair_swaps(frame.workers[animal], config.pairs)
-            keypoints.append(consensus(workers))
+            keypoints.append(consensus(workers)[chosen])
             swaps += repaired
             most = max(most, len(workers))
         frames.append(Labelled(image, _image_id(images, image), np.stack(keypoints), animals))
@@ -110,14 +115,7 @@ def convert(
     if labels.unknown:
         names = ", ".join(sorted(labels.unknown))
         report.notes.append(f"labels that name no keypoint or animal of the project: {names}")
-    return write_splits(
-        keep_labelled(frames, report),
-        out,
-        report,
-        seed=seed,
-        fractions=fractions,
-        shard_size=shard_size,
-    )
+    return write_splits(keep_labelled(frames, report), out, report, **options)
 
 
 def worker_labels(

@@ -35,10 +35,12 @@ class Project:
 
 @dataclass(frozen=True)
 class CrowdFrame:
-    """image: its path as written; workers: {animal: (workers, parts, 2) image px or NaN}."""
+    """image: its path as written; workers: {animal: (workers, parts, 2) image px or NaN}; names:
+    the workers', empty where the file has none."""
 
     image: str
     workers: dict[str, Workers]
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -126,8 +128,9 @@ class _Frame:
         self.project = project
         self.labels = labels
         self.workers: list[Workers] = []
+        self.names: list[str] = []
 
-    def add(self, points: Iterable[tuple[str, float, float]]) -> None:
+    def add(self, worker: str, points: Iterable[tuple[str, float, float]]) -> None:
         shape = (len(self.project.animals), len(self.project.keypoints), 2)
         xy = np.full(shape, np.nan)
         for label, x, y in points:
@@ -137,6 +140,7 @@ class _Frame:
             else:
                 xy[place] = (x, y)
         self.workers.append(xy)
+        self.names.append(worker)
 
     def _place(self, label: str) -> tuple[int, int] | None:
         """(animal, keypoint) of a label such as "black mouse left ear"."""
@@ -161,7 +165,8 @@ class _Frame:
             self.labels.empty += 1
             return
         workers = {name: stack[:, i] for i, name in enumerate(self.project.animals)}
-        self.labels.frames.append(CrowdFrame(image, workers))
+        names = tuple(self.names) if all(self.names) else ()
+        self.labels.frames.append(CrowdFrame(image, workers, names))
 
 
 def _without(text: str, words: str) -> str:
@@ -179,7 +184,8 @@ def _read_manifest(path: Path, project: Project) -> Labels:
             image = entry["source-ref"]
             frame = _Frame(project, labels)
             for answer in _answers(entry):
-                frame.add((p["label"], float(p["x"]), float(p["y"])) for p in _keypoints(answer))
+                points = ((p["label"], float(p["x"]), float(p["y"])) for p in _keypoints(answer))
+                frame.add(str(answer.get("workerId") or ""), points)
             frame.done(image)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
@@ -221,11 +227,12 @@ def _read_csv(path: Path, project: Project) -> Labels:
     for row in table.rows:
         frame = _Frame(project, labels)
         for scorer in scorers:
-            frame.add(
+            points = (
                 (f"{column.individual} {column.part}".strip(), *xy)
                 for column, xy in row.points.items()
                 if column.scorer == scorer
             )
+            frame.add(scorer, points)
         frame.done(row.image)
     return labels
 

@@ -1,0 +1,68 @@
+"""`fasthg data agreement`: how far human annotators are from each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fasthg.cli.common import AsJson, console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fasthg.agreement.tables import Table
+
+_ROWS = 30
+"""Rows of a table that a terminal shows."""
+
+
+def agreement(
+    project: Annotated[
+        Path, typer.Argument(metavar="PROJECT", help="Folder with project_config.yaml.")
+    ],
+    pixels_per_cm: Annotated[
+        float | None, typer.Option(min=1e-9, help="Image px in a centimetre; adds errors in cm.")
+    ] = None,
+    as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the PCK bands drawn.")
+    ] = None,
+) -> None:
+    """Compare the workers of a MARS project; prints OKS_SIGMAS measured on them."""
+    from fasthg.agreement import measure, read_crowd
+    from fasthg.agreement.page import write
+    from fasthg.agreement.tables import as_dict, tables
+    from fasthg.checkpoint import write_text
+    from fasthg.run import plain
+
+    found = measure(read_crowd(project), pixels_per_cm)
+    if html is not None:
+        write_text(html, write(found))
+    if as_json:
+        print_json(plain(as_dict(found)))
+        return
+    out = console()
+    for table in tables(found):
+        _print(out, table)
+    if html is not None:
+        out.print(f"\nwrote {html}", markup=False, soft_wrap=True)
+
+
+def _print(out: Console, table: Table) -> None:
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    out.print(f"\n{table.title}", markup=False)
+    if table.rows:
+        grid = Grid(box=None, pad_edge=False)
+        for column, name in enumerate(table.head):
+            grid.add_column(name, justify="right" if column else "left")
+        for row in table.rows[:_ROWS]:
+            grid.add_row(*(Text(str(cell)) for cell in row))
+        out.print(grid)
+        if len(table.rows) > _ROWS:
+            out.print(f"and {len(table.rows) - _ROWS} more; --json and --html list all")
+    for line in table.notes:
+        out.print(line, markup=False, soft_wrap=True)

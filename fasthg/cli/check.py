@@ -1,0 +1,57 @@
+"""`fasthg data check`: what would spoil training quietly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasthg.cli.common import AsJson, ConfigPath, Overrides, console, print_json
+from fasthg.errors import ConfigError
+
+
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures of the worst.")
+    ] = None,
+) -> None:
+    """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any."""
+    from rich.table import Table
+
+    from fasthg.checkpoint import write_text
+    from fasthg.config import load_config
+    from fasthg.data.check import check as examine
+    from fasthg.data.check import page
+
+    settings = load_config(config, list(overrides or []))
+    splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}
+    splits = {split: patterns for split, patterns in splits.items() if patterns}
+    if not splits:
+        raise ConfigError(f"{config}: DATA names no split; set DATA.TRAIN to a glob")
+    parts = settings.PARTS
+    report, indices = examine(
+        splits, parts.NUM_PARTS, names=parts.NAMES, pairs=parts.LEFT_RIGHT_PAIRS
+    )
+    if html is not None:
+        write_text(html, page.write(report, indices, parts.LEFT_RIGHT_PAIRS))
+    if as_json:
+        print_json(report.as_json())
+    else:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("")
+        for split in report.splits:
+            table.add_column(split, justify="right")
+        for name, *numbers in report.table():
+            table.add_row(str(name), *map(str, numbers))
+        out = console()
+        out.print(table)
+        for line in report.lines():
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if html is not None:
+            out.print(f"wrote {html}", markup=False)
+    if report.problems:
+        raise typer.Exit(1)

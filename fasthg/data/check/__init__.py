@@ -1,0 +1,47 @@
+"""`fasthg data check`: looks through a data set for what would spoil training quietly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fasthg.data.check import images, labels
+from fasthg.data.check.problems import BAD_BOX, BROKEN_RECORD, WRONG_COUNTS, Counts, Problem, Report
+from fasthg.data.gather import Fault
+from fasthg.data.index import RecordIndex
+
+__all__ = ["Problem", "Report", "check"]
+
+_KINDS = {"record": BROKEN_RECORD, "counts": WRONG_COUNTS, "box": BAD_BOX}
+
+
+def check(
+    splits: Mapping[str, str | Sequence[str]],
+    num_parts: int,
+    *,
+    names: Sequence[str] = (),
+    pairs: Sequence[tuple[int, int]] = (),
+) -> tuple[Report, dict[str, RecordIndex]]:
+    """Look through every record, image and animal of some splits.
+
+    splits: name -> paths or globs of TFRecord files, in the order in which one is compared with
+    those before it; names: the parts', for messages; pairs: indices of left and right parts
+    (LEFT_RIGHT_PAIRS). Nothing in the files raises; what cannot be read is a problem. Returns also
+    the splits' indices, of which the problems' `record` and `instance` are rows.
+    Raises DataError for patterns without a file.
+    """
+    names = tuple(names) or tuple(f"part {i}" for i in range(num_parts))
+    report = Report(names)
+    indices, looks = {}, {}
+    for split, patterns in splits.items():
+        faults: list[Fault] = []
+        index = indices[split] = RecordIndex.build(patterns, num_parts, faults=faults)
+        missing = (index.visibility == 0).sum(axis=0)
+        report.splits[split] = Counts(index.num_records, len(index), missing)
+        report.problems += [
+            Problem(_KINDS[f.kind], split, f.where, f.cause, f.record) for f in faults
+        ]
+        looks[split], found = images.look(index, split)
+        report.problems += found
+        report.problems += labels.doubtful(index, split, names, pairs)
+    report.problems += images.repeated(indices, looks)
+    return report, indices

@@ -1,0 +1,120 @@
+"""What a look through a data set finds, and its form for terminals and machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BROKEN_RECORD = "record that cannot be read"
+WRONG_COUNTS = "counts that contradict each other"
+BAD_BOX = "box without an area"
+BAD_IMAGE = "image that training leaves out"
+SAME_ID = "image id used before"
+SAME_IMAGE = "image that is there twice"
+NEAR_IMAGE = "image much like one of another split"
+UNLABELLED = "animal without a labelled part"
+OUTSIDE_IMAGE = "part outside the image"
+OUTSIDE_BOX = "part outside its box"
+BOX_OUTSIDE = "box reaches beyond the image"
+TINY = "tiny box"
+IDENTICAL = "left and right at one point"
+SWAPPED = "left and right perhaps swapped"
+WRONG_AREA = "area in another unit"
+
+KINDS = (
+    *(BROKEN_RECORD, WRONG_COUNTS, BAD_BOX, BAD_IMAGE, SAME_ID, SAME_IMAGE, NEAR_IMAGE),
+    *(UNLABELLED, OUTSIDE_IMAGE, OUTSIDE_BOX, BOX_OUTSIDE, TINY, IDENTICAL, SWAPPED, WRONG_AREA),
+)
+"""In the order of reports."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing found in one place."""
+
+    kind: str
+    """One of KINDS."""
+    split: str
+    where: str
+    """File, record and image id, and object."""
+    detail: str
+    """Figures or names."""
+    record: int | None = None
+    """Row of the split's index, where there is one to look at."""
+    instance: int | None = None
+    """Row of the split's index, where one animal is meant."""
+    parts: tuple[int, ...] = ()
+    """The parts meant."""
+    weight: float = 0.0
+    """The greater, the worse among problems of its kind."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much there is in a split; unlabelled: (parts,) animals that lack each part."""
+
+    frames: int
+    instances: int
+    unlabelled: npt.NDArray[np.int64]
+
+
+@dataclass
+class Report:
+    """What was looked at, by split, and what was found."""
+
+    names: tuple[str, ...]
+    splits: dict[str, Counts] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def of(self, kind: str, split: str | None = None) -> list[Problem]:
+        """The problems of a kind, the worst first."""
+        found = [p for p in self.problems if p.kind == kind and split in (None, p.split)]
+        return sorted(found, key=lambda problem: -problem.weight)
+
+    def table(self) -> list[list[str | int]]:
+        """Rows of a table: what is counted, then its number in each split."""
+        splits = list(self.splits)
+        rows: list[list[str | int]] = [
+            ["frames", *(self.splits[s].frames for s in splits)],
+            ["animals", *(self.splits[s].instances for s in splits)],
+        ]
+        for part, name in enumerate(self.names):
+            missing = [int(self.splits[s].unlabelled[part]) for s in splits]
+            rows += [[f"{name}: unlabelled in", *missing]] if any(missing) else []
+        for kind in KINDS:
+            rows += [[kind, *(len(self.of(kind, s)) for s in splits)]] if self.of(kind) else []
+        return rows
+
+    def lines(self, shown: int = 5) -> list[str]:
+        """The report for a terminal, with the worst `shown` problems of each kind."""
+        if not self.problems:
+            return ["no problem found"]
+        lines = []
+        for kind in KINDS:
+            found = self.of(kind)
+            if found:
+                lines.append(f"{kind}: {len(found)}")
+                lines += [f"  {problem.split}: {problem}" for problem in found[:shown]]
+                lines += [f"  and {len(found) - shown} more"] if len(found) > shown else []
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, every problem included."""
+        return {
+            "splits": {
+                split: {
+                    "frames": counts.frames,
+                    "instances": counts.instances,
+                    "unlabelled": dict(zip(self.names, counts.unlabelled.tolist(), strict=True)),
+                    "problems": {kind: n for kind in KINDS if (n := len(self.of(kind, split)))},
+                }
+                for split, counts in self.splits.items()
+            },
+            "problems": [asdict(problem) for problem in self.problems],
+        }

@@ -1,0 +1,270 @@
+"""COCO keypoint annotations: one JSON file, or one for each split.
+
+Read are `images` (`id`, `file_name`, `width`, `height`, and `split` where every image has one of
+train, val, test), `categories` (`id`, `name`, `keypoints`) and `annotations` (`image_id`,
+`category_id`, `keypoints` as x y v by part, `bbox` as x y width height, `area`, `iscrowd`), in
+image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. A given box or area is kept, a
+missing one is made as for other formats. Crowds and annotations without keypoints are left out.
+
+An image is looked for in the folder given; otherwise where an absolute `file_name` says, then
+beside the JSON file and one folder up, there and in `images`: by as many trailing components of
+its name as exist. Its id is `file_name` less its suffix and a first folder named `images` or
+`*_images`; of an absolute one, the last folder and the name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from fasthg.data.convert.common import (
+    Labelled,
+    Report,
+    WriteOptions,
+    given_boxes,
+    keep_labelled,
+    new_report,
+    write_splits,
+)
+from fasthg.data.convert.images import (
+    is_absolute,
+    locate,
+    missing_images,
+    relative_parts,
+    trailing,
+)
+from fasthg.data.convert.names import choose_parts
+from fasthg.data.convert.splits import SPLITS
+from fasthg.errors import ConfigError, DataError
+
+_ROOT = re.compile(r"(.*_)?images")
+_AGAIN = "export the annotations again"
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of annotations and the split that it holds, None for one to be divided."""
+
+    path: Path
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """`train=FILE`, `val=FILE`, `test=FILE` or `FILE`."""
+        split, equals, path = text.partition("=")
+        return cls(Path(path), split) if equals and split in SPLITS else cls(Path(text))
+
+
+@dataclass(frozen=True)
+class _Set:
+    """What is used of a file. names: the keypoints'; animals: annotations by image id; splits: of
+    each image, None for one to be divided."""
+
+    path: Path
+    images: list[Entry]
+    names: list[str]
+    animals: dict[Any, list[Entry]]
+    splits: list[str | None]
+
+
+def convert(
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    images: Path | None = None,
+    categories: Sequence[str] = (),
+    parts: Mapping[str, str] | None = None,
+    skip_missing: bool = False,
+    **options: Unpack[WriteOptions],
+) -> Report:
+    """Write the annotated images of COCO files to `out` as TFRecords of MARS' format.
+
+    images: the folder of the images. categories: names of those to write; needed where several
+    have keypoints. The rest as in `dlc.convert`; a video is an image's folder, or what its name
+    says before its last number. Raises DataError, naming file, entry and remedy, for what cannot
+    be used; ConfigError for several files none of which is said to be a split.
+    """
+    if len(sources) > 1 and not options.get("split_by") and not all(s.split for s in sources):
+        raise ConfigError("several files: say which is what (train=FILE val=FILE), or --split-by")
+    report: Report | None = None
+    frames: list[Labelled] = []
+    missing: list[str] = []
+    skipped: Counter[str] = Counter()
+    total = 0
+    for source in sources:
+        content = _read(source, categories, skipped)
+        if report is None:
+            own = content.names
+            report = new_report(choose_parts(own, parts, source.path))
+        elif sorted(content.names) != sorted(own):
+            raise DataError(
+                f"{source.path}: keypoints {', '.join(content.names)}, but those of "
+                f"{sources[0].path} are {', '.join(own)}; convert them apart"
+            )
+        total += len(content.images)
+        files = _find(content, images)
+        for number, (path, image_id) in enumerate(zip(files, _ids(content), strict=True)):
+            if path is None:
+                missing.append(str(content.images[number]["file_name"]))
+            else:
+                frames.append(_labelled(content, number, path, image_id, [*report.mapping]))
+    if report is None:
+        raise ConfigError("no file of annotations given")
+    if missing and not skip_missing:
+        raise missing_images(missing, total, images or sources[0].path, "--images")
+    skipped["frames without an image"] = len(missing)
+    report.skipped.update(skipped)
+    kept = keep_labelled(frames, report)
+    unboxed = sum(int(np.isnan(given_boxes(frame)[:, 0]).sum()) for frame in kept)
+    if unboxed:
+        report.notes.append(f"{unboxed} animals have no usable bbox: boxes around their parts")
+    return write_splits(kept, Path(out), report, **options)
+
+
+def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _Set:
+    path = source.path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        images, annotations = ([*data[key]] for key in ("images", "annotations"))
+        chosen, names = _category(path, data["categories"], annotations, categories)
+        animals: dict[Any, list[Entry]] = {image["id"]: [] for image in images}
+        for annotation in annotations:
+            reason = _unusable(annotation, chosen, animals)
+            if reason:
+                skipped[reason] += 1
+            else:
+                animals[annotation["image_id"]].append(annotation)
+        used = [image for image in images if animals[image["id"]] and image["file_name"]]
+        skipped["frames without a labelled animal"] += len(images) - len(used)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a COCO JSON file") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; not a JSON file, {_AGAIN}") from None
+    except KeyError as error:
+        raise DataError(f"{path}: no key {error}; give COCO keypoint annotations") from None
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"{path}: {error}; give COCO keypoint annotations") from None
+    splits = [source.split or image.get("split") for image in used]
+    if not all(split in SPLITS for split in splits):
+        splits = [source.split] * len(used)
+    return _Set(path, used, names, animals, splits)
+
+
+def _category(
+    path: Path, categories: Sequence[Entry], annotations: Sequence[Entry], wanted: Sequence[str]
+) -> tuple[set[Any], list[str]]:
+    """The ids of the categories to convert, and their keypoints."""
+    posed = [category for category in categories if category.get("keypoints")]
+    there = ", ".join(str(category["name"]) for category in posed)
+    if not posed:
+        raise DataError(f"{path}: no category has keypoints; export keypoint annotations")
+    unknown = [name for name in wanted if name not in [category["name"] for category in posed]]
+    if unknown:
+        raise DataError(
+            f"{path}: no category {', '.join(unknown)} with keypoints; there are {there}"
+        )
+    used = {a["category_id"] for a in annotations if a.get("keypoints")}
+    chosen = [c for c in posed if (c["name"] in wanted if wanted else c["id"] in used)]
+    if len(chosen) > 1 and not wanted:
+        raise DataError(f"{path}: several categories have keypoints ({there}); choose: --category")
+    names = [[str(name) for name in category["keypoints"]] for category in chosen or posed]
+    if any(other != names[0] for other in names):
+        raise DataError(f"{path}: the categories differ in their keypoints; convert them apart")
+    return {category["id"] for category in chosen}, names[0]
+
+
+def _unusable(annotation: Entry, categories: set[Any], images: Mapping[Any, Any]) -> str | None:
+    if annotation["category_id"] not in categories:
+        return "annotations of other categories"
+    if annotation.get("iscrowd"):
+        return "annotations of crowds (iscrowd)"
+    if not annotation.get("keypoints"):
+        return "annotations without keypoints"
+    if annotation["image_id"] not in images:
+        return "annotations of images that the file does not list"
+    return None
+
+
+def _find(content: _Set, images: Path | None) -> list[Path | None]:
+    """The file of each image, None where there is none."""
+    beside, above = content.path.parent, content.path.parent.parent
+    folders = [beside, beside / "images", above, above / "images"]
+    taken: dict[Path, str] = {}
+    files = []
+    for image in content.images:
+        name = str(image["file_name"])
+        found = locate(name, images, folders)
+        if found is not None and taken.setdefault(found, name) != name:
+            raise DataError(
+                f"{content.path}: images {taken[found]} and {name} are both found as {found}; "
+                f"give the folder of the images: --images"
+            )
+        files.append(found)
+    return files
+
+
+def _ids(content: _Set) -> list[str]:
+    """Ids of the images, which do not change when the project moves."""
+    names = [str(image["file_name"]) for image in content.images]
+    short = trailing(filter(is_absolute, names), 2)
+    ids = []
+    for name in names:
+        parts = short.get(name) or tuple(p for p in relative_parts(name) if p != "..")
+        if len(parts) > 1 and _ROOT.fullmatch(parts[0]):
+            parts = parts[1:]
+        ids.append(PurePosixPath(*parts).with_suffix("").as_posix())
+    return ids
+
+
+def _labelled(
+    content: _Set, number: int, path: Path, image_id: str, parts: Sequence[str]
+) -> Labelled:
+    image = content.images[number]
+    animals = content.animals[image["id"]]
+    order = [content.names.index(name) for name in parts]
+    points = []
+    for annotation in animals:
+        where = f"{content.path}: annotation {annotation.get('id')} of {image['file_name']}"
+        try:
+            points.append(np.array(annotation["keypoints"], float).reshape(len(content.names), 3))
+        except (ValueError, TypeError):
+            raise DataError(
+                f"{where}: keypoints are not 3 numbers for each of {len(content.names)} parts; "
+                f"{_AGAIN}"
+            ) from None
+    xyv = np.stack(points)[:, order]
+    seen = np.nan_to_num(xyv[..., 2]).clip(0, 2).astype(np.uint8)
+    keypoints = np.where(seen[..., None] > 0, xyv[..., :2], np.nan)
+    size = (image.get("width"), image.get("height"))
+    return Labelled(
+        image=path,
+        image_id=image_id,
+        keypoints=keypoints,
+        split=content.splits[number],
+        boxes=np.stack([_box(annotation.get("bbox")) for annotation in animals]),
+        area=np.array([_number(annotation.get("area")) for annotation in animals]),
+        visibility=seen,
+        size=(int(size[0]), int(size[1])) if size[0] and size[1] else None,
+    )
+
+
+def _box(value: Any) -> npt.NDArray[np.float64]:
+    """x y width height as x1 y1 x2 y2, NaN where it is not four numbers."""
+    try:
+        x, y, width, height = map(float, value)
+    except (TypeError, ValueError):
+        return np.full(4, np.nan)
+    return np.array([x, y, x + width, y + height])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else np.nan

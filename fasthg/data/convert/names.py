@@ -1,0 +1,69 @@
+"""Names of parts: chosen, renamed and ordered by the user, and paired by left and right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fasthg.errors import ConfigError, DataError
+
+
+def parse_parts(text: str | None) -> dict[str, str] | None:
+    """`nose=snout, tail` as {name in the project: name to write}, in the order given.
+
+    None for None: every part under its own name. Raises ConfigError where a name is empty or twice.
+    """
+    if text is None:
+        return None
+    pairs = []
+    for item in text.split(","):
+        old, equals, new = (side.strip() for side in item.partition("="))
+        pairs.append((old, new if equals else old))
+    for names in zip(*pairs, strict=True):
+        for name in names:
+            if not name or names.count(name) > 1:
+                what = f"{name!r} is there twice" if name else f"an empty name in {text!r}"
+                raise ConfigError(f"--parts: {what}; write old=new,kept,... with each name once")
+    return dict(pairs)
+
+
+def choose_parts(
+    own: Sequence[str], wanted: Mapping[str, str] | None, where: str | Path
+) -> dict[str, str]:
+    """The parts to write of a project's `own`, as {own name: name written}.
+
+    Raises DataError, beginning with `where`, for a wanted part that the project lacks.
+    """
+    if wanted is None:
+        return {name: name for name in own}
+    unknown = [name for name in wanted if name not in own]
+    if unknown:
+        raise DataError(
+            f"{where}: no body part named {', '.join(unknown)}; there are {', '.join(own)}"
+        )
+    return dict(wanted)
+
+
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+# The words of "left ear", Ear_L, EAR-LEFT and earLeft.
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_SIDE = re.compile(r"^[lr]$|left|right")
+
+
+def left_right_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Indices of parts whose names differ by left and right alone, the left one first.
+
+    l and r count where they are words of their own. Case and separators do not matter.
+    """
+    words = [tuple(word.lower() for word in _WORD.findall(name)) for name in names]
+    pairs = []
+    for index, own in enumerate(words):
+        sides = [(place, side) for place, word in enumerate(own) for side in _SIDE.findall(word)]
+        if len(sides) != 1 or sides[0][1] not in ("l", "left"):
+            continue
+        place, side = sides[0]
+        mirrored = (*own[:place], own[place].replace(side, _OTHER[side]), *own[place + 1 :])
+        if mirrored in words:
+            pairs.append((index, words.index(mirrored)))
+    return pairs

@@ -1,0 +1,239 @@
+"""Which frame goes to train, val or test: drawn once, kept in `splits.json`, never drawn again.
+
+`splits.json` lies beside the records::
+
+    {"by": "video", "seed": 0, "fractions": [0.85, 0.05, 0.1], "session_pattern": null,
+     "frames": {"<image id>": "train", ...}, "groups": {"<video>": "train", ...},
+     "files": ["train_dataset-00000-of-00001", ...]}
+
+`by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
+`groups` may be edited by hand. A frame whose id is there stays where it is; a new one goes where
+its video or session is; only what is left is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from fasthg.data.convert.files import write_file
+from fasthg.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+FRACTIONS = (0.85, 0.05, 0.10)
+NAME = "splits.json"
+_RULES = ("frame", "video", "session")
+_REDRAW = "delete it to draw again, or convert to another folder"
+
+
+class SplitOptions(TypedDict, total=False):
+    """How to divide frames. seed, fractions: of a first draw, shares of train, val, test; split_by:
+    frame, video or session, by default what `splits.json` was made with, or frame;
+    session_pattern: see `session_of`."""
+
+    seed: int
+    fractions: Sequence[float]
+    split_by: str | None
+    session_pattern: str | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """What decides where a frame goes. given: the split that the source names."""
+
+    image_id: str
+    video: str
+    given: str | None = None
+
+
+@dataclass
+class Splits:
+    """The content of `splits.json`, described above."""
+
+    by: str
+    seed: int
+    fractions: tuple[float, ...]
+    session_pattern: str | None = None
+    frames: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def save(self, folder: Path) -> Path:
+        """Write `splits.json` in `folder`, atomically; returns its path."""
+        path = folder / NAME
+        write_file(path, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
+        return path
+
+
+def load_splits(folder: Path) -> Splits | None:
+    """The splits of an earlier conversion into `folder`, or None. Raises DataError."""
+    path = folder / NAME
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        splits = Splits(**values)
+        wrong = {*splits.frames.values(), *splits.groups.values()} - {*SPLITS}
+        check_fractions(splits.fractions)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: {error}; restore it, or {_REDRAW}") from None
+    if splits.by not in (*_RULES, "given"):
+        raise DataError(f"{path}: by: {splits.by}; use {', '.join(_RULES)}")
+    if wrong:
+        names = ", ".join(sorted(map(str, wrong)))
+        raise DataError(f"{path}: no split named {names}; use {', '.join(SPLITS)}")
+    return splits
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise DataError unless there are three fractions, none negative, that sum to 1."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        given = " ".join(f"{value:g}" for value in fractions)
+        raise DataError(f"split {given}: give three fractions for train, val, test that sum to 1")
+
+
+def session_of(video: str, pattern: str | None = None) -> str:
+    """The session that a video belongs to.
+
+    pattern: a regular expression searched in the video's name; its first group, or else all it
+    matches, is the session. By default the name less its last token behind "_" or "-", such as the
+    camera in `mouse3_day1_cam2`. Raises ConfigError for a bad expression or one without a match.
+    """
+    if pattern is None:
+        return re.sub(r"[_-][^_/-]*$", "", video)
+    try:
+        match = re.search(pattern, video)
+    except re.error as error:
+        raise ConfigError(f"--session-pattern {pattern!r}: {error}; correct it") from None
+    if match is None:
+        raise ConfigError(
+            f"--session-pattern {pattern!r}: no match in video {video!r}; make it match every video"
+        )
+    return str(match[1] if match.re.groups else match[0])
+
+
+def divide(
+    items: Sequence[Item],
+    folder: Path,
+    *,
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    split_by: str | None = None,
+    session_pattern: str | None = None,
+) -> tuple[Splits, list[str]]:
+    """Decide the split of every frame, as `splits.json` in `folder` has it or by a new draw.
+
+    A first draw by frame is a permutation of all frames, cut at the cumulative fractions rounded
+    down, as in MARS (116 frames: 98, 6, 12). Otherwise frames or groups are taken in random order,
+    and each goes to the split that lacks most frames of its share; no split with a share stays
+    empty while there are groups enough. Both are functions of the frames' order and the seed.
+
+    Returns the splits, which are not saved yet, and notes for the report. Raises DataError where
+    `splits.json` contradicts the options or the source, ConfigError for options that do not fit.
+    """
+    check_fractions(fractions)
+    known = load_splits(folder)
+    by = _rule(folder, known, split_by, [item.given is not None for item in items])
+    if session_pattern is not None and by != "session":
+        raise ConfigError("--session-pattern: needs --split-by session")
+    if known is not None:
+        session_pattern = session_pattern or known.session_pattern
+    splits = known or Splits(by, seed, tuple(fractions))
+    splits.session_pattern = session_pattern
+    before = len(splits.frames)
+    if by == "given":
+        _take_given(splits, items, folder / NAME)
+    elif by == "frame" and not before:
+        _cut(splits, items)
+    else:
+        _fill(splits, items)
+    return splits, _notes(folder / NAME, splits, items, before)
+
+
+def _rule(folder: Path, known: Splits | None, wanted: str | None, given: Sequence[bool]) -> str:
+    if wanted is not None and wanted not in _RULES:
+        raise ConfigError(f"--split-by {wanted}: use {', '.join(_RULES)}")
+    if wanted is None and any(given):
+        if not all(given):
+            raise DataError("some frames name their split and some do not; name all or none")
+        wanted = "given"
+    if known is None:
+        return wanted or "frame"
+    if wanted not in (None, known.by) or (known.by == "given" and not all(given)):
+        asked = wanted or "frame"
+        raise DataError(f"{folder / NAME}: made by {known.by}, not by {asked}; {_REDRAW}")
+    return known.by
+
+
+def _take_given(splits: Splits, items: Sequence[Item], path: Path) -> None:
+    for item in items:
+        kept = splits.frames.setdefault(item.image_id, str(item.given))
+        if kept != item.given:
+            raise DataError(
+                f"{path}: {item.image_id} is in {kept}, but the source says {item.given}; {_REDRAW}"
+            )
+
+
+def _cut(splits: Splits, items: Sequence[Item]) -> None:
+    order = np.random.default_rng(splits.seed).permutation(len(items))
+    # The small addend keeps 0.85 + 0.05 = 0.8999... from losing a frame.
+    bounds = [int(sum(splits.fractions[: i + 1]) * len(items) + 1e-6) for i in range(2)]
+    for split, piece in zip(SPLITS, np.split(order, bounds), strict=True):
+        for index in piece.tolist():
+            splits.frames.setdefault(items[index].image_id, split)
+
+
+def _fill(splits: Splits, items: Sequence[Item]) -> None:
+    """Place the frames that `splits.frames` lacks: with their group, or by a draw of groups."""
+    group_of = {item.image_id: _group(splits, item) for item in items}
+    chosen = dict(splits.groups)
+    for image_id, group in group_of.items():
+        if image_id in splits.frames:
+            chosen.setdefault(group, splits.frames[image_id])
+    free = [image_id for image_id in group_of if image_id not in splits.frames]
+    counts = Counter(splits.frames.get(i) or chosen.get(group) for i, group in group_of.items())
+    sizes = Counter(group_of[i] for i in free if group_of[i] not in chosen)
+    shares = dict(zip(SPLITS, splits.fractions, strict=True))
+    names = list(sizes)
+    for done, index in enumerate(np.random.default_rng(splits.seed).permutation(len(names))):
+        empty = [split for split in SPLITS if shares[split] and not counts[split]]
+        if len(names) - done <= len(empty):
+            split = empty[0]
+        else:
+            split = max(SPLITS, key=lambda s: shares[s] * len(group_of) - counts[s])
+        chosen[names[index]] = split
+        counts[split] += sizes[names[index]]
+    splits.frames.update((image_id, chosen[group_of[image_id]]) for image_id in free)
+    if splits.by != "frame":
+        splits.groups = chosen
+
+
+def _group(splits: Splits, item: Item) -> str:
+    if splits.by == "frame":
+        return item.image_id
+    return item.video if splits.by == "video" else session_of(item.video, splits.session_pattern)
+
+
+def _notes(path: Path, splits: Splits, items: Sequence[Item], before: int) -> list[str]:
+    notes = []
+    if splits.by == "given":
+        notes.append("splits as the source names them")
+    elif splits.by != "frame":
+        groups = {_group(splits, item) for item in items}
+        counts = Counter(splits.groups[group] for group in groups)
+        share = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+        notes.append(f"split by {splits.by}: {len(groups)} {splits.by}s ({share})")
+        empty = [s for s, f in zip(SPLITS, splits.fractions, strict=True) if f and not counts[s]]
+        if empty:
+            notes.append(f"too few {splits.by}s for {', '.join(empty)}; --split-by frame has more")
+    if before:
+        kept = f"{len(splits.frames) - before} new frames, the others stay where they were"
+        notes.append(f"splits from {path}: {kept}; {_REDRAW}")
+    return notes

@@ -1,0 +1,71 @@
+"""Pages that are one file: style inside, pictures as data; no script, nothing to fetch."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --bad: #c0392b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p.note { opacity: .75; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
+td.number, th.number { text-align: right; }
+tr:hover { background: var(--soft); }
+.pictures { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+figure { margin: 0; } img { width: 100%; border-radius: 4px; display: block; }
+figcaption { font-size: .82rem; overflow-wrap: anywhere; padding-top: .3rem; }
+"""
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole document; `title` is text, `body` pieces of HTML."""
+    name = html.escape(title)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def heading(text: str) -> str:
+    """A section's heading."""
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def note(text: str) -> str:
+    """A paragraph."""
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of text and numbers; numbers stand to the right."""
+
+    def cell(tag: str, value: object, right: bool) -> str:
+        kind = ' class="number"' if right else ""
+        return f"<{tag}{kind}>{html.escape(str(value))}</{tag}>"
+
+    rows = [list(row) for row in rows]
+    right = [
+        any(isinstance(row[i], int | float) for row in rows) if rows else False
+        for i in range(len(head))
+    ]
+    lines = ["".join(cell("th", v, r) for v, r in zip(head, right, strict=True))]
+    lines += ["".join(cell("td", v, r) for v, r in zip(row, right, strict=True)) for row in rows]
+    return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+
+
+def pictures(images: Iterable[tuple[bytes, str]], kind: str = "jpeg") -> str:
+    """Encoded images with captions, side by side."""
+    figures = (
+        f'<figure><img alt="" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for data, caption in images
+    )
+    return '<div class="pictures">\n' + "\n".join(figures) + "\n</div>"

@@ -1,0 +1,309 @@
+"""COCO annotations in the forms they come in, and whatever may be missing or wrong in them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from fasthg.data.boxes import box_around
+from fasthg.data.convert import coco
+from fasthg.data.convert.coco import Source
+from fasthg.data.index import RecordIndex
+from fasthg.errors import ConfigError, DataError
+
+ALL_TRAIN = (1.0, 0.0, 0.0)
+NAMES = ["nose", "left ear", "tail"]
+POINTS = [10, 20, 2, 15, 22, 1, 60, 40, 2]
+Content = dict[str, Any]
+
+
+def content(images: int = 4) -> Content:
+    return {
+        "images": [
+            {"id": n, "file_name": f"v{n // 2}/img{n}.png", "width": 100, "height": 80}
+            for n in range(images)
+        ],
+        "annotations": [
+            {
+                "id": 10 + n,
+                "image_id": n,
+                "category_id": 1,
+                "keypoints": [float(value) for value in POINTS],
+                "bbox": [5, 10, 60, 40],
+                "area": 1200,
+                "iscrowd": 0,
+            }
+            for n in range(images)
+        ],
+        "categories": [{"id": 1, "name": "mouse", "keypoints": NAMES}],
+    }
+
+
+def make(folder: Path, given: Content, name: str = "labels.json", images: str = "") -> Path:
+    for image in content()["images"]:
+        path = folder / images / image["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((80, 100, 3), 6 * image["id"], np.uint8))
+    (folder / name).write_text(json.dumps(given))
+    return folder / name
+
+
+def index_of(report: coco.Report, parts: int = 3) -> RecordIndex:
+    return RecordIndex.build([str(path) for path in report.files], parts)
+
+
+def ids(report: coco.Report) -> set[str]:
+    index = index_of(report)
+    return {index.image_id(record) for record in range(index.num_records)}
+
+
+@pytest.mark.parametrize("images", ["", "images", "../images", ".."])
+def test_where_images_are_looked_for(tmp_path: Path, images: str) -> None:
+    (tmp_path / "annotations").mkdir()
+    path = make(tmp_path / "annotations", content(), images=images)
+    report = coco.convert([Source(path)], tmp_path / "out", fractions=ALL_TRAIN)
+    assert ids(report) == {"v0/img0", "v0/img1", "v1/img2", "v1/img3"}
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("/", "\\"),
+        lambda name: "images/" + name,
+        lambda name: ".\\images\\" + name.replace("/", "\\"),
+        lambda name: "C:\\lab\\new project\\" + name.replace("/", "\\"),
+        lambda name: "/home/lab/new project/" + name,
+        lambda name: "\\\\server\\lab\\" + name.replace("/", "\\"),
+    ],
+)
+def test_paths_of_any_system(tmp_path: Path, rename: Callable[[str], str]) -> None:
+    given = content()
+    for image in given["images"]:
+        image["file_name"] = rename(image["file_name"])
+    plain = coco.convert([Source(make(tmp_path / "p", content()))], tmp_path / "a")
+    other = coco.convert([Source(make(tmp_path / "q", given))], tmp_path / "b")
+    assert [p.read_bytes() for p in other.files] == [p.read_bytes() for p in plain.files]
+
+
+def test_an_absolute_path_that_is_there_is_taken(tmp_path: Path) -> None:
+    make(tmp_path / "far" / "away", content())
+    path = tmp_path / "near" / "deep" / "labels.json"
+    path.parent.mkdir(parents=True)
+    given = content()
+    for image in given["images"]:
+        image["file_name"] = str(tmp_path / "far" / "away" / image["file_name"])
+    path.write_text(json.dumps(given))
+    report = coco.convert([Source(path)], tmp_path / "out")
+    assert ids(report) == {"v0/img0", "v0/img1", "v1/img2", "v1/img3"}
+    with pytest.raises(DataError, match=r"4 of 4 labelled images are missing .*--images"):
+        coco.convert([Source(path)], tmp_path / "o", images=tmp_path / "no")
+
+
+def test_one_file_for_two_images_is_no_match(tmp_path: Path) -> None:
+    given = content()
+    given["images"][1]["file_name"] = "v7/img0.png"
+    (tmp_path / "img0.png").parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(tmp_path / "img0.png"), np.zeros((80, 100, 3), np.uint8))
+    path = make(tmp_path, given)
+    (tmp_path / "v0" / "img0.png").unlink()
+    with pytest.raises(
+        DataError, match=r"v0/img0.png and v7/img0.png are both found as .*--images"
+    ):
+        coco.convert([Source(path)], tmp_path / "out")
+
+
+def test_boxes_and_areas_are_made_where_missing(tmp_path: Path) -> None:
+    given = content()
+    first, second, third, fourth = given["annotations"]
+    del first["bbox"], first["area"]
+    second["bbox"], second["area"] = [5, 10, 0, 40], None
+    third["bbox"] = [1, 2, 3]
+    fourth["keypoints"][5::3] = [0, 0]  # one part is enough where there is a box
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    assert "3 animals have no usable bbox: boxes around their parts" in report.notes
+    index = index_of(report)
+    number = {index.image_id(int(index.record[i])): i for i in range(4)}
+    made = box_around(np.array([[0.1, 0.25], [0.15, 0.275], [0.6, 0.5]]))
+    for name in ("v0/img0", "v0/img1", "v1/img2"):
+        np.testing.assert_allclose(index.bbox[number[name]], made, atol=1e-6)
+    box_px = (made[2] - made[0]) * 100 * (made[3] - made[1]) * 80
+    areas = [index.area[number[name]] for name in ("v0/img0", "v0/img1", "v1/img2", "v1/img3")]
+    np.testing.assert_allclose(areas, [box_px, box_px, 1200, 1200], rtol=1e-5)
+    np.testing.assert_allclose(index.bbox[number["v1/img3"]], [0.05, 0.125, 0.65, 0.625])
+    assert index.visibility[number["v1/img3"]].tolist() == [2, 0, 0]
+
+
+def test_what_is_left_out(tmp_path: Path) -> None:
+    given = content()
+    given["categories"] += [{"id": 2, "name": "cage"}, {"id": 3, "name": "rat", "keypoints": NAMES}]
+    more = {"image_id": 0, "bbox": [0, 0, 50, 50], "area": 9}
+    given["annotations"] += [
+        {**more, "id": 1, "category_id": 2},
+        {**more, "id": 2, "category_id": 1},
+        {**more, "id": 3, "category_id": 1, "keypoints": POINTS, "iscrowd": 1},
+        {**more, "id": 4, "category_id": 1, "keypoints": POINTS, "image_id": 99},
+        {**more, "id": 5, "category_id": 1, "keypoints": [0] * 9},
+    ]
+    given["annotations"] = [a for a in given["annotations"] if a["image_id"] != 3]
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    assert (report.frames["train"], report.animals) == (3, 3)
+    assert {reason: count for reason, count in report.skipped.items() if count} == {
+        "annotations of other categories": 1,
+        "annotations without keypoints": 1,
+        "annotations of crowds (iscrowd)": 1,
+        "annotations of images that the file does not list": 1,
+        "frames without a labelled animal": 1,
+    }
+
+
+def test_several_categories(tmp_path: Path) -> None:
+    given = content()
+    given["categories"].append({"id": 2, "name": "rat", "keypoints": NAMES})
+    given["annotations"][0]["category_id"] = 2
+    sources = [Source(make(tmp_path, given))]
+    with pytest.raises(DataError, match=r"several categories .*\(mouse, rat\); choose: --category"):
+        coco.convert(sources, tmp_path / "o")
+    assert coco.convert(sources, tmp_path / "a", categories=["rat"]).animals == 1
+    assert coco.convert(sources, tmp_path / "b", categories=["rat", "mouse"]).animals == 4
+    with pytest.raises(DataError, match="no category dog with keypoints; there are mouse, rat"):
+        coco.convert(sources, tmp_path / "o", categories=["dog"])
+    given["categories"][1]["keypoints"] = NAMES[::-1]
+    sources = [Source(make(tmp_path, given))]
+    with pytest.raises(DataError, match="the categories differ in their keypoints"):
+        coco.convert(sources, tmp_path / "o", categories=["rat", "mouse"])
+
+
+def test_a_file_for_each_split(tmp_path: Path) -> None:
+    train, val = content(), content()
+    for part, kept in ((train, (0, 1, 2)), (val, (3,))):
+        part["images"] = [image for image in part["images"] if image["id"] in kept]
+        part["annotations"] = [a for a in part["annotations"] if a["image_id"] in kept]
+    # The same parts in another order.
+    val["categories"][0]["keypoints"] = NAMES[::-1]
+    for annotation in val["annotations"]:
+        annotation["keypoints"] = POINTS[6:] + POINTS[3:6] + POINTS[:3]
+    paths = [make(tmp_path, train, "a.json"), make(tmp_path, val, "b.json")]
+    sources = [Source.parse(f"train={paths[0]}"), Source.parse(f"val={paths[1]}")]
+    assert sources == [Source(paths[0], "train"), Source(paths[1], "val")]
+    assert Source.parse("dev=x.json") == Source(Path("dev=x.json"))
+    report = coco.convert(sources, tmp_path / "out")
+    assert report.frames == {"train": 3, "val": 1, "test": 0}
+    assert ids(report) == {"v0/img0", "v0/img1", "v1/img2", "v1/img3"}
+    np.testing.assert_allclose(
+        index_of(report).keypoints, [[[10, 20], [15, 22], [60, 40]]] * 4, atol=1e-4
+    )
+    with pytest.raises(ConfigError, match="several files: say which is what"):
+        coco.convert([Source(path) for path in paths], tmp_path / "o")
+    divided = coco.convert([Source(path) for path in paths], tmp_path / "o", split_by="video")
+    assert sum(divided.frames.values()) == 4
+    val["categories"][0]["keypoints"] = ["a", "b", "c"]
+    make(tmp_path, val, "b.json")
+    with pytest.raises(DataError, match=r"b.json: keypoints a, b, c, but those of .*a.json are"):
+        coco.convert(sources, tmp_path / "p")
+
+
+def test_splits_of_images(tmp_path: Path) -> None:
+    given = content()
+    for number, image in enumerate(given["images"]):
+        image["split"] = "test" if number else "val"
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "a")
+    assert report.frames == {"train": 0, "val": 1, "test": 3}
+    given["images"][0]["split"] = "restval"
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "b", fractions=ALL_TRAIN)
+    assert report.frames == {"train": 4, "val": 0, "test": 0}
+
+
+def test_by_video_and_again(tmp_path: Path) -> None:
+    given = content()
+    path = make(tmp_path, given)
+    few = copy.deepcopy(given)
+    few["images"] = [image for image in few["images"] if image["id"] in (0, 2)]
+    path.write_text(json.dumps(few))
+    first = coco.convert([Source(path)], tmp_path / "out", split_by="video", shard_size=1)
+    assert first.frames == {"train": 1, "val": 1, "test": 0}
+    path.write_text(json.dumps(given))
+    (tmp_path / "out" / "test_dataset-00000-of-00001").write_bytes(b"of somebody else")
+    again = coco.convert([Source(path)], tmp_path / "out", shard_size=1)
+    assert again.frames == {"train": 2, "val": 2, "test": 0}
+    assert any("not of this conversion" in note for note in again.notes)
+    # Shards of the first conversion, whose number is part of their names, are gone.
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "splits.json",
+        "test_dataset-00000-of-00001",
+        *(f"train_dataset-0000{n}-of-00002" for n in range(2)),
+        *(f"val_dataset-0000{n}-of-00002" for n in range(2)),
+    ]
+    contents = [path.read_bytes() for path in again.files]
+    same = coco.convert([Source(path)], tmp_path / "out", shard_size=1)
+    assert [path.read_bytes() for path in same.files] == contents
+
+
+def test_missing_images(tmp_path: Path) -> None:
+    path = make(tmp_path, content())
+    (tmp_path / "v0" / "img1.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 4 labelled images are missing \(v0/img1.png\)"):
+        coco.convert([Source(path)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    report = coco.convert([Source(path)], tmp_path / "out", skip_missing=True)
+    assert report.skipped["frames without an image"] == 1 and report.animals == 3
+
+
+def test_another_size(tmp_path: Path) -> None:
+    path = make(tmp_path, content())
+    cv2.imwrite(str(tmp_path / "v0" / "img1.png"), np.zeros((40, 50, 3), np.uint8))
+    message = r"img1.png: is 50x40 px, but its labels are for 100x80; put the image there"
+    with pytest.raises(DataError, match=message):
+        coco.convert([Source(path)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("images"), "no key 'images'; give COCO"),
+        (lambda c: c["images"][0].pop("file_name"), "no key 'file_name'; give COCO"),
+        (lambda c: c["annotations"][1].pop("category_id"), "no key 'category_id'; give COCO"),
+        (lambda c: c["categories"][0].pop("keypoints"), "no category has keypoints; export"),
+        (lambda c: c.update(annotations=[3]), "labels.json: .*; give COCO"),
+        (
+            lambda c: c["annotations"][1]["keypoints"].pop(),
+            "annotation 11 of v0/img1.png: keypoints are not 3 numbers for each of 3 parts",
+        ),
+        (
+            lambda c: c["annotations"][1].update(keypoints=["x"] * 9),
+            "annotation 11 of v0/img1.png: keypoints are not 3 numbers",
+        ),
+        (lambda c: c.update(annotations=[]), "no labelled frame to write"),
+    ],
+)
+def test_bad_files(tmp_path: Path, change: Callable[[Content], object], message: str) -> None:
+    given = content()
+    change(given)
+    with pytest.raises(DataError, match=message):
+        coco.convert([Source(make(tmp_path, given))], tmp_path / "out")
+
+
+def test_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    with pytest.raises(DataError, match=r"labels.json: No such file .*; give a COCO JSON file"):
+        coco.convert([Source(path)], tmp_path / "out")
+    for text in ("{", "[]", "3"):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"labels.json: .*; "):
+            coco.convert([Source(path)], tmp_path / "out")
+
+
+def test_nan_is_unlabelled(tmp_path: Path) -> None:
+    given = content()
+    given["annotations"][0]["keypoints"][3:5] = [float("nan"), None]
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    assert report.unlabelled_parts == 1
+    index = index_of(report)
+    row = next(i for i in range(4) if index.image_id(int(index.record[i])) == "v0/img0")
+    assert np.isnan(index.keypoints[row, 1]).all() and index.visibility[row].tolist() == [2, 0, 2]

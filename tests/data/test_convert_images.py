@@ -1,0 +1,48 @@
+"""Images found by paths of any system, and read as JPEG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fasthg.data.convert.images import find_image, locate, read_jpeg, relative_parts, trailing
+
+
+def test_paths_of_any_system(tmp_path: Path) -> None:
+    assert relative_parts("C:\\a\\b/c.png") == ("C:", "a", "b", "c.png")
+    (tmp_path / "b").mkdir()
+    for name in ("c.png", "b/c.png"):
+        (tmp_path / name).touch()
+    assert find_image(tmp_path, "s3://bucket/b/c.png") == tmp_path / "b" / "c.png"
+    assert find_image(tmp_path, "elsewhere\\c.png") == tmp_path / "c.png"
+    assert find_image(tmp_path, "d.png") is None
+
+
+def test_names_that_stay_when_paths_are_added() -> None:
+    paths = ["C:\\a\\cam1\\x.png", "C:\\b\\cam1\\x.png", "/b/cam2/x.png"]
+    short = trailing(paths, 2)
+    assert list(short.values()) == [("cam1", "x.png"), ("b", "cam1", "x.png"), ("cam2", "x.png")]
+    assert trailing(paths[:1], 2)[paths[0]] == short[paths[0]]
+    assert trailing(["x.png", "../y.png"], 2) == {"x.png": ("x.png",), "../y.png": ("y.png",)}
+
+
+def test_the_longest_match_wins(tmp_path: Path) -> None:
+    for folder in ("one", "two/v"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").touch()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert locate("v/x.png", None, folders) == tmp_path / "two" / "v" / "x.png"
+    assert locate("w/x.png", None, folders) == tmp_path / "one" / "x.png"
+    assert locate("v/x.png", tmp_path / "one", folders) == tmp_path / "one" / "x.png"
+
+
+def test_jpegs_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
+    assert read_jpeg(path) == (path.read_bytes(), 30, 20)
+    grey = tmp_path / "grey.png"
+    cv2.imwrite(str(grey), np.full((20, 30), 7, np.uint16) * 256)
+    data, width, height = read_jpeg(grey)
+    assert (width, height) == (30, 20) and data.startswith(b"\xff\xd8")

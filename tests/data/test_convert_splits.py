@@ -1,0 +1,206 @@
+"""Splits: by frame, video and session; kept when a project is converted again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fasthg.data.convert.splits import NAME, Item, divide, session_of
+from fasthg.errors import ConfigError, DataError
+
+
+def items(*videos: tuple[str, int]) -> list[Item]:
+    return [Item(f"{video}/{n}", video) for video, count in videos for n in range(count)]
+
+
+def run(given: Sequence[Item], folder: Path, **options: object) -> dict[str, str]:
+    splits, _ = divide(given, folder, **options)
+    splits.save(folder)
+    return splits.frames
+
+
+def of_videos(frames: dict[str, str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for image_id, split in frames.items():
+        found.setdefault(image_id.rpartition("/")[0], set()).add(split)
+    return found
+
+
+def counts(frames: dict[str, str]) -> tuple[int, int, int]:
+    values = list(frames.values())
+    return values.count("train"), values.count("val"), values.count("test")
+
+
+def test_by_frame_as_in_mars(tmp_path: Path) -> None:
+    assert counts(run(items(("v", 116)), tmp_path)) == (98, 6, 12)
+    stored = json.loads((tmp_path / NAME).read_text())
+    assert stored["by"] == "frame" and stored["seed"] == 0 and len(stored["frames"]) == 116
+    assert stored["fractions"] == [0.85, 0.05, 0.1] and stored["groups"] == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_video_lands_in_one_split(tmp_path: Path, seed: int) -> None:
+    frames = run(items(*((f"v{n}", 50) for n in range(20))), tmp_path, split_by="video", seed=seed)
+    assert all(len(splits) == 1 for splits in of_videos(frames).values())
+    assert counts(frames) == (850, 50, 100)
+
+
+@pytest.mark.parametrize(
+    ("videos", "expected"),
+    [
+        ([("a", 9)], (9, 0, 0)),
+        ([("a", 5), ("b", 5)], (5, 5, 0)),
+        ([("a", 5), ("b", 5), ("c", 5)], (5, 5, 5)),
+        ([("a", 5), ("b", 5), ("c", 5), ("d", 5)], (10, 5, 5)),
+    ],
+)
+def test_few_videos(
+    tmp_path: Path, videos: list[tuple[str, int]], expected: tuple[int, int, int]
+) -> None:
+    splits, notes = divide(items(*videos), tmp_path, split_by="video")
+    assert counts(splits.frames) == expected
+    lacking = [s for s, n in zip(("train", "val", "test"), expected, strict=True) if not n]
+    told = [note for note in notes if note.startswith("too few videos")]
+    assert (
+        told
+        == ([f"too few videos for {', '.join(lacking)}; --split-by frame has more"] * 1)[
+            : len(lacking)
+        ]
+    )
+
+
+def test_a_split_without_share_stays_empty(tmp_path: Path) -> None:
+    given = items(*((f"v{n}", 1 + 7 * n) for n in range(9)))
+    frames = run(given, tmp_path, split_by="video", fractions=(0.5, 0.5, 0.0))
+    assert counts(frames)[2] == 0 and min(counts(frames)[:2]) > 0
+
+
+def test_sessions(tmp_path: Path) -> None:
+    names = [f"mouse{n}_day{d}_cam{c}" for n in range(4) for d in range(3) for c in range(2)]
+    frames = run(items(*((name, 3) for name in names)), tmp_path, split_by="session")
+    by_session: dict[str, set[str]] = {}
+    for video, splits in of_videos(frames).items():
+        by_session.setdefault(video.rpartition("_")[0], set()).update(splits)
+    assert len(by_session) == 12 and all(len(splits) == 1 for splits in by_session.values())
+    assert min(counts(frames)) > 0
+
+
+@pytest.mark.parametrize(
+    ("video", "pattern", "session"),
+    [
+        ("mouse3_day1_cam2", None, "mouse3_day1"),
+        ("mouse3-day1", None, "mouse3"),
+        ("a_b/mouse3", None, "a_b/mouse3"),
+        ("mouse3", None, "mouse3"),
+        ("mouse3_day1_cam2", r"day\d+", "day1"),
+        ("mouse3_day1_cam2", r"^(mouse\d+)_day", "mouse3"),
+    ],
+)
+def test_session_of(video: str, pattern: str | None, session: str) -> None:
+    assert session_of(video, pattern) == session
+
+
+def test_bad_session_patterns(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--session-pattern '\(': .*correct it"):
+        session_of("v", "(")
+    with pytest.raises(ConfigError, match="no match in video 'v'"):
+        session_of("v", "mouse")
+    with pytest.raises(ConfigError, match="needs --split-by session"):
+        divide(items(("v", 3)), tmp_path, session_pattern="v")
+    with pytest.raises(ConfigError, match="--split-by day: use frame, video, session"):
+        divide(items(("v", 3)), tmp_path, split_by="day")
+
+
+@pytest.mark.parametrize("by", ["frame", "video"])
+def test_known_frames_stay_whatever_changes(tmp_path: Path, by: str) -> None:
+    first = items(*((f"v{n}", 10) for n in range(8)))
+    before = run(first, tmp_path, split_by=by)
+    more = items(*((f"v{n}", 14) for n in range(12)))
+    splits, notes = divide(more[::-1], tmp_path, seed=9)
+    assert {image_id: splits.frames[image_id] for image_id in before} == before
+    assert len(splits.frames) == 14 * 12
+    assert f"splits from {tmp_path / NAME}: 88 new frames" in notes[-1]
+    if by == "video":
+        # New frames of a known video go with it, new videos are not cut either.
+        assert all(len(found) == 1 for found in of_videos(splits.frames).values())
+    train, val, test = (count / 168 for count in counts(splits.frames))
+    assert abs(train - 0.85) < 0.1 and val > 0 and test > 0
+
+
+def test_new_frames_fill_what_lacks(tmp_path: Path) -> None:
+    assert counts(run(items(("a", 20)), tmp_path)) == (17, 1, 2)
+    assert counts(run(items(("a", 40)), tmp_path)) == (34, 2, 4)
+
+
+def test_frames_that_are_gone_keep_their_place(tmp_path: Path) -> None:
+    before = run(items(("a", 20)), tmp_path)
+    after = run(items(("a", 5)), tmp_path)
+    assert after == before
+    assert run(items(("a", 20)), tmp_path) == before
+
+
+def test_the_file_may_be_edited(tmp_path: Path) -> None:
+    run(items(("a", 4), ("b", 4), ("c", 4)), tmp_path, split_by="video")
+    path = tmp_path / NAME
+    stored = json.loads(path.read_text())
+    stored["frames"] = {}
+    stored["groups"] = {"a": "test", "b": "test", "c": "val"}
+    path.write_text(json.dumps(stored))
+    found = of_videos(run(items(("a", 4), ("b", 4), ("c", 4)), tmp_path))
+    assert found == {"a": {"test"}, "b": {"test"}, "c": {"val"}}
+
+
+def test_frames_decide_over_groups_and_make_up_for_them(tmp_path: Path) -> None:
+    given = items(("a", 4), ("b", 4), ("c", 4))
+    run(given, tmp_path, split_by="video")
+    path = tmp_path / NAME
+    stored = json.loads(path.read_text())
+    stored["groups"] = {"a": "train"}
+    stored["frames"] = {"a/0": "test", "b/0": "val", "c/0": "test"}
+    path.write_text(json.dumps(stored))
+    frames = run(given, tmp_path)
+    assert [frames[f"a/{n}"] for n in range(4)] == ["test", "train", "train", "train"]
+    assert {frames[f"b/{n}"] for n in range(4)} == {"val"}
+    assert {frames[f"c/{n}"] for n in range(4)} == {"test"}
+
+
+def test_another_rule_is_refused(tmp_path: Path) -> None:
+    run(items(("a", 4)), tmp_path)
+    with pytest.raises(DataError, match=r"splits.json: made by frame, not by video; delete it"):
+        divide(items(("a", 4)), tmp_path, split_by="video")
+    with pytest.raises(DataError, match="made by frame, not by given"):
+        divide([Item("a/0", "a", "train")], tmp_path)
+
+
+def test_given_splits(tmp_path: Path) -> None:
+    given = [Item("a/0", "a", "val"), Item("a/1", "a", "train")]
+    assert run(given, tmp_path) == {"a/0": "val", "a/1": "train"}
+    with pytest.raises(DataError, match="a/1 is in train, but the source says test; delete it"):
+        divide([Item("a/1", "a", "test")], tmp_path)
+    with pytest.raises(DataError, match="made by given, not by frame"):
+        divide([Item("a/1", "a")], tmp_path)
+    with pytest.raises(DataError, match="some frames name their split and some do not"):
+        divide([*given, Item("a/2", "a")], tmp_path / "other")
+    assert set(run(given, tmp_path / "new", split_by="frame")) == {"a/0", "a/1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "splits.json: .*restore it"),
+        ("[]", "splits.json: .*restore it"),
+        ('{"by": "frame"}', "splits.json: .*restore it"),
+        (
+            '{"by": "frame", "seed": 0, "fractions": [1, 0, 0], "frames": {"a/0": "dev"}}',
+            "no split named dev; use train, val, test",
+        ),
+        ('{"by": "day", "seed": 0, "fractions": [1, 0, 0]}', "splits.json: by: day; use"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(DataError, match=message):
+        divide(items(("a", 4)), tmp_path)
