@@ -27,11 +27,12 @@ BELOW = (
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # layer 1
     "errors": (),
+    "html": (),
     "ops": (),
     "config": (),
     "geometry": (),
     # layer 2
-    "data": ("config", "geometry"),
+    "data": ("config", "geometry", "html"),
     "model": ("ops", "config"),
     "loss": ("ops",),
     "flat": (),
@@ -45,6 +46,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # layer 3, from the pieces that its verbs share to the verbs
     "progress": (),
     "summary": (),
+    "signals": (),
+    "resume": ("config",),
     "step": BELOW,
     "run": BELOW,
     "weights": BELOW,
@@ -52,14 +55,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "environment": (*BELOW, "step"),
     "memory": (*BELOW, "step"),
     "pictures": (*BELOW, "inference"),
-    "reporter": ("config", "run", "progress", "summary", "step"),
+    "reporter": ("config", "feed", "run", "progress", "summary", "step"),
     "train": (
         *BELOW,
-        *("step", "run", "weights", "progress", "summary", "reporter"),
+        *("step", "run", "weights", "progress", "summary", "reporter", "resume", "signals"),
         *("inference", "environment", "pictures", "memory"),
     ),
     "dry_run": (*BELOW, "step", "run", "progress", "summary", "memory", "train"),
     "bench": (*BELOW, "step", "environment", "memory"),
+    "agreement": ("data", "metrics", "html"),
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "predict": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "export": (*BELOW, "step", "run", "weights"),
@@ -72,9 +76,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # Package -> the only modules that may import it.
 CONFINED: dict[str, tuple[str, ...]] = {
     "nvidia": ("data.dali",),
-    "cv2": ("data.portable", "data.synthetic", "data.mouse", "data.convert", "report"),
+    "cv2": (
+        *("data.portable", "data.synthetic", "data.mouse", "data.convert", "data.check"),
+        *("data.preview", "report"),
+    ),
     "pandas": ("data.convert",),
     "tables": ("data.convert",),
+    "sleap_io": ("data.convert",),
     "matplotlib": ("pictures", "report"),
     "typer": ("cli",),
     "tensorflow": (),

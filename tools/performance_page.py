@@ -4,6 +4,7 @@
     python tools/performance_page.py
 
 Of files without a GPU the newest gives the rows of the CPU; of those with one, the rows of the GPU.
+Groups that it lacks come from older files of the same machine, each in a section of its own.
 """
 
 from __future__ import annotations
@@ -40,17 +41,30 @@ within a round: median over the rounds, and quartiles.
 """
 
 
-def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Device, `cpu` or `cuda` -> name and content of the newest file that measured on it."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if "benchmarks" not in content:
-            continue  # a report of `make gpu`
+Results = dict[str, list[tuple[str, dict[str, Any]]]]
+"""Device, `cpu` or `cuda` -> name and content of files, newest first, each group in one of them."""
+
+
+def newest(folder: Path) -> Results:
+    """The newest results of every group that the machine of the newest file has measured."""
+    files = [(f.name, json.loads(f.read_text(encoding="utf-8"))) for f in folder.glob("*.json")]
+    # Without benchmarks it is a report of `make gpu`.
+    files = [(name, content) for name, content in files if "benchmarks" in content]
+    found: Results = {}
+    for name, content in sorted(files, key=lambda file: file[1]["datetime"], reverse=True):
         device = "cuda" if content["machine_info"]["gpu"] else "cpu"
-        if device not in found or content["datetime"] > found[device][1]["datetime"]:
-            found[device] = file.name, content
+        chosen = found.setdefault(device, [])
+        if chosen and _machine(content) != _machine(chosen[0][1]):
+            continue
+        known = {row["group"] for _, other in chosen for row in other["benchmarks"]}
+        rows = [row for row in rows_of(content, device) if row["group"] not in known]
+        if rows:
+            chosen.append((name, {**content, "benchmarks": rows}))
     return dict(sorted(found.items()))
+
+
+def _machine(content: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(content["machine_info"][key] for key in ("cpu", "cores", "gpu"))
 
 
 def rows_of(content: dict[str, Any], device: str) -> list[dict[str, Any]]:
@@ -66,15 +80,16 @@ def groups_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def page(results: dict[str, tuple[str, dict[str, Any]]]) -> str:
+def page(results: Results) -> str:
     """The text of performance.md."""
-    return "\n".join([HEAD, *(line for d, r in results.items() for line in section(d, *r))])
+    sections = (section(*file) for files in results.values() for file in files)
+    return "\n".join([HEAD, *(line for lines in sections for line in lines)])
 
 
-def section(device: str, name: str, content: dict[str, Any]) -> Iterator[str]:
+def section(name: str, content: dict[str, Any]) -> Iterator[str]:
     """Machine, versions and table of one file."""
     machine, commit = content["machine_info"], content["commit_info"]
-    rows = rows_of(content, device)
+    rows = content["benchmarks"]
     threads = " or ".join(str(n) for n in sorted({row["extra_info"]["threads"] for row in rows}))
     changed = " with changes" if commit["dirty"] else ""
     yield f"## {machine['gpu'] or machine['cpu']}\n"
@@ -128,11 +143,11 @@ def significant(value: float, digits: int) -> str:
     return f"{value:.{max(places, 0)}f}"
 
 
-def draw(results: dict[str, tuple[str, dict[str, Any]]], file: Path) -> None:
+def draw(results: Results, file: Path) -> None:
     """Bars of the headlines: how many times as fast as each provider, quartiles as whiskers."""
     panels = {}
-    for device, (_, content) in results.items():
-        groups = groups_of(rows_of(content, device))
+    for device, files in results.items():
+        groups = groups_of([row for _, content in files for row in content["benchmarks"]])
         panels[device] = [
             (f"{group}: {row['params']['provider']}", row["extra_info"])
             for headline in HEADLINES
@@ -169,7 +184,7 @@ def draw(results: dict[str, tuple[str, dict[str, Any]]], file: Path) -> None:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(NullLocator())
         axis.spines[["top", "right"]].set_visible(False)
-        machine = results[device][1]["machine_info"]
+        machine = results[device][0][1]["machine_info"]
         axis.set_title(machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores", loc="left")
         axis.set_xlabel("times as fast as the provider named")
     figure.savefig(file, dpi=120)
