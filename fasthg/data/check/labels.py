@@ -60,18 +60,19 @@ def _problem(
     return Problem(kind, split, index.describe(instance), detail, record, instance, parts, weight)
 
 
+def _beyond(index: RecordIndex, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(instances, parts) px by which a part lies outside of low..high, (instances, 2) px; NaN where
+    it is unlabelled."""
+    points = index.keypoints
+    return np.maximum(low[:, None] - points, points - high[:, None]).max(axis=2)
+
+
 def _outside(index: RecordIndex, split: str, names: Sequence[str]) -> Iterator[Problem]:
     size = _size(index)
     box = index.bbox * np.tile(size, 2)
     points = index.keypoints
-    edges = np.zeros_like(size)
-
-    def beyond(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """(instances, parts) px by which a part lies outside; NaN where it is unlabelled."""
-        return np.maximum(low[:, None] - points, points - high[:, None]).max(axis=2)
-
-    off_image = beyond(edges, size)
-    off_box = beyond(box[:, :2], box[:, 2:])
+    off_image = _beyond(index, np.zeros_like(size), size)
+    off_box = _beyond(index, box[:, :2], box[:, 2:])
     # NaN fails both comparisons: unlabelled parts are outside of nothing.
     outside = off_image > _TOLERANCE_PX
     for kind, px, found in (
@@ -136,10 +137,13 @@ def _swapped(
     """
     paired = {part for pair in pairs for part in pair}
     middle = [part for part in range(index.num_parts) if part not in paired]
+    # A part outside the image is wrong by itself, and says nothing of the others.
+    beyond = _beyond(index, np.zeros((len(index), 2)), _size(index)) > _TOLERANCE_PX
+    keypoints = np.where(beyond[..., None], np.nan, index.keypoints)
     for first, second in pairs:
-        across = index.keypoints[:, first] - index.keypoints[:, second]
-        centre = (index.keypoints[:, first] + index.keypoints[:, second]) / 2
-        along = index.keypoints[:, middle] - centre[:, None]
+        across = keypoints[:, first] - keypoints[:, second]
+        centre = (keypoints[:, first] + keypoints[:, second]) / 2
+        along = keypoints[:, middle] - centre[:, None]
         lengths = np.hypot(along[..., 0], along[..., 1])
         seen = np.isfinite(lengths).all(axis=1) & np.isfinite(across).all(axis=1)
         if not middle or not seen.any():
