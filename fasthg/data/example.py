@@ -10,7 +10,10 @@ The messages, in protobuf's notation (source: tensorflow/core/example/{example,f
 The reader works on spans (start, end) of the serialised bytes and decodes only what it is asked
 for: an index over many records never copies the images in them. Whatever protobuf allows is read
 as protobuf reads it: fields in any order, unknown fields, split messages, a key given twice (the
-last one counts). Anything else raises ValueError with the byte position.
+last one counts), a list given after one of another kind (it replaces it). Anything else raises
+ValueError with the byte position. Deliberately other than protobuf: groups (proto3 has none) and a
+map entry with two values are refused, keys need not be UTF-8, what is not asked for or replaced is
+not looked at, and a record holds at most MAX_FEATURES features, a list MAX_VALUES values.
 """
 
 from __future__ import annotations
@@ -23,16 +26,24 @@ import numpy.typing as npt
 Span = tuple[int, int]
 Value = Sequence[bytes] | Sequence[int] | npt.NDArray[np.float32]
 
+MAX_FEATURES = 4096
+MAX_VALUES = 1 << 18
+_MAX_FLOAT_BYTES, _MAX_INT_BYTES = 4 * MAX_VALUES, 10 * MAX_VALUES
+
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_SHORT = 35  # bits of a varint of five bytes, protobuf's most for tags and lengths
 _BYTES, _FLOATS, _INTS = 1, 2, 3
 _SINGLE = {_BYTES: _DELIMITED, _FLOATS: _FIXED32, _INTS: _VARINT}
 _NAMES = {_BYTES: "bytes", _FLOATS: "floats", _INTS: "integers"}
+_LISTS = bytes(kind << 3 | _DELIMITED for kind in _NAMES)
+_TOO_MANY = f"more than {MAX_FEATURES} features"
+_TOO_LONG = f"more than {MAX_VALUES} values"
 
 
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The unsigned varint at `at` and the position after it."""
+def _varint(data: bytes, at: int, end: int, bits: int = 70) -> tuple[int, int]:
+    """The unsigned varint at `at`, of at most `bits` / 7 bytes, and the position after it."""
     value = shift = 0
-    while at < end and shift < 70:
+    while at < end and shift < bits:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -46,10 +57,12 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
     """The fields of the message in [start, end): (number, wire type, start, end of the value)."""
     at = start
     while at < end:
-        tag, at = _varint(data, at, end)
+        tag, at = _varint(data, at, end, _SHORT)
         wire = tag & 7
+        if not 8 <= tag < 1 << 32:
+            raise ValueError(f"impossible field number {tag >> 3} at byte {at}")
         if wire == _DELIMITED:
-            length, at = _varint(data, at, end)
+            length, at = _varint(data, at, end, _SHORT)
             stop = at + length
         elif wire == _VARINT:
             stop = _varint(data, at, end)[1]
@@ -71,6 +84,8 @@ def features(data: bytes) -> dict[bytes, Span]:
     for number, wire, start, end in _fields(data, 0, len(data)):
         if number == 1 and wire == _DELIMITED:
             _entries(data, start, end, found)
+            if len(found) > MAX_FEATURES:
+                raise ValueError(_TOO_MANY)
     return found
 
 
@@ -81,35 +96,48 @@ def _entries(data: bytes, at: int, end: int, found: dict[bytes, Span]) -> None:
     layout that every known writer produces (key, then value, nothing else) is read in place; any
     other entry goes through `_fields`.
     """
-    while at < end:
-        if data[at] != 0x0A:
-            at = next(_fields(data, at, end))[3]
-            continue
-        length, at = _varint(data, at + 1, end)
-        entry, at = at, at + length
-        if at > end:
-            raise ValueError(f"field at byte {entry} runs past its message")
-        if length > 4 and data[entry] == 0x0A:
+    for _ in range(MAX_FEATURES):
+        if at >= end:
+            return
+        if data[at] == 0x0A and at + 1 < end:
+            length, entry = data[at + 1], at + 2
+            if length >= 0x80:
+                length, entry = _varint(data, at + 1, end, _SHORT)
+            at = entry + length
+            if at > end:
+                raise ValueError(f"field at byte {entry} runs past its message")
+        else:
+            number, wire, entry, at = next(_fields(data, at, end))
+            if number != 1 or wire != _DELIMITED:
+                continue
+        if at - entry > 4 and data[entry] == 0x0A:
             value = entry + 2 + data[entry + 1]
             if data[entry + 1] < 0x80 and value + 1 < at and data[value] == 0x12:
                 size = data[value + 1]
                 start = value + 2
                 if size >= 0x80:
-                    size, start = _varint(data, value + 1, at)
+                    size, start = _varint(data, value + 1, at, _SHORT)
                 if start + size == at:
                     found[data[entry + 2 : value]] = (start, at)
                     continue
-        key, span = b"", (at, at)
+        key, span = b"", None
         for field, wire, start, stop in _fields(data, entry, at):
             if wire == _DELIMITED and field == 1:
                 key = data[start:stop]
             elif wire == _DELIMITED and field == 2:
+                if span:
+                    raise ValueError(f"second value of a feature at byte {start}")
                 span = (start, stop)
-        found[key] = span
+        found[key] = span or (at, at)
+    if at < end:
+        raise ValueError(_TOO_MANY)
 
 
 def _values(data: bytes, span: Span, kind: int) -> list[Span]:
-    """Span of each `value` field of the list of `kind` in a Feature message."""
+    """Span of each `value` field of the list of `kind` in a Feature message.
+
+    Raises ValueError where it holds another kind, or more pieces than a list may have values.
+    """
     start, end = span
     # One packed list and nothing else, in less than 128 bytes: nearly every feature there is.
     if (
@@ -121,19 +149,40 @@ def _values(data: bytes, span: Span, kind: int) -> list[Span]:
     ):
         return [(start + 4, end)]
     found: list[Span] = []
+    held = kind
     for number, wire, inner, inner_end in _fields(data, start, end):
-        if number == kind and wire == _DELIMITED:
+        if wire != _DELIMITED or number not in _NAMES:
+            continue
+        if number != held:
+            found.clear()
+            held = number
+        if number == kind:
             for field, field_wire, at, stop in _fields(data, inner, inner_end):
                 if field == 1 and field_wire in (_DELIMITED, _SINGLE[kind]):
+                    if kind == _FLOATS and (stop - at) % 4:
+                        raise ValueError(f"floats of {stop - at} bytes at byte {at}")
                     found.append((at, stop))
-        elif number in _NAMES:
-            raise ValueError(f"holds {_NAMES[number]} where {_NAMES[kind]} belong")
+                    if len(found) > MAX_VALUES:
+                        raise ValueError(_TOO_LONG)
+    if held != kind:
+        raise ValueError(f"holds {_NAMES[held]} where {_NAMES[kind]} belong")
     return found
 
 
-def kind_is_bytes(data: bytes, span: Span) -> bool:
-    """Whether a Feature holds a list of bytes (an empty Feature does not)."""
-    return span[0] < span[1] and data[span[0]] == _BYTES << 3 | _DELIMITED
+def strings(data: bytes, span: Span) -> list[bytes]:
+    """The byte strings of a Feature, or its integers as decimal text. ValueError on floats."""
+    start, end = span
+    # One list in less than 128 bytes and nothing else says at once what it holds.
+    if 2 <= end - start < 130 and data[start + 1] == end - start - 2 and data[start] in _LISTS:
+        kind = data[start] >> 3
+    else:
+        kind = _BYTES
+        for number, wire, _, _ in _fields(data, start, end):
+            if wire == _DELIMITED and number in _NAMES:
+                kind = number
+    if kind == _INTS:
+        return [b"%d" % value for value in ints(data, span)]
+    return [data[start:end] for start, end in bytes_spans(data, span)]
 
 
 def bytes_spans(data: bytes, span: Span) -> list[Span]:
@@ -144,8 +193,8 @@ def bytes_spans(data: bytes, span: Span) -> list[Span]:
 def float_bytes(data: bytes, span: Span) -> bytes:
     """The values of a Feature as consecutive little-endian float32. ValueError on another kind."""
     found = b"".join([data[start:end] for start, end in _values(data, span, _FLOATS)])
-    if len(found) % 4:
-        raise ValueError(f"floats of {len(found)} bytes")
+    if len(found) % 4 or len(found) > _MAX_FLOAT_BYTES:
+        raise ValueError(f"floats of {len(found)} bytes" if len(found) % 4 else _TOO_LONG)
     return found
 
 
@@ -157,11 +206,15 @@ def ints(data: bytes, span: Span) -> list[int]:
         if packed.isascii():
             # Every byte is below 128 and thus an integer of its own.
             found.extend(packed)
-            continue
-        while at < end:
-            value, at = _varint(data, at, end)
-            value &= 0xFFFFFFFFFFFFFFFF
-            found.append(value - (1 << 64) if value >> 63 else value)
+        elif end - at > _MAX_INT_BYTES:
+            raise ValueError(_TOO_LONG)
+        else:
+            while at < end:
+                value, at = _varint(data, at, end)
+                value &= 0xFFFFFFFFFFFFFFFF
+                found.append(value - (1 << 64) if value >> 63 else value)
+        if len(found) > MAX_VALUES:
+            raise ValueError(_TOO_LONG)
     return found
 
 
@@ -186,17 +239,20 @@ def _encode_feature(value: Value) -> bytes:
         return _delimited(_FLOATS, _delimited(1, value.astype("<f4").tobytes()))
     if not value:
         return b""
-    strings = [item for item in value if isinstance(item, bytes)]
-    if strings:
-        return _delimited(_BYTES, *(_delimited(1, item) for item in strings))
-    return _delimited(_INTS, _delimited(1, *(_encode_varint(int(item)) for item in value)))
+    texts = [item for item in value if isinstance(item, bytes)]
+    if texts:
+        return _delimited(_BYTES, *(_delimited(1, item) for item in texts))
+    numbers = [int(item) for item in value]
+    if min(numbers) < -(1 << 63) or max(numbers) >= 1 << 63:
+        raise ValueError("an integer does not fit 64 bits")
+    return _delimited(_INTS, _delimited(1, *map(_encode_varint, numbers)))
 
 
 def encode(values: Mapping[str, Value]) -> bytes:
     """Serialise an Example: byte strings, integers or a float32 array for each key, sorted by key.
 
     An empty list has no type of its own and is written as a Feature of no kind, which TensorFlow
-    takes for a missing value.
+    takes for a missing value. Raises ValueError for an integer of more than 64 bits.
     """
     entries: Iterable[bytes] = (
         _delimited(1, _delimited(1, key.encode()), _delimited(2, _encode_feature(values[key])))

@@ -16,6 +16,7 @@ from fasthg.data.layout import (
     area_px,
     labelled,
     open_payload,
+    readable,
     scan,
     visibility_array,
 )
@@ -149,17 +150,18 @@ class Gatherer:
         size = rows[local, 3:5].astype(np.float32)
 
         bbox = np.stack([np.frombuffer(edge, "<f4") for edge in self.edges], axis=-1)
-        box_px = np.round(bbox * np.tile(size, 2))
-        sides = box_px[:, 2:] - box_px[:, :2]
+        with np.errstate(over="ignore", invalid="ignore"):  # any four floats may come as a box
+            box_px = np.round(bbox * np.tile(size, 2))
+            sides = box_px[:, 2:] - box_px[:, :2]
         sound = np.isfinite(bbox).all(axis=1) & (sides >= 1).all(axis=1)
         if not sound.all():
             self._refuse_boxes(path, local, number, bbox, np.flatnonzero(~sound))
 
         xy = np.stack([np.frombuffer(axis, "<f4") for axis in self.axes], axis=-1)
         flags = np.frombuffer(self.flags, np.uint8).reshape(-1, self.parts)
-        keypoints, visibility = labelled(
-            (xy.reshape(-1, self.parts, 2) * size[:, None, :])[sound], flags[sound]
-        )
+        with np.errstate(over="ignore"):
+            xy_px = xy.reshape(-1, self.parts, 2) * size[:, None, :]
+        keypoints, visibility = labelled(xy_px[sound], flags[sound])
         areas = np.frombuffer(self.areas, "<f4")
         local, number, bbox, size = (each[sound] for each in (local, number, bbox, size))
         area = area_px(areas[sound], bbox, size[:, 0] * size[:, 1])
@@ -192,7 +194,7 @@ class Gatherer:
         for place in bad.tolist():
             row = int(local[place])
             previous = self.rows[row - 1][5] if row else self._ids_before_chunk()
-            image_id = bytes(self.ids[previous : self.rows[row][5]]).decode(errors="replace")
+            image_id = readable(bytes(self.ids[previous : self.rows[row][5]]))
             record = self.records + row - self.first_record[-1]
             named = f" (id '{image_id}')"
             box = " ".join(f"{edge:.4g}" for edge in bbox[place])
@@ -225,6 +227,6 @@ class Gatherer:
 def _named(payload: bytes) -> str:
     """The " (id '...')" of a record with a fault, as far as it can be read."""
     try:
-        return f" (id '{open_payload(payload).string(b'image/id').decode(errors='replace')}')"
+        return f" (id '{readable(open_payload(payload).string(b'image/id'))}')"
     except ValueError:
         return ""

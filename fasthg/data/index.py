@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.gather import Fault, Gatherer
+from fasthg.data.layout import readable
 from fasthg.errors import DataError
 
 # Open files a thread keeps: data sets come in hundreds of shards, systems allow 256 to 1024 files.
@@ -177,15 +178,18 @@ class RecordIndex:
 
     def image_id(self, record: int) -> str:
         """`image/id` of a record; empty where it has none."""
+        return self._id_bytes(record).decode(errors="replace")
+
+    def _id_bytes(self, record: int) -> bytes:
         start = int(self._id_end[record - 1]) if record else 0
-        return self._ids[start : int(self._id_end[record])].decode(errors="replace")
+        return self._ids[start : int(self._id_end[record])]
 
     def describe_record(self, record: int) -> str:
         """A record's name for messages: file, number within it (from 0), image id."""
         file_id = int(self.file_id[record])
         number = int(record) - int(self.first_record[file_id])
         name = os.path.basename(self.files[file_id])
-        return f"{name} record {number} (id '{self.image_id(record)}')"
+        return f"{name} record {number} (id '{readable(self._id_bytes(record))}')"
 
     def describe(self, instance: int) -> str:
         """An instance's name for messages: its record and its number among the objects there."""

@@ -15,9 +15,19 @@ from fasthg.data import example
 
 FloatArray = npt.NDArray[np.float32]
 
+# Animals are numbered in 16 bits (`RecordIndex.object_number`), and a JPEG's header gives its sides
+# in 16 bits, too.
+MAX_OBJECTS = (1 << 15) - 1
+MAX_SIDE = (1 << 16) - 1
+
 _AGAIN = "convert the annotations again"
 _NOTHING = (0, 0)
+_LEAST_AREA = np.nextafter(np.float32(1), np.float32(2))
 _EDGES = (b"xmin", b"ymin", b"xmax", b"ymax")
+
+
+class CountError(ValueError):
+    """Numbers of animals, parts or values in a record contradict each other."""
 
 
 class Layout(NamedTuple):
@@ -60,7 +70,8 @@ class Reader:
 
     def integer(self, key: bytes) -> int:
         """The first integer under a key, or 0."""
-        return next(iter(self.ints(key)), 0)
+        found = self.ints(key)
+        return found[0] if found else 0
 
     def float_bytes(self, key: bytes) -> bytes:
         """Little-endian float32 under a key, undecoded."""
@@ -82,14 +93,15 @@ class Reader:
 
     def strings(self, key: bytes) -> list[bytes]:
         """Byte strings, or integers as decimal text: identifiers come as either."""
-        span = self.spans.get(key, _NOTHING)
-        if span == _NOTHING or example.kind_is_bytes(self.payload, span):
-            return [self.payload[start:end] for start, end in self.bytes_spans(key)]
-        return [b"%d" % value for value in self.ints(key)]
+        try:
+            return example.strings(self.payload, self.spans.get(key, _NOTHING))
+        except ValueError as error:
+            raise self._fault(key, error) from None
 
     def string(self, key: bytes) -> bytes:
         """The first of `strings`, or nothing."""
-        return next(iter(self.strings(key)), b"")
+        found = self.strings(key)
+        return found[0] if found else b""
 
     @staticmethod
     def _fault(key: bytes, error: ValueError) -> ValueError:
@@ -100,7 +112,8 @@ def scan(payload: bytes) -> Layout:
     """Lay open a serialised record without decoding or copying its image.
 
     Raises ValueError, of the form "cause; remedy", for a payload that is no Example, lacks its
-    image, has annotated objects without boxes or parts, or counts that contradict each other.
+    image, has annotated objects without boxes or parts, counts that contradict each other, more
+    than MAX_OBJECTS objects, or an image of more than MAX_SIDE px a side.
     """
     return layout_of(open_payload(payload))
 
@@ -124,35 +137,44 @@ def layout_of(reader: Reader) -> Layout:
     visibility = reader.ints(b"image/object/parts/v")
     area = reader.float_bytes(b"image/object/area")
 
-    counts = reader.ints(b"image/object/bbox/count") or reader.ints(b"image/object/count")
-    objects = counts[0] if counts else len(edges[0]) // 4
+    counts = {key: reader.ints(b"image/object/" + key) for key in (b"bbox/count", b"count")}
+    given = {key.decode(): values[0] for key, values in counts.items() if values}
+    if len(set(given.values())) > 1:
+        stated = ", ".join(f"image/object/{key} is {count}" for key, count in given.items())
+        raise CountError(f"{stated}; {_AGAIN}")
+    objects = next(iter(given.values()), len(edges[0]) // 4)
+    if objects > MAX_OBJECTS:
+        raise CountError(f"{objects} objects, more than {MAX_OBJECTS}; {_AGAIN}")
     if not edges[0] and (objects or parts_x):
         raise ValueError(f"annotated animals but no boxes (image/object/bbox/xmin); {_AGAIN}")
     for name, edge in zip(_EDGES, edges, strict=True):
         if len(edge) != 4 * objects:
-            raise ValueError(
+            raise CountError(
                 f"image/object/bbox/{name.decode()} has {len(edge) // 4} values "
                 f"for {objects} objects; {_AGAIN}"
             )
     labels = len(parts_x) // 4
     if objects and (labels == 0 or labels % objects):
-        raise ValueError(
+        raise CountError(
             f"image/object/parts/x has {labels} values for {objects} objects; {_AGAIN}"
         )
     for key, found in (("y", len(parts_y) // 4), ("v", len(visibility) or labels)):
         if found != labels:
-            raise ValueError(
+            raise CountError(
                 f"image/object/parts/{key} has {found} values where parts/x has {labels}; {_AGAIN}"
             )
     if area and len(area) != 4 * objects:
-        raise ValueError(
+        raise CountError(
             f"image/object/area has {len(area) // 4} values for {objects} objects; {_AGAIN}"
         )
+    width, height = reader.integer(b"image/width"), reader.integer(b"image/height")
+    if width > MAX_SIDE or height > MAX_SIDE:
+        raise ValueError(f"an image of {width}x{height} px, more than {MAX_SIDE} a side; {_AGAIN}")
     return Layout(
         image_id=reader.string(b"image/id"),
         jpeg=jpeg[0],
-        width=reader.integer(b"image/width"),
-        height=reader.integer(b"image/height"),
+        width=width,
+        height=height,
         objects=objects,
         parts=labels // objects if objects else 0,
         xmin=edges[0],
@@ -164,6 +186,12 @@ def layout_of(reader: Reader) -> Layout:
         visibility=visibility,
         area=area,
     )
+
+
+def readable(text: bytes) -> str:
+    """A name from a record as it can stand in a message: one line of at most 100 characters."""
+    shown = text[:400].decode(errors="replace")[:100]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
 def labelled(
@@ -183,11 +211,13 @@ def area_px(area: FloatArray, bbox: FloatArray, image_px: FloatArray) -> FloatAr
     """Areas in image px², (objects,): as given above 1, times the image's area below (normalised).
 
     bbox (objects, 4) normalised, whose area stands in where `area` is missing or not positive;
-    image_px (objects,) width * height.
+    image_px (objects,) width * height. No area is in 0..1: read again, it would be a share.
     """
-    box = (bbox[:, 2] - bbox[:, 0]) * (bbox[:, 3] - bbox[:, 1]) * image_px
-    known = np.where(area > 1, area, area * image_px)
-    return np.where(np.isfinite(area) & (area > 0), known, box).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # any four floats may come as a box
+        box = (bbox[:, 2] - bbox[:, 0]) * (bbox[:, 3] - bbox[:, 1]) * image_px
+        known = np.where(area > 1, area, area * image_px)
+        px = np.where(np.isfinite(area) & (area > 0), known, box).astype(np.float32)
+    return np.where((px > 0) & (px <= 1), _LEAST_AREA, px)
 
 
 def visibility_array(values: Sequence[int], count: int) -> npt.NDArray[np.uint8]:

@@ -10,6 +10,7 @@ all of object 1.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ import numpy.typing as npt
 from fasthg.data import example
 from fasthg.data.jpeg import jpeg_size
 from fasthg.data.layout import (
+    MAX_OBJECTS,
+    MAX_SIDE,
     FloatArray,
     Layout,
     Reader,
@@ -29,6 +32,9 @@ from fasthg.data.layout import (
     visibility_array,
 )
 from fasthg.errors import DataError
+
+# Identifiers that are stored as integers of 64 bits.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def _floats(*shape: int) -> FloatArray:
@@ -143,19 +149,15 @@ def encode(record: Record) -> bytes:
     """Serialise a record as MARS' trainer and this package read it.
 
     Unlabelled parts become 0, 0 with visibility 0 (MARS cannot read NaN); a missing visibility
-    becomes 2 for labelled parts, a missing area that of the box; the number of objects goes under
-    both its names. Raises ValueError where the arrays' shapes do not fit each other.
+    becomes 2 for labelled parts, a missing area that of the box; an area of at most 1 is taken for
+    a share of the image, as in a file; the number of objects goes under both its names. Raises
+    ValueError where the arrays' shapes do not fit each other, and where `decode` would refuse what
+    is written (but for an empty image).
     """
-    objects, parts = record.keypoints.shape[:2]
-    if record.bbox.shape != (objects, 4) or record.keypoints.shape != (objects, parts, 2):
-        raise ValueError(
-            f"bbox {record.bbox.shape} does not fit keypoints {record.keypoints.shape}"
-        )
+    objects, parts = _sizes(record)
     visibility = record.visibility
     if visibility is None:
         visibility = np.full((objects, parts), 2, np.uint8)
-    if visibility.shape != (objects, parts):
-        raise ValueError(f"visibility {visibility.shape} does not fit {(objects, parts)}")
     keypoints, visibility = labelled(
         record.keypoints.astype(np.float32, copy=True), visibility.astype(np.uint8, copy=True)
     )
@@ -164,7 +166,7 @@ def encode(record: Record) -> bytes:
     area = np.full(objects, np.nan, np.float32) if record.area is None else record.area
     area = area_px(area, bbox, np.full(objects, record.width * record.height, np.float32))
     ids = record.object_id or [str(number) for number in range(objects)]
-    numeric = all(item.isascii() and item.isdigit() and str(int(item)) == item for item in ids)
+    numeric = all(_NUMBER.fullmatch(item) for item in ids)
 
     values: dict[str, example.Value] = {
         "image/id": [record.image_id.encode()],
@@ -204,3 +206,28 @@ def encode(record: Record) -> bytes:
     if record.part_score is not None:
         values["image/object/parts/score"] = record.part_score.ravel()
     return example.encode(values)
+
+
+def _sizes(record: Record) -> tuple[int, int]:
+    """Numbers of objects and of parts; ValueError where something does not fit them."""
+    objects, parts = record.keypoints.shape[:2]
+    if objects > MAX_OBJECTS or objects * parts > example.MAX_VALUES or (objects and not parts):
+        raise ValueError(
+            f"{objects} objects of {parts} parts; at least 1 part, at most {MAX_OBJECTS} objects "
+            f"and {example.MAX_VALUES} parts in all"
+        )
+    if max(record.width, record.height) > MAX_SIDE:
+        raise ValueError(f"an image of {record.width}x{record.height} px; at most {MAX_SIDE}")
+    for name, shape in (
+        ("keypoints", (objects, parts, 2)),
+        ("bbox", (objects, 4)),
+        ("visibility", (objects, parts)),
+        ("area", (objects,)),
+        ("bbox_score", (objects,)),
+        ("bbox_conf", (objects,)),
+        ("part_score", (objects, parts)),
+    ):
+        values = getattr(record, name)
+        if values is not None and values.shape != shape:
+            raise ValueError(f"{name} {values.shape} does not fit {objects} objects, {parts} parts")
+    return objects, parts

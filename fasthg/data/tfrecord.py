@@ -10,6 +10,7 @@ section of TensorFlow's guide (tensorflow.org/tutorials/load_data/tfrecord).
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -17,16 +18,23 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import google_crc32c
+import numpy as np
+import numpy.typing as npt
 
 from fasthg.errors import DataError
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
+# What protobuf allows a message.
+MAX_BYTES = (1 << 31) - 1
+_LARGEST_PIECE = 1 << 20
+_MASK = 0xA282EAD8
 
 _LENGTH = struct.Struct("<Q")
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
 _REMEDY = "write or copy the file again"
+_TOO_LARGE = "the record is larger than the 2 GiB that protobuf allows"
 
 
 class Frame(NamedTuple):
@@ -36,10 +44,17 @@ class Frame(NamedTuple):
     payload: bytes
 
 
+class Damage(NamedTuple):
+    """A place where no record can be read: its byte position, and why."""
+
+    offset: int
+    what: str
+
+
 def masked_crc(data: bytes) -> int:
     """CRC32C of `data` as TFRecord stores it: rotated and offset, an unsigned 32-bit integer."""
     crc: int = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
 
 
 def frame(payload: bytes) -> bytes:
@@ -54,17 +69,20 @@ def read_frames(path: str | os.PathLike[str], *, verify_crc: bool = True) -> Ite
     """Yield the frames of a file in order, one in memory at a time.
 
     Raises DataError, which names the file, the record number (from 0) and its byte offset, when the
-    file cannot be opened, is no TFRecord file, is cut short or fails a CRC. Without `verify_crc`
-    only lengths are checked.
+    file cannot be opened, is no TFRecord file, is cut short, fails a CRC or has a record of more
+    than MAX_BYTES. Without `verify_crc` only lengths are checked.
     """
     path = os.fspath(path)
+    with _opened(path) as stream:
+        yield from _frames(path, stream, verify_crc)
+
+
+def _opened(path: str) -> BinaryIO:
     try:
-        stream = open(path, "rb")  # noqa: SIM115  only the opening is to be caught here
+        return open(path, "rb")
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: {reason}; check the path and its rights") from None
-    with stream:
-        yield from _frames(path, stream, verify_crc)
 
 
 def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
@@ -85,6 +103,8 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
             raise _damaged(path, number, start, "the CRC of the record's length is wrong")
         if length > room:
             raise _damaged(path, number, start, "the file ends inside the record")
+        if length > MAX_BYTES:
+            raise _damaged(path, number, start, _TOO_LARGE)
         payload = stream.read(length)
         footer = stream.read(FOOTER_BYTES)
         if len(payload) != length or len(footer) != FOOTER_BYTES:
@@ -94,6 +114,106 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
         yield Frame(start + HEADER_BYTES, payload)
         start += HEADER_BYTES + length + FOOTER_BYTES
         number += 1
+
+
+def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
+    """Yield the sound frames of a file that may be damaged, and each stretch between them.
+
+    Behind a broken header, and behind a record that is broken and leads to no header, the next
+    place that holds a sound header is looked for, so that bytes lost or added cost no other record.
+    Raises DataError where the file cannot be opened.
+    """
+    with _opened(os.fspath(path)) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        at, in_vain = 0, 0
+        while at < size:
+            found, end = _record_at(stream, at, size)
+            if isinstance(found, bytes):
+                yield Frame(at + HEADER_BYTES, found)
+            else:
+                in_vain += end - at
+                # A file may be made of broken records within each other: each byte is read a few
+                # times at most.
+                if end == at or not (in_vain > 4 * size or _is_header(stream, end, size)):
+                    end = _next_header(stream, at + 1, size)
+                yield Damage(at, f"{found}, {end - at} bytes are lost")
+            at = end
+
+
+def _record_at(stream: BinaryIO, start: int, size: int) -> tuple[bytes | str, int]:
+    """The payload of the record at a byte position, or why there is none, and where it ends.
+
+    The end is `start` where no sound header gives one within the file.
+    """
+    stream.seek(start)
+    header = stream.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        return "the file ends inside the record's header", start
+    length, length_crc = _HEADER.unpack(header)
+    end = start + HEADER_BYTES + length + FOOTER_BYTES
+    if length_crc != masked_crc(header[:8]):
+        return "the CRC of the record's length is wrong", start
+    if end > size:
+        return "the file ends inside the record", start
+    if length > MAX_BYTES:
+        return _TOO_LARGE, end
+    payload, footer = stream.read(length), stream.read(FOOTER_BYTES)
+    if len(footer) < FOOTER_BYTES:
+        return "the file ends inside the record", start
+    if _CRC.unpack(footer)[0] != masked_crc(payload):
+        return "the CRC of the record's data is wrong", end
+    return payload, end
+
+
+def _is_header(stream: BinaryIO, at: int, size: int) -> bool:
+    """Whether a sound header or the end of the file is at a byte position."""
+    stream.seek(at)
+    header = stream.read(HEADER_BYTES)
+    return at == size or (
+        len(header) == HEADER_BYTES and _HEADER.unpack(header)[1] == masked_crc(header[:8])
+    )
+
+
+def _next_header(stream: BinaryIO, start: int, size: int) -> int:
+    """The first position from `start` on with a sound header of a record that fits; else `size`.
+
+    All positions of a piece are looked at together: files have holes, and pixels that look like
+    lengths. The CRC is linear, hence that of a length is the sum of what its bytes contribute; the
+    upper half of any length there is consists of zeros.
+    """
+    of_zeros, contributions = _length_crcs()
+    piece = 1 << 12
+    while start + HEADER_BYTES + FOOTER_BYTES <= size:
+        stream.seek(start)
+        data = np.frombuffer(stream.read(piece + HEADER_BYTES - 1), np.uint8)
+        count = len(data) - HEADER_BYTES + 1
+        if count < 1:
+            break
+        if data.any():
+            byte = [data[i : i + count] for i in range(HEADER_BYTES)]
+            places = np.flatnonzero((byte[4] | byte[5] | byte[6] | byte[7]) == 0)
+            crc = np.full(len(places), of_zeros, np.uint32)
+            stored = np.zeros(len(places), np.uint32)
+            for i in range(4):
+                crc ^= contributions[i][byte[i][places]]
+                stored |= byte[8 + i][places].astype(np.uint32) << np.uint32(8 * i)
+            masked = (crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(_MASK)
+            for place in places[masked == stored].tolist():
+                (length,) = _LENGTH.unpack(data[place : place + 8].tobytes())
+                if start + place + HEADER_BYTES + length + FOOTER_BYTES <= size:
+                    return start + place
+        start += count
+        piece = min(4 * piece, _LARGEST_PIECE)  # mostly the next record is near
+    return size
+
+
+@functools.cache
+def _length_crcs() -> tuple[int, npt.NDArray[np.uint32]]:
+    """CRC32C of eight zeros, and (4, 256) what each value of the first four bytes changes in it."""
+    of_zeros: int = google_crc32c.value(bytes(8))
+    lengths = ((_LENGTH.pack(byte << 8 * i) for byte in range(256)) for i in range(4))
+    crcs = [[google_crc32c.value(length) ^ of_zeros for length in row] for row in lengths]
+    return of_zeros, np.array(crcs, np.uint32)
 
 
 def _damaged(path: str, number: int, start: int, what: str) -> DataError:
