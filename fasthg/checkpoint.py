@@ -277,6 +277,8 @@ class CheckpointKeeper:
         while len(self._recent) > self.max_to_keep:
             oldest = self._recent.pop(0)
             saved = self._saved_at.pop(oldest)
+            if not oldest.exists():  # a damaged one has another name by now
+                continue
             if saved - self._last_kept >= self.keep_every:
                 self._last_kept = saved
                 oldest.rename(oldest.with_name(oldest.name.replace("step", "kept")))

@@ -134,6 +134,9 @@ def test_the_newest_sound_state_is_found(tmp_path: Path) -> None:
     path, state, faults = load_newest(tmp_path)
     assert (path.name, state["step"], len(faults)) == ("step_00000002.pt", 2, 1)
     assert steps(tmp_path) == [1, 2]
+    keeper.max_to_keep, keeper.keep_every = 1, 0
+    keeper.save(4, {"step": 4})
+    assert steps(tmp_path) == [4] and len([*tmp_path.glob("kept_*.pt")]) == 2
     for file in tmp_path.glob("*.pt"):
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"but .* has none; train again"):
