@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from fasthg.heap import peak_bytes
 
 if TYPE_CHECKING:
     from race import Race
@@ -114,6 +115,6 @@ def _serve(
                 # system may take back, and that others had their turn is not the provider's cost.
                 pipe.send(in_turn({provider: run}, 1, calls)[provider][0])
                 continue
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            peak = peak_bytes() / 2**30
             further = race.further(device, run, asked, chosen)
             pipe.send({"peak GiB": round(peak, 2)} | further)

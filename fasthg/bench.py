@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import resource
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from fasthg.data.split import open_split
 from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError
 from fasthg.feed import Feeder
+from fasthg.heap import peak_bytes
 from fasthg.memory import GIB, is_out_of_memory, out_of_memory
 from fasthg.model import build_model
 from fasthg.ops import paths
@@ -347,5 +347,4 @@ def _wait_for(device: torch.device) -> None:
 def _peak(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return {"peak_bytes": torch.cuda.max_memory_allocated(device), "of": "the GPU"}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_bytes": peak, "of": "this process"}
+    return {"peak_bytes": peak_bytes(), "of": "this process"}

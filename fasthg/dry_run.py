@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rich.console import Console
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.loader import Loader
+from fasthg.heap import peak_bytes
 from fasthg.memory import GIB, estimate, is_out_of_memory, out_of_memory
 from fasthg.progress import ProgressLine
 from fasthg.run import RunFolder
@@ -215,8 +215,7 @@ def _memory(device: torch.device, *, peak: bool = False) -> int:
             return torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     now = Path("/proc/self/statm")
     if peak or not now.exists():
-        return most
+        return peak_bytes()
     return int(now.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

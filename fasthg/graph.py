@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -30,6 +31,49 @@ class Graph:
         """Launch the graph on the current stream."""
         self._graph.replay()
         return self._result
+
+
+class Replayed:
+    """Work that is captured for the shapes of its inputs, and from then on replayed.
+
+    Args:
+        work: of the inputs; see `capture` for what it may do.
+        device: where it runs.
+        eager: so many calls with the same shapes run as they are before one is captured.
+        undone: entered around the runs before a capture; its end undoes what they changed.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., Tensor],
+        device: torch.device,
+        *,
+        eager: int = 0,
+        undone: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._work, self._device, self._eager, self._undone = work, device, eager, undone
+        self._shapes: list[torch.Size] | None = None
+        self._times = 0
+        self._inputs: tuple[Tensor, ...] = ()
+        self.captured: Replayable | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The work's result; the next call may write over it."""
+        shapes = [tensor.shape for tensor in inputs]
+        if shapes != self._shapes:
+            # Frees their memory first.
+            self._shapes, self._times, self._inputs, self.captured = shapes, 0, (), None
+        self._times += 1
+        if self._times <= self._eager:
+            return self._work(*inputs)
+        if self.captured is None:
+            held = tuple(tensor.clone() for tensor in inputs)
+            with self._undone():
+                captured = capture(lambda: self._work(*held), self._device)
+            self._inputs, self.captured = held, captured
+        for place, given in zip(self._inputs, inputs, strict=True):
+            place.copy_(given)
+        return self.captured.replay()
 
 
 def capture(work: Callable[[], Tensor], device: torch.device) -> Replayable:

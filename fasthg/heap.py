@@ -1,8 +1,10 @@
-"""How the C library treats the memory of a training on a CPU."""
+"""Memory of a process: how the C library treats it in a training on a CPU, and how much it was."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _NEVER, _LARGEST = -1, 2**31 - 1
@@ -20,3 +22,16 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had, in bytes.
+
+    Linux also counts, in `ru_maxrss`, what the process had that started this one; `VmHWM` does not.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

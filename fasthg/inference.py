@@ -13,7 +13,7 @@ from fasthg import geometry, metrics
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index import RecordIndex
-from fasthg.graph import Replayable, capture
+from fasthg.graph import Replayed
 from fasthg.loss import heatmap_loss
 from fasthg.model import StackedHourglass, fold_batch_norm
 from fasthg.ops import heatmap_peaks
@@ -103,24 +103,14 @@ class Forward:
         self.config, self.precision = config, precision
         self.device = next(model.parameters()).device
         self._captures = self.device.type == "cuda" and config.STEP != "eager"
-        self._captured: Replayable | None = None
-        self._images = torch.empty(0)
-        self._shape, self._times = torch.Size(), 0
+        self._replayed = Replayed(self._run, self.device, eager=2)
 
     def __call__(self, images: Tensor) -> Tensor:
         """As `forward`; the next call may write over the result."""
-        if images.shape != self._shape:
-            self._shape, self._times, self._captured = images.shape, 0, None
-        self._times += 1
-        if not self._captures or self._times < 3:
-            return forward(self.model, images, self.config, self.precision)
-        if self._captured is None:
-            self._images = images.clone()
-            self._captured = capture(
-                lambda: forward(self.model, self._images, self.config, self.precision), self.device
-            )
-        self._images.copy_(images)
-        return self._captured.replay()
+        return self._replayed(images) if self._captures else self._run(images)
+
+    def _run(self, images: Tensor) -> Tensor:
+        return forward(self.model, images, self.config, self.precision)
 
 
 def predict(

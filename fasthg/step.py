@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from fasthg.config import Config
 from fasthg.data.batch import READ_BY_STEP, Batch
 from fasthg.errors import EnvironmentFault
 from fasthg.flat import FlatNetwork
-from fasthg.graph import Replayable, capture
+from fasthg.graph import Replayed
 from fasthg.half_weights import HalfWeights
 from fasthg.heap import keep_freed_memory
 from fasthg.loss import heatmap_loss
@@ -146,8 +146,8 @@ class TrainStep:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
         self._captures = device.type == "cuda" and self.mode.name != "eager"
-        self._captured: Replayable | None = None
-        self._inputs: dict[str, Tensor] = {}
+        # Training has batches of one shape.
+        self._replayed = Replayed(self._device_work, device, undone=self._undone)
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
         """Train on `batch` as step number `step` (the first is 0).
@@ -158,8 +158,8 @@ class TrainStep:
         rate = self._schedule(step)
         if not self.model.training:  # a walk through all modules
             self.model.train()
-        given = {name: getattr(batch, name) for name in READ_BY_STEP}
-        loss = self._replayed(given) if self._captures else self._device_work(given)
+        given = [getattr(batch, name) for name in READ_BY_STEP]
+        loss = self._replayed(*given) if self._captures else self._device_work(*given)
         if not self._updates_on_device:
             self._update()
         return StepResult(loss.detach(), rate)
@@ -194,8 +194,10 @@ class TrainStep:
             predictions, *targets, subpixel=config.SUBPIXEL_TARGETS, scaling=config.LOSS_SCALING
         )
 
-    def _device_work(self, given: dict[str, Tensor]) -> Tensor:
+    def _device_work(self, *given: Tensor) -> Tensor:
         """All that a step does on the device but torch's own optimisers; the loss.
+
+        given: as READ_BY_STEP.
 
         Nothing here waits for the device or depends on the step's number, so that a graph can be
         captured of it.
@@ -204,7 +206,7 @@ class TrainStep:
         with self._half.used() if self._half else contextlib.nullcontext():
             # Of a forward that fails, nothing is left over.
             with collect_statistics() as found:
-                loss = self._loss_of(*given.values())
+                loss = self._loss_of(*given)
             self._statistics.apply(found)
             self.scaler.scale(loss.sum()).backward()
         if self._updates_on_device:
@@ -221,39 +223,22 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _replayed(self, given: dict[str, Tensor]) -> Tensor:
-        """`_device_work` as a graph, captured for the shapes of a batch: training has one."""
-        shapes = {name: tensor.shape for name, tensor in given.items()}
-        if shapes != {name: tensor.shape for name, tensor in self._inputs.items()}:
-            self._captured, self._inputs = None, {}  # frees their memory first
-            inputs = {name: tensor.clone() for name, tensor in given.items()}
-            before = self._snapshot()
-            try:
-                captured = capture(lambda: self._device_work(inputs), self.device)
-            finally:
-                self._restore(before)
-            self._captured, self._inputs = captured, inputs
-        assert self._captured is not None
-        for name, tensor in given.items():
-            self._inputs[name].copy_(tensor)
-        return self._captured.replay()
-
-    def _snapshot(self) -> dict[str, Any]:
-        """What the runs before a capture would leave changed."""
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Undo what the steps inside change."""
         tensors = [self.flat.values, self.averages]
         if isinstance(self.optimizer, RMSProp):
             tensors += self.optimizer.state_dict().values()
-        return {
-            "tensors": [(tensor, tensor.clone()) for tensor in tensors],
-            "scaler": self.scaler.state_dict(),
-        }
-
-    @torch.no_grad()
-    def _restore(self, before: dict[str, Any]) -> None:
-        for tensor, value in before["tensors"]:
-            tensor.copy_(value)
-        if before["scaler"]:  # empty unless in float16
-            self.scaler.load_state_dict(before["scaler"])
+        before = [tensor.clone() for tensor in tensors]
+        scaler = self.scaler.state_dict()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
+            if scaler:  # empty unless in float16
+                self.scaler.load_state_dict(scaler)
 
     def is_finite(self) -> bool:
         """Whether every weight is a number."""

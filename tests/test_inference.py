@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasthg import inference
+from fasthg import graph, inference
 from fasthg.checkpoint import save_weights
 from fasthg.config import Config
 from fasthg.data.batch import Batch
@@ -87,7 +87,7 @@ def test_images_of_one_shape_are_captured_at_the_third_time(monkeypatch) -> None
         result = work()
         return SimpleNamespace(replay=lambda: result.copy_(work()))
 
-    monkeypatch.setattr(inference, "capture", capture)
+    monkeypatch.setattr(graph, "capture", capture)
     config = Config(**SMALL)
     run = inference.Forward(build_model(config).eval(), config, torch.float32)
     monkeypatch.setattr(run, "_captures", True)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from random_batch import batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fasthg import graph as graph_module
 from fasthg import step as step_module
 from fasthg.config import Config
-from fasthg.data.batch import Batch
 from fasthg.errors import ConfigError, EnvironmentFault
 from fasthg.feed import Feeder
 from fasthg.graph import WARM_UP
@@ -102,20 +103,6 @@ def record(work: Callable[[], Tensor], device: torch.device) -> Tape:
     return Tape(work)
 
 
-def batch(seed: int, size: int = 4) -> Batch:
-    random = torch.Generator().manual_seed(seed)
-    return Batch(
-        images=torch.randint(0, 256, (size, 64, 64, 3), generator=random, dtype=torch.uint8),
-        keypoints=torch.rand(size, 7, 2, generator=random) * 16,
-        visibility=torch.full((size, 7), 2, dtype=torch.uint8),
-        sigmas=torch.full((size, 7), 1.5),
-        crop_to_image=torch.zeros(size, 2, 3),
-        area=torch.ones(size),
-        crop_area=torch.ones(size),
-        instance=torch.arange(size),
-    )
-
-
 def make_step(device: torch.device = CPU, **keys: Any) -> TrainStep:
     config = Config(**{**KEYS, **keys})
     return TrainStep(config, build_model(config).to(device), device)
@@ -123,7 +110,7 @@ def make_step(device: torch.device = CPU, **keys: Any) -> TrainStep:
 
 def taped(monkeypatch: pytest.MonkeyPatch, **keys: Any) -> TrainStep:
     """A step that replays, with a tape in place of a CUDA graph."""
-    monkeypatch.setattr(step_module, "capture", record)
+    monkeypatch.setattr(graph_module, "capture", record)
     made = make_step(**keys)
     monkeypatch.setattr(made, "_captures", True)
     return made
@@ -137,7 +124,7 @@ def eager_step(monkeypatch: pytest.MonkeyPatch, **keys: Any) -> TrainStep:
     """
     made = make_step(**keys)
     work = made._device_work
-    monkeypatch.setattr(made, "_device_work", lambda given: Tape(lambda: work(given)).result)
+    monkeypatch.setattr(made, "_device_work", lambda *given: Tape(lambda: work(*given)).result)
     return made
 
 
@@ -201,7 +188,7 @@ def test_work_is_captured_once_for_a_shape(monkeypatch) -> None:
         return record(work, device)
 
     eager, replayed = make_step(FUSED="on"), taped(monkeypatch, FUSED="on")
-    monkeypatch.setattr(step_module, "capture", capture)
+    monkeypatch.setattr(graph_module, "capture", capture)
     for n, size in enumerate((4, 4, 3, 4)):
         wanted = eager(batch(n, size), n).loss
         assert torch.equal(replayed(batch(n, size), n).loss, wanted)
@@ -215,10 +202,10 @@ def test_a_capture_that_fails_leaves_no_trace(monkeypatch) -> None:
         raise torch.OutOfMemoryError("full")
 
     eager, replayed = make_step(FUSED="on"), taped(monkeypatch, FUSED="on")
-    monkeypatch.setattr(step_module, "capture", fail)
+    monkeypatch.setattr(graph_module, "capture", fail)
     with pytest.raises(torch.OutOfMemoryError):
         replayed(batch(0), 0)
-    monkeypatch.setattr(step_module, "capture", record)
+    monkeypatch.setattr(graph_module, "capture", record)
     for got, wanted in zip(train(replayed), train(eager), strict=True):
         assert torch.equal(got, wanted)
 
@@ -337,7 +324,7 @@ class TestOnGpu:
         for got, wanted in zip(train(graph), train(eager), strict=True):
             torch.testing.assert_close(got, wanted, **close)
         torch.testing.assert_close(graph.flat.values, eager.flat.values, rtol=2e-2, atol=2e-3)
-        assert graph._captured is not None
+        assert graph._replayed.captured is not None
 
     def test_batches_arrive_whole_while_steps_run(self) -> None:
         cuda = torch.device("cuda")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_run import rows, run, tiny
 
-from fasthg.checkpoint import load_state, load_weights
+from fasthg.checkpoint import load_state, load_weights, save_state
 from fasthg.data.synthetic import write_dataset
 from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.evaluate import evaluate_run
@@ -230,7 +230,8 @@ def test_resume_refuses_another_networks_mean_squares(mice: Path, tmp_path: Path
     first = run(config)
     state = load_state(first.run.last)
     state["optimizer"]["squares"] = state["optimizer"]["squares"][:-1].clone()
-    torch.save(state, first.run.last)
+    save_state(first.run.last, state)
+    first.run.checkpoints.joinpath("step_00000001.pt").unlink()
     with pytest.raises(DataError, match=r"last\.pt: does not fit .*optimiser's squares are"):
         run(config, resume=first.run.path)
 

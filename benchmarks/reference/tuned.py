@@ -10,7 +10,7 @@ from reference.training import ReferenceTraining
 from torch import Tensor
 
 from fasthg.config import Config
-from fasthg.graph import Replayable, capture
+from fasthg.graph import Replayed
 
 
 class TunedTraining(ReferenceTraining):
@@ -29,8 +29,7 @@ class TunedTraining(ReferenceTraining):
         self.precision = precision
         super().__init__(cfg, device)
         self._forward, self._infer = self._maps, _last
-        self._graph: Replayable | None = None
-        self._given: tuple[Tensor, ...] = ()
+        self._replayed = Replayed(super().step, device)
         self._captures = compiled and device.type == "cuda"
         if compiled:
             mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
@@ -46,13 +45,8 @@ class TunedTraining(ReferenceTraining):
         """As `ReferenceTraining.step`."""
         if not self._captures:
             return super().step(images, heatmaps)
-        if self._graph is None:
-            self._given = tuple(t.to(self.device, copy=True) for t in (images, heatmaps))
-            run = super().step
-            self._graph = capture(lambda: run(*self._given), self.device)
-        for place, given in zip(self._given, (images, heatmaps), strict=True):
-            place.copy_(given, non_blocking=True)
-        return self._graph.replay()
+        given = (tensor.to(self.device, non_blocking=True) for tensor in (images, heatmaps))
+        return self._replayed(*given)
 
     def _placed(self, network: ReferenceHourglass) -> ReferenceHourglass:
         return network.to(self.device, memory_format=torch.channels_last)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from random_batch import batch
 from torch import Tensor, nn
 
 from fasthg.config import Config
-from fasthg.data.batch import Batch
 from fasthg.flat import FlatNetwork
 from fasthg.model import (
     MovingStatistics,
@@ -40,20 +40,6 @@ def network(decay: float = 0.9) -> StackedHourglass:
     small = StackedHourglass(stacks=2, parts=3, features=8, stem_features=4, fused="on")
     set_decay(small, decay)
     return small.to(memory_format=torch.channels_last)
-
-
-def batch(seed: int) -> Batch:
-    random = torch.Generator().manual_seed(seed)
-    return Batch(
-        images=torch.randint(0, 256, (4, 64, 64, 3), generator=random, dtype=torch.uint8),
-        keypoints=torch.rand(4, 7, 2, generator=random) * 16,
-        visibility=torch.full((4, 7), 2, dtype=torch.uint8),
-        sigmas=torch.full((4, 7), 1.5),
-        crop_to_image=torch.zeros(4, 2, 3),
-        area=torch.ones(4),
-        crop_area=torch.ones(4),
-        instance=torch.arange(4),
-    )
 
 
 def collected(net: StackedHourglass) -> list[Found]:
