@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,14 @@ class DamagedFile(DataError):
     """A file of a run is not what was written."""
 
 
+class NoCheckpoint(DataError):
+    """A run has not saved a training state yet."""
+
+
+class UnreadableFile(DataError):
+    """The disk does not give a file of a run back."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path in the same folder, then move it to `path`.
 
@@ -50,10 +59,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         _to_disk(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        # torch and safetensors report a failed write as errors of their own.
-        if isinstance(error, RuntimeError) and "riter" not in str(error):
-            raise
+    except (OSError, safetensors.SafetensorError) as error:
+        # safetensors reports a failed write as an error of its own.
         reason = error.strerror if isinstance(error, OSError) else _cause(error)
         raise FasthgError(
             f"{path}: cannot write ({reason}); free disk space or write elsewhere"
@@ -94,7 +101,14 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Save a training state: nested dicts and lists of tensors and plain values."""
 
     def write(temporary: Path) -> None:
-        torch.save({"format": FORMAT, **state}, temporary)
+        with temporary.open("wb") as file:
+            try:
+                torch.save({"format": FORMAT, **state}, file)
+            except RuntimeError as error:
+                # torch's words for a failed write vary; the system's error stands behind them.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         _seal(temporary)
 
     write_atomically(path, write)
@@ -131,6 +145,14 @@ def _is_sound(path: Path) -> bool:
     return comment == _SEAL + _checksum(path, end)
 
 
+def _comment(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment
+    except zipfile.BadZipFile:
+        return b"?"
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """Load a training state; runs no code from the file.
 
@@ -140,11 +162,18 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         if not _is_sound(path):
+            if zipfile.is_zipfile(path) and not _comment(path):
+                raise DataError(
+                    f"{path}: not a checkpoint of format {FORMAT}, it has no checksum; train again "
+                    "with this version"
+                )
             raise DamagedFile(f"{path}: damaged, its checksum is wrong; use an older one")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; give a run folder that has one") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        raise UnreadableFile(f"{path}: {error.strerror or error}; check the disk") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # It is what was written: no damage.
         raise DataError(
             f"{path}: not a readable checkpoint ({_cause(error)}); use an older one"
@@ -159,11 +188,12 @@ def load_state(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[DataError]]:
     """The newest training state of a run that can be read.
 
-    Returns its path, the state, and what is wrong with the newer ones, which are renamed to
-    `*.damaged`.
+    Returns its path, the state, and what is wrong with the newer ones; what is damaged is renamed
+    to `*.damaged`.
 
     Raises:
-        DataError: there is none, or it is of another format.
+        NoCheckpoint: there is none yet.
+        DataError: none can be read, or it is of another format.
     """
     faults: list[DataError] = []
     seen = set()
@@ -175,21 +205,23 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[DataError]]:
         seen.add((status.st_dev, status.st_ino))
         try:
             return path, load_state(path), faults
+        except UnreadableFile as error:
+            faults.append(error)
         except DamagedFile as error:
             faults.append(error)
             path.rename(path.with_name(f"{path.name}.damaged"))
     if faults:
         raise DataError(f"{faults[0]}, but {folder} has none; train again")
-    raise DataError(f"{folder}: no checkpoint; give a run folder that has one")
+    raise NoCheckpoint(f"{folder}: no checkpoint; give a run folder that has one")
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     def newest(pattern: str) -> list[Path]:
         return sorted(folder.glob(pattern), key=lambda path: path.name, reverse=True)
 
-    yield from newest("step_*.pt")
-    yield from newest("last.pt")
-    yield from newest("kept_*.pt")
+    steps = newest("step_*.pt")
+    # last.pt is a link to the newest or, where there are no links, a copy of it.
+    yield from [*steps[:1], *newest("last.pt"), *steps[1:], *newest("kept_*.pt")]
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
 """What a saved training state must have in common with the run that goes on from it.
 
-A run goes on bit for bit where batches, order and arithmetic stay. Position in the data is the
-number of steps done, so whatever decides which images a step sees must not change; other keys may,
-and what changed is told.
+A run goes on bit for bit where batches, order and arithmetic stay (on a GPU, with DETERMINISTIC).
+The place in the data is the number of steps done, so whatever decides which images a step sees must
+not change; other keys may, and what changed is told.
 """
 
 from __future__ import annotations
@@ -19,22 +19,32 @@ from fasthg.errors import DataError
 _PLACES = ("DATA", "RUNS_DIR", "RUN_NAME", "MARS_PROJECT")
 
 
-def circumstances(config: Config, data: str, device: torch.device, loader: str) -> dict[str, Any]:
+def circumstances(
+    config: Config,
+    data: str,
+    validation: str | None,
+    device: torch.device,
+    means: Mapping[str, str],
+) -> dict[str, Any]:
     """The part of a state that says what it was trained on; plain values.
 
     Args:
-        data: fingerprint of the training data.
-        loader: name of the loader.
+        data, validation: fingerprints of the data.
+        means: what was chosen here by keys that say `auto`.
     """
+    gpu = device.type == "cuda"
     return {
         "keys": config.model_dump(mode="json"),
         "optimizer_name": config.OPTIMIZER,
         "batch_size": config.BATCH_SIZE,
         "seed": config.RANDOM_SEED,
         "data": data,
+        "validation": validation,
         "machine": {
-            "device": device.type,
-            "loader": loader,
+            **means,
+            "device": torch.cuda.get_device_name(device)
+            if gpu
+            else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
         },

@@ -14,12 +14,19 @@ from rich.console import Console
 from torch import Tensor
 
 from fasthg import metrics
-from fasthg.checkpoint import CheckpointKeeper, load_newest, save_state, save_weights
+from fasthg.checkpoint import (
+    CheckpointKeeper,
+    NoCheckpoint,
+    load_newest,
+    load_weights,
+    save_state,
+    save_weights,
+)
 from fasthg.config import Config, inert_keys
 from fasthg.data.loader import loader_choice
 from fasthg.data.split import Split, open_split
 from fasthg.environment import describe_environment
-from fasthg.errors import ConfigError, DataError
+from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
 from fasthg.memory import is_out_of_memory, out_of_memory
@@ -74,7 +81,15 @@ class Training:
         self.console = console
         self.step = TrainStep(config, build_model(config).to(device), device)
         self.circumstances = circumstances(
-            config, train.index.fingerprint(), device, train.loader.name
+            config,
+            train.index.fingerprint(),
+            None if validation is None else validation.index.fingerprint(),
+            device,
+            {
+                "loader": train.loader.name,
+                "precision": str(self.step.precision).removeprefix("torch."),
+                "step": self.step.mode.name,
+            },
         )
         self.done = 0
         self.best = float("inf")
@@ -86,13 +101,18 @@ class Training:
         )
 
     def resume(self) -> None:
-        """Go on from the run's newest checkpoint that can be read.
+        """Go on from the run's newest checkpoint that can be read; before the first, begin anew.
 
         Raises:
-            DataError: there is none, or it is of other data, another network or optimiser.
+            DataError: none can be read, or it is of other data, another network or optimiser.
         """
         say = self.console.print
-        path, state, damaged = load_newest(self.run.checkpoints)
+        try:
+            path, state, damaged = load_newest(self.run.checkpoints)
+        except NoCheckpoint:
+            self.run.truncate_log(0)
+            say(f"no checkpoint in {self.run.path} yet: from the beginning", highlight=False)
+            return
         for error in damaged:
             say(f"{error}; {path.name} serves", highlight=False, soft_wrap=True)
         refuse_another_plan(path, state, self.circumstances)
@@ -107,6 +127,15 @@ class Training:
         self.done, self.best = int(state["step"]), float(state["best"])
         self.train.loader.corrupt.update(state["corrupt"])
         self.run.truncate_log(self.done)
+        if state["validation"] != self.circumstances["validation"]:
+            say("changed  DATA.VAL: the best so far does not count any more", highlight=False)
+            self.best = float("inf")
+        elif self.run.best.exists():
+            try:
+                load_weights(self.run.best)
+            except DataError as error:
+                say(f"{error}; the next ones count as the best", highlight=False, soft_wrap=True)
+                self.best = float("inf")
         say(
             f"resumed {path}: weights, averages, optimiser, schedule and place in the data at step "
             f"{self.done}; best so far {self.best:.2f} px",
@@ -184,10 +213,15 @@ class Training:
         rows = (~torch.isfinite(losses)).any(0).nonzero().ravel().tolist()
         names = "; ".join(self.train.index.describe(int(instances[r])) for r in rows[:3])
         path = self.run.checkpoints / "diverged.pt"
-        save_state(path, {**self._state(), "instances": instances, "losses": losses.cpu()})
+        found = {"losses_step": step, "losses": losses.cpu(), "instances": instances}
+        try:
+            save_state(path, {**self._state(), **found})
+            kept = f"state and losses are in {path}"
+        except FasthgError as error:
+            kept = str(error)
         raise DataError(
             f"step {step}: the loss is not finite for {len(rows)} of {len(instances)} images "
-            f"({names}); state and losses are in {path}; {self._after_divergence()}"
+            f"({names}); {kept}; {self._after_divergence()}"
         )
 
     def _after_divergence(self) -> str:

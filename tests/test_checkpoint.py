@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from fasthg.checkpoint import (
     FORMAT,
     CheckpointKeeper,
     DamagedFile,
+    NoCheckpoint,
     load_newest,
     load_state,
     load_weights,
@@ -84,8 +88,9 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such checkpoint"):
         load_state(tmp_path / "none.pt")
     torch.save({"epoch": 1}, tmp_path / "other.pt")
-    with pytest.raises(DamagedFile, match="checksum"):
+    with pytest.raises(DataError, match="not a checkpoint of format") as caught:
         load_state(tmp_path / "other.pt")
+    assert not isinstance(caught.value, DamagedFile)  # and so keeps its name
     save_state(tmp_path / "older.pt", {"format": 1})
     with pytest.raises(DataError, match=rf"not a checkpoint of format {FORMAT}"):
         load_newest_of(tmp_path, "older.pt")
@@ -98,6 +103,34 @@ def load_newest_of(folder: Path, name: str) -> None:
         load_newest(folder)
     finally:
         assert (folder / "last.pt").exists()
+
+
+@pytest.mark.parametrize("room", [0, 100, 4_000, 100_000, 250_000, 399_000])
+def test_a_full_disk_leaves_the_old_state(tmp_path: Path, room: int) -> None:
+    """The file-size limit of the process stands in for a full disk."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from fasthg.checkpoint import load_state, save_state
+from fasthg.errors import FasthgError
+path = Path(sys.argv[1])
+state = {"step": 1, "model": {f"w{i}": torch.ones(10_000) for i in range(10)}}
+save_state(path, state)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    save_state(path, {**state, "step": 2})
+except FasthgError as error:
+    print(error)
+assert load_state(path)["step"] == 1
+assert [p.name for p in path.parent.iterdir()] == [path.name]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.pt"), str(room)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a.pt: cannot write (File too large); free disk space" in done.stdout
 
 
 def test_one_changed_byte_anywhere_is_found(tmp_path: Path) -> None:
@@ -130,6 +163,12 @@ def test_the_newest_sound_state_is_found(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         keeper.save(step, {"step": step})
     assert load_newest(tmp_path)[1]["step"] == 3
+    sound = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").unlink()  # a copy of a run has a file of its own there
+    (tmp_path / "last.pt").write_bytes(sound)
+    (tmp_path / "step_00000003.pt").write_bytes(b"half")
+    assert load_newest(tmp_path)[1]["step"] == 3
+    os.link(tmp_path / "last.pt", tmp_path / "step_00000003.pt")
     (tmp_path / "last.pt").write_bytes(b"half")  # and step 3, the same file
     path, state, faults = load_newest(tmp_path)
     assert (path.name, state["step"], len(faults)) == ("step_00000002.pt", 2, 1)
@@ -141,7 +180,7 @@ def test_the_newest_sound_state_is_found(tmp_path: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"but .* has none; train again"):
         load_newest(tmp_path)
-    with pytest.raises(DataError, match="no checkpoint"):
+    with pytest.raises(NoCheckpoint, match="no checkpoint"):
         load_newest(tmp_path)
 
 

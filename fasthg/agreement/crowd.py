@@ -87,7 +87,7 @@ def read_crowd(project: Path) -> Crowd:
         workers=tuple(everybody),
         frames=tuple(frames),
         labels=stacked,
-        who=np.where(answered, np.array(who, np.int64).reshape(-1, most), -1),
+        who=np.where(answered, np.array(who, np.int64).reshape(len(who), most), -1),
         size=np.array(sizes, np.float64).reshape(-1, 2),
     )
 

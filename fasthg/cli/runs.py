@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,9 @@ def train(
     from fasthg.config import load_config
     from fasthg.run import RunFolder
 
+    if hasattr(signal, "SIGUSR1"):
+        # While it trains it saves; before and after it would be the end.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     given = list(overrides or [])
     if config is not None and "=" in config and not Path(config).exists():
         given.insert(0, config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+_LARGEST = 1 << 30  # px, of OpenCV
+
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) in px from a JPEG's frame header, or None where there is none to read.
@@ -51,6 +53,8 @@ def image_fault(data: bytes, width: int, height: int) -> str | None:
         return "is neither JPEG nor PNG"
     if size is None:
         return "has no readable header"
+    if size[0] * size[1] > _LARGEST:
+        return "is larger than 2^30 px"
     if size != (width, height):
         return f"is {size[0]}x{size[1]} px but its record says {width}x{height}"
     return None

@@ -6,11 +6,13 @@ there are.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +47,7 @@ Image = npt.NDArray[Any]
 # The EXIF orientation of a frame is not the one its annotation was drawn in.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PREFETCH = 2
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Of the workers, while the same batch is waited for.
 _RESTARTS = 2
 
@@ -226,19 +229,20 @@ class PortableLoader:
         """Batches start..stop-1; see loader.Loader."""
         limit = self.planner.stop
         stop = stop if limit is None else min(stop, limit)
-        painted_batches = self._start(start, stop)
-        mine = self._pass
-        step, deaths = start, 0
+        painted_batches: Iterator[_Painted] | None = None
+        mine, step, deaths = -1, start, 0
         while step < stop:
             try:
+                if painted_batches is None:
+                    painted_batches = self._start(step, stop)
+                    mine = self._pass
                 painted = next(painted_batches)
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if "exited unexpectedly" not in str(error):
                     raise
                 deaths += 1
                 self._replace_workers(deaths, error)
-                painted_batches = self._start(step, stop)
-                mine = self._pass
+                painted_batches = None
                 continue
             if painted.error is not None:
                 raise painted.error
@@ -327,6 +331,10 @@ def _start_worker(forked: bool, _: int) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not forked:
         cv2.setNumThreads(1)
+    elif sys.platform == "linux":
+        # A parent that is killed cannot end its workers, and one that waits to hand a batch over
+        # would not notice: they end with it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _as_it_is(painted: Any) -> Any:

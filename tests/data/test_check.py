@@ -223,6 +223,33 @@ def test_the_same_bytes_in_two_splits_count_once(tmp_path: Path) -> None:
     assert found.problems[0].split == "val"
 
 
+def test_repeats_are_found_in_files_of_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_frames(tmp_path / folder / "set", [encode(record(0))])
+    found, _ = check({"train": str(tmp_path / "*" / "set")}, 4)
+    assert kinds(found) == {problems.SAME_ID: 1, problems.SAME_IMAGE: 1}
+
+
+def test_a_midline_part_that_is_never_labelled_is_no_hindrance(tmp_path: Path) -> None:
+    records = [record(number) for number in range(10)]
+    for one in records:
+        one.keypoints[0, 3] = np.nan
+    swap(records[7])
+    write_frames(tmp_path / "set", map(encode, records))
+    assert kinds(looked(tmp_path)) == {problems.SWAPPED: 1}
+
+
+def test_absurd_places_can_be_drawn(tmp_path: Path) -> None:
+    write_frames(tmp_path / "set", map(encode, [record(0)]))
+    one = record(0)
+    put(0, 1e9, 1e9)(one)
+    one.bbox[0, 2] = 1e7
+    write_frames(tmp_path / "set", [encode(one)])
+    found, indices = check({"train": str(tmp_path / "set")}, 4)
+    assert "data:image/jpeg" in page.write(found, indices)
+
+
 def test_views_without_a_fixed_order_are_not_judged(tmp_path: Path) -> None:
     records = [record(number) for number in range(10)]
     for changed in records[:5]:

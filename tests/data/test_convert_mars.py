@@ -279,17 +279,6 @@ def test_bad_configs(tmp_path: Path, config: str, message: str) -> None:
         mars.convert(make(tmp_path, config))
 
 
-def test_worker_labels(tmp_path: Path) -> None:
-    labels = workers()
-    labels["black"][0, [1, 2]] = labels["black"][0, [2, 1]]
-    project = make(tmp_path)
-    put_manifest(project, [line(0, labels)])
-    ((image, found),) = mars.worker_labels(project)
-    assert image.endswith("frame0.jpg")
-    for animal, xy in workers().items():
-        np.testing.assert_allclose(found[animal], xy)
-
-
 def test_parts_and_videos(tmp_path: Path) -> None:
     project = make(tmp_path, frames=0)
     for number in range(6):

@@ -156,18 +156,53 @@ def test_the_choice_of_a_loader(mice: RecordIndex, monkeypatch: pytest.MonkeyPat
         make_loader(planner, Config(), cpu, "tf")
 
 
+def test_a_worker_that_dies_between_passes_is_replaced(
+    mice: RecordIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    planner = Planner(mice, Config(), training=True, seed=0)
+    loader = portable.PortableLoader(planner, 1)
+    try:
+        wanted = [batch.images for batch in loader.batches(0, 2)]
+        (worker,) = loader._data._iterator._workers  # type: ignore[union-attr]
+        worker.kill()
+        worker.join()
+        got = [batch.images for batch in loader.batches(0, 2)]
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert "an input worker was killed" in caplog.text
+    finally:
+        loader.close()
+
+
+def test_an_error_in_a_worker_is_no_kill(
+    mice: RecordIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> str | None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(portable.Painter, "paint", fail)
+    loader = portable.PortableLoader(Planner(mice, Config(), training=True, seed=0), 1)
+    try:
+        with pytest.raises(RuntimeError, match="planted"):
+            next(loader.batches(0, 2))
+        assert "killed" not in caplog.text
+    finally:
+        loader.close()
+
+
 INTERRUPTED = """
-import sys
+import sys, time
 from fasthg.config import Config
 from fasthg.data.index import RecordIndex
 from fasthg.data.plan import Planner
 from fasthg.data.portable import PortableLoader
 
-planner = Planner(RecordIndex.build(sys.argv[1], 7), Config(), training=True, seed=0)
+cfg = Config(BATCH_SIZE=int(sys.argv[2]), INPUT_SIZE=64, HEATMAP_SIZE=16)
+planner = Planner(RecordIndex.build(sys.argv[1], 7), cfg, training=True, seed=0)
 loader = PortableLoader(planner, 2)
 try:
     for step, _ in enumerate(loader.batches(0, 10**6)):
         if step == 1:
+            time.sleep(float(sys.argv[3]))
             pids = [str(worker.pid) for worker in loader._data._iterator._workers]
             print(*pids, flush=True)
 except KeyboardInterrupt:
@@ -179,7 +214,7 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_leaves_no_worker_and_no_traceback(mice: RecordIndex, repository: Path) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, mice.files[0]],
+        [sys.executable, "-c", INTERRUPTED, mice.files[0], "8", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -196,7 +231,33 @@ def test_ctrl_c_leaves_no_worker_and_no_traceback(mice: RecordIndex, repository:
         run.kill()
     assert run.returncode == 130
     assert errors == ""
+    _all_gone(workers)
+
+
+def _all_gone(workers: list[int]) -> None:
     deadline = time.monotonic() + 5
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers learn of it from Linux")
+def test_a_loader_that_is_killed_takes_its_workers_along(
+    mice: RecordIndex, repository: Path
+) -> None:
+    """With batches lying ready that fill the pipe, so that the workers wait to hand them over."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, mice.files[0], "160", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=repository,
+    )
+    try:
+        assert run.stdout is not None
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        assert len(workers) == 2
+    finally:
+        run.kill()
+        run.wait()
+    _all_gone(workers)

@@ -1,11 +1,11 @@
-"""A training that kills itself at a point of a save, as if the power went."""
+"""A training that kills itself at a point of a save."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from tiny_run import run
@@ -24,6 +24,7 @@ POINTS = (
     "inside a line of the log",
     "before the best weights are in place",
     "after the best weights are in place",
+    "before the first save",
 )
 
 
@@ -34,16 +35,18 @@ def _die() -> None:
 def _arm(point: str) -> None:
     """Make this process kill itself at a point that it comes to for the third time or so."""
     save, seal, replace, unlink = torch.save, checkpoint._seal, os.replace, Path.unlink
-    saved: list[Path] = []
+    saved: list[str] = []
 
     def third() -> bool:
         return len(saved) == 3
 
-    def torch_save(state: Any, path: Path) -> None:
-        saved.append(path)
-        save(state, path)
+    def torch_save(state: Any, file: BinaryIO) -> None:
+        saved.append(file.name)
+        if point == POINTS[9]:
+            _die()
+        save(state, file)
         if point == POINTS[0] and third():
-            os.truncate(path, path.stat().st_size // 2)
+            file.truncate(file.tell() // 2)
             _die()
 
     def sealed(path: Path) -> None:

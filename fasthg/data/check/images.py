@@ -56,7 +56,7 @@ def look(index: RecordIndex, split: str) -> tuple[Looks, list[Problem]]:
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # images are the parallelism
     try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(lambda r: _look(index, r), range(index.num_records)))
     finally:
         cv2.setNumThreads(cv2_threads)
@@ -97,24 +97,28 @@ def _look(index: RecordIndex, record: int) -> _Look:
 def repeated(indices: Mapping[str, RecordIndex], looks: Mapping[str, Looks]) -> Iterator[Problem]:
     """Ids and images that are there again, in their own split or another; near-duplicates of
     images of an earlier split."""
-    ids: dict[str, str] = {}
-    images: dict[bytes, str] = {}
+    ids: dict[str, tuple[str, int]] = {}
+    images: dict[bytes, tuple[str, int]] = {}
+
+    def named(place: tuple[str, int]) -> str:
+        return f"{place[0]}: {indices[place[0]].describe_record(place[1])}"
+
     exact: set[tuple[str, int]] = set()
     for split, index in indices.items():
         for record in range(index.num_records):
             image_id = index.image_id(record)
-            where = f"{split}: {index.describe_record(record)}"
-            if image_id and ids.setdefault(image_id, where) != where:
+            first = ids.setdefault(image_id, (split, record))
+            if image_id and first != (split, record):
                 name = index.describe_record(record)
-                yield Problem(SAME_ID, split, name, f"first in {ids[image_id]}", record)
+                yield Problem(SAME_ID, split, name, f"first in {named(first)}", record)
         for record, digest in zip(looks[split].records.tolist(), looks[split].digests, strict=True):
-            name = index.describe_record(record)
-            where = f"{split}: {name}"
-            if images.setdefault(digest, where) != where:
+            first = images.setdefault(digest, (split, record))
+            if first != (split, record):
                 exact.add((split, record))
-                across = not images[digest].startswith(f"{split}: ")
-                detail = f"the same bytes as {images[digest]}"
-                yield Problem(SAME_IMAGE, split, name, detail, record, weight=float(across))
+                detail = f"the same bytes as {named(first)}"
+                weight = float(first[0] != split)
+                name = index.describe_record(record)
+                yield Problem(SAME_IMAGE, split, name, detail, record, weight=weight)
     splits = list(indices)
     for later in range(1, len(splits)):
         split = splits[later]

@@ -145,10 +145,13 @@ def _swapped(
         centre = (keypoints[:, first] + keypoints[:, second]) / 2
         along = keypoints[:, middle] - centre[:, None]
         lengths = np.hypot(along[..., 0], along[..., 1])
-        seen = np.isfinite(lengths).all(axis=1) & np.isfinite(across).all(axis=1)
-        if not middle or not seen.any():
+        seen = np.isfinite(across).all(axis=1)
+        labelled = np.isfinite(lengths[seen])
+        if not labelled.any():
             continue
-        far = int(lengths[seen].mean(axis=0).argmax())
+        # Where parts are seldom labelled, the one that says most often where the animal points.
+        reach = np.where(labelled, lengths[seen], 0).sum(axis=0)
+        far = int(reach.argmax())
         along, length = along[:, far], lengths[:, far]
         cross = across[:, 0] * along[:, 1] - across[:, 1] * along[:, 0]
         sine = cross / np.maximum(np.hypot(across[:, 0], across[:, 1]) * length, 1e-6)

@@ -16,6 +16,7 @@ from fasthg.errors import DataError
 PICTURED = 12
 """Problems of a kind that are shown."""
 _WIDTH = 480  # px
+_FAR = 10_000  # px; OpenCV cannot draw everywhere
 # BGR of Okabe and Ito's palette: blue for what is meant, sky blue for the box, orange for the rest.
 _MEANT, _OTHER, _BOX = (178, 114, 0), (0, 159, 230), (233, 180, 86)
 
@@ -74,9 +75,10 @@ def _picture(problem: Problem, index: RecordIndex, right: set[int]) -> bytes | N
         animals = np.array([problem.instance])
     size = np.array([index.width[problem.record], index.height[problem.record]] * 2)
     for animal in animals.tolist():
-        x1, y1, x2, y2 = (index.bbox[animal] * size * scale).round().astype(int).tolist()
+        edges = (index.bbox[animal] * size * scale).clip(-_FAR, _FAR)
+        x1, y1, x2, y2 = edges.round().astype(int).tolist()
         cv2.rectangle(image, (x1, y1), (x2, y2), _BOX, 1, cv2.LINE_AA)
-        for part, (x, y) in enumerate(index.keypoints[animal] * scale):
+        for part, (x, y) in enumerate((index.keypoints[animal] * scale).clip(-_FAR, _FAR)):
             if not np.isfinite(x + y):
                 continue
             meant = part in problem.parts

@@ -18,8 +18,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Unpack
 
 import numpy as np
@@ -123,11 +123,22 @@ def convert(
         raise missing_images(missing, total, images or sources[0].path, "--images")
     skipped["frames without an image"] = len(missing)
     report.skipped.update(skipped)
-    kept = keep_labelled(frames, report)
+    kept = keep_labelled(_told_apart(frames), report)
     unboxed = sum(int(np.isnan(given_boxes(frame)[:, 0]).sum()) for frame in kept)
     if unboxed:
         report.notes.append(f"{unboxed} animals have no usable bbox: boxes around their parts")
     return write_splits(kept, Path(out), report, **options)
+
+
+def _told_apart(frames: Sequence[Labelled]) -> list[Labelled]:
+    """Images of one name in the folders of several files: their splits' names go before all ids."""
+    files: dict[str, PurePath] = {}
+    if all(files.setdefault(frame.image_id, frame.image) == frame.image for frame in frames):
+        return list(frames)
+    return [
+        replace(frame, image_id=f"{frame.split}/{frame.image_id}") if frame.split else frame
+        for frame in frames
+    ]
 
 
 def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _Set:

@@ -54,7 +54,9 @@ def records(config: Config, splits: Sequence[str]) -> Iterator[tuple[str, Record
 class FileNames:
     """File names for images, made of their ids: none twice on any system."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, flat: bool = False) -> None:
+        """flat: all folders of an id become one."""
+        self._flat = flat
         self._taken: set[str] = set()
 
     def new(self, record: Record, split: str) -> tuple[str, ...]:
@@ -63,6 +65,8 @@ class FileNames:
         parts = [_FORBIDDEN.sub("_", part).rstrip(". ") for part in relative_parts(record.image_id)]
         parts = [part for part in parts if part] or [f"{len(self._taken):06d}"]
         *folders, stem = parts if len(parts) > 1 else [split, *parts]
+        if self._flat:
+            folders = ["_".join(folders)]
         suffix = ".png" if record.encoded.startswith(_PNG) else ".jpg"
         name, copy = stem + suffix, 1
         while "/".join((*folders, name)).lower() in self._taken:

@@ -42,7 +42,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from fasthg.data.convert.common import (
     Labelled,
@@ -116,25 +115,6 @@ def convert(
         names = ", ".join(sorted(labels.unknown))
         report.notes.append(f"labels that name no keypoint or animal of the project: {names}")
     return write_splits(keep_labelled(frames, report), out, report, **options)
-
-
-def worker_labels(
-    project: Path, annotations: Path | None = None
-) -> list[tuple[str, dict[str, npt.NDArray[np.float64]]]]:
-    """Every frame's labels before any consensus, for measures of human agreement.
-
-    Returns (image as written in the file, {animal: (workers, parts, 2) image px, NaN where left
-    out}); swaps are repaired as in `convert`. Raises DataError as `convert` does.
-    """
-    config = read_project(Path(project))
-    source = config.annotations if annotations is None else Path(annotations)
-    return [
-        (
-            frame.image,
-            {name: repair_swaps(xy, config.pairs)[0] for name, xy in frame.workers.items()},
-        )
-        for frame in read_frames(source, config).frames
-    ]
 
 
 def _animals(config: Project, pose_model: str | None) -> tuple[str, tuple[str, ...]]:

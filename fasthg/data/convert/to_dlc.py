@@ -53,7 +53,7 @@ def export(
         raise DataError(f"{out}: holds a project already; give another folder")
     parts = [str(name) for name in config.PARTS.NAMES]
     report = new_report({name: name for name in parts})
-    paths = FileNames()
+    paths = FileNames(flat=True)
     folders: dict[str, list[_Row]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     counts: Counter[str] = Counter()
@@ -61,8 +61,7 @@ def export(
         if not len(record.keypoints):
             report.skip("frames without an animal")
             continue
-        *above, image = paths.new(record, split)
-        folder = "_".join(above)
+        folder, image = paths.new(record, split)
         write_file(out / "labeled-data" / folder / image, record.encoded)
         xy = record.keypoints.astype(np.float64) * (record.width, record.height)
         folders.setdefault(folder, []).append(_Row(image, xy, tuple(record.object_id)))
