@@ -1,7 +1,7 @@
 """The run folder: where everything of one training lies.
 
 `config.yaml` (as given), `config.resolved.yaml`, `env.json`, `metrics.jsonl`, TensorBoard events,
-`checkpoints/{last.pt, step_*.pt, best.safetensors}` and `eval/<split>/`.
+`checkpoints/{last.pt, step_*.pt, best.safetensors}`, `eval/<split>/` and `report.html`.
 """
 
 from __future__ import annotations
@@ -161,20 +161,23 @@ class RunFolder:
                 f"{path}: cannot write ({error.strerror}); free disk space, then --resume"
             ) from error
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, less those that a full disk cut off; none without it."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
+
     def truncate_log(self, step: int) -> None:
         """Drop rows after `step`: a resumed run writes them again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the line that a full disk cut off
-                continue
-            if row.get("step", 0) <= step:
-                kept.append(line)
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        if path.exists():
+            kept = (row for row in self.logged() if row.get("step", 0) <= step)
+            write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
