@@ -129,13 +129,16 @@ class RunFolder:
         return load_config(self.resolved, overrides or [])
 
     def write_config(self, config: Config) -> None:
-        """Write `config.resolved.yaml`, with data paths that hold from any folder."""
+        """Write `config.resolved.yaml`, with paths of data that hold from any folder."""
         splits = {
             split: tuple(os.path.abspath(pattern) for pattern in patterns)
             for split, patterns in config.DATA.model_dump().items()
             if patterns is not None
         }
-        config = config.model_copy(update={"DATA": config.DATA.model_copy(update=splits)})
+        places: dict[str, Any] = {"DATA": config.DATA.model_copy(update=splits)}
+        if config.MARS_PROJECT is not None:
+            places["MARS_PROJECT"] = os.path.abspath(config.MARS_PROJECT)
+        config = config.model_copy(update=places)
         write_text(self.resolved, dump_config(config))
 
     def eval_folder(self, split: str) -> Path:

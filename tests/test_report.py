@@ -123,7 +123,7 @@ def test_unreadable_images_are_counted(trained: RunFolder, evaluation: Evaluatio
     faulty = replace(evaluation, metrics={**evaluation.metrics, "unreadable_images": 17})
     text = report.write(trained, trained.config(), faulty).read_text()
     assert '<td>test</td><td class="number">17</td>' in text
-    assert "`fasthg data check` names them" in text
+    assert "data check names such images" in text
 
 
 def test_a_part_without_labels_and_missing_files(
@@ -135,7 +135,7 @@ def test_a_part_without_labels_and_missing_files(
     unlabelled = replace(evaluation.predictions, visibility=visibility)
     page = report.write(bare, trained.config(), replace(evaluation, predictions=unlabelled))
     found = Page(page.read_text())
-    assert "Nothing was logged." in found.text and "unknown" in found.text
+    assert "Nothing was logged." in found.text and "trainingunknown" in found.text
     assert "<bare>: report" in found.text
     assert found.text.count("no such checkpoint") == 1
     nothing = replace(unlabelled, visibility=np.zeros_like(visibility))
@@ -170,11 +170,14 @@ def test_marks_lie_where_labels_and_predictions_are(
     monkeypatch.setattr(gallery, "decode", lambda data: np.full((160, 192, 3), 127, np.uint8))
     predictions, index = evaluation.predictions, evaluation.index
     box = index.bbox[predictions.instance[0]] * [192, 160, 192, 160]
-    centre, half = (box[:2] + box[2:]) / 2, 1.1 * np.ptp(box.reshape(2, 2), axis=0).max()
+    centre, half = (
+        (box[:2] + box[2:]) / 2,
+        (0.5 + gallery.MARGIN) * np.ptp(box.reshape(2, 2), axis=0).max(),
+    )
     points = np.full_like(predictions.truth, NAN)
     points[0, 0] = centre + half * np.array([0.5, -0.25])
     made = replace(
-        *(predictions,),
+        predictions,
         truth=points,
         keypoints=np.where(np.isfinite(points), points + half * np.array([-1.0, 0]), NAN),
         visibility=np.full_like(predictions.visibility, 2),
@@ -187,8 +190,8 @@ def test_marks_lie_where_labels_and_predictions_are(
     # 340 px are twice `half`: the label at 3/4 and 3/8, the prediction at 1/4 and 3/8.
     for marks in (ring, cross):
         assert (y[marks].min() + y[marks].max()) / 2 == pytest.approx(0.375 * side, abs=2)
-    assert x[ring].max() == pytest.approx(0.75 * side + 8, abs=2)
-    assert x[cross].min() == pytest.approx(0.25 * side - 7, abs=2.5)
+    assert x[ring].max() == pytest.approx(0.75 * side + 7, abs=2)
+    assert x[cross].min() == pytest.approx(0.25 * side - 6.5, abs=2.5)
 
 
 def project(folder: Path, workers: int) -> Path:
@@ -349,6 +352,20 @@ def test_the_verbs(
     assert "animals in 2 frames (val)" in place.read_text()
     (jpeg, *_) = re.findall(r"data:image/jpeg;base64,([^\"]+)", place.read_text())
     assert base64.b64decode(jpeg).startswith(b"\xff\xd8")
+
+
+def test_the_project_is_found_from_any_folder(
+    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project(tmp_path / "people", 3).parent)
+    config = tiny(mice, tmp_path, DATA={}, MARS_PROJECT="people", POSE_MODEL="top")
+    folder = RunFolder.create(config, None, "x")
+    monkeypatch.chdir("/")
+    found = folder.config()
+    (pattern,) = found.DATA.TEST or ()
+    assert pattern == f"{tmp_path}/people/pose/top_tfrecords_pose/test_dataset-*"
+    human, _ = people(found.MARS_PROJECT, ("nose", "tail"))
+    assert human is not None
 
 
 def test_a_log_that_a_full_disk_cut_off(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ class Chart:
                 f'<rect x="{at:.0f}" y="{_TOP + 1}" width="14" height="5" style="fill:{colour}"/>'
                 f'<text class="name" x="{at + 19:.0f}" y="{_TOP + 8}">{escape(name)}</text>'
             )
-            at += 34 + 5.6 * len(name)
+            at += 38 + 6.2 * len(name)
         for value, text in self.x.ticks():
             px = self.left + float(self.x.share(value)) * width
             parts.append(

@@ -84,7 +84,9 @@ def errors(names: Sequence[str], means: Floats, ends: Floats, unit: str, level: 
     left = 20 + round(6.3 * max(map(len, rows)))
     height = 26 * len(rows)
     chart = Chart(
-        *(f"Mean error, {level:.0%} interval", most, Axis(0.0, len(rows), "")),
+        f"Mean error, {level:.0%} interval",
+        most,
+        Axis(0.0, len(rows), ""),
         size=(480, height),
         rows=rows,
         left=min(left, 190),

@@ -12,7 +12,6 @@ from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.convert.images import decode
 from fasthg.evaluate import Evaluation, worst_rows
-from fasthg.pictures import MARGIN
 
 Pixels = NDArray[Any]
 
@@ -21,6 +20,8 @@ PALETTE = (
     *((230, 159, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115)),
     *((204, 121, 167), (213, 94, 0), (0, 114, 178)),
 )
+MARGIN = 0.2
+"""Image shown around the annotated box, as a fraction of its longer side."""
 _SIDE = 340  # px
 _FINE = 4  # binary digits of a position below 1 px, as OpenCV draws
 _QUALITY = 82
@@ -99,10 +100,10 @@ def _marks(
     colour, more = ((0, 0, 0), 2) if rim else (bgr, 0)
     if true is not None:
         cv2.line(crop, _fine(true), _fine(predicted), colour, 1 + more, cv2.LINE_AA, _FINE)
-        radius = 6 << _FINE
+        radius = 5 << _FINE
         cv2.circle(crop, _fine(true), radius, colour, 2 + more, cv2.LINE_AA, _FINE)
     for sign in (-1, 1):
-        reach = np.array([5.0, 5.0 * sign])
+        reach = np.array([4.5, 4.5 * sign])
         ends = _fine(predicted - reach), _fine(predicted + reach)
         cv2.line(crop, *ends, colour, 2 + more, cv2.LINE_AA, _FINE)
 

@@ -32,7 +32,8 @@ _STYLE = f"""<style>{STYLE}
 .legend i {{ display: inline-block; width: .8em; height: .8em; border-radius: 50%;
   margin-right: .4em; }}
 .pictures {{ grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }}
-.wide {{ overflow-x: auto; margin: 1rem 0; }}
+.wide {{ overflow-x: auto; margin: 1rem 0; white-space: nowrap; }}
+pre {{ white-space: pre-wrap; }}
 p.note {{ max-width: 60rem; }}
 </style>"""
 
@@ -125,14 +126,20 @@ def _worst(config: Config, known: Known) -> Iterator[str]:
 
 def _unreadable(run: RunFolder, known: Known) -> Iterator[str]:
     yield html.heading("Unreadable images")
+    counts = {
+        "while training": "unknown",
+        known.metrics["split"]: known.metrics["unreadable_images"],
+    }
+    why = ""
     try:
-        trained: object = len(load_state(run.last)["corrupt"])
+        counts["while training"] = len(load_state(run.last)["corrupt"])
     except DataError as error:
-        trained = f"unknown ({error})"
-    rows = [["training", trained], [known.metrics["split"], known.metrics["unreadable_images"]]]
-    yield html.table(["data", "images left out"], rows)
-    if any(row[1] != 0 for row in rows):
-        yield html.note("`fasthg data check` names them.")
+        why = f"Unknown of the training: {error}."
+    yield html.table(["data", "images left out"], counts.items())
+    if why:
+        yield html.note(why)
+    if any(counts.values()):
+        yield html.note("fasthg data check names such images.")
 
 
 def _circumstances(run: RunFolder, config: Config) -> Iterator[str]:
@@ -152,5 +159,9 @@ def _lines(value: dict[str, Any]) -> str:
     lines = []
     for key, entry in value.items():
         many = entry if isinstance(entry, list) and entry else [entry]
-        lines += [f"{key}: {json.dumps(item) if isinstance(item, dict) else item}" for item in many]
+        lines += [f"{key}: {_pairs(item) if isinstance(item, dict) else item}" for item in many]
     return "\n".join(lines)
+
+
+def _pairs(value: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {entry}" for key, entry in value.items())
