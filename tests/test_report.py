@@ -310,7 +310,7 @@ def test_training_curves() -> None:
     rows = [{"step": s, "loss": 100.0 / s, "learning_rate": 1e-3} for s in range(1, 2001)]
     rows += [
         {"step": s, "val_loss": 1.0, "val_error_mean_px": e, "val_error_median_px": None}
-        for s, e in ((1000, 9.0), (1500, 4.0), (2000, None))
+        for s, e in ((500, None), (1000, 9.0), (1500, 4.0), (2000, 6.0))
     ]
     loss, error, rate = (c.svg() for c in figures.training(rows))
     assert "<polygon" in loss and "validation" in loss
