@@ -41,11 +41,13 @@ def default_split(config: Config) -> str | None:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Metrics of one evaluation and where its files lie."""
+class Evaluation:
+    """Metrics of one evaluation, where its files lie, and what they were computed from."""
 
     metrics: dict[str, Any]
     folder: Path
+    predictions: Predictions
+    index: RecordIndex
 
     def print(self, console: Console) -> None:
         """Print tables for a person, then the paths of the pictures."""
@@ -190,7 +192,7 @@ def evaluate_run(
     data: Sequence[str] | None,
     *,
     decode: str | None = None,
-) -> Report:
+) -> Evaluation:
     """Evaluate a run's best weights and write `eval/<split>/`.
 
     Args:
@@ -201,7 +203,7 @@ def evaluate_run(
         decode: method of `heatmap_peaks`, or "all" to compare them; DECODE where None.
 
     Returns:
-        The report; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
+        The evaluation; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
         its folder.
 
     Raises:
@@ -243,7 +245,7 @@ def evaluate_run(
     worst = worst_rows(predictions, PICTURED)
     picture = draw_instances(index, predictions, worst, config, f"{split}: the largest errors")
     save_figure(picture, folder / "worst.png")
-    return Report(measured, folder)
+    return Evaluation(measured, folder, predictions, index)
 
 
 def _rows(predictions: Predictions, index: RecordIndex, config: Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Iterable, Sequence
 
 _STYLE = """
@@ -18,8 +19,25 @@ tr:hover { background: var(--soft); }
 .pictures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 figure { margin: 0; } img { width: 100%; border-radius: 4px; display: block; }
+details { margin: .6rem 0; } summary { cursor: pointer; }
+pre { overflow-x: auto; font-size: .8rem; background: var(--soft); padding: .8rem; }
 figcaption { font-size: .82rem; overflow-wrap: anywhere; padding-top: .3rem; }
 """
+
+
+class Fixed(float):
+    """A number that is written with a fixed number of digits, NaN as a dash."""
+
+    def __new__(cls, value: float, digits: int = 2) -> Fixed:
+        """value with `digits` digits after the point."""
+        number = super().__new__(cls, value)
+        number.digits = digits
+        return number
+
+    digits: int
+
+    def __str__(self) -> str:
+        return "-" if math.isnan(self) else f"{float(self):.{self.digits}f}"
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -69,3 +87,10 @@ def pictures(images: Iterable[tuple[bytes, str]], kind: str = "jpeg") -> str:
         for data, caption in images
     )
     return '<div class="pictures">\n' + "\n".join(figures) + "\n</div>"
+
+
+def folded(title: str, text: str) -> str:
+    """Text as it is, behind a title that opens it."""
+    return (
+        f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
+    )

@@ -1,7 +1,7 @@
 """The run folder: where everything of one training lies.
 
 `config.yaml` (as given), `config.resolved.yaml`, `env.json`, `metrics.jsonl`, TensorBoard events,
-`checkpoints/{last.pt, step_*.pt, best.safetensors}` and `eval/<split>/`.
+`checkpoints/{last.pt, step_*.pt, best.safetensors}`, `eval/<split>/` and `report.html`.
 """
 
 from __future__ import annotations
@@ -129,13 +129,16 @@ class RunFolder:
         return load_config(self.resolved, overrides or [])
 
     def write_config(self, config: Config) -> None:
-        """Write `config.resolved.yaml`, with data paths that hold from any folder."""
+        """Write `config.resolved.yaml`, with paths of data that hold from any folder."""
         splits = {
             split: tuple(os.path.abspath(pattern) for pattern in patterns)
             for split, patterns in config.DATA.model_dump().items()
             if patterns is not None
         }
-        config = config.model_copy(update={"DATA": config.DATA.model_copy(update=splits)})
+        places: dict[str, Any] = {"DATA": config.DATA.model_copy(update=splits)}
+        if config.MARS_PROJECT is not None:
+            places["MARS_PROJECT"] = os.path.abspath(config.MARS_PROJECT)
+        config = config.model_copy(update=places)
         write_text(self.resolved, dump_config(config))
 
     def eval_folder(self, split: str) -> Path:
@@ -161,20 +164,23 @@ class RunFolder:
                 f"{path}: cannot write ({error.strerror}); free disk space, then --resume"
             ) from error
 
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, less those that a full disk cut off; none without it."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
+
     def truncate_log(self, step: int) -> None:
         """Drop rows after `step`: a resumed run writes them again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the line that a full disk cut off
-                continue
-            if row.get("step", 0) <= step:
-                kept.append(line)
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        if path.exists():
+            kept = (row for row in self.logged() if row.get("step", 0) <= step)
+            write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)

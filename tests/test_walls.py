@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Layers 1 and 2, which layer 3 brings together.
 BELOW = (
     *("config", "geometry", "ops", "data", "model", "loss", "flat", "half_weights", "graph"),
-    *("heap", "feed", "optim", "checkpoint", "metrics"),
+    *("heap", "feed", "optim", "checkpoint", "metrics", "diagnosis"),
 )
 
 # Room (a module or package of fasthg) -> what it may import of fasthg, beside itself. `errors` and
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "optim": ("config", "geometry", "ops", "flat"),
     "checkpoint": ("config", "geometry"),
     "metrics": ("config", "geometry"),
+    "diagnosis": (),
     # layer 3, from the pieces that its verbs share to the verbs
     "progress": (),
     "summary": (),
@@ -67,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "predict": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "export": (*BELOW, "step", "run", "weights"),
-    "report": (*BELOW, "run", "pictures"),
+    "report": (*BELOW, "run", "html", "inference", "pictures", "agreement", "evaluate"),
     # layer 4
     "cli": ("*",),
     "__main__": ("cli",),
@@ -96,6 +97,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "geometry": ("numpy",),
     "flat": ("torch",),
     "metrics": ("numpy",),
+    "diagnosis": ("numpy",),
 }
 
 STANDARD_HEADERS = r"<[a-z_]+>"

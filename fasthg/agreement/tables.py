@@ -8,24 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fasthg.agreement.measure import OUTLIER_RULE, Agreement
+from fasthg.html import Fixed
 from fasthg.metrics import Summary
 
 _SPREAD = ("mean", "median", "p90", "p95", "rmse")
-
-
-class Fixed(float):
-    """A number that is written with a fixed number of digits, NaN as a dash."""
-
-    def __new__(cls, value: float, digits: int = 2) -> Fixed:
-        """value with `digits` digits after the point."""
-        number = super().__new__(cls, value)
-        number.digits = digits
-        return number
-
-    digits: int
-
-    def __str__(self) -> str:
-        return "-" if math.isnan(self) else f"{float(self):.{self.digits}f}"
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ def train(
         typer.Option("--dry-run", help="Try two steps; tell memory and time of the whole run."),
     ] = False,
 ) -> None:
-    """Train a network, then evaluate its best weights.
+    """Train a network, then evaluate its best weights and write report.html.
 
     With --resume, CONFIG may be left out: the run's own configuration is used.
     """
     from fasthg import evaluate as evaluation
+    from fasthg import report
     from fasthg import train as training
     from fasthg.config import load_config
     from fasthg.run import RunFolder
@@ -67,7 +68,10 @@ def train(
         return
     split = evaluation.default_split(settings)
     if split is not None:
-        evaluation.evaluate_run(outcome.run, settings, split, None).print(out)
+        found = evaluation.evaluate_run(outcome.run, settings, split, None)
+        found.print(out)
+        path = report.write(outcome.run, settings, found)
+        out.print(str(path), highlight=False, soft_wrap=True)
 
 
 def evaluate(
@@ -82,10 +86,14 @@ def evaluate(
     decode: Annotated[
         str | None, typer.Option(help="argmax, quarter, dark, plateau, or all of them: all.")
     ] = None,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Also write the run's report.html, of this split.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the best weights of a run; writes metrics, predictions and pictures."""
     from fasthg import evaluate as evaluation
+    from fasthg import report
     from fasthg.run import RunFolder
 
     folder = RunFolder.open(run)
@@ -93,8 +101,12 @@ def evaluate(
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
         raise ConfigError(f"{run}: its DATA names no split; give --data GLOB")
-    report = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
+    found = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
+    path = report.write(folder, settings, found) if with_report else None
     if as_json:
-        print_json(report.metrics)
-    else:
-        report.print(console())
+        print_json(found.metrics)
+        return
+    out = console()
+    found.print(out)
+    if path is not None:
+        out.print(str(path), highlight=False, soft_wrap=True)

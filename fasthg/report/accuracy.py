@@ -1,0 +1,188 @@
+"""The report's sections on errors, PCK, OKS, confidence and sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fasthg import diagnosis, html, metrics
+from fasthg.config import Config
+from fasthg.diagnosis import Floats
+from fasthg.evaluate import Evaluation
+from fasthg.html import Fixed
+from fasthg.report import figures
+from fasthg.report.chart import charts
+from fasthg.report.human import people
+
+RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
+_SPREAD = ("median", "p90", "p95", "rmse")
+
+
+@dataclass(frozen=True)
+class Known:
+    """An evaluation and what several sections need of it. distances (instances, parts) image px;
+    ends (2, parts + 1) of the intervals of the means; scale: image px in a cm."""
+
+    evaluation: Evaluation
+    names: tuple[str, ...]
+    distances: Floats
+    ends: Floats
+    scale: float | None
+
+    @classmethod
+    def of(cls, config: Config, evaluation: Evaluation) -> Known:
+        """Draws the resamples."""
+        distances = evaluation.predictions.errors()
+        frames = evaluation.index.record[evaluation.predictions.instance]
+        ends = diagnosis.bootstrap_mean(
+            distances, frames, resamples=RESAMPLES, seed=SEED, level=LEVEL
+        )
+        names = tuple(config.PARTS.NAMES)
+        return cls(evaluation, names, distances, ends, config.PIXELS_PER_CM)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """As in metrics.json."""
+        return self.evaluation.metrics
+
+    @property
+    def frames(self) -> int:
+        """Frames with a prediction."""
+        return len(np.unique(self.evaluation.index.record[self.evaluation.predictions.instance]))
+
+
+def errors(known: Known) -> Iterator[str]:
+    """Means with intervals as a chart, all statistics as tables."""
+    yield html.heading("Error by part")
+    spreads = known.metrics["error_px"]
+    means = [s["mean"] for s in (*spreads["parts"].values(), spreads["all"])]
+    yield charts(
+        [figures.errors(known.names, np.array(means, float), known.ends, "px", LEVEL)], "36rem"
+    )
+    yield _table(spreads, known.ends, "px", 2)
+    if known.scale is not None:
+        yield _table(known.metrics["error_cm"], known.ends / known.scale, "cm", 3)
+    yield html.note(
+        f"Intervals of the mean: percentile bootstrap, {LEVEL:.0%}, {RESAMPLES} resamples of "
+        f"{known.frames} frames (all labels of a frame together), seed {SEED}. Frames of one video "
+        "are alike, which makes them too narrow where frames follow each other closely. Missing: "
+        "labels without a prediction, which enter no other column."
+    )
+
+
+def _table(spreads: dict[str, Any], ends: Floats, unit: str, digits: int) -> str:
+    rows = [
+        [
+            name,
+            _fixed(spread["mean"], digits),
+            span(low, high, digits),
+            *(_fixed(spread[key], digits) for key in _SPREAD),
+            spread["count"],
+            spread["missing"],
+        ]
+        for (name, spread), low, high in zip(
+            [*spreads["parts"].items(), ("all parts", spreads["all"])], *ends, strict=True
+        )
+    ]
+    head = (f"part, {unit}", "mean", "interval", "median", "90 %", "95 %", "RMSE")
+    return f'<div class="wide">{html.table([*head, "labels", "missing"], rows)}</div>'
+
+
+def pck(config: Config, known: Known) -> Iterator[str]:
+    """PCK curves, with the band of people where the project has several workers."""
+    yield html.heading("Labels within a radius (PCK)")
+    human, note = people(config.MARS_PROJECT, known.names)
+    limit = float(max(config.PCK_RADII))
+    yield html.note(note)
+    yield charts(figures.pck(known.names, known.distances, limit, human), "17rem")
+
+
+def oks(config: Config, known: Known) -> Iterator[str]:
+    """Histograms under both area rules, AP and AR, and the sigmas behind them."""
+    yield html.heading("Object keypoint similarity (OKS)")
+    predictions, m = known.evaluation.predictions, known.metrics["oks"]
+    sigmas = metrics.oks_sigmas(known.names, config.OKS_SIGMAS)
+    areas = (predictions.area, predictions.crop_area)
+    drawn = []
+    for rule, area in zip(m["area"], areas, strict=True):
+        similarity = metrics.oks(known.distances, sigmas, area)
+        drawn.append(figures.oks(rule, *diagnosis.histogram_of_oks(similarity)))
+    yield charts(drawn)
+    rows = [
+        [rule, *(_fixed(row[key], 3) for key in ("ap", "ap50", "ap75", "ar")), row["count"]]
+        for rule, row in m["area"].items()
+    ]
+    yield html.table(["area rule", "AP", "AP50", "AP75", "AR", "animals"], rows)
+    listed = ", ".join(f"{n} {s:.3g}" for n, s in zip(known.names, sigmas, strict=True))
+    yield html.note(
+        "OKS is the mean over labelled parts of exp(-d² / (2 area (2 sigma)²)). AP and AR: mean "
+        f"over the thresholds 0.50 to 0.95. Sigmas ({m['sigmas']}): {listed}. The padded "
+        "crop is larger than the annotation, and so the more lenient; MARS divides by it."
+    )
+
+
+def confidence(config: Config, known: Known) -> Iterator[str]:
+    """Errors by the height of the peak."""
+    yield html.heading("Is a low confidence a warning?")
+    radius = float(middle(config.PCK_RADII))
+    found = diagnosis.calibration(known.distances, known.evaluation.predictions.scores, radius)
+    if not found.count.size:
+        yield html.note("No label to compare with.")
+        return
+    yield charts(figures.confidence(found, radius))
+    yield html.note(
+        f"Bins of about {round(float(np.median(found.count)))} labels each. Where the error falls "
+        "as the peak grows, a threshold on the peak finds bad points in unlabelled videos."
+    )
+
+
+def sides(config: Config, known: Known) -> Iterator[str]:
+    """How often left is found at right."""
+    pairs, names = config.PARTS.LEFT_RIGHT_PAIRS, known.names
+    yield html.heading("Exchanged sides")
+    if not pairs:
+        yield html.note("LEFT_RIGHT_PAIRS names no pair.")
+        return
+    p = known.evaluation.predictions
+    rows = [
+        [
+            f"{names[a]} / {names[b]}",
+            found.judged,
+            *(_of(count, found.judged) for count in (found.first, found.second, found.both)),
+        ]
+        for (a, b), found in zip(
+            pairs, diagnosis.exchanges(p.keypoints, p.truth, p.visibility, pairs), strict=True
+        )
+    ]
+    yield html.table(["pair", "animals", "first at second", "second at first", "both"], rows)
+    yield html.note(
+        "First at second: the prediction of the pair's first part lies nearer to the label of the "
+        "second than to its own. Both at once is an exchange, most often of an animal seen the "
+        "wrong way round; one alone mostly means that both were found at the same place."
+    )
+
+
+def middle(values: Any) -> Any:
+    """The middle one of a sequence."""
+    return values[len(values) // 2]
+
+
+def _fixed(value: float | None, digits: int) -> Fixed:
+    return Fixed(float("nan") if value is None else value, digits)
+
+
+def text(value: float | None, digits: int = 2) -> str:
+    """A number with a fixed number of digits; a dash for none."""
+    return str(_fixed(value, digits))
+
+
+def span(low: float, high: float, digits: int = 2) -> str:
+    """An interval in words."""
+    return f"{Fixed(low, digits)} to {Fixed(high, digits)}"
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count} ({count / total:.1%})" if total else "-"

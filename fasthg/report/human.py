@@ -1,0 +1,62 @@
+"""How well people agree about the frames a network learned from, for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fasthg.agreement import measure, read_crowd
+from fasthg.diagnosis import Floats
+from fasthg.errors import DataError
+
+
+@dataclass(frozen=True)
+class Human:
+    """PCK of people. parts: names; radii (radii,) image px; bands (3, radii, parts + 1): the worst,
+    the middle and the best worker of each label, against the median of the others; whole: whether
+    the network has the same parts; median: distance in image px over all parts."""
+
+    parts: tuple[str, ...]
+    radii: Floats
+    bands: Floats
+    whole: bool
+    median: float
+
+    def band(self, part: str | None) -> Floats | None:
+        """(3, radii) of a part by name, or of all parts; None where people labelled other ones."""
+        if part is None:
+            row = len(self.parts) if self.whole else None
+        else:
+            row = self.parts.index(part) if part in self.parts else None
+        if row is None or not np.isfinite(self.bands[:, :, row]).all():
+            return None
+        return self.bands[:, :, row]
+
+
+def people(project: str | None, parts: tuple[str, ...]) -> tuple[Human | None, str]:
+    """The band of a MARS project's workers and a note on it; None and the reason without one."""
+    if project is None:
+        return None, (
+            "No band of human annotators: the configuration names no MARS_PROJECT with the labels "
+            "of several workers."
+        )
+    try:
+        found = measure(read_crowd(Path(project)))
+    except DataError as error:
+        return None, f"No band of human annotators: {error}."
+    human = Human(
+        parts=found.parts,
+        radii=found.radii,
+        bands=found.bands,
+        whole=set(found.parts) == set(parts),
+        median=found.error.overall.median,
+    )
+    return human, (
+        f"People: each of {len(found.workers)} workers against the median of the others in "
+        f"{found.animals} animals of {Path(project).name}; band from the worst to the best worker "
+        f"of each label, dashes the middle one; median distance {human.median:.2f} px over all "
+        "parts. A network is measured against the median of everybody, which is steadier: at the "
+        "band's middle it is about as good as a person."
+    )
