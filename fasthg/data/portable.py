@@ -34,7 +34,7 @@ from fasthg.data.pixels import (
     saturate,
     smoothing_radius,
 )
-from fasthg.data.plan import BatchPlan, Planner, replacement_rows
+from fasthg.data.plan import BatchPlan, Crops, Planner, replacement_rows
 from fasthg.errors import DataError, EnvironmentFault
 from fasthg.geometry import from_pixel_centres
 
@@ -47,6 +47,11 @@ _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PREFETCH = 2
 # Of the workers, while the same batch is waited for.
 _RESTARTS = 2
+
+
+def decode_image(data: bytes) -> Image | None:
+    """An encoded image as BGR uint8 (height, width, 3), or None where it cannot be decoded."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE) if data else None
 
 
 class Painter:
@@ -62,7 +67,7 @@ class Painter:
 
         data: the encoded image. Returns why the image is unusable, or None.
         """
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE)
+        image = decode_image(data)
         if image is None:
             return "cannot be decoded"
         image = self.augment(self.warp(image, plan, row), plan, row)
@@ -70,7 +75,7 @@ class Painter:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
         return None
 
-    def warp(self, image: Image, plan: BatchPlan, row: int) -> Image:
+    def warp(self, image: Image, plan: BatchPlan | Crops, row: int) -> Image:
         """Crop, stretch, flip and rotation in one bilinear resampling of the window."""
         x1, y1, x2, y2 = (int(edge) for edge in plan.window[row])
         region = image[y1:y2, x1:x2]
