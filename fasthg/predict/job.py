@@ -14,7 +14,7 @@ from fasthg.checkpoint import write_atomically
 from fasthg.config import Config
 from fasthg.data.boxes import GROWTH
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
-from fasthg.pictures import part_colors
+from fasthg.pictures import part_rgb
 from fasthg.predict.boxes import Boxes, read_boxes
 from fasthg.predict.formats import FORMATS
 from fasthg.predict.frame import Source
@@ -180,7 +180,7 @@ def predict_source(
         if not stopped:
             if options.overlay:
                 with clock.of("overlay"):
-                    colors = part_colors(config)
+                    colors = part_rgb(config)
                     overlay(source, found, paths["overlay"], colors, options.confidence)
                 outcome.files.append(paths["overlay"])
             store.remove()

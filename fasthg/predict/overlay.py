@@ -21,15 +21,16 @@ from fasthg.predict.video import VideoSource
 
 _CODECS = ("libx264", "libopenh264", "mpeg4")
 _AHEAD = 8
+Color = tuple[int, int, int]
 # Times are written in units of this, fine enough for every rate of frames.
 _TICK = Fraction(1, 90000)
 
 
-def draw(image: Image, rows: Rows, frame: int, colors: Sequence[str], confidence: float) -> Image:
+def draw(image: Image, rows: Rows, frame: int, colors: Sequence[Color], confidence: float) -> Image:
     """A copy of the image with a disc a part, a ring where its score is below `confidence`, and
     each animal's box.
 
-    image: BGR uint8 (height, width, 3). colors: a `#rrggbb` a part.
+    image: BGR uint8 (height, width, 3). colors: red, green, blue a part.
     """
     image = image.copy()
     radius = max(2, round(max(image.shape[:2]) / 200))
@@ -44,17 +45,16 @@ def draw(image: Image, rows: Rows, frame: int, colors: Sequence[str], confidence
                 continue
             # A pixel's centre lies half a pixel behind its corner, where fasthg counts from.
             centre = (round((x - 0.5) * 16), round((y - 0.5) * 16))
-            red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
             sure = score >= confidence
             cv2.circle(
-                *(image, centre, radius * 16, (blue, green, red)),
+                *(image, centre, radius * 16, color[::-1]),
                 *(cv2.FILLED if sure else 1, cv2.LINE_AA, 4),
             )
     return image
 
 
 def overlay(
-    source: Source, rows: Rows, path: Path, colors: Sequence[str], confidence: float
+    source: Source, rows: Rows, path: Path, colors: Sequence[Color], confidence: float
 ) -> None:
     """Draw all rows: a video to `path`, an mp4 with the source's times; images into the folder
     `path` under their names, as PNG.
@@ -92,7 +92,7 @@ def _video(
     frames: Iterator[Frame],
     rows: Rows,
     path: Path,
-    colors: Sequence[str],
+    colors: Sequence[Color],
     confidence: float,
 ) -> None:
     av = source.av

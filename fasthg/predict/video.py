@@ -18,6 +18,8 @@ from fasthg.predict.frame import Frame
 
 # Their packets may hold frames that are never shown.
 _HIDES_FRAMES = ("vp8",)
+# AV_DISPOSITION_ATTACHED_PIC
+_COVER = 0x400
 
 
 def import_av(path: Path) -> Any:
@@ -143,6 +145,6 @@ class VideoSource:
 def _pictures(container: Any, path: Path) -> Any:
     """The first stream that is more than a cover picture."""
     for stream in container.streams.video:
-        if "attached_pic" not in stream.disposition.name:
+        if not stream.disposition.value & _COVER:
             return stream
     raise DataError(f"{path}: holds no pictures, only sound or text; give a video")

@@ -20,12 +20,12 @@ av = pytest.importorskip("av")
 
 def grey(count: int) -> list[np.ndarray]:
     """Frames that tell their number by their brightness."""
-    return [np.full((64, 96, 3), 20 + 8 * number, np.uint8) for number in range(count)]
+    return [np.full((64, 96, 3), 12 + 9 * number, np.uint8) for number in range(count)]
 
 
 def numbers(source: VideoSource, start: int = 0) -> list[float | None]:
     return [
-        None if frame.image is None else (frame.image.mean() - 20) / 8
+        None if frame.image is None else (frame.image.mean() - 12) / 9
         for frame in source.frames(start)
     ]
 
@@ -52,7 +52,7 @@ def damaged(path: Path, target: Path, bad: set[int]) -> Path:
         ("a.mp4", "libx264", {"crf": "8", "bf": "3", "g": "12"}),
         ("a.mkv", "libx264", {"crf": "8", "bf": "3"}),
         ("a.avi", "mjpeg", {"qscale": "2"}),
-        ("a.avi", "mpeg4", {"qscale": "2"}),
+        ("a.avi", "mpeg4", {"b": "8M", "qmin": "1"}),
         ("a.webm", "libvpx", {"b": "2M", "auto-alt-ref": "1", "lag-in-frames": "10"}),
     ],
 )
@@ -60,11 +60,11 @@ def test_every_frame_in_order_at_its_time(tmp_path: Path, name: str, codec: str,
     path = write_video(tmp_path / name, grey(26), codec=codec, options=options)
     source = VideoSource(path)
     assert source.size == (96, 64)
-    np.testing.assert_allclose(numbers(source), np.arange(26), atol=0.4)
+    np.testing.assert_allclose(numbers(source), np.arange(26), atol=0.45)
     times = [frame.time for frame in source.frames()]
     np.testing.assert_allclose(np.diff(times), 1 / 25, atol=1.1e-3)
     assert [frame.number for frame in source.frames(20)] == list(range(20, 26))
-    np.testing.assert_allclose(numbers(source, 20), np.arange(20, 26), atol=0.4)
+    np.testing.assert_allclose(numbers(source, 20), np.arange(20, 26), atol=0.45)
 
 
 def test_times_of_a_variable_rate_are_kept(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_frame_that_cannot_be_decoded_keeps_its_row(tmp_path: Path, codec: str
     found = numbers(source)
     assert {number for number, value in enumerate(found) if value is None} == bad
     good = [value for value in found if value is not None]
-    np.testing.assert_allclose(good, sorted(set(range(12)) - bad), atol=0.4)
+    np.testing.assert_allclose(good, sorted(set(range(12)) - bad), atol=0.45)
     np.testing.assert_allclose(
         [frame.time for frame in source.frames()], np.arange(12) / 25, atol=1.1e-3
     )
@@ -98,7 +98,7 @@ def test_a_damaged_frame_among_reordered_ones_keeps_the_count(tmp_path: Path) ->
         assert len(found) == 24
         lost = [number for number, value in enumerate(found) if value is None]
         assert 1 <= len(lost) <= 12
-        np.testing.assert_allclose(found[0], 0, atol=0.4)
+        np.testing.assert_allclose(found[0], 0, atol=0.45)
 
 
 def test_a_cut_off_file(tmp_path: Path) -> None:
