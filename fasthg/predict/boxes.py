@@ -52,8 +52,8 @@ class Boxes:
         size = np.array([width, height] * 2, np.float64)
         given, boxes = boxes, boxes if self.normalised else boxes / size
         with np.errstate(invalid="ignore"):
-            empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-            outside = (boxes[:, :2] >= 1).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
+            empty: npt.NDArray[np.bool_] = np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
+            outside = np.any(boxes[:, :2] >= 1, axis=1) | np.any(boxes[:, 2:] <= 0, axis=1)
         for animal in np.flatnonzero(empty | outside):
             box = " ".join(f"{edge:g}" for edge in given[animal])
             what = "is empty" if empty[animal] else f"lies outside the {width}x{height} px image"

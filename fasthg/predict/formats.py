@@ -48,7 +48,7 @@ def write_mars(rows: Rows, path: Path) -> None:
     MARS knows no gaps: a frame without keypoints repeats those before it (the first ones, those of
     the first frame that has them) with scores 0.
     """
-    there = np.isfinite(rows.keypoints).all(axis=(2, 3))
+    there: npt.NDArray[np.bool_] = np.all(np.isfinite(rows.keypoints), axis=(2, 3))
     sizes = rows.sizes[:, None, [0, 1, 0, 1]].clip(1)
     boxes = (rows.boxes / sizes).clip(0, 1)
     points = _filled(rows.keypoints.swapaxes(2, 3).round(_PX), there)

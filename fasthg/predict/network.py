@@ -17,7 +17,7 @@ from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.augment import no_draws
 from fasthg.data.plan import make_crops
-from fasthg.data.portable import Painter
+from fasthg.data.portable import Image, Painter
 from fasthg.ops import heatmap_peaks
 from fasthg.predict.boxes import Locate
 from fasthg.predict.frame import Frame
@@ -48,8 +48,8 @@ class Crop:
     """One a frame, (animals, 4) x1 y1 x2 y2, image px; NaN without a box."""
     place: list[tuple[int, int]] = field(default_factory=list)
     """(frame of these, animal), n of them."""
-    images: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    """n times (input, input, 3), RGB."""
+    images: list[Image] = field(default_factory=list)
+    """n times (input, input, 3), RGB uint8."""
     to_image: list[npt.NDArray[np.float64]] = field(default_factory=list)
     """n times (2, 3): heatmap cells -> image px."""
 
