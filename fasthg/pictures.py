@@ -36,6 +36,15 @@ def part_colors(config: Config) -> list[str]:
     return [matplotlib.colors.to_hex(matplotlib.colormaps["hsv"](h)) for h in hues]
 
 
+def part_rgb(config: Config) -> list[tuple[int, int, int]]:
+    """`part_colors` as red, green and blue, 0 to 255."""
+    found = []
+    for color in part_colors(config):
+        red, green, blue = (round(255 * value) for value in matplotlib.colors.to_rgb(color))
+        found.append((red, green, blue))
+    return found
+
+
 def draw_instances(
     index: RecordIndex,
     predictions: Predictions,

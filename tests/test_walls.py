@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bench": (*BELOW, "step", "environment", "memory"),
     "agreement": ("data", "metrics", "html"),
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
-    "predict": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
+    "predict": (*BELOW, "step", "run", "weights", "signals", "inference", "pictures"),
     "export": (*BELOW, "step", "run", "weights"),
     "report": (*BELOW, "run", "html", "inference", "pictures", "agreement", "evaluate"),
     # layer 4
@@ -79,9 +79,11 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "nvidia": ("data.dali",),
     "cv2": (
         *("data.portable", "data.synthetic", "data.mouse", "data.convert", "data.check"),
-        *("data.preview", "report"),
+        *("data.preview", "report", "predict"),
     ),
-    "pandas": ("data.convert",),
+    "av": ("predict",),
+    "h5py": ("predict",),
+    "pandas": ("data.convert", "predict"),
     "tables": ("data.convert",),
     "sleap_io": ("data.convert",),
     "matplotlib": ("pictures", "report"),

@@ -25,6 +25,59 @@ _ORDERS_KEPT = 4
 
 
 @dataclass(frozen=True)
+class Crops:
+    """Where boxes lie in the network's input; every array has the boxes as its first dimension."""
+
+    image_to_input: npt.NDArray[np.float64]
+    """(boxes, 2, 3) image px -> input px."""
+    input_to_image: npt.NDArray[np.float64]
+    """(boxes, 2, 3) input px -> image px, what a warp looks up."""
+    image_to_heatmap: npt.NDArray[np.float64]
+    """(boxes, 2, 3) image px -> heatmap cells."""
+    window: npt.NDArray[np.int64]
+    """(boxes, 4) x1 y1 x2 y2, the image px that smoothing and warp read."""
+    smoothing: npt.NDArray[np.float32]
+    """(boxes, 2) sigma in x and y of the Gaussian before the warp, image px; 0 = none."""
+    crop_to_image: npt.NDArray[np.float32]
+    """(boxes, 2, 3) heatmap cells -> image px."""
+    side: npt.NDArray[np.float64]
+    """(boxes, 2) width and height of the padded crop, image px."""
+
+
+def make_crops(
+    cfg: Config,
+    bbox: npt.ArrayLike,
+    width: npt.ArrayLike,
+    height: npt.ArrayLike,
+    draws: Draws,
+) -> Crops:
+    """The crop of each box, padded, shifted, flipped and turned as `draws` say.
+
+    bbox: `(boxes, 4)` x1 y1 x2 y2 as shares of width and height. width, height: `(boxes,)` px.
+    """
+    box = geometry.box_to_pixels(bbox, width, height)
+    loose = geometry.shift_edges(box, draws.shift, width, height)
+    crop = geometry.loose_crop(loose, draws.pad, width, height)
+    side = (crop[:, 2:] - crop[:, :2]).astype(np.float64)
+    to_input = geometry.image_to_input(crop, cfg.INPUT_SIZE, draws.flip, draws.angle)
+    to_image = geometry.invert(to_input)
+    to_heatmap = geometry.image_to_heatmap(to_input, cfg.INPUT_SIZE, cfg.HEATMAP_SIZE)
+    sigma = smoothing(side / cfg.INPUT_SIZE).astype(np.float32)
+    window = geometry.source_window(
+        to_image, cfg.INPUT_SIZE, smoothing_radius(sigma), width, height
+    )
+    return Crops(
+        image_to_input=to_input,
+        input_to_image=to_image,
+        image_to_heatmap=to_heatmap,
+        window=window,
+        smoothing=sigma,
+        crop_to_image=geometry.invert(to_heatmap).astype(np.float32),
+        side=side,
+    )
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """One batch as a recipe; every array has the batch as its first dimension."""
 
@@ -137,17 +190,7 @@ class Planner:
         width, height = np.asarray(index.width)[records], np.asarray(index.height)[records]
         area = np.asarray(index.area)[instances].astype(np.float32)
 
-        box = geometry.box_to_pixels(np.asarray(index.bbox)[instances], width, height)
-        loose = geometry.shift_edges(box, draws.shift, width, height)
-        crop = geometry.loose_crop(loose, draws.pad, width, height)
-        side = (crop[:, 2:] - crop[:, :2]).astype(np.float64)
-        to_input = geometry.image_to_input(crop, cfg.INPUT_SIZE, draws.flip, draws.angle)
-        to_image = geometry.invert(to_input)
-        to_heatmap = geometry.image_to_heatmap(to_input, cfg.INPUT_SIZE, cfg.HEATMAP_SIZE)
-        sigma = smoothing(side / cfg.INPUT_SIZE).astype(np.float32)
-        window = geometry.source_window(
-            to_image, cfg.INPUT_SIZE, smoothing_radius(sigma), width, height
-        )
+        crops = make_crops(cfg, np.asarray(index.bbox)[instances], width, height, draws)
 
         keypoints = np.asarray(index.keypoints)[instances]
         visibility = np.asarray(index.visibility)[instances]
@@ -159,23 +202,23 @@ class Planner:
         sigmas = np.broadcast_to(self._sigmas, visibility.shape)
         if cfg.PARTS.SCALE_SIGMAS_BY_AREA:
             # INPUT_SIZE cancels out of MARS' im_scale * HEATMAP_SIZE / INPUT_SIZE.
-            scale = cfg.HEATMAP_SIZE / side.max(axis=1) * np.sqrt(area) * 2
+            scale = cfg.HEATMAP_SIZE / crops.side.max(axis=1) * np.sqrt(area) * 2
             sigmas = sigmas * scale[:, None]
 
         return BatchPlan(
             instances=instances,
             records=records,
-            image_to_input=to_input,
-            input_to_image=to_image,
-            window=window,
-            smoothing=sigma,
+            image_to_input=crops.image_to_input,
+            input_to_image=crops.input_to_image,
+            window=crops.window,
+            smoothing=crops.smoothing,
             draws=draws,
-            keypoints=geometry.apply(keypoints, to_heatmap).astype(np.float32),
+            keypoints=geometry.apply(keypoints, crops.image_to_heatmap).astype(np.float32),
             visibility=np.where(unlabelled, 0, visibility).astype(np.uint8),
             sigmas=sigmas.astype(np.float32),
-            crop_to_image=geometry.invert(to_heatmap).astype(np.float32),
+            crop_to_image=crops.crop_to_image,
             area=area,
-            crop_area=side.prod(axis=1).astype(np.float32),
+            crop_area=crops.side.prod(axis=1).astype(np.float32),
         )
 
 

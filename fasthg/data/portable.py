@@ -36,7 +36,7 @@ from fasthg.data.pixels import (
     saturate,
     smoothing_radius,
 )
-from fasthg.data.plan import BatchPlan, Planner, replacement_rows
+from fasthg.data.plan import BatchPlan, Crops, Planner, replacement_rows
 from fasthg.errors import DataError, EnvironmentFault
 from fasthg.geometry import from_pixel_centres
 
@@ -52,6 +52,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _RESTARTS = 2
 
 
+def decode_image(data: bytes) -> Image | None:
+    """An encoded image as BGR uint8 (height, width, 3), or None where it cannot be decoded."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE) if data else None
+
+
 class Painter:
     """Turns encoded images into network input by the recipe of a BatchPlan."""
 
@@ -65,7 +70,7 @@ class Painter:
 
         data: the encoded image. Returns why the image is unusable, or None.
         """
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE)
+        image = decode_image(data)
         if image is None:
             return "cannot be decoded"
         image = self.augment(self.warp(image, plan, row), plan, row)
@@ -73,7 +78,7 @@ class Painter:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
         return None
 
-    def warp(self, image: Image, plan: BatchPlan, row: int) -> Image:
+    def warp(self, image: Image, plan: BatchPlan | Crops, row: int) -> Image:
         """Crop, stretch, flip and rotation in one bilinear resampling of the window."""
         x1, y1, x2, y2 = (int(edge) for edge in plan.window[row])
         region = image[y1:y2, x1:x2]
