@@ -226,9 +226,7 @@ class TrainStep:
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
         """Undo what the steps inside change."""
-        tensors = [self.flat.values, self.averages]
-        if isinstance(self.optimizer, RMSProp):
-            tensors += self.optimizer.state_dict().values()
+        tensors = self._changed_on_device()
         before = [tensor.clone() for tensor in tensors]
         scaler = self.scaler.state_dict()
         try:
@@ -239,6 +237,13 @@ class TrainStep:
                     tensor.copy_(value)
             if scaler:  # empty unless in float16
                 self.scaler.load_state_dict(scaler)
+
+    def _changed_on_device(self) -> list[Tensor]:
+        """What `_device_work` changes and the next step reads, the loss scale apart."""
+        tensors = [self.flat.values, self.averages]
+        if isinstance(self.optimizer, RMSProp):
+            tensors += self.optimizer.state_dict().values()
+        return tensors
 
     def is_finite(self) -> bool:
         """Whether every weight is a number."""
