@@ -30,15 +30,15 @@ def train(
 
     With --resume, CONFIG may be left out: the run's own configuration is used.
     """
+    if hasattr(signal, "SIGUSR1"):
+        # While it trains it saves; before and after it would be the end.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     from fasthg import evaluate as evaluation
     from fasthg import report
     from fasthg import train as training
     from fasthg.config import load_config
     from fasthg.run import RunFolder
 
-    if hasattr(signal, "SIGUSR1"):
-        # While it trains it saves; before and after it would be the end.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     given = list(overrides or [])
     if config is not None and "=" in config and not Path(config).exists():
         given.insert(0, config)
