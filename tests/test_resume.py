@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny_run import rows, run, tiny
+from tiny_run import result, rows, run, tiny
 
 from fasthg.checkpoint import load_state, load_weights
 from fasthg.data.index import RecordIndex
@@ -219,3 +219,21 @@ def test_a_loss_that_is_no_number_leaves_the_state_behind(mice: Path, tmp_path: 
     bad = ~torch.isfinite(state["losses"]).all(0)
     assert bad.any() and len(bad) == len(state["instances"]) == 4
     assert json.dumps(state["keys"])  # plain values
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("step", ["eager", "graph"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deterministic_run_on_a_gpu_goes_on_bit_for_bit(
+    mice: Path, tmp_path: Path, step: str, precision: str
+) -> None:
+    keys = {"DEVICE": "cuda", "DETERMINISTIC": True, "STEP": step, "PRECISION": precision}
+    keys |= {"VALIDATE_EVERY_N_STEPS": 2, "FEATURES": 16}
+    try:
+        whole = run(tiny(mice, tmp_path / "whole", **keys))
+        first = run(tiny(mice, tmp_path / "cut", **keys, NUM_TRAIN_ITERATIONS=4))
+        cut = run(tiny(mice, tmp_path / "cut", **keys), resume=first.run.path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert result(cut.run) == result(whole.run)

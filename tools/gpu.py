@@ -2,7 +2,8 @@
 
 Uses the Python it is run by, and nothing from the network. Stages are independent and bounded in
 time; what a missing package prevents is named. Prints a table last and writes everything into
-benchmarks/results/<gpu>-<date>-<commit>.json; GPU_RESULTS or OUT names another folder.
+benchmarks/results/<gpu>-<date>-<commit>.json; GPU_RESULTS or OUT names another folder, GPU_COMMIT
+the commit of a tree without its history.
 Exit status: 0, 1 if a stage failed, 3 without a GPU.
 
     python tools/gpu.py [--dry-run] [--only STAGE ...] [--limit SECONDS]
@@ -34,7 +35,7 @@ NO_GPU = 3
 
 def environment() -> dict[str, str]:
     """This process's, with the tree first on the path."""
-    folders = [str(ROOT), str(ROOT / "tools"), str(ROOT / "benchmarks")]
+    folders = [str(ROOT / name) for name in ("", "tools", "benchmarks", "tests/support")]
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
@@ -127,7 +128,12 @@ def add_shares(results: list[Result]) -> None:
 
 
 def commit() -> str:
-    """Short name of the commit, with -changed if the tree is not it; `unknown` without git."""
+    """Short name of the commit, with -changed if the tree is not it; `unknown` without git.
+
+    GPU_COMMIT names it where the tree came without its history.
+    """
+    if given := os.environ.get("GPU_COMMIT"):
+        return given
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run(

@@ -33,7 +33,8 @@ def lacking(path: Path, root: Path) -> set[str]:
 
 def _folders(root: Path) -> list[Path]:
     """Where absolute imports of the tree's own modules are found."""
-    return [folder for folder in (root, root / "benchmarks", root / "tools") if folder.is_dir()]
+    folders = (root, root / "benchmarks", root / "tools", root / "tests" / "support")
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _conftests(path: Path, root: Path) -> Iterator[Path]:

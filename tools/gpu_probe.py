@@ -3,7 +3,7 @@
 Each probe prints figures; a wrong result ends it with an error. On a CPU (`--device cpu`) shapes
 are tiny and the numbers mean nothing.
 
-    python tools/gpu_probe.py memory|capture|launches|norm|conv [--device cuda]
+    python tools/gpu_probe.py memory|capture|launches|norm|conv|profile [--device cuda]
 """
 
 from __future__ import annotations
@@ -260,12 +260,53 @@ def probe_conv(device: torch.device) -> None:
             figure(name, clock.seconds(backward) * 1e6, f"us {what}")
 
 
+def probe_profile(device: torch.device) -> None:
+    """One training step of the stock network by kernel: count, time together, share; longest first.
+
+    In the eager mode, whose kernels are those of the graph; a capture gives the time of the whole.
+    """
+    import networks
+    from torch.profiler import ProfilerActivity, profile
+
+    from fasthg.model import build_model
+    from fasthg.step import TrainStep
+
+    sizes: list[tuple[int, int]] = [(8, 8), (8, 32)] if on_gpu(device) else [(1, 1)]
+    kind = torch.autograd.DeviceType.CUDA if on_gpu(device) else torch.autograd.DeviceType.CPU
+    activity = ProfilerActivity.CUDA if on_gpu(device) else ProfilerActivity.CPU
+    for stacks, batch in sizes:
+        cfg = networks.config(stacks, batch, STEP="eager")
+        given = networks.example(cfg, device)
+        step = TrainStep(cfg, build_model(cfg).to(device), device)
+        for number in range(3):
+            step(given, number)
+        with profile(activities=[activity]) as recorded:
+            step(given, 3)
+            if on_gpu(device):
+                torch.cuda.synchronize()
+        events = [e for e in recorded.events() if e.device_type == kind]
+        name = f"{stacks} stacks, batch {batch}"
+        total = sum(
+            e.self_device_time_total if on_gpu(device) else e.self_cpu_time_total for e in events
+        )
+        figure(name, len(events), "kernels and copies")
+        figure(name, total / 1e3, "ms of kernels")
+        times: dict[str, list[float]] = {}
+        for e in events:
+            spent = e.self_device_time_total if on_gpu(device) else e.self_cpu_time_total
+            times.setdefault(e.name, []).append(spent)
+        for kernel, each in sorted(times.items(), key=lambda item: -sum(item[1]))[:40]:
+            print(f"{sum(each) / total:6.1%} {sum(each):9.0f} us {len(each):5} x  {kernel[:150]}")
+        del step
+
+
 PROBES: dict[str, Callable[[torch.device], int | None]] = {
     "memory": probe_memory,
     "capture": probe_capture,
     "launches": probe_launches,
     "norm": probe_norm,
     "conv": probe_conv,
+    "profile": probe_profile,
 }
 
 

@@ -73,12 +73,14 @@ def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> l
         Stage("norm", 5, 60, script("gpu_probe.py", "norm"), may_stop=True, keep_output=True),
         Stage("conv", 6, 60, script("gpu_probe.py", "conv"), may_stop=True),
         Stage("decode", 7, 40, script("gpu_decode.py")),
+        Stage("training", 8, 90, script("gpu_training.py"), keep_output=True),
+        Stage("profile", 9, 60, script("gpu_probe.py", "profile"), may_stop=True, keep_output=True),
         # Whole networks, and last those that compile for minutes, in what time is left.
-        _networks(root, "steps", 8, 110, "bench_training_step", "", compiled=False),
-        _networks(root, "whole", 9, 60, "bench_end_to_end", "cuda-8-", compiled=False),
-        _networks(root, "inference", 10, 40, "bench_inference", "", compiled=False),
-        _networks(root, "compiled-2", 11, 150, "bench_training_step", "cuda-2-8", compiled=True),
-        _networks(root, "compiled-8", 12, 300, "bench_training_step", "cuda-8-8", compiled=True),
+        _networks(root, "steps", 10, 110, "bench_training_step", "", compiled=False),
+        _networks(root, "whole", 11, 60, "bench_end_to_end", "cuda-8-", compiled=False),
+        _networks(root, "inference", 12, 40, "bench_inference", "", compiled=False),
+        _networks(root, "compiled-2", 13, 150, "bench_training_step", "cuda-2-8", compiled=True),
+        _networks(root, "compiled-8", 14, 300, "bench_training_step", "cuda-8-8", compiled=True),
     ]
     return stages
 
