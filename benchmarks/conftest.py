@@ -25,7 +25,7 @@ def pytest_configure(config):
     columns = config.getoption("benchmark_columns", None)
     config.option.benchmark_columns = columns or ["median", "iqr", "min", "max", "rounds"]
     file = config.getoption("benchmark_json", None)
-    if file is not None:
+    if isinstance(file, Path):  # an open file before pytest-benchmark 5.2
         file.parent.mkdir(parents=True, exist_ok=True)
 
 

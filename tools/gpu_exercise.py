@@ -3,7 +3,7 @@
 Small enough to run under compute-sanitizer; shapes are odd, so that blocks have idle threads.
 Inputs are made and results compared on the CPU: few kernels but our own run.
 
-    python tools/gpu_exercise.py [--device cuda]
+    python tools/gpu_exercise.py [--device cuda] [--only OPERATOR ...]
 """
 
 from __future__ import annotations
@@ -140,9 +140,10 @@ def run_bn_act(device: torch.device, dtype: torch.dtype, error: float) -> None:
             close("bn_act", result, right, error)
         (masked,) = torch.autograd.grad(got[0], added, of_y.to(device))
         close("bn_act's residual", masked, of_y.double() * (got[0] > 0).cpu(), 0)
-        exact = [t.double().requires_grad_() for t in (x, beta)]
+        # Copies: a leaf of one device must not be the other's.
+        exact = [t.to(torch.float64, copy=True).requires_grad_() for t in (x, beta)]
         reference.bn_act(*exact)[0].backward(of_y.double())
-        given = [t.to(device).requires_grad_() for t in (x, beta)]
+        given = [t.to(device, copy=True).requires_grad_() for t in (x, beta)]
         for relu in (True, False):
             for t in given:
                 t.grad = None
@@ -373,21 +374,28 @@ def main() -> int:
     """Run every case; 1 if an operator is wrong, or would not take its compiled kernel."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda or cpu; default cuda")
-    device = torch.device(parser.parse_args().device)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="OPERATOR")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     torch.backends.cudnn.allow_tf32 = False
     failed = False
     for row in paths():
         if row.device == device.type and row.path == "torch reference":
             print(f"{row.op}: no compiled kernel for {device.type}: {row.reason}")
             failed = True
-    for name, run in CASES.items():
+    for name in arguments.only:
+        run = CASES[name]
         for dtype, error in DTYPES.items():
+            # Said before, so that what hangs or takes the process along is known.
+            print(f"{name} in {str(dtype).removeprefix('torch.')}", end="", flush=True)
             try:
                 run(device, dtype, error)
             except AssertionError as problem:
-                print(f"{name} in {str(dtype).removeprefix('torch.')}: {problem}")
+                print(f": {problem}")
                 failed = True
-    print(f"{len(CASES)} operators in {len(DTYPES)} dtypes: {'FAILED' if failed else 'passed'}")
+            else:
+                print(": right")
+    print(f"{len(arguments.only)} operators in {len(DTYPES)} dtypes: {'FAILED' if failed else 'passed'}")
     return int(failed)
 
 

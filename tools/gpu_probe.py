@@ -87,7 +87,8 @@ def probe_capture(device: torch.device) -> int:
         maps = gaussian_heatmaps(given, on_device, 32, subpixel=True)
         loss = heatmap_mse(predictions, given, on_device)
         (gradient,) = torch.autograd.grad(loss.sum(), predictions)
-        results[:] = [maps, loss, gradient, *heatmap_peaks(maps)]
+        # Without its graph, which would tie the next backward to this one's stream.
+        results[:] = [maps, loss.detach(), gradient, *heatmap_peaks(maps)]
 
     def check(where: str, keypoints: Tensor) -> None:
         torch.cuda.synchronize()
@@ -158,8 +159,8 @@ def probe_launches(device: torch.device) -> int:
 def probe_norm(device: torch.device) -> None:
     """Batch norm in training, channels_last: whose kernels, and their bandwidth.
 
-    The network's has no scale; one with a scale stands beside it, because torch chooses between
-    cuDNN and its own kernels by that too.
+    The network's has no scale to learn; one with a scale stands beside it, because torch chooses
+    between cuDNN and its own kernels by that too.
     Bytes counted by hand: forward reads the maps twice and writes them once; backward reads maps
     and gradient twice and writes once.
     """
@@ -188,9 +189,10 @@ def _norm(
     x = torch.randn(batch, channels, side, side, device=device).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     of_y = torch.randn_like(x)
-    mean, bias = torch.zeros(2, channels, device=device)
+    mean, bias = torch.zeros(channels, device=device), torch.zeros(channels, device=device)
     variance = torch.ones(channels, device=device)
-    scale = torch.ones(channels, device=device, requires_grad=True) if scaled else None
+    # torch has no gradient of an offset where there is no scale.
+    scale = torch.ones(channels, device=device, requires_grad=scaled)
     bias.requires_grad_()
 
     def forward() -> Tensor:

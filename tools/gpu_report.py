@@ -54,14 +54,33 @@ def read_figures(output: str) -> list[Figure]:
     return figures
 
 
-def read_junit(path: Path) -> str:
-    """Counts of a pytest run in words, with the first failures by name."""
-    cases = list(ElementTree.parse(path).getroot().iter("testcase"))
-    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+def read_junit(paths: list[Path]) -> str:
+    """Counts of pytest runs in words."""
+    cases = [case for path in paths for case in ElementTree.parse(path).getroot().iter("testcase")]
+    bad = sum(_problem(case) is not None for case in cases)
     skipped = sum(case.find("skipped") is not None for case in cases)
-    words = f"{len(cases) - len(bad) - skipped} passed, {skipped} skipped, {len(bad)} failed"
-    names = [f"{case.get('classname', '')}::{case.get('name', '')}" for case in bad]
-    return ": ".join([words, ", ".join(names[:3])]) if bad else words
+    return f"{len(cases) - bad - skipped} passed, {skipped} skipped, {bad} failed"
+
+
+def failures(paths: list[Path]) -> dict[str, list[str]]:
+    """Names of the failed tests by reason, the commonest first; numbers in reasons are left out."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        for case in ElementTree.parse(path).getroot().iter("testcase"):
+            problem = _problem(case)
+            if problem is None:
+                continue
+            message = " ".join((problem.get("message") or "").split())[:300]
+            reason = f"{path.stem}: {re.sub(r'[0-9][0-9.e+-]*', '#', message)}"
+            found.setdefault(reason, []).append(f"{case.get('name')} [{message[:160]}]")
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _problem(case: ElementTree.Element) -> ElementTree.Element | None:
+    for kind in ("failure", "error"):
+        if (found := case.find(kind)) is not None:
+            return found
+    return None
 
 
 def read_benchmarks(path: Path) -> list[Figure]:

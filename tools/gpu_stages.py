@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu_needs import lacking
-from gpu_report import Result, ratios, read_benchmarks, read_junit
+from gpu_report import Result, ratios, read_benchmarks
+from gpu_tests import PYTEST
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-# In place of pyproject's options, one of which belongs to a plugin that may be missing.
-PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-PYTEST += ["-o", "addopts=--strict-markers --import-mode=importlib"]
 CHECK_LIMIT, COMPILE_LIMIT = 120.0, 150.0
 
 
@@ -104,22 +102,18 @@ def _split(files: list[Path], root: Path) -> tuple[list[str], str]:
 
 
 def _tests(root: Path, folder: Path, opcheck_needs: str | None) -> Stage:
-    report = folder / "tests.xml"
     files, left_out = _split(sorted((root / "tests").rglob("test_*.py")), root)
-    command = [sys.executable, *PYTEST, f"--junitxml={report}", *files]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", "4"]
+    files = [file for file in files if "mark.gpu" in _sources(root / file)]
+    command = [sys.executable, str(root / "tools" / "gpu_tests.py"), str(folder / "tests")]
+    command += [*files, "--limit", str(CHECK_LIMIT - 10)]
     if opcheck_needs:
-        command += ["-k", "not opcheck"]
+        command += ["--without", "opcheck"]
         left_out = "; ".join(filter(None, [left_out, f"opcheck needs {opcheck_needs}"]))
 
     def read(result: Result, output: str) -> None:
-        if report.is_file():
-            result.note = read_junit(report)
-            if result.note.startswith("0 passed"):
-                result.status = "FAILED"
+        if result.note.startswith("0 passed"):
+            result.status = "FAILED"
 
-    impossible = _needs("pytest")
     return Stage(
         "tests",
         1,
@@ -127,9 +121,16 @@ def _tests(root: Path, folder: Path, opcheck_needs: str | None) -> Stage:
         command,
         {"OMP_NUM_THREADS": "1"},
         read,
-        impossible=impossible,
+        impossible=_needs("pytest"),
         missing=left_out,
     )
+
+
+def _sources(test: Path) -> str:
+    """A test file with its folder's fixtures, where the mark may be."""
+    beside = test.parent / "conftest.py"
+    files = [test, beside] if beside.is_file() else [test]
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _benchmarks(root: Path, folder: Path) -> Stage:

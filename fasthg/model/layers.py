@@ -99,17 +99,19 @@ class BatchNorm(nn.Module):
         # torch's own float32 kernels are the faster ones on a CPU.
         if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
             return self._fused(x, residual, relu)
+        # torch finds no gradient of an offset without a scale on a GPU, in channels_last.
+        scale = torch.ones_like(self.bias, requires_grad=False) if x.is_cuda else None
         if self.training and _collected is not None:
             # With momentum 1 torch's kernel writes those of the batch, var unbiased; into zeros,
             # because it adds 0 times what was there. The decay is not read here: torch.compile
             # would compile anew for each.
             mean, var = self.running_mean.new_zeros((2, len(self.bias)))
-            y = F.batch_norm(x, mean, var, None, self.bias, True, 1.0, self.eps)
+            y = F.batch_norm(x, mean, var, scale, self.bias, True, 1.0, self.eps)
             self.record(mean, var, UNBIASED)
         else:
             running = (self.running_mean, self.running_var)
             momentum = 1.0 - self.decay
-            y = F.batch_norm(x, *running, None, self.bias, self.training, momentum, self.eps)
+            y = F.batch_norm(x, *running, scale, self.bias, self.training, momentum, self.eps)
         if residual is not None:
             y = y + residual
         return F.relu(y, inplace=True) if relu else y
