@@ -33,10 +33,11 @@ def bench_bn_act(device, kind):
     x.requires_grad_()
     residual.requires_grad_()
     added = residual if kind == "residual" else None
+    one = torch.ones(shape[1], device=device)  # without it, no gradient of beta on a GPU
     inputs = (x, beta) if added is None else (x, beta, added)
 
     def plain():
-        y = F.batch_norm(x, None, None, None, beta, True, eps=1e-3)
+        y = F.batch_norm(x, None, None, one, beta, True, eps=1e-3)
         return F.relu(y, inplace=True) if added is None else y + added
 
     def fused():

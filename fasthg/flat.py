@@ -22,8 +22,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class FlatNetwork(Generic[Network]):
     """Weights, their gradients and the moving statistics of a network in flat buffers.
 
-    The gradients of the parameters become views as well, and autograd adds to them in place: fill
-    `gradient` with 0 instead of setting them to None, as `nn.Module.zero_grad` does.
+    The gradients of the parameters become views as well: `set_gradient` writes all at once, and
+    `Tensor.backward` adds to them one by one, for which `gradient` is filled with 0 beforehand.
 
     Args:
         network: on its device and in its memory format, which stay as they are from here on.
@@ -41,6 +41,8 @@ class FlatNetwork(Generic[Network]):
     """(weights,): the first part of `values`. Its `.grad` is `gradient`."""
     gradient: Tensor
     """(weights,)."""
+    parameters: list[Tensor]
+    """Those with L2 first."""
     decayed: int
     """The first so many weights have L2."""
 
@@ -59,14 +61,18 @@ class FlatNetwork(Generic[Network]):
                 )
         names = {id(t): name for name, t in network.state_dict(keep_vars=True).items()}
         self.network = network
+        self.parameters = parameters
         self._names = [names[id(t)] for t in tensors]
         self.values = _lay_out(tensors)
         self.decayed = _length(decayed)
         self.weights = self.values[: self.decayed + _length(plain)]
         self.gradient = torch.zeros_like(self.weights)
         self.weights.grad = self.gradient
+        self._places: list[tuple[Tensor, list[int]]] = []
         for parameter, gradient in zip(parameters, _views(self.gradient, parameters), strict=True):
             parameter.grad = gradient
+            order = sorted(range(gradient.dim()), key=lambda d, g=gradient: -g.stride(d))
+            self._places.append((_line(gradient, order), order))
 
     @property
     def statistics(self) -> Tensor:
@@ -80,6 +86,28 @@ class FlatNetwork(Generic[Network]):
             part.grad = gradient
         return parts[0], parts[1]
 
+    def set_gradient(self, *found: Sequence[Tensor | None]) -> None:
+        """Make `gradient` the sum of gradients, each in the order of `parameters`, None being 0.
+
+        Tensors of one dtype are copied together: on a GPU in a few launches, where adding to the
+        parameters' own gradients would launch a kernel for each.
+        """
+        copied: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        added: list[tuple[Tensor, Tensor]] = []
+        for (place, order), *given in zip(self._places, *found, strict=True):
+            lines = [_line(gradient, order) for gradient in given if gradient is not None]
+            if not lines:
+                place.zero_()
+                continue
+            places, values = copied.setdefault(lines[0].dtype, ([], []))
+            places.append(place)
+            values.append(lines[0])
+            added += [(place, line) for line in lines[1:]]
+        for places, values in copied.values():
+            torch._foreach_copy_(places, values)
+        for place, line in added:
+            place.add_(line)
+
     def copy(self) -> tuple[Network, Tensor]:
         """The network once more, over a buffer of its own, `(total,)` in the order of `values`."""
         other = copy.deepcopy(self.network)
@@ -89,6 +117,11 @@ class FlatNetwork(Generic[Network]):
 
 def _length(tensors: Sequence[Tensor]) -> int:
     return sum(-(-t.numel() // ALIGNMENT) * ALIGNMENT for t in tensors)
+
+
+def _line(tensor: Tensor, order: list[int]) -> Tensor:
+    """All values, dimension after dimension; a view where they lie in memory in that order."""
+    return tensor.detach().permute(order).reshape(-1)
 
 
 def _views(buffer: Tensor, tensors: Sequence[Tensor]) -> Iterator[Tensor]:

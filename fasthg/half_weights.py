@@ -19,44 +19,41 @@ from fasthg.flat import FlatNetwork
 class HalfWeights:
     """Leaves in half precision that stand in for weights and biases of all convolutions.
 
-    Results are those of autocast, bit for bit: it rounds the same weights, and each gradient is
-    added to 0 once. A module that wants a weight as it was finds it in the stand-in's `master`.
+    Results are those of autocast, bit for bit: it rounds the same weights. A module that wants a
+    weight as it was finds it in the stand-in's `master`.
 
     Args:
         flat: its network's convolutions are among the weights with L2.
         dtype: float16 or bfloat16.
     """
 
+    leaves: list[Tensor | None]
+    """In the order of `flat.parameters`; None for those that nothing stands in for."""
+
     def __init__(self, flat: FlatNetwork[Any], dtype: torch.dtype) -> None:
         self._weights = flat.weights[: flat.decayed]
-        self._of_weights = flat.gradient[: flat.decayed]
         self._values = torch.zeros_like(self._weights, dtype=dtype)
-        self._gradient = torch.zeros_like(self._values)
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
         for module in flat.network.modules():
             if isinstance(module, nn.Conv2d):
                 for name, weight in module.named_parameters():
                     half = self._leaf(weight)
                     self._places.append((module._parameters, name, weight, half))
+        halves = {id(weight): half for *_, weight, half in self._places}
+        self.leaves = [halves.get(id(parameter)) for parameter in flat.parameters]
 
     def _leaf(self, weight: Tensor) -> Tensor:
         begin = (weight.data_ptr() - self._weights.data_ptr()) // weight.itemsize
         shape = weight.shape, weight.stride(), begin
         half = self._values.as_strided(*shape).detach().requires_grad_()
-        half.grad = self._gradient.as_strided(*shape)
         half.master = weight  # type: ignore[attr-defined]
         return half
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Forward and backward within run on the weights of now; at the end gradients are added.
-
-        `flat.gradient` is then the whole gradient, where it was 0 before. Nothing here waits for
-        the device.
-        """
+        """Forward and backward within run on the weights of now; nothing waits for the device."""
         with torch.no_grad():
             self._values.copy_(self._weights)
-            self._gradient.zero_()
         for parameters, name, _, half in self._places:
             parameters[name] = half
         try:
@@ -64,4 +61,3 @@ class HalfWeights:
         finally:
             for parameters, name, weight, _ in self._places:
                 parameters[name] = weight
-        self._of_weights.add_(self._gradient)

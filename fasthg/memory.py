@@ -149,7 +149,7 @@ def _kept(config: Config, model: StackedHourglass, device: torch.device) -> int:
         # A capture puts back what the runs before it changed.
         values += 2 * total + (states if config.OPTIMIZER == "rmsprop" else 0)
     half = _half_of_weights(config, device)
-    rounded = 2 * flat.decayed * half.itemsize if half else 0
+    rounded = flat.decayed * half.itemsize if half else 0
     return values * flat.values.itemsize + rounded
 
 
@@ -168,15 +168,13 @@ def _states(config: Config) -> int:
 
 
 def _materialise(model: nn.Module, half: torch.dtype | None) -> None:
-    """Put tensors of the open mode in place of a model's own, with gradients to add to.
+    """Put tensors of the open mode in place of a model's own.
 
     half: of what stands in for convolutions' weights, see `HalfWeights`; None = nothing does.
     """
 
     def parameter(like: Tensor, dtype: torch.dtype) -> nn.Parameter:
-        made = nn.Parameter(torch.empty_strided(like.shape, like.stride(), dtype=dtype))
-        made.grad = torch.empty_strided(like.shape, like.stride(), dtype=dtype)
-        return made
+        return nn.Parameter(torch.empty_strided(like.shape, like.stride(), dtype=dtype))
 
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False)]:

@@ -202,16 +202,25 @@ class TrainStep:
         Nothing here waits for the device or depends on the step's number, so that a graph can be
         captured of it.
         """
-        self.flat.gradient.zero_()
         with self._half.used() if self._half else contextlib.nullcontext():
             # Of a forward that fails, nothing is left over.
             with collect_statistics() as found:
                 loss = self._loss_of(*given)
             self._statistics.apply(found)
-            self.scaler.scale(loss.sum()).backward()
+            self._set_gradient(self.scaler.scale(loss.sum()))
         if self._updates_on_device:
             self._update()
         return loss
+
+    def _set_gradient(self, loss: Tensor) -> None:
+        """Backward, to all weights and, in half types, to what stands in for them."""
+        weights = self.flat.parameters
+        # Operators that want full precision take the weight behind a stand-in.
+        halves = self._half.leaves if self._half else [None] * len(weights)
+        leaves = [*weights, *(half for half in halves if half is not None)]
+        found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+        full = [next(found) for _ in weights]
+        self.flat.set_gradient(full, [None if half is None else next(found) for half in halves])
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)

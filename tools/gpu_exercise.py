@@ -395,7 +395,9 @@ def main() -> int:
                 failed = True
             else:
                 print(": right")
-    print(f"{len(arguments.only)} operators in {len(DTYPES)} dtypes: {'FAILED' if failed else 'passed'}")
+    print(
+        f"{len(arguments.only)} operators in {len(DTYPES)} dtypes: {'FAILED' if failed else 'passed'}"
+    )
     return int(failed)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fasthg.model.fused import runs_fused
 from fasthg.model.layers import (
     HOURGLASS_LEVELS,
     BatchNorm,
@@ -18,12 +19,15 @@ from fasthg.model.layers import (
     collect_statistics,
     halve,
 )
+from fasthg.ops import conv1x1_act
 
 if TYPE_CHECKING:
     from fasthg.config import Config
 
 STRIDE = 4
 """Input pixels per heatmap cell, along each axis."""
+
+ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Stem(nn.Module):
@@ -52,10 +56,15 @@ def _once() -> _Contexts:
 
 
 class Stack(nn.Module):
-    """One stack; all but the last send features and heatmaps on to the next."""
+    """One stack; all but the last send features and heatmaps on to the next.
+
+    Attribute `fused`: as in `BatchNorm`, for the convolutions with a bias. On a GPU torch adds the
+    bias, and its gradient up, in kernels that take longer than the convolution.
+    """
 
     def __init__(self, features: int, parts: int, last: bool) -> None:
         super().__init__()
+        self.fused = "auto"
         self.hourglass = Hourglass(HOURGLASS_LEVELS, features)
         self.residual = Residual(features, features)
         self.features = ConvBN(features, features)
@@ -66,10 +75,26 @@ class Stack(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The next stack's input, `(batch, features, height, width)`, and `parts` heatmaps."""
         features = self.features(self.residual(self.hourglass(x)))
+        if runs_fused(self.fused, features, slower_on_cpu=ANY_FLOAT):
+            return self._fused(x, features)
         heatmap = self.heatmap(features)
         if self.remap_features is not None and self.remap_heatmap is not None:
             x = x + self.remap_features(features) + self.remap_heatmap(heatmap)
         return x, heatmap
+
+    def _fused(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        heatmap = conv1x1_act(features, *_full(self.heatmap))
+        if self.remap_features is None or self.remap_heatmap is None:
+            return x, heatmap
+        (weight, bias), (weight2, bias2) = _full(self.remap_features), _full(self.remap_heatmap)
+        pair = {"x2": heatmap, "weight2": weight2}
+        return conv1x1_act(features, weight, bias + bias2, residual=x, **pair), heatmap
+
+
+def _full(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias before any rounding: biases are added, and gradients kept, in float32."""
+    weight, bias = (getattr(t, "master", t) for t in (conv.weight, conv.bias))
+    return weight, bias
 
 
 class StackedHourglass(nn.Module):
@@ -145,7 +170,7 @@ class StackedHourglass(nn.Module):
     def set_fused(self, fused: str) -> None:
         """Set whose operators all layers run: see `BatchNorm`."""
         for module in self.modules():
-            if isinstance(module, BatchNorm | Hourglass | Stem):
+            if isinstance(module, BatchNorm | Hourglass | Stem | Stack):
                 module.fused = fused
 
 

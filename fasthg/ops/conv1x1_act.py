@@ -142,6 +142,14 @@ def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(of_y.t(), x).to(weight.dtype)
 
 
+def _sum(rows: Tensor) -> Tensor:
+    """The sum of rows, at least in float32."""
+    if rows.device.type == "cuda" and rows.dtype in _HALVES:
+        # A product is several times quicker there than torch's sum over rows.
+        return _maps.wide_product(rows.new_ones(len(rows), 1), rows)[0]
+    return rows.sum(0, dtype=reference.arithmetic_dtype(rows.dtype))
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, residual, x2, weight2, relu = inputs
     ctx.save_for_backward(x, weight, x2, weight2, output if relu else None)
@@ -166,7 +174,7 @@ def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
 
     of_bias = None
     if needed[2]:
-        of_bias = rows.sum(0, dtype=reference.arithmetic_dtype(x.dtype)).to(bias_dtype)
+        of_bias = _sum(rows).to(bias_dtype)
     return (
         *of_pair(x, weight, needed[0], needed[1]),
         of_bias,

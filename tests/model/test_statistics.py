@@ -240,7 +240,7 @@ def test_a_step_moves_them_before_the_averages_take_them(launches: list[int]) ->
 def test_a_step_that_fails_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(**KEYS)
     step, other = (TrainStep(config, build_model(config), torch.device("cpu")) for _ in range(2))
-    last = step.model.stacks[-1].heatmap
+    last = step.model.stacks[-1].features
     monkeypatch.setattr(last, "forward", lambda _: (_ for _ in ()).throw(RuntimeError("stop")))
     with pytest.raises(RuntimeError, match="stop"):
         step(batch(1), 0)

@@ -68,7 +68,9 @@ def plain(x, beta, gamma, residual, relu, given=None):
     ]
     x, beta, gamma, residual = inputs
     means = (None, None) if given is None else [t.double() for t in given]
-    y = functional.batch_norm(x, *means, gamma, beta, given is None, eps=1e-3)
+    # Without a scale, torch finds no gradient of beta on a GPU.
+    scale = torch.ones_like(beta).detach() if gamma is None else gamma
+    y = functional.batch_norm(x, *means, scale, beta, given is None, eps=1e-3)
     y = y if residual is None else y + residual
     return (functional.relu(y) if relu else y), [t for t in inputs if t is not None]
 
@@ -134,7 +136,8 @@ def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype, case):
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
     exact, doubles = plain(x, beta, gamma, residual, relu)
     wanted = (exact.detach(), *torch.autograd.grad(exact, doubles, of_y.double()))
-    theirs = functional.batch_norm(x, None, None, gamma, beta, True, eps=1e-3)
+    scale = torch.ones_like(beta).detach() if gamma is None else gamma
+    theirs = functional.batch_norm(x, None, None, scale, beta, True, eps=1e-3)
     theirs = theirs if residual is None else theirs + residual
     theirs = functional.relu(theirs) if relu else theirs
     ours = bn_act(x, beta, gamma, residual, relu=relu)[0]

@@ -30,7 +30,8 @@ def rows_of(x):
 def whole(a, weight, beta):
     """Convolution and batch norm as torch has them."""
     y = functional.conv2d(a, weight[:, :, None, None])
-    return functional.batch_norm(y, None, None, None, beta, True, eps=EPS)
+    one = torch.ones_like(beta).detach()  # without it, torch has no gradient of beta on a GPU
+    return functional.batch_norm(y, None, None, one, beta, True, eps=EPS)
 
 
 def folded_whole(a, weight, beta, d, dtype):
