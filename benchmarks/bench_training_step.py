@@ -11,10 +11,10 @@ import pytest
 import torch
 from race import race
 
-from fasthg.model import build_model, layers
+from fasthg.model import build_model
 from fasthg.step import TrainStep
 
-VARIANTS = ("fasthg, eager", "fasthg, no blocks", "fasthg, blocks everywhere")
+VARIANTS = ("fasthg, eager", "fasthg, FUSED on")
 
 
 @pytest.mark.slow
@@ -42,12 +42,8 @@ def bench_training_step(device, stacks, batch):
 
 
 def ours(cfg, given, name):
-    if name == "fasthg, eager":
-        cfg = cfg.model_copy(update={"STEP": "eager"})
-    # Read when a step is captured, which the first call does.
-    rows = {"fasthg, no blocks": 1 << 62, "fasthg, blocks everywhere": 0}
-    stock = layers.BLOCK_ROWS
-    layers.BLOCK_ROWS = rows.get(name, stock)
+    changed = {"fasthg, eager": {"STEP": "eager"}, "fasthg, FUSED on": {"FUSED": "on"}}
+    cfg = cfg.model_copy(update=changed.get(name, {}))
     device = given.images.device
     step = TrainStep(cfg, build_model(cfg).to(device), device)
     count = iter(range(10**9))
@@ -56,6 +52,5 @@ def ours(cfg, given, name):
         step(given, next(count))
 
     run()
-    layers.BLOCK_ROWS = stock
     assert torch.isfinite(step.flat.gradient).all(), f"{name}: the gradient is not finite"
     return run

@@ -46,13 +46,17 @@ bool in_vectors(const BnActCall& call) {
 template <typename Real, int vector>
 struct Channels {
   Real mean[vector], deviation[vector], scale[vector], beta[vector];
-  __device__ Channels(const BatchNorm& norm, int channel) {
+  __device__ Channels(const BatchNorm& norm, int channel)
+      : Channels(norm, channel, static_cast<const Real*>(norm.mean) + channel,
+                 static_cast<const Real*>(norm.var) + channel) {}
+  // With statistics that lie elsewhere: of these channels alone.
+  __device__ Channels(const BatchNorm& norm, int channel, const Real* means,
+                      const Real* variances) {
     const Real* gamma = static_cast<const Real*>(norm.gamma);
 #pragma unroll
     for (int k = 0; k < vector; ++k) {
-      mean[k] = static_cast<const Real*>(norm.mean)[channel + k];
-      const Real var = static_cast<const Real*>(norm.var)[channel + k];
-      deviation[k] = reciprocal_deviation(var, norm.eps);
+      mean[k] = means[k];
+      deviation[k] = reciprocal_deviation(variances[k], norm.eps);
       scale[k] = gamma ? deviation[k] * gamma[channel + k] : deviation[k];
       beta[k] = static_cast<const Real*>(norm.beta)[channel + k];
     }

@@ -1,10 +1,10 @@
 // Batch norm, residual and ReLU in one launch each way, for maps so small that launches are most of
-// their time. A block owns as many channels as fill one vector, over all rows, and keeps what it
+// their time. A block owns the few channels that fill one vector, over all rows, and keeps what it
 // reads of them in shared memory until their sums are known; blocks need nothing of each other.
 //
-// A block reads 16 bytes of every row, half of the smallest piece that memory hands out. Its
-// neighbour reads the other half at about the same time, from the second-level cache, which holds
-// maps of this size whole; twice the width would leave half as many blocks to do the work.
+// A block reads 4 to 16 bytes of every row, a part of the smallest piece that memory hands out. Its
+// neighbours read the rest at about the same time, from the second-level cache, which holds maps of
+// this size whole: narrow vectors read more from there, and let more multiprocessors work.
 #include "bn_act_maps.cuh"
 #include "bn_act_math.h"
 #include "cuda_utils.cuh"
@@ -12,8 +12,9 @@
 namespace fasthg {
 namespace {
 
-// Sixteen rows a thread at most; more threads would have fewer registers than the gradient needs.
-constexpr int kMostThreads = 512;
+// More threads would have fewer registers than the gradient of a whole vector needs.
+template <typename T, int vector>
+constexpr int kMostThreads = sizeof(T) * vector == 16 ? 512 : 1024;
 
 // Adds up each of `count` values over the lanes of a warp; lane l gets the sum of value l % count.
 // Lanes halve the values they stand for with each exchange, so it takes about `count` shuffles
@@ -56,10 +57,9 @@ __device__ Pair block_sums(Real (&sums)[2 * vector], Real* scratch) {
   return total;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kMostThreads, 1)
+template <typename T, int vector>
+__global__ void __launch_bounds__(kMostThreads<T, vector>, 1)
     bn_act_on_chip_kernel(BatchNorm norm, Maps<T> maps) {
-  constexpr int vector = kVectorLength<T>;
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
@@ -82,27 +82,28 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       sums[vector + k] += value * value;
     }
   }
-  const Pair sum = block_sums<vector>(sums, reinterpret_cast<Real*>(kept + rows));
+  Real* found = reinterpret_cast<Real*>(kept + rows);  // means, then variances
+  const Pair sum = block_sums<vector>(sums, found + 2 * vector);
   if (threadIdx.x < vector) {
     const int channel = first + static_cast<int>(threadIdx.x);
     const double start = static_cast<double>(static_cast<Real>(maps.x[channel]));
     const Moments result = moments(sum.first, sum.second, start, norm.rows);
-    static_cast<Real*>(norm.mean)[channel] = static_cast<Real>(result.mean);
-    static_cast<Real*>(norm.var)[channel] = static_cast<Real>(result.var);
+    const Real mean = static_cast<Real>(result.mean), var = static_cast<Real>(result.var);
+    static_cast<Real*>(norm.mean)[channel] = found[threadIdx.x] = mean;
+    static_cast<Real*>(norm.var)[channel] = found[vector + threadIdx.x] = var;
   }
   __syncthreads();  // every thread reads the statistics that the first ones wrote
-  const Channels<Real, vector> channel(norm, first);
+  const Channels<Real, vector> channel(norm, first, found, found + vector);
 #pragma unroll 2
   for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride)
     write_result(norm, maps, row * norm.channels + first, channel, load_whole(kept + row));
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kMostThreads, 1)
+template <typename T, int vector>
+__global__ void __launch_bounds__(kMostThreads<T, vector>, 1)
     bn_act_backward_on_chip_kernel(BatchNorm norm, Maps<T> maps,
                                    typename Accumulate<T>::type* of_beta,
                                    typename Accumulate<T>::type* of_gamma) {
-  constexpr int vector = kVectorLength<T>;
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
@@ -132,19 +133,21 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     kept_of_y[row] = values;
     if (maps.of_residual) *reinterpret_cast<Values*>(maps.of_residual + at) = values;
   }
-  const Pair sum = block_sums<vector>(sums, reinterpret_cast<Real*>(kept_of_y + rows));
+  Real* totals = reinterpret_cast<Real*>(kept_of_y + rows);  // beta's gradients, then gamma's
+  const Pair sum = block_sums<vector>(sums, totals + 2 * vector);
   if (threadIdx.x < vector) {
     const int here = first + static_cast<int>(threadIdx.x);
     const Real var = static_cast<const Real*>(norm.var)[here];
-    of_beta[here] = static_cast<Real>(sum.first);
-    of_gamma[here] = static_cast<Real>(sum.second * reciprocal_deviation(var, norm.eps));
+    const Real slope = static_cast<Real>(sum.second * reciprocal_deviation(var, norm.eps));
+    of_beta[here] = totals[threadIdx.x] = static_cast<Real>(sum.first);
+    of_gamma[here] = totals[vector + threadIdx.x] = slope;
   }
   __syncthreads();  // every thread reads the totals that the first ones wrote
   Real of_centred[vector], constant[vector];
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
-    const Slope<Real> s = slope(channel.scale[k], channel.deviation[k], of_beta[first + k],
-                                of_gamma[first + k], norm.rows, norm.frozen);
+    const Slope<Real> s = slope(channel.scale[k], channel.deviation[k], totals[k],
+                                totals[vector + k], norm.rows, norm.frozen);
     of_centred[k] = s.of_centred;
     constant[k] = s.constant;
   }
@@ -159,32 +162,46 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   }
 }
 
-template <typename T>
+template <typename T, int vector>
 bool run(const BnActCall& call, const char** refusal) {
   using Real = typename Accumulate<T>::type;
   const BatchNorm& norm = call.norm;
-  constexpr int vector = kVectorLength<T>;
+  constexpr int most = kMostThreads<T, vector>;
   const bool backward = call.of_y;
   const size_t kept = sizeof(Vector<T, vector>) * norm.rows * (backward ? 2 : 1);
-  // The result by given statistics is one launch already.
-  if ((norm.frozen && !backward) || kept > static_cast<size_t>(norm.on_chip_bytes)) return false;
-  if (!in_vectors<T>(call)) return false;
-  const int warps = norm.rows < kMostThreads ? static_cast<int>(norm.rows + kWarp - 1) / kWarp
-                                             : kMostThreads / kWarp;
+  const int warps =
+      norm.rows < most ? static_cast<int>(norm.rows + kWarp - 1) / kWarp : most / kWarp;
   const dim3 blocks(norm.channels / vector), threads(warps * kWarp);
-  const size_t bytes = kept + sizeof(Real) * 2 * vector * warps;
+  const size_t bytes = kept + sizeof(Real) * 2 * vector * (warps + 1);
   const Maps<T> maps(call);
   // Not every GPU has as much: compute capability 8.0 gives a block 163 KB, 8.6 and 8.9 give 99.
   if (backward) {
-    if (allow_shared(bn_act_backward_on_chip_kernel<T>, bytes)) return false;
-    FASTHG_LAUNCH(bn_act_backward_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm,
-                  maps, static_cast<Real*>(call.of_beta), static_cast<Real*>(call.of_gamma));
+    if (allow_shared(bn_act_backward_on_chip_kernel<T, vector>, bytes)) return false;
+    FASTHG_LAUNCH((bn_act_backward_on_chip_kernel<T, vector>), blocks, threads, bytes, call.stream,
+                  norm, maps, static_cast<Real*>(call.of_beta), static_cast<Real*>(call.of_gamma));
   } else {
-    if (allow_shared(bn_act_on_chip_kernel<T>, bytes)) return false;
-    FASTHG_LAUNCH(bn_act_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm, maps);
+    if (allow_shared(bn_act_on_chip_kernel<T, vector>, bytes)) return false;
+    FASTHG_LAUNCH((bn_act_on_chip_kernel<T, vector>), blocks, threads, bytes, call.stream, norm,
+                  maps);
   }
   *refusal = launch_status();
   return true;
+}
+
+template <typename T>
+bool run(const BnActCall& call, const char** refusal) {
+  // The result by given statistics is one launch already.
+  if ((call.norm.frozen && !call.of_y) || !in_vectors<T>(call)) return false;
+  constexpr int whole = kVectorLength<T>;
+  switch (call.norm.on_chip_width) {
+    case 16:
+      return run<T, whole>(call, refusal);
+    case 8:
+      return run<T, whole / 2>(call, refusal);
+    case 4:
+      if constexpr (sizeof(T) <= 4) return run<T, whole / 4>(call, refusal);
+  }
+  return false;
 }
 
 }  // namespace

@@ -37,23 +37,34 @@ struct Union {
   }
 };
 
-// Grow the plateau from the peak by a ring of cells a round, until a round adds none. A mark is
-// only ever set, so a neighbour's mark seen a round early or late changes nothing in the end.
+constexpr int kCells = 32;  // of a thread, between two barriers
+
+// Grow the plateau from the peak by a ring of cells a round, until a round adds none. All threads
+// look at their cells, up to kCells each, before any of them is marked.
 template <typename Real, typename AnyMap>
-__device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, volatile uint8_t* marks,
-                               Box* scratch, Real* xy) {
+__device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, uint8_t* marks, Box* scratch,
+                               Real* xy) {
   const int cells = map.height * map.width;
   for (int i = threadIdx.x; i < cells; i += kThreads) marks[i] = i == peak.cell;
-  __syncthreads();  // the first round reads neighbours' marks
-  int added;
+  bool added;
   do {
-    added = 0;
-    for (int i = threadIdx.x; i < cells; i += kThreads) {
-      const int x = i % map.width, y = i / map.width;
-      if (marks[i] || map.at(y, x) != peak.value) continue;
-      if ((x > 0 && marks[i - 1]) || (x < map.width - 1 && marks[i + 1]) ||
-          (y > 0 && marks[i - map.width]) || (y < map.height - 1 && marks[i + map.width]))
-        marks[i] = 1, added = 1;
+    added = false;
+    for (int first = 0; first < cells; first += kThreads * kCells) {
+      __syncthreads();  // what was marked before is there
+      uint32_t found = 0;
+      for (int k = 0; k < kCells; ++k) {
+        const int i = first + k * kThreads + static_cast<int>(threadIdx.x);
+        if (i >= cells || marks[i]) continue;
+        const int x = i % map.width, y = i / map.width;
+        if (map.at(y, x) != peak.value) continue;
+        if ((x > 0 && marks[i - 1]) || (x < map.width - 1 && marks[i + 1]) ||
+            (y > 0 && marks[i - map.width]) || (y < map.height - 1 && marks[i + map.width]))
+          found |= 1u << k;
+      }
+      __syncthreads();  // nobody reads marks any more
+      for (int k = 0; k < kCells; ++k)
+        if (found >> k & 1) marks[first + k * kThreads + threadIdx.x] = 1;
+      added |= found != 0;
     }
   } while (__syncthreads_or(added));
   Box box{map.width, -1, map.height, -1};

@@ -23,7 +23,7 @@ from fasthg.model import (
     collect_statistics,
     decayed_parameters,
 )
-from fasthg.model.layers import BLOCK_ROWS, Residual
+from fasthg.model.layers import Residual
 from fasthg.ops import paths
 from fasthg.step import autocast, choose_mode, choose_precision, normalise
 
@@ -219,13 +219,8 @@ def _choose_as_on(model: StackedHourglass, config: Config, device: torch.device)
         fused = "on" if _kernels_serve(device) else "off"
         for module in model.modules():
             if isinstance(module, Residual) and fused == "on":
-                module.fused_for = _is_large  # type: ignore[method-assign]
+                module.fused_for = lambda x: False  # type: ignore[method-assign]
     model.set_fused(fused)
-
-
-def _is_large(x: Tensor) -> bool:
-    """`Residual.fused_for` on a GPU, FUSED being auto."""
-    return x.numel() // x.shape[1] >= BLOCK_ROWS
 
 
 def _inside(func: Any, args: tuple[Any, ...]) -> int:

@@ -15,6 +15,7 @@ import gpu_exercise
 import gpu_needs
 import gpu_probe
 import gpu_stages
+import gpu_tests
 import pytest
 import torch
 from device_clock import DeviceClock
@@ -22,6 +23,7 @@ from gpu_report import (
     MARK,
     Figure,
     Result,
+    failures,
     figure,
     passed,
     ratios,
@@ -66,7 +68,8 @@ def test_a_dry_run_lists_every_stage(monkeypatch, capsys, repository, tmp_path):
         assert all(os.path.isfile(script) for script in scripts)
     # Two groups of timed stages never run at once, and measuring never fails by its limit.
     assert [stage.name for stage in stages if stage.group > 0 and stage.may_stop] == [
-        *("norm", "conv", "steps", "whole", "inference", "compiled-2", "compiled-8")
+        *("norm", "conv", "profile", "steps", "inference", "whole", "large"),
+        *("compiled-2", "compiled-8"),
     ]
 
 
@@ -153,10 +156,14 @@ def test_reports_of_pytest_are_read(tmp_path):
     file = tmp_path / "tests.xml"
     file.write_text(
         "<testsuites><testsuite><testcase classname='a' name='one'/>"
-        "<testcase classname='a' name='two'><failure/></testcase>"
+        "<testcase classname='a' name='two'><failure message='off by 1.5e-3\nin x'/></testcase>"
+        "<testcase classname='a' name='four'><error message='off by 2 in x'/></testcase>"
         "<testcase classname='a' name='three'><skipped/></testcase></testsuite></testsuites>"
     )
-    assert read_junit(file) == "1 passed, 1 skipped, 1 failed: a::two"
+    assert read_junit([file, file]) == "2 passed, 2 skipped, 4 failed"
+    ((reason, names),) = failures([file]).items()
+    assert reason == "tests: off by # in x"
+    assert names == ["two [off by 1.5e-3 in x]", "four [off by 2 in x]"]
     rows = [
         {
             "name": f"bench_peaks[cuda-dark-{provider}]",
@@ -244,11 +251,27 @@ def test_a_sanitizer_that_checked_nothing_does_not_pass(repository, tmp_path):
 
 def test_tests_that_all_skip_prove_nothing(repository, tmp_path):
     stages = {stage.name: stage for stage in gpu_stages.list_stages(repository, tmp_path)}
-    (tmp_path / "tests.xml").write_text("<testsuite><testcase><skipped/></testcase></testsuite>")
     for name, note in (("tests", "0 passed, 1 skipped, 0 failed"), ("benchmarks", "")):
-        result = Result(name, "passed", 1)
+        result = Result(name, "passed", 1, note)
         stages[name].read(result, "")
-        assert (result.status, result.note) == ("FAILED", note)
+        assert result.status == "FAILED"
+
+
+def test_each_file_of_tests_has_a_process(repository, tmp_path, monkeypatch, capsys):
+    good, bad, ended, slow = (tmp_path / f"test_{name}.py" for name in ("a", "b", "c", "d"))
+    head = "import os, time, pytest\n@pytest.mark.gpu\ndef test_it():\n    "
+    good.write_text(head + "pass")
+    bad.write_text(head + "assert 1 == 2")
+    ended.write_text(head + "os._exit(9)")
+    slow.write_text(head + "time.sleep(60)")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.chdir(repository)
+    files = [str(file) for file in (good, bad, ended, slow)]
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "out"), *files, "--limit", "25"])
+    assert gpu_tests.main() == 1
+    said = capsys.readouterr().out
+    assert "1 x  test_b: assert # == #" in said and said.endswith("1 passed, 0 skipped, 1 failed\n")
+    assert f"{ended}: ended with 9" in said and f"{slow}: at its limit" in said
 
 
 def test_a_slower_kernel_fails_the_benchmarks(repository, tmp_path):

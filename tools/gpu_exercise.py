@@ -3,7 +3,7 @@
 Small enough to run under compute-sanitizer; shapes are odd, so that blocks have idle threads.
 Inputs are made and results compared on the CPU: few kernels but our own run.
 
-    python tools/gpu_exercise.py [--device cuda] [--only OPERATOR ...]
+    python tools/gpu_exercise.py [--device cuda] [--only OPERATOR ...] [--without OPERATOR ...]
 """
 
 from __future__ import annotations
@@ -375,7 +375,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda or cpu; default cuda")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, metavar="OPERATOR")
+    parser.add_argument("--without", nargs="+", choices=CASES, default=(), metavar="OPERATOR")
     arguments = parser.parse_args()
+    chosen = [name for name in arguments.only if name not in arguments.without]
     device = torch.device(arguments.device)
     torch.backends.cudnn.allow_tf32 = False
     failed = False
@@ -383,7 +385,7 @@ def main() -> int:
         if row.device == device.type and row.path == "torch reference":
             print(f"{row.op}: no compiled kernel for {device.type}: {row.reason}")
             failed = True
-    for name in arguments.only:
+    for name in chosen:
         run = CASES[name]
         for dtype, error in DTYPES.items():
             # Said before, so that what hangs or takes the process along is known.
@@ -395,9 +397,8 @@ def main() -> int:
                 failed = True
             else:
                 print(": right")
-    print(
-        f"{len(arguments.only)} operators in {len(DTYPES)} dtypes: {'FAILED' if failed else 'passed'}"
-    )
+    words = "FAILED" if failed else "passed"
+    print(f"{len(chosen)} operators in {len(DTYPES)} dtypes: {words}")
     return int(failed)
 
 

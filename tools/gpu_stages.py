@@ -15,8 +15,11 @@ from gpu_needs import lacking
 from gpu_report import Result, ratios, read_benchmarks
 from gpu_tests import PYTEST
 
+ASYNCHRONOUS = ("conv1x1_act", "residual_block")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-CHECK_LIMIT, COMPILE_LIMIT = 120.0, 150.0
+CHECK_LIMIT, COMPILE_LIMIT = 150.0, 150.0
+# For what runs side by side and computes on the CPU as well.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def _nothing(result: Result, output: str) -> None:
@@ -60,7 +63,7 @@ def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> l
             {"FASTHG_CUDA": "on"},
             impossible=_needs("pybind11", "setuptools"),
         ),
-        Stage("operators", 1, CHECK_LIMIT, script("gpu_exercise.py")),
+        Stage("operators", 1, CHECK_LIMIT, script("gpu_exercise.py"), ONE_THREAD),
         Stage("streams", 1, CHECK_LIMIT, script("gpu_probe.py", "capture")),
         _tests(root, folder, opcheck_needs),
         *(_sanitizer(tool, script("gpu_exercise.py")) for tool in SANITIZERS),
@@ -73,12 +76,14 @@ def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> l
         Stage("decode", 7, 40, script("gpu_decode.py")),
         Stage("training", 8, 90, script("gpu_training.py"), keep_output=True),
         Stage("profile", 9, 60, script("gpu_probe.py", "profile"), may_stop=True, keep_output=True),
-        # Whole networks, and last those that compile for minutes, in what time is left.
-        _networks(root, "steps", 10, 110, "bench_training_step", "", compiled=False),
-        _networks(root, "whole", 11, 60, "bench_end_to_end", "cuda-8-", compiled=False),
-        _networks(root, "inference", 12, 40, "bench_inference", "", compiled=False),
-        _networks(root, "compiled-2", 13, 150, "bench_training_step", "cuda-2-8", compiled=True),
-        _networks(root, "compiled-8", 14, 300, "bench_training_step", "cuda-8-8", compiled=True),
+        # Whole networks, the stock one first, and last those that compile for minutes, in what time
+        # is left.
+        _networks(root, "steps", 10, 75, "bench_training_step", "cuda-8-8 or cuda-2-8"),
+        _networks(root, "inference", 11, 40, "bench_inference", "cuda-8-8 or cuda-2-8"),
+        _networks(root, "whole", 12, 75, "bench_end_to_end", "cuda-8-8"),
+        _networks(root, "large", 13, 100, "bench_training_step", "cuda-8-32 or cuda-8-64"),
+        _networks(root, "compiled-2", 14, 150, "bench_training_step", "cuda-2-8", compiled=True),
+        _networks(root, "compiled-8", 15, 300, "bench_training_step", "cuda-8-8", compiled=True),
     ]
     return stages
 
@@ -119,7 +124,7 @@ def _tests(root: Path, folder: Path, opcheck_needs: str | None) -> Stage:
         1,
         CHECK_LIMIT,
         command,
-        {"OMP_NUM_THREADS": "1"},
+        ONE_THREAD,
         read,
         impossible=_needs("pytest"),
         missing=left_out,
@@ -157,11 +162,18 @@ def _benchmarks(root: Path, folder: Path) -> Stage:
 
 
 def _networks(
-    root: Path, name: str, group: int, limit: float, file: str, chosen: str, *, compiled: bool
+    root: Path,
+    name: str,
+    group: int,
+    limit: float,
+    file: str,
+    chosen: str,
+    *,
+    compiled: bool = False,
 ) -> Stage:
     """Steps, training or inference of whole networks, each group's figures as soon as it is done.
 
-    chosen: what the names of the groups contain. compiled: with torch.compile as well.
+    chosen: the groups, as pytest's -k. compiled: with torch.compile as well.
     """
     path = root / "benchmarks" / f"{file}.py"
     # Floors are a matter of `pytest benchmarks`: here a slow machine shall not hide the figures.
@@ -170,7 +182,7 @@ def _networks(
         name,
         group,
         limit,
-        [*command, "-k", chosen] if chosen else command,
+        [*command, "-k", chosen],
         {"BENCH_COMPILE": "on" if compiled else "off"},
         may_stop=True,
         impossible=_needs("pytest", "pytest_benchmark", *sorted(lacking(path, root))),
@@ -188,6 +200,12 @@ def find_sanitizer() -> str | None:
 
 
 def _sanitizer(tool: str, script: list[str]) -> Stage:
+    missing = ""
+    if tool == "racecheck":
+        # It ends with an error of its own ("failed to handle a hardware exception"), seen with
+        # 2025.3.1 on an H200; the other tools find nothing there.
+        script = [*script, "--without", *ASYNCHRONOUS]
+        missing = f"without {', '.join(ASYNCHRONOUS)}: it does not survive asynchronous copies"
     program = find_sanitizer()
     command = [program or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     if tool != "memcheck":
@@ -211,7 +229,8 @@ def _sanitizer(tool: str, script: list[str]) -> Stage:
         CHECK_LIMIT,
         [*command, *script],
         # Each tensor gets an allocation of its own, so that the one beyond its end is nobody's.
-        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", **ONE_THREAD},
         read,
         impossible="" if program else "compute-sanitizer not found",
+        missing=missing,
     )

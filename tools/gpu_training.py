@@ -1,4 +1,4 @@
-"""A training from first frame to predictions, on a GPU: the verbs that a user has, one after another.
+"""A training on a GPU, from its first frame to its evaluation, by the verbs that a user has.
 
 python tools/gpu_training.py [--frames N] [CONFIG KEY=VALUE ...]
 """

@@ -62,7 +62,7 @@ class MachineKeys(Section):
         default="auto",
         description="fasthg's operators for whole residuals, batch norm with ReLU, halving and "
         "enlarging (on) or torch's own (off); auto: each where it gains time, so whole residuals "
-        "for large maps, on a GPU and, in fp32, on a CPU (on keeps less memory everywhere). "
+        "for large maps on a CPU in fp32 alone (on keeps less memory everywhere). "
         "Unless off, evaluation folds batch norm into the convolutions.",
     )
     STEP: Annotated[Literal["auto", "eager", "compile", "graph"], LowerCase] = Field(

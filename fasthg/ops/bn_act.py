@@ -15,11 +15,17 @@ from fasthg.ops import _maps, _native, reference
 _ROWS_PER_PART = 64
 _MAXIMUM_PARTS = 324  # three blocks for each multiprocessor of an A100: one wave
 
-# Up to so many bytes, a block of a CUDA kernel keeps its channels in shared memory and one launch
-# does what else takes three: 16 bytes a row, in the backward 32, so 8192 and 4096 rows (batch x
-# height x width). Few blocks share the work then, which must be quicker than two more launches.
-# Chosen for a GPU whose blocks get 163 KB or more; not yet run on one.
-_ON_CHIP_BYTES = 128 << 10
+# Up to so many rows (batch x height x width), a block of a CUDA kernel keeps so many bytes of each in
+# shared memory, and one launch does what else takes three: forward, then backward.
+_ON_CHIP = (((512, 16), (8192, 4)), ((512, 16), (8192, 4)))
+
+
+def _on_chip_width(rows: int, backward: bool) -> int:
+    """Bytes of a row that a block owns; 0 = three launches."""
+    for most, width in _ON_CHIP[backward]:
+        if rows <= most:
+            return width
+    return 0
 
 
 def _channel_values(x: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ def _launch(
         eps=eps,
         relu=relu,
         frozen=frozen,
-        on_chip_bytes=_ON_CHIP_BYTES,
+        on_chip_width=_on_chip_width(rows, name == "bn_act_backward"),
     )
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
     _native.launch(name, x, norm, x.data_ptr(), *addresses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -138,7 +139,10 @@ def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         of_y, x = of_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
         if wide and weight.dtype == torch.float32:
-            return _maps.wide_product(of_y, x)
+            # Rows of an odd length have no product on tensor cores worth its name.
+            sizes = of_y.shape[1], x.shape[1]
+            of_y, x = (F.pad(t, (0, -t.shape[1] % 8)) for t in (of_y, x))
+            return _maps.wide_product(of_y, x)[: sizes[0], : sizes[1]].contiguous()
         return torch.mm(of_y.t(), x).to(weight.dtype)
 
 

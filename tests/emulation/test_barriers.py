@@ -31,7 +31,7 @@ BARRIERS = [
     ("conv1x1_act_cuda.cu", "__syncthreads();  // a row of the result", "multiply"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();                        // everyone", "late"),
     ("heatmap_peaks_cuda.cu", "__syncthreads();  // thread 0 reads what 13 threads wrote", "dark"),
-    ("heatmap_peaks_cuda.cu", "__syncthreads();  // the first round reads neighbours'", "plateau"),
+    ("heatmap_peaks_cuda.cu", "__syncthreads();  // what was marked before", "plateau"),
 ]
 
 
@@ -45,7 +45,7 @@ def results(kernels, described, what):
     if what in ("normalise", "on chip"):
         rows = maps.view(-1, 16)
         values = (torch.zeros(16), torch.ones(16))
-        how = {"parts": 11, "on_chip_bytes": 1 << 16 if what == "on chip" else 0}
+        how = {"parts": 11, "on_chip_width": 16 if what == "on chip" else 0}
         return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, **how)
     if what == "fold":
         rows = maps.double().view(-1, 7).repeat(1, 40)

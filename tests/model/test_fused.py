@@ -131,6 +131,8 @@ def test_auto_takes_whole_blocks_where_they_gain() -> None:
     if not ops.serves(small):
         cases = [(x, False) for x, _ in cases]
     assert [block.fused_for(x) for x, _ in cases] == [wanted for _, wanted in cases]
+    if torch.cuda.is_available():
+        assert not block.fused_for(large.cuda())
     block.conv1.bn.fused = "on"
     assert all(block.fused_for(x) for x, _ in cases)
     block.conv1.bn.fused = "off"
