@@ -6,6 +6,7 @@ call it, and what one would write in torch without it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,8 +57,14 @@ def fold(device):
     return tuple(torch.ones(s, device=device) for s in ((1, 1), (1,), (1, 1), (1,)))
 
 
+@functools.cache
+def one(device):
+    """A scale, without which torch finds no gradient of the offset on a GPU."""
+    return torch.ones(1, device=device)
+
+
 def norm_of(x, beta):
-    return F.batch_norm(x, None, None, None, beta, True, eps=1e-3)
+    return F.batch_norm(x, None, None, one(x.device), beta, True, eps=1e-3)
 
 
 def plain_residual(x, weight1, beta1, weight2, beta2, weight3, beta3):
@@ -110,12 +117,12 @@ CASES = {
     ),
     "bn_act": Case(
         lambda x, beta, mean, var: ops.bn_act(x, beta, relu=True)[0],
-        lambda x, beta, mean, var: F.relu(F.batch_norm(x, None, None, None, beta, True)),
+        lambda x, beta, mean, var: F.relu(F.batch_norm(x, None, None, one(x.device), beta, True)),
         norm,
     ),
     "bn_act_inference": Case(
         lambda x, beta, mean, var: ops.bn_act_inference(x, mean, var, beta, relu=True),
-        lambda x, beta, mean, var: F.relu(F.batch_norm(x, mean, var, None, beta)),
+        lambda x, beta, mean, var: F.relu(F.batch_norm(x, mean, var, one(x.device), beta)),
         norm,
     ),
     "channel_covariance": Case(

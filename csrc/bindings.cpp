@@ -60,14 +60,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<BatchNorm>(m, "BatchNorm")
       .def(py::init([](Pointer beta, Pointer gamma, Pointer mean, Pointer var, Pointer workspace,
                        int64_t rows, int64_t channels, int64_t parts, double eps, bool relu,
-                       bool frozen, int64_t on_chip_width) {
-             return BatchNorm{ptr(beta), ptr(gamma),   ptr(mean), ptr(var), ptr(workspace),
-                              rows,      channels,     parts,     eps,      relu,
-                              frozen,    on_chip_width};
+                       bool frozen, bool on_chip) {
+             return BatchNorm{ptr(beta), ptr(gamma), ptr(mean), ptr(var), ptr(workspace), rows,
+                              channels,  parts,      eps,       relu,     frozen,         on_chip};
            }),
            py::kw_only(), py::arg("beta"), py::arg("gamma"), py::arg("mean"), py::arg("var"),
            py::arg("workspace"), py::arg("rows"), py::arg("channels"), py::arg("parts"),
-           py::arg("eps"), py::arg("relu"), py::arg("frozen"), py::arg("on_chip_width"));
+           py::arg("eps"), py::arg("relu"), py::arg("frozen"), py::arg("on_chip"));
 
   py::class_<BnFold>(m, "BnFold")
       .def(py::init([](Pointer weight, Pointer mean, Pointer covariance, Pointer mean_out,

@@ -1,10 +1,11 @@
 // Batch norm, residual and ReLU in one launch each way, for maps so small that launches are most of
-// their time. A block owns the few channels that fill one vector, over all rows, and keeps what it
-// reads of them in shared memory until their sums are known; blocks need nothing of each other.
+// their time. A block owns the few channels that fill half a vector, over all rows, and keeps what
+// it reads of them in shared memory until their sums are known; blocks need nothing of each other.
 //
-// A block reads 4 to 16 bytes of every row, a part of the smallest piece that memory hands out. Its
+// A block reads 8 bytes of every row, a quarter of the smallest piece that memory hands out. Its
 // neighbours read the rest at about the same time, from the second-level cache, which holds maps of
-// this size whole: narrow vectors read more from there, and let more multiprocessors work.
+// this size whole. On an H200 whole vectors leave too few blocks to do the work, and 4 bytes read
+// too much: both take longer at 128 to 4096 rows.
 #include "bn_act_maps.cuh"
 #include "bn_act_math.h"
 #include "cuda_utils.cuh"
@@ -12,9 +13,9 @@
 namespace fasthg {
 namespace {
 
-// More threads would have fewer registers than the gradient of a whole vector needs.
-template <typename T, int vector>
-constexpr int kMostThreads = sizeof(T) * vector == 16 ? 512 : 1024;
+constexpr int kMostThreads = 1024;
+template <typename T>
+constexpr int kChannels = kVectorLength<T> / 2;
 
 // Adds up each of `count` values over the lanes of a warp; lane l gets the sum of value l % count.
 // Lanes halve the values they stand for with each exchange, so it takes about `count` shuffles
@@ -57,9 +58,10 @@ __device__ Pair block_sums(Real (&sums)[2 * vector], Real* scratch) {
   return total;
 }
 
-template <typename T, int vector>
-__global__ void __launch_bounds__(kMostThreads<T, vector>, 1)
+template <typename T>
+__global__ void __launch_bounds__(kMostThreads, 1)
     bn_act_on_chip_kernel(BatchNorm norm, Maps<T> maps) {
+  constexpr int vector = kChannels<T>;
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
@@ -99,11 +101,12 @@ __global__ void __launch_bounds__(kMostThreads<T, vector>, 1)
     write_result(norm, maps, row * norm.channels + first, channel, load_whole(kept + row));
 }
 
-template <typename T, int vector>
-__global__ void __launch_bounds__(kMostThreads<T, vector>, 1)
+template <typename T>
+__global__ void __launch_bounds__(kMostThreads, 1)
     bn_act_backward_on_chip_kernel(BatchNorm norm, Maps<T> maps,
                                    typename Accumulate<T>::type* of_beta,
                                    typename Accumulate<T>::type* of_gamma) {
+  constexpr int vector = kChannels<T>;
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
@@ -162,46 +165,31 @@ __global__ void __launch_bounds__(kMostThreads<T, vector>, 1)
   }
 }
 
-template <typename T, int vector>
+template <typename T>
 bool run(const BnActCall& call, const char** refusal) {
   using Real = typename Accumulate<T>::type;
   const BatchNorm& norm = call.norm;
-  constexpr int most = kMostThreads<T, vector>;
+  constexpr int vector = kChannels<T>;
   const bool backward = call.of_y;
+  // The result by given statistics is one launch already.
+  if (!norm.on_chip || (norm.frozen && !backward) || !in_vectors<T>(call)) return false;
   const size_t kept = sizeof(Vector<T, vector>) * norm.rows * (backward ? 2 : 1);
-  const int warps =
-      norm.rows < most ? static_cast<int>(norm.rows + kWarp - 1) / kWarp : most / kWarp;
+  const int warps = norm.rows < kMostThreads ? static_cast<int>(norm.rows + kWarp - 1) / kWarp
+                                             : kMostThreads / kWarp;
   const dim3 blocks(norm.channels / vector), threads(warps * kWarp);
   const size_t bytes = kept + sizeof(Real) * 2 * vector * (warps + 1);
   const Maps<T> maps(call);
   // Not every GPU has as much: compute capability 8.0 gives a block 163 KB, 8.6 and 8.9 give 99.
   if (backward) {
-    if (allow_shared(bn_act_backward_on_chip_kernel<T, vector>, bytes)) return false;
-    FASTHG_LAUNCH((bn_act_backward_on_chip_kernel<T, vector>), blocks, threads, bytes, call.stream,
-                  norm, maps, static_cast<Real*>(call.of_beta), static_cast<Real*>(call.of_gamma));
+    if (allow_shared(bn_act_backward_on_chip_kernel<T>, bytes)) return false;
+    FASTHG_LAUNCH(bn_act_backward_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm,
+                  maps, static_cast<Real*>(call.of_beta), static_cast<Real*>(call.of_gamma));
   } else {
-    if (allow_shared(bn_act_on_chip_kernel<T, vector>, bytes)) return false;
-    FASTHG_LAUNCH((bn_act_on_chip_kernel<T, vector>), blocks, threads, bytes, call.stream, norm,
-                  maps);
+    if (allow_shared(bn_act_on_chip_kernel<T>, bytes)) return false;
+    FASTHG_LAUNCH(bn_act_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm, maps);
   }
   *refusal = launch_status();
   return true;
-}
-
-template <typename T>
-bool run(const BnActCall& call, const char** refusal) {
-  // The result by given statistics is one launch already.
-  if ((call.norm.frozen && !call.of_y) || !in_vectors<T>(call)) return false;
-  constexpr int whole = kVectorLength<T>;
-  switch (call.norm.on_chip_width) {
-    case 16:
-      return run<T, whole>(call, refusal);
-    case 8:
-      return run<T, whole / 2>(call, refusal);
-    case 4:
-      if constexpr (sizeof(T) <= 4) return run<T, whole / 4>(call, refusal);
-  }
-  return false;
 }
 
 }  // namespace

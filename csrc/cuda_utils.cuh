@@ -45,31 +45,17 @@ void store_whole(const V& value, void* to) {
   *static_cast<V*>(to) = value;
 }
 #else
-template <size_t bytes>
-struct Words;
-template <>
-struct Words<4> {
-  using type = unsigned;
-};
-template <>
-struct Words<8> {
-  using type = uint2;
-};
-template <>
-struct Words<16> {
-  using type = uint4;
-};
 // Where the compiler would take a vector in pieces: from shared memory by halves, to global memory
 // by words.
 template <typename V>
 __device__ __forceinline__ V load_whole(const V* from) {
-  using Whole = typename Words<sizeof(V)>::type;
+  static_assert(sizeof(V) == 8, "half a vector");
   union Both {
-    Whole words;
+    uint2 words;
     V value;
     __device__ Both() {}
   } both;
-  both.words = *reinterpret_cast<const Whole*>(from);
+  both.words = *reinterpret_cast<const uint2*>(from);
   return both.value;
 }
 template <typename V>

@@ -70,9 +70,9 @@ struct BatchNorm {
   double eps;     // added to var
   bool relu;
   bool frozen;  // mean and var are given, and constants to the backward
-  // Bytes of a row, 4, 8 or 16, that a CUDA block owns and may keep in shared memory, to need one
-  // launch instead of three and no workspace. 0 = always three.
-  int64_t on_chip_width;
+  // A CUDA block may keep its channels in shared memory, to need one launch instead of three and no
+  // workspace: 8 bytes a row, in the backward 16.
+  bool on_chip;
 };
 
 // Batch norm behind a 1 x 1 convolution, known by the moments of the convolution's input. Real

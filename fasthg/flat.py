@@ -71,7 +71,7 @@ class FlatNetwork(Generic[Network]):
         self._places: list[tuple[Tensor, list[int]]] = []
         for parameter, gradient in zip(parameters, _views(self.gradient, parameters), strict=True):
             parameter.grad = gradient
-            order = sorted(range(gradient.dim()), key=lambda d, g=gradient: -g.stride(d))
+            order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
             self._places.append((_line(gradient, order), order))
 
     @property

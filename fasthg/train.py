@@ -264,6 +264,7 @@ class Training:
             "val_loss": predictions.loss,
             "val_error_mean_px": mean,
             "val_error_median_px": median,
+            "unreadable_images": len(self.train.loader.corrupt),
         }
         self.run.log(row)
         summary.row(row)

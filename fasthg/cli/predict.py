@@ -33,7 +33,10 @@ def predict(
         typer.Option(metavar="FILE", help="Boxes: csv frame,x1,y1,x2,y2[,animal], MARS or COCO."),
     ] = None,
     track: Annotated[
-        bool, typer.Option("--track", help="One animal: look around where it was before.")
+        bool,
+        typer.Option(
+            "--track", help="One animal: look around where it was before; --boxes may start it."
+        ),
     ] = False,
     confidence: Annotated[
         float, typer.Option(min=0.0, help="Least score of a part that is tracked, drawn solid.")

@@ -221,8 +221,18 @@ def window_decoding_works(data: bytes, device: torch.device) -> bool:
     """Whether this machine decodes part of a JPEG on `device`, tried in a process of its own.
 
     Some releases of DALI's image library crash there on some GPUs (NVIDIA/nvImageCodec issue 55),
-    and a crash must not take a training run along. data: any encoded image of the data set.
+    and a crash must not take a training run along. Takes some seconds, once for a device. data:
+    any encoded image of the data set.
     """
+    if device not in _windows_work:
+        _windows_work[device] = _try_apart(data, device)
+    return _windows_work[device]
+
+
+_windows_work: dict[torch.device, bool] = {}
+
+
+def _try_apart(data: bytes, device: torch.device) -> bool:
     code = f"from fasthg.data.dali import try_window; try_window({str(device)!r})"
     try:
         done = subprocess.run(

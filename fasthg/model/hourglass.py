@@ -87,14 +87,14 @@ class Stack(nn.Module):
         if self.remap_features is None or self.remap_heatmap is None:
             return x, heatmap
         (weight, bias), (weight2, bias2) = _full(self.remap_features), _full(self.remap_heatmap)
-        pair = {"x2": heatmap, "weight2": weight2}
-        return conv1x1_act(features, weight, bias + bias2, residual=x, **pair), heatmap
+        bias = bias + bias2
+        return conv1x1_act(features, weight, bias, x, x2=heatmap, weight2=weight2), heatmap
 
 
 def _full(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Weight and bias before any rounding: biases are added, and gradients kept, in float32."""
-    weight, bias = (getattr(t, "master", t) for t in (conv.weight, conv.bias))
-    return weight, bias
+    assert conv.bias is not None
+    return getattr(conv.weight, "master", conv.weight), getattr(conv.bias, "master", conv.bias)
 
 
 class StackedHourglass(nn.Module):

@@ -132,6 +132,12 @@ def run(
     return _owned(y.to(x.dtype))
 
 
+def _whole_chunks(rows: Tensor) -> Tensor:
+    """With columns of zeros, where rows of another length would keep off the tensor cores."""
+    missing = -rows.shape[1] % 8
+    return F.pad(rows, (0, missing)) if missing else rows
+
+
 def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`of_y^T x` of rows, in the weight's dtype."""
     wide = x.device.type == "cuda" and x.dtype in _HALVES
@@ -139,10 +145,8 @@ def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         of_y, x = of_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
         if wide and weight.dtype == torch.float32:
-            # Rows of an odd length have no product on tensor cores worth its name.
-            sizes = of_y.shape[1], x.shape[1]
-            of_y, x = (F.pad(t, (0, -t.shape[1] % 8)) for t in (of_y, x))
-            return _maps.wide_product(of_y, x)[: sizes[0], : sizes[1]].contiguous()
+            product = _maps.wide_product(_whole_chunks(of_y), _whole_chunks(x))
+            return product[: of_y.shape[1], : x.shape[1]].contiguous()
         return torch.mm(of_y.t(), x).to(weight.dtype)
 
 

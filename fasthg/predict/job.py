@@ -61,8 +61,6 @@ class Options:
                         f"--to {name}: needs {module}; "
                         f"run: pip install 'fasthg[{FORMATS[name].extra}]'"
                     ) from None
-        if self.track and self.boxes is not None:
-            raise ConfigError("--track and --boxes: both say where the animal is; give one of them")
 
 
 @dataclass
@@ -128,7 +126,14 @@ def predict_source(
     """
     boxes = Boxes() if options.boxes is None else read_boxes(options.boxes, source)
     boxes.check(source)
-    tracker = Tracker(options.confidence, options.margin) if options.track else None
+    tracker = None
+    if options.track:
+        if len(boxes.animals) > 1:
+            raise ConfigError(
+                f"--track follows one animal, {boxes.path} has boxes of {len(boxes.animals)}; "
+                "leave out --track or the other animals"
+            )
+        tracker = Tracker(options.confidence, options.margin, boxes)
     paths, parts = targets(source, options), tuple(config.PARTS.NAMES)
     made_from: dict[str, Any] = {
         "source": source.identity(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from fasthg.ops import heatmap_peaks
 from fasthg.predict.boxes import Locate
 from fasthg.predict.frame import Frame
 from fasthg.predict.stages import Clock, ahead
-from fasthg.predict.tracking import Tracker
+from fasthg.predict.tracking import WINDOWS, Tracker
 
 _BATCHES_AHEAD = 2
 
@@ -74,6 +74,18 @@ class Poses:
     def __len__(self) -> int:
         return len(self.times)
 
+    def of(self, animal: int) -> Poses:
+        """Those of one animal."""
+        one = slice(animal, animal + 1)
+        found = {name: getattr(self, name)[:, one] for name in ("keypoints", "scores", "boxes")}
+        return replace(self, **found)
+
+
+def _first(poses: Poses) -> tuple[Any, Any, tuple[float, float]]:
+    """Keypoints and scores of the first animal in the first frame, and the frame's size."""
+    width, height = poses.sizes[0]
+    return poses.keypoints[0, 0], poses.scores[0, 0], (float(width), float(height))
+
 
 class Predictor:
     """Keypoints of frames, batch by batch."""
@@ -105,12 +117,28 @@ class Predictor:
 
     def _tracked(self, frames: Generator[Frame], tracker: Tracker) -> Iterator[Poses]:
         for frame in frames:
-            crop = Crop()
-            with self.clock.of("crop"):
-                self._add(crop, frame, 1, tracker.shares)
-            poses = self._run(crop, 1)
-            tracker.update(poses.keypoints[0, 0], poses.scores[0, 0], tuple(poses.sizes[0]))
+            poses = self._look(frame, tracker)
+            searched = poses.scores.shape[1] > 1
+            if searched:
+                means = poses.scores[0].mean(axis=1)
+                poses = poses.of(int(np.nan_to_num(means, nan=-np.inf).argmax()))
+            tracker.update(*_first(poses))
+            if searched and tracker.finds(poses.scores[0, 0]):
+                again = self._look(frame, tracker)
+                if again.scores.mean() >= poses.scores.mean() and tracker.finds(again.scores[0, 0]):
+                    poses = again
+                    tracker.update(*_first(poses))
             yield poses
+
+    def _look(self, frame: Frame, tracker: Tracker) -> Poses:
+        """Poses of one frame in each of the tracker's windows, as if those were animals."""
+        crop, windows = Crop(), WINDOWS[:1]
+        if frame.image is not None:
+            height, width = frame.image.shape[:2]
+            windows = tracker.windows(frame.number, width, height)
+        with self.clock.of("crop"):
+            self._add(crop, frame, len(windows), lambda *_: windows)
+        return self._run(crop, len(windows))
 
     def _cropped(
         self, frames: Generator[Frame], animals: int, locate: Locate, per_batch: int

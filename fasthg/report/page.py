@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fasthg import html
-from fasthg.checkpoint import load_state, write_text
+from fasthg.checkpoint import write_text
 from fasthg.config import Config, dump_config
-from fasthg.errors import DataError
 from fasthg.evaluate import Evaluation
 from fasthg.report import accuracy, figures
 from fasthg.report.accuracy import LEVEL, Known, middle, span, text
@@ -126,18 +125,12 @@ def _worst(config: Config, known: Known) -> Iterator[str]:
 
 def _unreadable(run: RunFolder, known: Known) -> Iterator[str]:
     yield html.heading("Unreadable images")
+    counted = [r["unreadable_images"] for r in run.logged() if "unreadable_images" in r]
     counts = {
-        "while training": "unknown",
+        "while training": counted[-1] if counted else "unknown",
         known.metrics["split"]: known.metrics["unreadable_images"],
     }
-    why = ""
-    try:
-        counts["while training"] = len(load_state(run.last)["corrupt"])
-    except DataError as error:
-        why = f"Unknown of the training: {error}."
     yield html.table(["data", "images left out"], counts.items())
-    if why:
-        yield html.note(why)
     if any(counts.values()):
         yield html.note("fasthg data check names such images.")
 

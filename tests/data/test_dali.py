@@ -91,9 +91,15 @@ def test_without_dali_the_error_names_package_and_remedy(
         make_loader(planner, Config(), torch.device("cpu"), "dali")
 
 
-def test_the_trial_of_window_decoding_tells_success_from_failure(mice: RecordIndex) -> None:
+def test_the_trial_of_window_decoding_tells_success_from_failure(
+    mice: RecordIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    from fasthg.data.dali import window_decoding_works
+    from fasthg.data import dali
 
-    assert window_decoding_works(mice.jpeg(0), torch.device("cpu"))
-    assert not window_decoding_works(b"no image", torch.device("cpu"))
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(dali, "_windows_work", {})
+    assert not dali.window_decoding_works(b"no image", cpu)
+    assert not dali.window_decoding_works(mice.jpeg(0), cpu)  # once for a device
+    dali._windows_work.clear()
+    assert dali.window_decoding_works(mice.jpeg(0), cpu)

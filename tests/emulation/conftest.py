@@ -43,7 +43,7 @@ class BatchNorm(ctypes.Structure):
         ("eps", ctypes.c_double),
         ("relu", ctypes.c_bool),
         ("frozen", ctypes.c_bool),
-        ("on_chip_width", ctypes.c_int64),
+        ("on_chip", ctypes.c_bool),
     ]
 
 
@@ -155,7 +155,7 @@ class Kernels:
         relu: bool,
         given: tuple[Tensor, Tensor] | None = None,
         parts: int = 3,
-        on_chip_width: int = 0,
+        on_chip: bool = False,
     ) -> list[Tensor]:
         """x, residual, of_y: (rows, channels). given: mean and variance to take.
 
@@ -176,7 +176,7 @@ class Kernels:
         described = pointers(beta, gamma, mean, var, workspace)
         frozen = given is not None
         sizes = (rows, channels, parts)
-        norm = BatchNorm(*described, *sizes, 1e-3, relu, frozen, on_chip_width)
+        norm = BatchNorm(*described, *sizes, 1e-3, relu, frozen, on_chip)
         shared = (CODES[x.dtype], ctypes.byref(norm))
         self.call("bn_act", *shared, *pointers(x, residual, y))
         by_forward = not workspace.isnan().all()
@@ -187,14 +187,14 @@ class Kernels:
         self.sums_in_workspace = (by_forward, not workspace.isnan().all())
         return [y, mean, var, *(t for t in gradients if t is not None)]
 
-    def moments(self, x: Tensor, parts: int = 3, on_chip_width: int = 0) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, parts: int = 3, on_chip: bool = False) -> tuple[Tensor, Tensor]:
         """Statistics of x (rows, channels) as `bn_act` finds them, without a result."""
         rows, channels = x.shape
         real = torch.float64 if x.dtype == torch.float64 else torch.float32
         mean, var = torch.full((2, channels), torch.nan, dtype=real)
         workspace = torch.full((parts, 2, channels), torch.nan, dtype=real)
         described = (None, None, mean.data_ptr(), var.data_ptr(), workspace.data_ptr())
-        norm = BatchNorm(*described, rows, channels, parts, 0.0, False, False, on_chip_width)
+        norm = BatchNorm(*described, rows, channels, parts, 0.0, False, False, on_chip)
         self.call(
             "bn_act", CODES[x.dtype], ctypes.byref(norm), ctypes.c_void_p(x.data_ptr()), *[None] * 2
         )

@@ -45,7 +45,7 @@ def results(kernels, described, what):
     if what in ("normalise", "on chip"):
         rows = maps.view(-1, 16)
         values = (torch.zeros(16), torch.ones(16))
-        how = {"parts": 11, "on_chip_width": 16 if what == "on chip" else 0}
+        how = {"parts": 11, "on_chip": what == "on chip"}
         return kernels.bn_act(rows, None, rows.flip(0), *values, relu=False, **how)
     if what == "fold":
         rows = maps.double().view(-1, 7).repeat(1, 40)

@@ -82,9 +82,6 @@ def test_heatmap_peaks(scene, cpu, cuda, dtype, error, shape, method):
     torch.testing.assert_close(score, wanted_score, rtol=0, atol=0, equal_nan=True)
 
 
-WIDTHS = [4, 8, 16]
-
-
 def bn_act_case(shape, dtype, residual, frozen):
     """Arguments of `Kernels.bn_act`, and given statistics or None."""
     random = torch.Generator().manual_seed(3)
@@ -101,7 +98,7 @@ def check_bn_act(got, wanted, dtype, error):
         torch.testing.assert_close(result.to(right.dtype), right, rtol=bound, atol=8 * bound * size)
 
 
-@pytest.mark.parametrize("on_chip", [0, 4, 16])
+@pytest.mark.parametrize("on_chip", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
@@ -112,46 +109,40 @@ def test_bn_act(cpu, cuda, dtype, error, shape, relu, residual, frozen, on_chip)
     real = widened(dtype)
     wide = [t if t is None else t.to(real) for t in arguments]
     wanted = cpu.bn_act(*wide, relu=relu, given=given)
-    got = cuda.bn_act(*arguments, relu=relu, given=given, on_chip_width=on_chip)
+    got = cuda.bn_act(*arguments, relu=relu, given=given, on_chip=on_chip)
     check_bn_act(got, wanted, dtype, error)
 
 
 # More rows than a block has threads, and a number of rows that is none of theirs.
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("rows", [1, 31, 512, 1289])
+@pytest.mark.parametrize("rows", [1, 31, 1024, 1289])
 @pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_bn_act_in_one_launch_and_in_three(cuda, dtype, error, rows, width):
+def test_bn_act_in_one_launch_and_in_three(cuda, dtype, error, rows):
     arguments, _ = bn_act_case((rows, 16), dtype, True, False)
     three, one, again = (
-        cuda.bn_act(*arguments, relu=True, on_chip_width=w) for w in (0, width, width)
+        cuda.bn_act(*arguments, relu=True, on_chip=once) for once in (False, True, True)
     )
     check_bn_act(one, three, dtype, error)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
 
 
 def test_bn_act_takes_one_launch_where_its_channels_fit(cuda):
-    def sums_in_workspace(
-        width, rows=64, channels=16, offset=0, frozen=False, dtype=torch.bfloat16
-    ):
-        arguments, given = bn_act_case((rows, channels), dtype, False, frozen)
+    def sums_in_workspace(on_chip, rows=64, channels=16, offset=0, frozen=False):
+        arguments, given = bn_act_case((rows, channels), torch.bfloat16, False, frozen)
         if offset:
             x = arguments[0]
             shifted = torch.cat([x.flatten()[:offset], x.flatten()])[offset:].view_as(x)
             arguments = (shifted, *arguments[1:])
-        cuda.bn_act(*arguments, relu=True, given=given, on_chip_width=width)
+        cuda.bn_act(*arguments, relu=True, given=given, on_chip=on_chip)
         return cuda.sums_in_workspace
 
-    assert sums_in_workspace(0) == (True, True)
-    for width in WIDTHS:
-        assert sums_in_workspace(width) == (False, False)
-        assert sums_in_workspace(width, channels=12) == (True, True)  # not whole vectors
-        assert sums_in_workspace(width, offset=1) == (True, True)
-        assert sums_in_workspace(width, frozen=True) == (False, False)
-    assert sums_in_workspace(4, dtype=torch.float64) == (True, True)  # half a value
-    # 8000 rows of the backward are more than any block gets, and so are 16,000 of the forward.
-    assert sums_in_workspace(16, 8000, 8) == (False, True)
-    assert sums_in_workspace(16, 16000, 8) == (True, True)
-    assert sums_in_workspace(4, 16000, 8) == (False, False)
+    assert sums_in_workspace(False) == (True, True)
+    assert sums_in_workspace(True) == (False, False)
+    assert sums_in_workspace(True, channels=12) == (True, True)  # not whole vectors
+    assert sums_in_workspace(True, offset=1) == (True, True)
+    assert sums_in_workspace(True, frozen=True) == (False, False)
+    # 16,000 rows of the backward are more than any block gets, and so are 32,000 of the forward.
+    assert sums_in_workspace(True, 16000, 8) == (False, True)
+    assert sums_in_workspace(True, 32000, 8) == (True, True)
 
 
 def test_bn_act_without_gamma(cpu, cuda):
@@ -161,12 +152,12 @@ def test_bn_act_without_gamma(cpu, cuda):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("on_chip", [0, 16])
+@pytest.mark.parametrize("on_chip", [False, True])
 @pytest.mark.parametrize(("dtype", "error"), DTYPES)
 def test_statistics_alone(cpu, cuda, dtype, error, on_chip):
     (x, *_), _ = bn_act_case((61, 16), dtype, False, False)
     for got, wanted in zip(
-        cuda.moments(x, on_chip_width=on_chip), cpu.moments(x.to(widened(dtype))), strict=True
+        cuda.moments(x, on_chip=on_chip), cpu.moments(x.to(widened(dtype))), strict=True
     ):
         torch.testing.assert_close(got, wanted.to(got.dtype), rtol=max(error, 1e-6), atol=1e-6)
     torch.testing.assert_close(got.double(), x.double().var(0, correction=0), rtol=1e-5, atol=1e-6)

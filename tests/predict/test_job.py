@@ -19,6 +19,7 @@ from fasthg.predict import network as network_module
 from fasthg.predict.frame import Frame
 from fasthg.predict.job import Options, Outcome, check_targets
 from fasthg.predict.sources import find_sources
+from fasthg.predict.tracking import WINDOWS
 
 Predict = Callable[..., Outcome]
 
@@ -95,7 +96,7 @@ def test_tracking_follows_loses_and_finds_again(
     plain = network_module.make_crops
 
     def spied(config, shares, *rest):
-        boxes.append(shares[0])
+        boxes.append(shares)
         return plain(config, shares, *rest)
 
     monkeypatch.setattr(network_module, "make_crops", spied)
@@ -104,15 +105,34 @@ def test_tracking_follows_loses_and_finds_again(
     outcome = predict(Made(tmp_path, images), track=True)
     found = points(outcome)
     truth = np.array([*CENTRES, *again])[:, None] + OFFSETS
-    shown = np.r_[1:40, 47:56]
-    np.testing.assert_allclose(found[shown], truth[np.r_[1:40, 41:50]], atol=0.6)
-    shares = np.array(boxes)
-    whole = (shares == [0, 0, 1, 1]).all(axis=1)
-    # The first frame; from the third miss on until the frame that finds it.
-    assert np.flatnonzero(whole).tolist() == [0, 43, 44, 45, 46]
+    shown = np.r_[0:40, 46:56]
+    np.testing.assert_allclose(found[shown], truth[np.r_[0:40, 40:50]], atol=0.6)
+    # The first frame is searched and looked at again; so is, from the third miss on, each frame
+    # until the one that has the animal.
+    searched = [n for n, shares in enumerate(boxes) if len(shares) > 1]
+    assert searched == [0, 44, 45, 46, 47] and len(boxes) == 56 + 2
+    assert set(network.batches) == {1, len(WINDOWS)}
+    tight = np.concatenate([shares for shares in boxes if len(shares) == 1])
+    assert ((tight[:, 2:] - tight[:, :2]) * SIZE).max() < 70
+
+
+def test_a_given_box_starts_tracking_and_sets_it_right(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    """Of two animals that look the same, the one in the box is followed."""
+    images = [np.maximum(dots(c), dots((220, 150))) for c in CENTRES]
+    (x, y), file = CENTRES[0], tmp_path / "boxes.csv"
+    file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
+    found = points(predict(Made(tmp_path, images), track=True, boxes=file))
+    np.testing.assert_allclose(found, np.array(CENTRES)[:, None] + OFFSETS, atol=0.6)
     assert set(network.batches) == {1}
-    sides = (shares[~whole, 2:] - shares[~whole, :2]) * SIZE
-    assert sides.max() < 70
+    with file.open("a") as lines:
+        lines.write("20,190,120,250,180\n")
+    found = points(predict(Made(tmp_path, images), track=True, boxes=file))
+    np.testing.assert_allclose(found[20:], np.array([[220, 150]] * 20)[:, None] + OFFSETS, atol=0.6)
+    file.write_text("frame,x1,y1,x2,y2,animal\n0,1,1,9,9,a\n0,1,1,9,9,b\n")
+    with pytest.raises(ConfigError, match=r"--track follows one animal, .* has boxes of 2"):
+        predict(Made(tmp_path, images), track=True, boxes=file)
 
 
 def test_stopping_leaves_finished_rows_and_resume_goes_on(
@@ -212,8 +232,6 @@ def test_an_overlay_of_images(tmp_path: Path, predict: Predict) -> None:
 def test_options_that_make_no_sense(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="--to xml: unknown format; use csv, mars"):
         Options(formats=("xml",)).check()
-    with pytest.raises(ConfigError, match="--track and --boxes"):
-        Options(track=True, boxes=tmp_path).check()
     monkeypatch.setitem(sys.modules, "tables", None)
     with pytest.raises(EnvironmentFault, match=r"needs tables; run: pip install 'fasthg\[dlc\]'"):
         Options(formats=("dlc_h5",)).check()
