@@ -4,8 +4,8 @@
 //
 // A block reads 8 bytes of every row, a quarter of the smallest piece that memory hands out. Its
 // neighbours read the rest at about the same time, from the second-level cache, which holds maps of
-// this size whole. On an H200 whole vectors leave too few blocks to do the work, and 4 bytes read
-// too much: both take longer at 128 to 4096 rows.
+// this size whole. On an H200 whole vectors leave too few blocks to do the work, and 4 bytes of 256
+// channels read too much: both take longer at 128 to 4096 rows.
 #include "bn_act_maps.cuh"
 #include "bn_act_math.h"
 #include "cuda_utils.cuh"
@@ -179,7 +179,7 @@ bool run(const BnActCall& call, const char** refusal) {
   const dim3 blocks(norm.channels / vector), threads(warps * kWarp);
   const size_t bytes = kept + sizeof(Real) * 2 * vector * (warps + 1);
   const Maps<T> maps(call);
-  // Not every GPU has as much: compute capability 8.0 gives a block 163 KB, 8.6 and 8.9 give 99.
+  // A caller may ask for more rows than a block of this GPU has room for.
   if (backward) {
     if (allow_shared(bn_act_backward_on_chip_kernel<T>, bytes)) return false;
     FASTHG_LAUNCH(bn_act_backward_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm,

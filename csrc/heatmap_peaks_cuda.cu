@@ -61,7 +61,7 @@ __device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, uint8_t* mark
             (y > 0 && marks[i - map.width]) || (y < map.height - 1 && marks[i + map.width]))
           found |= 1u << k;
       }
-      __syncthreads();  // nobody reads marks any more
+      __syncthreads();  // nobody reads marks any more, though an early one would do no harm
       for (int k = 0; k < kCells; ++k)
         if (found >> k & 1) marks[first + k * kThreads + threadIdx.x] = 1;
       added |= found != 0;

@@ -86,27 +86,22 @@ class FlatNetwork(Generic[Network]):
             part.grad = gradient
         return parts[0], parts[1]
 
-    def set_gradient(self, *found: Sequence[Tensor | None]) -> None:
-        """Make `gradient` the sum of gradients, each in the order of `parameters`, None being 0.
+    def set_gradient(self, found: Sequence[Tensor | None]) -> None:
+        """Write gradients, in the order of `parameters`, into `gradient`; None is 0.
 
         Tensors of one dtype are copied together: on a GPU in a few launches, where adding to the
         parameters' own gradients would launch a kernel for each.
         """
         copied: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        added: list[tuple[Tensor, Tensor]] = []
-        for (place, order), *given in zip(self._places, *found, strict=True):
-            lines = [_line(gradient, order) for gradient in given if gradient is not None]
-            if not lines:
+        for (place, order), gradient in zip(self._places, found, strict=True):
+            if gradient is None:
                 place.zero_()
                 continue
-            places, values = copied.setdefault(lines[0].dtype, ([], []))
+            places, values = copied.setdefault(gradient.dtype, ([], []))
             places.append(place)
-            values.append(lines[0])
-            added += [(place, line) for line in lines[1:]]
+            values.append(_line(gradient, order))
         for places, values in copied.values():
             torch._foreach_copy_(places, values)
-        for place, line in added:
-            place.add_(line)
 
     def copy(self) -> tuple[Network, Tensor]:
         """The network once more, over a buffer of its own, `(total,)` in the order of `values`."""

@@ -23,6 +23,7 @@ from fasthg.model import (
     collect_statistics,
     decayed_parameters,
 )
+from fasthg.model.hourglass import Stack
 from fasthg.model.layers import Residual
 from fasthg.ops import paths
 from fasthg.step import autocast, choose_mode, choose_precision, normalise
@@ -34,7 +35,7 @@ class Memory(NamedTuple):
     """Bytes of a training step on its device."""
 
     kept: int
-    """Weights, gradients, both once more in half precision, the optimiser's state, averages, moving
+    """Weights, once more in half precision, gradients, the optimiser's state, averages, moving
     statistics, and the copies that the capture of a graph puts back."""
     maps: int
     """What forward, loss and backward have made and not yet freed, where that is most."""
@@ -215,12 +216,20 @@ def _choose_as_on(model: StackedHourglass, config: Config, device: torch.device)
     fused: str = config.FUSED
     if choose_mode(config, device).name == "compile":
         fused = "off"
-    if fused == "auto" and device.type == "cuda":
-        fused = "on" if _kernels_serve(device) else "off"
-        for module in model.modules():
-            if isinstance(module, Residual) and fused == "on":
-                module.fused_for = lambda x: False  # type: ignore[method-assign]
-    model.set_fused(fused)
+    if fused != "auto" or device.type != "cuda":
+        model.set_fused(fused)
+        return
+    model.set_fused("on" if _kernels_serve(device) else "off")
+    for module in model.modules():
+        if isinstance(module, Residual):
+            module.fused_for = _never  # type: ignore[method-assign]
+        elif isinstance(module, Stack) and _precision(config, device) == torch.float32:
+            module.fused = "off"
+
+
+def _never(x: Tensor) -> bool:
+    """`Residual.fused_for` on a GPU, FUSED being auto."""
+    return False
 
 
 def _inside(func: Any, args: tuple[Any, ...]) -> int:

@@ -220,7 +220,9 @@ class TrainStep:
         leaves = [*weights, *(half for half in halves if half is not None)]
         found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
         full = [next(found) for _ in weights]
-        self.flat.set_gradient(full, [None if half is None else next(found) for half in halves])
+        rounded = [None if half is None else next(found) for half in halves]
+        # A weight is used in one of both, so one of them has its gradient.
+        self.flat.set_gradient([r if f is None else f for f, r in zip(full, rounded, strict=True)])
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)

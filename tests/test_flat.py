@@ -67,6 +67,24 @@ def test_gradients_add_up_in_the_flat_buffer() -> None:
     assert not any(p.grad.any() for p in net.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_written_together(dtype: torch.dtype) -> None:
+    net, flat = flattened()
+    flat.gradient.fill_(torch.nan)
+    weights = flat.parameters
+    # As they lie in the network, and as some operators give them; one weight was not used.
+    found = [torch.randn(p.shape).to(dtype).contiguous() for p in weights]
+    for i in range(0, len(weights), 2):
+        found[i] = torch.empty_like(weights[i], dtype=dtype).copy_(found[i])
+    flat.set_gradient([None, *found[1:]])
+    assert weights[0].grad is not None and not weights[0].grad.any()
+    for weight, wanted in zip(weights[1:], found[1:], strict=True):
+        assert torch.equal(weight.grad, wanted.float())
+    total = sum(g.float().double().square().sum() for g in found[1:])
+    used = torch.nan_to_num(flat.gradient).double().square().sum()
+    torch.testing.assert_close(used, total)
+
+
 def test_what_is_written_flat_is_seen_in_the_network() -> None:
     net, flat = flattened()
     flat.weights.fill_(0.5)

@@ -258,20 +258,25 @@ def test_tests_that_all_skip_prove_nothing(repository, tmp_path):
 
 
 def test_each_file_of_tests_has_a_process(repository, tmp_path, monkeypatch, capsys):
-    good, bad, ended, slow = (tmp_path / f"test_{name}.py" for name in ("a", "b", "c", "d"))
+    good, bad, ended, slow, last = (tmp_path / f"test_{name}.py" for name in "abcde")
     head = "import os, time, pytest\n@pytest.mark.gpu\ndef test_it():\n    "
     good.write_text(head + "pass")
     bad.write_text(head + "assert 1 == 2")
     ended.write_text(head + "os._exit(9)")
     slow.write_text(head + "time.sleep(60)")
+    last.write_text("import atexit, os\natexit.register(os._exit, 7)\n" + head + "pass")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     monkeypatch.chdir(repository)
-    files = [str(file) for file in (good, bad, ended, slow)]
+    files = [str(file) for file in (good, bad, ended, slow, last)]
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "out"), *files, "--limit", "25"])
     assert gpu_tests.main() == 1
     said = capsys.readouterr().out
-    assert "1 x  test_b: assert # == #" in said and said.endswith("1 passed, 0 skipped, 1 failed\n")
-    assert f"{ended}: ended with 9" in said and f"{slow}: at its limit" in said
+    assert "1 x  test_b: assert # == #" in said and said.endswith("2 passed, 0 skipped, 1 failed\n")
+    assert (
+        f"{ended}: ended with 9" in said
+        and f"{last}: ended with 7" in said
+        and f"{slow}: at its limit" in said
+    )
 
 
 def test_a_slower_kernel_fails_the_benchmarks(repository, tmp_path):

@@ -288,15 +288,13 @@ def probe_profile(device: torch.device) -> None:
                 torch.cuda.synchronize()
         events = [e for e in recorded.events() if e.device_type == kind]
         name = f"{stacks} stacks, batch {batch}"
-        total = sum(
-            e.self_device_time_total if on_gpu(device) else e.self_cpu_time_total for e in events
-        )
-        figure(name, len(events), "kernels and copies")
-        figure(name, total / 1e3, "ms of kernels")
         times: dict[str, list[float]] = {}
         for e in events:
             spent = e.self_device_time_total if on_gpu(device) else e.self_cpu_time_total
             times.setdefault(e.name, []).append(spent)
+        total = sum(map(sum, times.values()))
+        figure(name, len(events), "kernels and copies")
+        figure(name, total / 1e3, "ms of kernels")
         for kernel, each in sorted(times.items(), key=lambda item: -sum(item[1]))[:40]:
             print(f"{sum(each) / total:6.1%} {sum(each):9.0f} us {len(each):5} x  {kernel[:150]}")
         del step

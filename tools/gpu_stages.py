@@ -74,7 +74,7 @@ def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> l
         Stage("norm", 5, 60, script("gpu_probe.py", "norm"), may_stop=True, keep_output=True),
         Stage("conv", 6, 60, script("gpu_probe.py", "conv"), may_stop=True),
         Stage("decode", 7, 40, script("gpu_decode.py")),
-        Stage("training", 8, 90, script("gpu_training.py"), keep_output=True),
+        Stage("training", 8, 150, script("gpu_training.py"), keep_output=True),
         Stage("profile", 9, 60, script("gpu_probe.py", "profile"), may_stop=True, keep_output=True),
         # Whole networks, the stock one first, and last those that compile for minutes, in what time
         # is left.

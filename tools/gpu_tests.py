@@ -21,7 +21,7 @@ from gpu_report import failures, read_junit
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
 PYTEST += ["-o", "addopts=--strict-markers --import-mode=importlib"]
 WORKERS = min(8, len(os.sched_getaffinity(0)))
-NO_TESTS = 5  # pytest's exit status
+FAILED, NO_TESTS = 1, 5  # pytest's exit status
 
 
 def run(file: str, report: Path, without: str, end: float) -> str:
@@ -40,7 +40,7 @@ def run(file: str, report: Path, without: str, end: float) -> str:
     except subprocess.TimeoutExpired as stopped:
         last = (stopped.stdout or b"").decode(errors="replace")[-300:]
         return f"{file}: at its limit; {last}"
-    if done.returncode in (0, NO_TESTS) or report.is_file():
+    if done.returncode in (0, NO_TESTS) or (done.returncode == FAILED and report.is_file()):
         return ""
     return f"{file}: ended with {done.returncode}; {done.stdout[-1500:]}"
 

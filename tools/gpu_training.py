@@ -1,6 +1,6 @@
 """A training on a GPU, from its first frame to its evaluation, by the verbs that a user has.
 
-python tools/gpu_training.py [--frames N] [CONFIG KEY=VALUE ...]
+python tools/gpu_training.py [--frames N] [KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fasthg(folder: Path, *arguments: str) -> str:
 
 
 def main() -> int:
-    """Render, train, resume, evaluate, predict, and measure what limits."""
+    """Render, train, evaluate, and measure what limits."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--frames", type=int, default=400, help="to train on; default 400")
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="of the configuration")

@@ -60,9 +60,10 @@ class MachineKeys(Section):
     )
     FUSED: Annotated[Literal["auto", "on", "off"], OnOff, LowerCase] = Field(
         default="auto",
-        description="fasthg's operators for whole residuals, batch norm with ReLU, halving and "
-        "enlarging (on) or torch's own (off); auto: each where it gains time, so whole residuals "
-        "for large maps on a CPU in fp32 alone (on keeps less memory everywhere). "
+        description="fasthg's operators for whole residuals, batch norm with ReLU, halving, "
+        "enlarging and the convolutions between stacks (on) or torch's own (off); auto: each "
+        "where it gains time, so whole residuals for large maps on a CPU in fp32 alone (on keeps "
+        "less memory everywhere). "
         "Unless off, evaluation folds batch norm into the convolutions.",
     )
     STEP: Annotated[Literal["auto", "eager", "compile", "graph"], LowerCase] = Field(

@@ -221,8 +221,8 @@ def window_decoding_works(data: bytes, device: torch.device) -> bool:
     """Whether this machine decodes part of a JPEG on `device`, tried in a process of its own.
 
     Some releases of DALI's image library crash there on some GPUs (NVIDIA/nvImageCodec issue 55),
-    and a crash must not take a training run along. Takes some seconds, once for a device. data:
-    any encoded image of the data set.
+    and a crash must not take a training run along. Takes some seconds, once for a device in a
+    process. data: any encoded image of the data set.
     """
     if device not in _windows_work:
         _windows_work[device] = _try_apart(data, device)

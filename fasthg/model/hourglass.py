@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fasthg.model.fused import runs_fused
 from fasthg.model.layers import (
     HOURGLASS_LEVELS,
     BatchNorm,
@@ -19,15 +18,13 @@ from fasthg.model.layers import (
     collect_statistics,
     halve,
 )
-from fasthg.ops import conv1x1_act
+from fasthg.ops import conv1x1_act, serves
 
 if TYPE_CHECKING:
     from fasthg.config import Config
 
 STRIDE = 4
 """Input pixels per heatmap cell, along each axis."""
-
-ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Stem(nn.Module):
@@ -58,8 +55,9 @@ def _once() -> _Contexts:
 class Stack(nn.Module):
     """One stack; all but the last send features and heatmaps on to the next.
 
-    Attribute `fused`: as in `BatchNorm`, for the convolutions with a bias. On a GPU torch adds the
-    bias, and its gradient up, in kernels that take longer than the convolution.
+    Attribute `fused`: as in `BatchNorm`, for the convolutions with a bias; "auto" takes
+    `conv1x1_act` for half types on a GPU, where torch's kernels that add the bias, and its gradient
+    up, take longer than the convolution.
     """
 
     def __init__(self, features: int, parts: int, last: bool) -> None:
@@ -75,12 +73,18 @@ class Stack(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The next stack's input, `(batch, features, height, width)`, and `parts` heatmaps."""
         features = self.features(self.residual(self.hourglass(x)))
-        if runs_fused(self.fused, features, slower_on_cpu=ANY_FLOAT):
+        if self.fused_for(features):
             return self._fused(x, features)
         heatmap = self.heatmap(features)
         if self.remap_features is not None and self.remap_heatmap is not None:
             x = x + self.remap_features(features) + self.remap_heatmap(heatmap)
         return x, heatmap
+
+    def fused_for(self, features: Tensor) -> bool:
+        """Whether `conv1x1_act` does the convolutions with a bias."""
+        if self.fused != "auto":
+            return self.fused == "on"
+        return features.is_cuda and features.element_size() == 2 and serves(features)
 
     def _fused(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         heatmap = conv1x1_act(features, *_full(self.heatmap))

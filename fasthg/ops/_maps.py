@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fasthg.ops import _native
 
+KEEPS_SUMS = hasattr(torch.ops.aten.mm, "dtype")
+"""Whether a product of half types can give its float32 sums unrounded; not in every torch."""
+
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Maps (batch, channels, height, width) to be written, channels last."""
@@ -29,8 +32,7 @@ def readable(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def wide_product(a: Tensor, b: Tensor) -> Tensor:
     """`a^T b`, float32, of matrices of half types on CUDA."""
-    # Keeps the digits of the sums; not in every torch that we take.
-    if hasattr(torch.ops.aten.mm, "dtype"):
+    if KEEPS_SUMS:
         return torch.ops.aten.mm.dtype(a.t(), b, torch.float32)
     return torch.mm(a.t(), b).float()
 

@@ -18,7 +18,8 @@ _MAXIMUM_PARTS = 324  # three blocks for each multiprocessor of an A100: one wav
 # Up to so many rows (batch x height x width), a block of a CUDA kernel keeps its channels in shared
 # memory, and one launch does what else takes three. Few blocks share the work then: on an H200, of
 # 128 and 256 channels in bfloat16, forward and backward take 3 and 3 us at 128 rows instead of 10
-# and 13, 10 and 13 at 4096 instead of 11 and 14, and 17 and 22 at 8192 instead of 12 and 15.
+# and 13, 10 and 13 at 4096 instead of 10 to 11 and 13 to 15, and 17 and 22 at 8192 instead of 12
+# and 15.
 _ON_CHIP_ROWS = 4096
 
 

@@ -133,7 +133,7 @@ def run(
 
 
 def _whole_chunks(rows: Tensor) -> Tensor:
-    """With columns of zeros, where rows of another length would keep off the tensor cores."""
+    """Rows filled up with zeros to a multiple of 16 bytes, as tensor cores take them."""
     missing = -rows.shape[1] % 8
     return F.pad(rows, (0, missing)) if missing else rows
 
@@ -152,7 +152,7 @@ def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def _sum(rows: Tensor) -> Tensor:
     """The sum of rows, at least in float32."""
-    if rows.device.type == "cuda" and rows.dtype in _HALVES:
+    if rows.device.type == "cuda" and rows.dtype in _HALVES and _maps.KEEPS_SUMS:
         # A product is several times quicker there than torch's sum over rows.
         return _maps.wide_product(rows.new_ones(len(rows), 1), rows)[0]
     return rows.sum(0, dtype=reference.arithmetic_dtype(rows.dtype))

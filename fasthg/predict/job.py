@@ -199,8 +199,11 @@ def predict_source(
 
 def _recall(tracker: Tracker, rows: Rows) -> None:
     """Bring a tracker to where it was behind the rows that are there."""
-    for keypoints, scores, size in zip(rows.keypoints, rows.scores, rows.sizes, strict=True):
-        tracker.update(keypoints[0], scores[0], (float(size[0]), float(size[1])))
+    there = zip(rows.keypoints, rows.scores, rows.sizes, strict=True)
+    for frame, (keypoints, scores, (width, height)) in enumerate(there):
+        if width:
+            tracker.windows(frame, int(width), int(height))
+        tracker.update(keypoints[0], scores[0], (float(width), float(height)))
 
 
 def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool) -> list[str]:

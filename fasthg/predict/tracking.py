@@ -7,7 +7,7 @@ misses in a row lose the animal. It is then searched, as it is in the first fram
 image and in nine windows of half its sides, since a network that was trained on tight boxes knows
 no animal in the distance. The window with the highest scores counts, and the frame is looked at
 once more in the box that it gives. A frame that cannot be decoded is a miss. A box that a file
-gives for a frame counts in place of all this.
+gives for a frame takes the place of what was known.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ class Tracker:
     def windows(self, frame: int, width: int, height: int) -> npt.NDArray[np.float64]:
         """Where to look: (n, 4) x1 y1 x2 y2 divided by width and height, n = 1 or many.
 
+        Asked before the frame's `update`: a box given for it is where the animal is from now on.
+
         Raises:
             DataError: a given box is empty or lies outside the image.
         """
         if self.given is not None and self.given.where is not None:
             given = self.given.shares(frame, width, height)
             if np.isfinite(given).all():
-                return given
+                self._box, self._misses = given, 0
         return WINDOWS if self._box is None else self._box
 
     def finds(self, scores: npt.NDArray[np.floating]) -> bool:

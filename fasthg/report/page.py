@@ -131,7 +131,7 @@ def _unreadable(run: RunFolder, known: Known) -> Iterator[str]:
         known.metrics["split"]: known.metrics["unreadable_images"],
     }
     yield html.table(["data", "images left out"], counts.items())
-    if any(counts.values()):
+    if any(count not in (0, "unknown") for count in counts.values()):
         yield html.note("fasthg data check names such images.")
 
 

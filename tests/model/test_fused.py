@@ -10,6 +10,7 @@ from fasthg import ops
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.model import build_model
+from fasthg.model.hourglass import Stack
 from fasthg.model.layers import BatchNorm, ConvBN, Hourglass, Residual
 from fasthg.ops import gaussian_heatmaps
 from fasthg.step import TrainStep
@@ -166,3 +167,31 @@ def test_a_fused_block_follows_autocast() -> None:
     y.sum().backward()
     assert y.dtype == torch.bfloat16
     assert block.conv2.conv.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_convolutions_of_a_stack_are_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, error: float, last: bool
+) -> None:
+    stack = Stack(16, 7, last)
+    for name, parameter in stack.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    features, x = (torch.randn(2, 16, 8, 8).to(dtype).requires_grad_() for _ in range(2))
+    monkeypatch.setattr(stack, "hourglass", torch.nn.Identity())
+    monkeypatch.setattr(stack, "residual", torch.nn.Identity())
+    monkeypatch.setattr(stack, "features", lambda _: features)
+    found = []
+    for fused in ("off", "on"):
+        stack.fused = fused
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outputs = stack(x)
+        convolutions = [p for n, p in stack.named_parameters() if "heatmap" in n or "remap" in n]
+        inputs = [features, x, *convolutions]
+        loss = sum((t.float() * (i + 1)).square().sum() for i, t in enumerate(outputs))
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        found.append([*outputs, *(g for g in gradients if g is not None)])
+    for plain, fused_one in zip(*found, strict=True):
+        far = (fused_one.float() - plain.float()).norm() / plain.float().norm()
+        assert far < error

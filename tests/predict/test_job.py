@@ -124,12 +124,21 @@ def test_a_given_box_starts_tracking_and_sets_it_right(
     (x, y), file = CENTRES[0], tmp_path / "boxes.csv"
     file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
     found = points(predict(Made(tmp_path, images), track=True, boxes=file))
-    np.testing.assert_allclose(found, np.array(CENTRES)[:, None] + OFFSETS, atol=0.6)
+    truth = np.array(CENTRES)[:, None] + OFFSETS
+    np.testing.assert_allclose(found, truth, atol=0.6)
     assert set(network.batches) == {1}
     with file.open("a") as lines:
         lines.write("20,190,120,250,180\n")
     found = points(predict(Made(tmp_path, images), track=True, boxes=file))
     np.testing.assert_allclose(found[20:], np.array([[220, 150]] * 20)[:, None] + OFFSETS, atol=0.6)
+    # A given box stays where its own frame shows nothing.
+    hidden = [dots((220, 150)), *images[1:]]
+    file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
+    whole = points(predict(Made(tmp_path, hidden), track=True, boxes=file))
+    np.testing.assert_allclose(whole[1:], truth[1:], atol=0.6)
+    predict(Made(tmp_path, hidden), track=True, boxes=file, stop_at=1)
+    found = points(predict(Made(tmp_path, hidden), track=True, boxes=file, resume=True))
+    np.testing.assert_array_equal(found, whole)
     file.write_text("frame,x1,y1,x2,y2,animal\n0,1,1,9,9,a\n0,1,1,9,9,b\n")
     with pytest.raises(ConfigError, match=r"--track follows one animal, .* has boxes of 2"):
         predict(Made(tmp_path, images), track=True, boxes=file)
