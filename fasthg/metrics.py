@@ -269,16 +269,16 @@ def oks_sigmas(names: Sequence[str], kind: str | Sequence[float]) -> Floats:
         known = ", ".join([*_MOUSE, *_UNIFORM])
         raise ConfigError(f"OKS_SIGMAS: unknown set {kind!r}; use one of {known}")
     table = _MOUSE[kind]
-    unknown = [name for name in names if _plain_part(name) not in table]
+    unknown = [name for name in names if plain_part(name) not in table]
     if unknown:
         raise ConfigError(
             f"OKS_SIGMAS: {kind} has no sigma for {', '.join(map(repr, unknown))}; "
             "use narrow, or a list with one number for each part"
         )
-    return np.array([table[_plain_part(name)] for name in names])
+    return np.array([table[plain_part(name)] for name in names])
 
 
-def _plain_part(name: str) -> str:
-    """The part in the sigma tables that a name means; empty if there is none."""
+def plain_part(name: str) -> str:
+    """The part in the sigma tables that a name means, such as "ear"; empty if there is none."""
     words = re.sub(r"left|right|\b[lr](?=[\s_.-])|(?<=[\s_.-])[lr]\b", "", name.lower())
     return _PLAIN.get(re.sub(r"[^a-z]", "", words), "")

@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "resume": ("config",),
     "step": BELOW,
     "run": BELOW,
+    "project": ("config", "data", "metrics", "run"),
     "weights": BELOW,
     "inference": (*BELOW, "step"),
     "environment": (*BELOW, "step"),

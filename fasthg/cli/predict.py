@@ -12,14 +12,19 @@ from fasthg.errors import ConfigError
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN]", help="Run folder; may be left out in a MARS project: its newest."
+        ),
+    ],
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="INPUT... [KEY=VALUE]...",
             help="Images, folders of images, videos; overrides, such as BATCH_SIZE=32.",
         ),
-    ],
+    ] = None,
     to: Annotated[
         list[str] | None,
         typer.Option(help="csv, mars, coco, dlc_h5, sleap_h5; may be given several times."),
@@ -65,12 +70,24 @@ def predict(
     from fasthg.data.boxes import GROWTH
     from fasthg.predict.job import Options
     from fasthg.predict.several import predict_all
+    from fasthg.project import find_project, newest_run
     from fasthg.run import RunFolder
 
-    overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
-    paths = [Path(text) for text in inputs if text not in overrides]
+    given = list(inputs or [])
+    # In a project, what is there and no run is the first input.
+    first = RunFolder(Path(run))
+    left_out = not first.resolved.is_file() and find_project(Path()) is not None
+    left_out = left_out and (Path(run).exists() or "=" in run)
+    if left_out:
+        given.insert(0, run)
+    overrides = [text for text in given if "=" in text and not Path(text).exists()]
+    paths = [Path(text) for text in given if text not in overrides]
     if not paths:
         raise ConfigError("no input; give images, folders of images or videos")
+    folder = newest_run(overrides, Path()) if left_out else RunFolder.open(Path(run))
+    screen = console()
+    if left_out:
+        screen.print(f"run      {folder.path}", markup=False, highlight=False, soft_wrap=True)
     if flip_test:
         overrides.append("FLIP_TEST=true")
     if decode is not None:
@@ -85,6 +102,6 @@ def predict(
         overlay=overlay,
         resume=resume,
     )
-    signal = predict_all(RunFolder.open(run), paths, overrides, options, console())
+    signal = predict_all(folder, paths, overrides, options, screen)
     if signal is not None:
         raise typer.Exit(128 + signal)

@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train a network, then evaluate its best weights and write report.html.
 
-    With --resume, CONFIG may be left out: the run's own configuration is used.
+    Without CONFIG: with --resume as the run was, otherwise as the MARS project around says.
     """
     if hasattr(signal, "SIGUSR1"):
         # While it trains it saves; before and after it would be the end.
@@ -37,30 +37,36 @@ def train(
     from fasthg import report
     from fasthg import train as training
     from fasthg.config import load_config
+    from fasthg.project import moved, plan
     from fasthg.run import RunFolder
 
-    given = list(overrides or [])
-    if config is not None and "=" in config and not Path(config).exists():
-        given.insert(0, config)
-        config = None
+    config, given = _split(config, overrides)
     out = console()
+    if dry_run and resume is not None:
+        raise ConfigError("--dry-run: give a CONFIG and no --resume")
+    if config is not None:
+        source: Path | None = Path(config)
+        settings, stem = load_config(Path(config), given), Path(config).stem
+    elif resume is not None:
+        folder = RunFolder.open(resume)
+        settings, source, stem = folder.config([*moved(folder), *given]), None, ""
+    else:
+        found = plan(given, Path())
+        if found is None:
+            raise ConfigError(
+                "no CONFIG given, and no project_config.yaml here or above; for example: "
+                "fasthg train configs/demo.yaml"
+            )
+        settings, source, stem = found.config, found.source, found.model
+        for line in found.lines:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         from fasthg.dry_run import dry_run as try_out
 
-        if config is None or resume is not None:
-            raise ConfigError("--dry-run: give a CONFIG and no --resume")
-        if try_out(load_config(Path(config), given), out, source=Path(config)) is None:
+        if try_out(settings, out, source=source) is None:
             raise typer.Exit(130)
         return
-    if config is not None:
-        source = Path(config)
-        settings = load_config(source, given)
-        outcome = training.train(settings, out, source=source, stem=source.stem, resume=resume)
-    elif resume is not None:
-        settings = RunFolder.open(resume).config(given)
-        outcome = training.train(settings, out, resume=resume)
-    else:
-        raise ConfigError("no CONFIG given; for example: fasthg train configs/demo.yaml")
+    outcome = training.train(settings, out, source=source, stem=stem, resume=resume)
     if outcome.signal is not None:
         out.print(f"stopped at step {outcome.step}; go on with: --resume {outcome.run.path}")
         raise typer.Exit(128 + outcome.signal)
@@ -68,14 +74,18 @@ def train(
         return
     split = evaluation.default_split(settings)
     if split is not None:
-        found = evaluation.evaluate_run(outcome.run, settings, split, None)
-        found.print(out)
-        path = report.write(outcome.run, settings, found)
-        out.print(str(path), highlight=False, soft_wrap=True)
+        measured = evaluation.evaluate_run(outcome.run, settings, split, None)
+        measured.print(out)
+        paths = [report.write(outcome.run, settings, measured)]
+        for path in paths + report.write_performance(settings, measured):
+            out.print(str(path), highlight=False, soft_wrap=True)
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="Run folder; in a MARS project its newest."),
+    ] = None,
     overrides: Overrides = None,
     data: Annotated[
         list[str] | None, typer.Option(help="TFRecord glob; may be given several times.")
@@ -94,19 +104,33 @@ def evaluate(
     """Measure the best weights of a run; writes metrics, predictions and pictures."""
     from fasthg import evaluate as evaluation
     from fasthg import report
+    from fasthg.project import moved, newest_run
     from fasthg.run import RunFolder
 
-    folder = RunFolder.open(run)
-    settings = folder.config(list(overrides or []))
+    run, given = _split(run, overrides)
+    folder = newest_run(given, Path()) if run is None else RunFolder.open(Path(run))
+    settings = folder.config([*moved(folder), *given])
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
-        raise ConfigError(f"{run}: its DATA names no split; give --data GLOB")
+        raise ConfigError(f"{folder.path}: its DATA names no split; give --data GLOB")
     found = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
-    path = report.write(folder, settings, found) if with_report else None
+    paths = [report.write(folder, settings, found)] if with_report else []
+    if not data:
+        paths += report.write_performance(settings, found)
     if as_json:
         print_json(found.metrics)
         return
     out = console()
+    if run is None:
+        out.print(f"run      {folder.path}", markup=False, highlight=False, soft_wrap=True)
     found.print(out)
-    if path is not None:
+    for path in paths:
         out.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _split(first: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """The first argument, None if it was left out and is an override; and all overrides."""
+    given = list(overrides or [])
+    if first is not None and "=" in first and not Path(first).exists():
+        return None, [first, *given]
+    return first, given

@@ -26,8 +26,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with one line for each fault, `file.yaml:12: KEY: what; remedy`.
     """
-    document = _read(Path(path))
-    faults = _Faults(str(path), document)
+    return resolve(read_document(Path(path)), str(path), overrides)
+
+
+def resolve(document: Document, source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a document whose values a caller may have completed.
+
+    Args:
+        document: from `read_document`; the overrides are written into its values.
+        source: its file, for messages; keys without a line are reported there.
+        overrides: as in `load_config`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    faults = _Faults(source, document)
     for text in overrides:
         _apply(document.values, text, faults)
     _check_names(document.values, Config, (), faults)
@@ -58,7 +71,12 @@ def parse_override(text: str) -> tuple[tuple[str, ...], object]:
         raise ConfigError(f"override '{text}': {fault}") from fault
 
 
-def _read(path: Path) -> Document:
+def read_document(path: Path) -> Document:
+    """A configuration file's values and lines, not yet checked.
+
+    Raises:
+        ConfigError: it cannot be read or is no YAML.
+    """
     try:
         return parse_document(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:

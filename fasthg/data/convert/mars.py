@@ -53,9 +53,8 @@ from fasthg.data.convert.common import (
 )
 from fasthg.data.convert.crowd import consensus, repair_swaps
 from fasthg.data.convert.images import find_image, missing_images
-from fasthg.data.convert.mars_files import Project, read_frames, read_project
+from fasthg.data.convert.mars_files import read_frames, read_project
 from fasthg.data.convert.names import choose_parts
-from fasthg.errors import DataError
 
 
 def convert(
@@ -78,10 +77,11 @@ def convert(
     line and remedy, for anything in the project that cannot be used.
     """
     config = read_project(Path(project))
-    model, animals = _animals(config, pose_model)
+    option = f"choose one with --pose-model {next(iter(config.pose), '')}"
+    model, animals = config.model(pose_model, option)
     out = config.folder / "pose" / f"{model}_tfrecords_pose" if out is None else Path(out)
     source = config.annotations if annotations is None else Path(annotations)
-    mapping = choose_parts(config.keypoints, parts, config.folder / "project_config.yaml")
+    mapping = choose_parts(config.keypoints, parts, config.config)
     chosen = [config.keypoints.index(name) for name in mapping]
     report = new_report(mapping)
     report.notes.append(f"labels from {source}; animals: {', '.join(animals)}")
@@ -115,25 +115,6 @@ def convert(
         names = ", ".join(sorted(labels.unknown))
         report.notes.append(f"labels that name no keypoint or animal of the project: {names}")
     return write_splits(keep_labelled(frames, report), out, report, **options)
-
-
-def _animals(config: Project, pose_model: str | None) -> tuple[str, tuple[str, ...]]:
-    where = config.folder / "project_config.yaml"
-    names = ", ".join(config.pose)
-    if pose_model is None:
-        if len(config.pose) != 1:
-            raise DataError(f"{where}: pose names {len(config.pose)} models ({names}); choose one")
-        pose_model = next(iter(config.pose))
-    if pose_model not in config.pose:
-        raise DataError(f"{where}: pose names no model {pose_model}; there are {names}")
-    animals = config.pose[pose_model] or config.animals
-    unknown = [name for name in animals if name not in config.animals]
-    if unknown:
-        raise DataError(
-            f"{where}: pose.{pose_model} names {', '.join(unknown)}, which animal_names lacks; "
-            f"correct one of them"
-        )
-    return pose_model, animals
 
 
 def _image_id(folder: Path, image: Path) -> str:

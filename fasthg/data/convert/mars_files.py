@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +20,14 @@ from fasthg.errors import DataError
 Workers = npt.NDArray[np.float64]
 
 
+PROJECT_CONFIG = "project_config.yaml"
+"""The file that makes a folder a MARS project."""
+
+
 @dataclass(frozen=True)
 class Project:
     """What is needed of project_config.yaml. pairs: indices into keypoints; pose: animals of each
-    model, empty for all; annotations: the file of labels found."""
+    model, empty for all; pixels_per_cm: image px, None where unknown; manifest: manifest_name."""
 
     folder: Path
     keypoints: tuple[str, ...]
@@ -30,7 +35,44 @@ class Project:
     species: str
     pairs: tuple[tuple[int, int], ...]
     pose: dict[str, tuple[str, ...]]
-    annotations: Path
+    pixels_per_cm: float | None
+    manifest: str | None
+
+    @property
+    def config(self) -> Path:
+        """Where all this was read."""
+        return self.folder / PROJECT_CONFIG
+
+    @property
+    def annotations(self) -> Path:
+        """The file of labels, which may be absent. Raises DataError where there are several."""
+        return _find_annotations(self.folder / "annotation_data", self.manifest)
+
+    def model(self, name: str | None, option: str = "choose one") -> tuple[str, tuple[str, ...]]:
+        """A model of `pose` and its animals; the only one for None.
+
+        option: how to choose, for messages. Raises DataError for an unknown model, an unknown
+        animal of it, or None where there is not exactly one model.
+        """
+        names = ", ".join(self.pose)
+        if not self.pose:
+            raise DataError(f"{self.config}: pose names no model; add e.g. pose: {{top: []}}")
+        if name is None:
+            if len(self.pose) != 1:
+                raise DataError(
+                    f"{self.config}: pose names {len(self.pose)} models ({names}); {option}"
+                )
+            name = next(iter(self.pose))
+        if name not in self.pose:
+            raise DataError(f"{self.config}: pose names no model {name}; there are {names}")
+        animals = self.pose[name] or self.animals
+        unknown = [animal for animal in animals if animal not in self.animals]
+        if unknown:
+            raise DataError(
+                f"{self.config}: pose.{name} names {', '.join(unknown)}, which animal_names lacks; "
+                f"correct one of them"
+            )
+        return name, animals
 
 
 @dataclass(frozen=True)
@@ -53,40 +95,74 @@ class Labels:
 
 
 def read_project(folder: Path) -> Project:
-    """Read project_config.yaml and find the file of labels. Raises DataError."""
-    path = folder / "project_config.yaml"
+    """Read project_config.yaml. Raises DataError, one line with file, key and remedy."""
+    path = folder / PROJECT_CONFIG
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give the folder of a MARS project") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise DataError(
             f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}; correct the file"
         ) from None
-    if not isinstance(config, dict) or not config.get("keypoints"):
+    if not isinstance(config, dict):
         raise DataError(f"{path}: keypoints is no list of names; add it")
-    keypoints = tuple(str(name) for name in config["keypoints"])
+    keypoints = _names(path, config, "keypoints")
+    if not keypoints:
+        raise DataError(f"{path}: keypoints is no list of names; add it")
     species = str(config.get("species") or "mouse")
-    pairs = []
-    for pair in config.get("check_pairs") or ():
-        absent = [name for name in pair if name not in keypoints]
-        if absent or len(pair) != 2:
-            raise DataError(f"{path}: check_pairs: {pair} is no pair of keypoints; correct it")
-        pairs.append((keypoints.index(pair[0]), keypoints.index(pair[1])))
-    pose = {
-        str(key): tuple(map(str, value or ())) for key, value in (config.get("pose") or {}).items()
-    }
+    pose = config.get("pose") or {}
+    if not isinstance(pose, dict):
+        raise DataError(f"{path}: pose names no models with their animals; write pose: {{top: []}}")
+    manifest = config.get("manifest_name")
     return Project(
         folder=folder,
         keypoints=keypoints,
-        animals=tuple(map(str, config.get("animal_names") or ())) or (species,),
+        animals=_names(path, config, "animal_names") or (species,),
         species=species,
-        pairs=tuple(pairs),
-        pose=pose,
-        annotations=_find_annotations(folder / "annotation_data", config.get("manifest_name")),
+        pairs=_pairs(path, config.get("check_pairs") or (), keypoints),
+        pose={str(model): _names(path, pose, model, "pose.") for model in pose},
+        pixels_per_cm=_scale(path, config.get("pixels_per_cm")),
+        manifest=str(manifest) if manifest else None,
     )
+
+
+def _names(path: Path, config: Mapping[Any, Any], key: Any, under: str = "") -> tuple[str, ...]:
+    """A list of names, each once; empty where the key is absent or has no value."""
+    values = config.get(key) or []
+    if not isinstance(values, list) or any(isinstance(v, list | dict) or v is None for v in values):
+        raise DataError(f"{path}: {under}{key} is no list of names; write {key}: [first, second]")
+    names = tuple(map(str, values))
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path}: {under}{key}: {name} is there twice; name each once")
+    return names
+
+
+def _pairs(path: Path, pairs: Any, keypoints: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    found = []
+    for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
+        whole = isinstance(pair, list) and len(pair) == 2 and all(p in keypoints for p in pair)
+        if not whole or pair[0] == pair[1]:
+            raise DataError(f"{path}: check_pairs: {pair} is no pair of keypoints; correct it")
+        found.append((keypoints.index(pair[0]), keypoints.index(pair[1])))
+    return tuple(found)
+
+
+def _scale(path: Path, value: Any) -> float | None:
+    """Image px in a centimetre; MARS takes 0 and nothing for unknown."""
+    if not value:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DataError(
+            f"{path}: pixels_per_cm: {value!r} is no number above 0; correct it, or write 0 for "
+            "unknown"
+        )
+    return float(value)
 
 
 def _find_annotations(folder: Path, name: str | None) -> Path:

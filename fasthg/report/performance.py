@@ -1,0 +1,167 @@
+"""What MARS's notebooks read of an evaluation: `performance_pose.json`, and the PCK figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fasthg import metrics
+from fasthg.checkpoint import write_text
+from fasthg.config import Config
+from fasthg.data.augment import no_draws
+from fasthg.data.plan import make_crops
+from fasthg.diagnosis import Floats
+from fasthg.evaluate import Evaluation
+from fasthg.pictures import save_figure
+from fasthg.report.human import Human, people
+
+FILE, FIGURE = "performance_pose.json", "pck.png"
+_COLUMNS = 4
+_RADII = 201
+
+
+def write_performance(config: Config, evaluation: Evaluation) -> list[Path]:
+    """Write `pose/<model>_evaluation/{performance_pose.json, pck.png}` of the run's project.
+
+    In place of an older one. Nothing is written without MARS_PROJECT and POSE_MODEL, and for other
+    data than the project's test records: the notebooks show its pictures by their number there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FasthgError: one cannot be written.
+    """
+    project, model = config.MARS_PROJECT, config.POSE_MODEL
+    if project is None or model is None or evaluation.metrics["split"] != "test":
+        return []
+    folder = Path(project) / "pose" / f"{model}_evaluation"
+    write_text(folder / FILE, json.dumps(as_coco(config, evaluation)) + "\n")
+    human, _ = people(project, config.PARTS.NAMES)
+    figure = draw_pck(
+        config.PARTS.NAMES,
+        evaluation.predictions.errors(),
+        float(max(config.PCK_RADII)),
+        human,
+        config.PIXELS_PER_CM,
+    )
+    save_figure(figure, folder / FIGURE)
+    return [folder / FILE, folder / FIGURE]
+
+
+def as_coco(config: Config, evaluation: Evaluation) -> dict[str, Any]:
+    """`{gt_keypoints, pred_keypoints, partNames}` as MARS writes it, for its fork of the COCO API.
+
+    An animal is an "image" whose id is its number in the records, from 1. Category 1 has all parts,
+    2 and up a single one each; every animal has an entry in every category, because the notebooks
+    ask for it. `keypoints` are x, y in image px and v: of labels their visibility, of predictions
+    1; 0, 0, 0 stands for what is missing. `bbox` (x, y, width, height) and `area` are those of the
+    padded crop, by which MARS divides; `score` is the height of the peak, in category 1 the mean.
+    """
+    predictions = evaluation.predictions
+    found = np.isfinite(predictions.keypoints).all(axis=2)
+    labelled = np.isfinite(predictions.truth).all(axis=2) & (predictions.visibility > 0)
+    points = _triples(predictions.keypoints, found.astype(int), found)
+    truth = _triples(predictions.truth, predictions.visibility, labelled)
+    scores = np.where(found & np.isfinite(predictions.scores), predictions.scores, 0.0)
+    boxes = _crops(config, evaluation).tolist()
+    images = (predictions.instance + 1).tolist()
+    parts = truth.shape[1]
+    categories = [slice(None), *(slice(part, part + 1) for part in range(parts))]
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for row, image in enumerate(images):
+        for category, chosen in enumerate(categories, 1):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "area": boxes[row][2] * boxes[row][3],
+                    "bbox": boxes[row],
+                    "iscrowd": 0,
+                    "keypoints": truth[row, chosen].ravel().tolist(),
+                    "num_keypoints": int(labelled[row, chosen].sum()),
+                }
+            )
+            detections.append(
+                {
+                    "image_id": image,
+                    "category_id": category,
+                    "keypoints": points[row, chosen].ravel().tolist(),
+                    "score": float(scores[row, chosen].mean()),
+                }
+            )
+    return {
+        "gt_keypoints": {
+            "annotations": annotations,
+            "images": [{"id": image} for image in sorted(images)],
+            "categories": [{"id": category} for category in range(1, parts + 2)],
+        },
+        "pred_keypoints": detections,
+        "partNames": list(config.PARTS.NAMES),
+    }
+
+
+def _triples(xy: Floats, v: np.ndarray, known: np.ndarray) -> Floats:
+    """(animals, parts, 3) x, y, v from (animals, parts, 2) and (animals, parts); 0 if not known."""
+    return np.where(known[..., None], np.concatenate([xy, v[..., None]], axis=2), 0.0)
+
+
+def _crops(config: Config, evaluation: Evaluation) -> Floats:
+    """(animals, 4) x, y, width, height of the padded crops, image px."""
+    index, rows = evaluation.index, evaluation.predictions.instance
+    records = index.record[rows]
+    crops = make_crops(
+        config,
+        index.bbox[rows],
+        index.width[records],
+        index.height[records],
+        no_draws(config, len(rows)),
+    )
+    # Where the heatmap's first cell lies is the crop's corner.
+    return np.concatenate([crops.crop_to_image[:, :, 2].astype(float), crops.side], axis=1)
+
+
+def draw_pck(
+    names: Sequence[str],
+    distances: Floats,
+    limit: float,
+    human: Human | None,
+    scale: float | None,
+) -> Figure:
+    """PCK over the radius, for all parts and for each, as MARS's notebooks draw it.
+
+    Args:
+        names: of the parts.
+        distances: (instances, parts) image px, from `metrics.errors`.
+        limit: largest radius, image px.
+        human: the band of people, their middle dashed, where known.
+        scale: image px in a cm; None draws pixels.
+    """
+    radii = np.linspace(0.0, limit, _RADII)
+    shares = metrics.pck(distances, radii)
+    unit, per = ("pixels", 1.0) if scale is None else ("cm", scale)
+    lines = -(-(len(names) + 1) // _COLUMNS)
+    figure = Figure(figsize=(15, 4 * lines), dpi=110, layout="constrained")
+    axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
+    for axis in axes[len(names) + 1 :]:
+        axis.set_axis_off()
+    panels = [("all", len(names)), *((name, row) for row, name in enumerate(names))]
+    for axis, (title, row) in zip(axes, panels, strict=False):
+        band = human.band(None if row == len(names) else title) if human else None
+        if human is not None and band is not None:
+            low, middle, high = band
+            axis.fill_between(human.radii / per, low, high, color="tab:blue", alpha=0.25, lw=0)
+            axis.plot(human.radii / per, middle, "--", color="tab:blue", label="median (human)")
+        axis.plot(radii / per, shares[:, row], "k-", label="model")
+        axis.set(title=title, xlim=(0.0, limit / per), ylim=(0.0, 1.02))
+    axes[0].legend(loc="lower right")
+    figure.supxlabel(f"error radius ({unit})")
+    figure.supylabel("share of correct keypoints")
+    return figure
