@@ -119,8 +119,8 @@ def test_layers_choose_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(PRECISION="bf16", **keys)
     guessed = estimate(config, GPU).maps
     with monkeypatch.context() as patch:
-        for module in (layers, hourglass):
-            patch.setattr(module, "runs_fused", as_on_a_gpu)
+        patch.setattr(layers, "runs_fused", as_on_a_gpu)
+        patch.setattr(hourglass.Stack, "fused_for", lambda *_: True)
         patch.setattr(layers, "BLOCK_ROWS", 1 << 62)
         assert estimate(config, CPU).maps == guessed
 
