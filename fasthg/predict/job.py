@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fasthg.checkpoint import write_atomically
 from fasthg.config import Config
 from fasthg.data.boxes import GROWTH
@@ -28,6 +30,8 @@ from fasthg.predict.video import VideoSource
 _FRAMES_AHEAD = 8
 _POSES_AHEAD = 4
 _MARS = (2, 7)
+# Share of poses with few sure parts beyond which a person is told.
+_UNSURE = 0.2
 STAGES = ("decode", "crop", "network", "peaks", "write", "overlay")
 
 
@@ -189,7 +193,7 @@ def predict_source(
                     overlay(source, found, paths["overlay"], colors, options.confidence)
                 outcome.files.append(paths["overlay"])
             store.remove()
-    outcome.notes += _notes(source, boxes, found, stopped)
+    outcome.notes += _notes(source, boxes, found, stopped, options)
     if "mars" in options.formats and (len(boxes.animals), len(parts)) != _MARS:
         outcome.notes.append(
             f"{len(boxes.animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
@@ -206,7 +210,7 @@ def _recall(tracker: Tracker, rows: Rows) -> None:
         tracker.update(keypoints[0], scores[0], (float(width), float(height)))
 
 
-def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool) -> list[str]:
+def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool, options: Options) -> list[str]:
     notes = []
     blind = int((rows.sizes[:, 0] == 0).sum())
     if blind:
@@ -219,4 +223,23 @@ def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool) -> list[str]
     beyond = sum(frame >= len(rows) for frame in boxes.where or {})
     if beyond:
         notes.append(f"{beyond} frames of {boxes.path} are beyond the last one")
-    return notes
+    return notes + _unsure(rows, options)
+
+
+def _unsure(rows: Rows, options: Options) -> list[str]:
+    """A note where many poses have few sure parts, as they do in boxes unlike those of training."""
+    there = np.isfinite(rows.keypoints).all(axis=(2, 3))
+    sure = (rows.scores >= options.confidence).sum(axis=2)
+    unsure = int((there & (2 * sure < len(rows.parts))).sum())
+    if unsure <= _UNSURE * there.sum():
+        return []
+    if options.boxes is not None:
+        remedy = "check that the boxes are like those of training"
+    elif options.track:
+        remedy = "where the animal is lost give --boxes, or train with a larger RANDOM_PADDING_MAX"
+    else:
+        remedy = "the whole frame was the box; give --track or --boxes if training had others"
+    return [
+        f"{unsure} of {there.sum()} poses have scores below {options.confidence:g} in most parts; "
+        f"{remedy}"
+    ]

@@ -72,6 +72,19 @@ def test_few_videos(
     )
 
 
+def test_too_few_frames_are_told_and_new_ones_fill_the_gap(tmp_path: Path) -> None:
+    splits, notes = divide(items(("v", 12)), tmp_path)
+    assert counts(splits.frames) == (10, 0, 2)
+    assert notes == [
+        "too few frames for val: label more and convert again, or leave DATA.VAL unset"
+    ]
+    splits.save(tmp_path)
+    splits, notes = divide(items(("v", 13)), tmp_path)
+    assert counts(splits.frames) == (10, 1, 2)
+    assert len(notes) == 1 and notes[0].startswith("splits from ")
+    assert not divide(items(("v", 9)), tmp_path / "o", fractions=(0.5, 0.0, 0.5))[1]
+
+
 def test_a_split_without_share_stays_empty(tmp_path: Path) -> None:
     given = items(*((f"v{n}", 1 + 7 * n) for n in range(9)))
     frames = run(given, tmp_path, split_by="video", fractions=(0.5, 0.5, 0.0))

@@ -70,6 +70,28 @@ def test_boxes_of_a_moving_animal_in_a_video(tmp_path: Path, predict: Predict) -
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, "the whole frame was the box; give --track or --boxes if training had others"),
+        ({"track": True}, "where the animal is lost give --boxes, or train with a larger RANDOM_"),
+        ({"boxes": True}, "check that the boxes are like those of training"),
+    ],
+)
+def test_poses_of_low_scores_are_told_with_a_remedy(
+    tmp_path: Path, predict: Predict, options: dict[str, object], remedy: str
+) -> None:
+    if "boxes" in options:
+        rows = "".join(f"{n},80,60,120,120\n" for n in range(8))
+        (tmp_path / "b.csv").write_text("frame,x1,y1,x2,y2\n" + rows)
+        options = {"boxes": tmp_path / "b.csv"}
+    seen, black = dots((100, 90)), dots(None)
+    few, many = ([seen] * (8 - n) + [black] * n for n in (1, 2))
+    assert predict(Made(tmp_path, few), **options).notes == []
+    (note,) = predict(Made(tmp_path, many), **options).notes
+    assert note.startswith("2 of 8 poses have scores below 0.3 in most parts; " + remedy)
+
+
 def test_a_box_in_few_frames_and_frames_that_cannot_be_decoded(
     tmp_path: Path, predict: Predict, network: Dots
 ) -> None:

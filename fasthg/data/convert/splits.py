@@ -225,7 +225,16 @@ def _notes(path: Path, splits: Splits, items: Sequence[Item], before: int) -> li
     notes = []
     if splits.by == "given":
         notes.append("splits as the source names them")
-    elif splits.by != "frame":
+    elif splits.by == "frame":
+        counts = Counter(splits.frames.values())
+        empty = [s for s, f in zip(SPLITS, splits.fractions, strict=True) if f and not counts[s]]
+        if empty:
+            keys = ", ".join(f"DATA.{split.upper()}" for split in empty)
+            notes.append(
+                f"too few frames for {', '.join(empty)}: label more and convert again, "
+                f"or leave {keys} unset"
+            )
+    else:
         groups = {_group(splits, item) for item in items}
         counts = Counter(splits.groups[group] for group in groups)
         share = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
