@@ -27,7 +27,7 @@ def predict(
     ] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option(help="csv, mars, coco, dlc_h5, sleap_h5; may be given several times."),
+        typer.Option(help="csv, mars, coco, dlc_h5, sleap_h5, netcdf; may be given several times."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -65,7 +65,7 @@ def predict(
 ) -> None:
     """Find the keypoints of new images and videos with a run's best weights.
 
-    Without --boxes or --track the whole frame is one animal's box.
+    Without --boxes or --track the whole frame is one animal's box; records have boxes.
     """
     from fasthg.data.boxes import GROWTH
     from fasthg.predict.job import Options

@@ -113,4 +113,5 @@ FORMATS: dict[str, Format] = {
     "coco": Format(".coco.json", write_coco),
     "dlc_h5": Format(".dlc.h5", hdf5.write_dlc, ("pandas", "tables"), "dlc"),
     "sleap_h5": Format(".analysis.h5", hdf5.write_sleap, ("h5py",), "sleap"),
+    "netcdf": Format(".poses.nc", hdf5.write_netcdf, ("h5py",), "sleap"),
 }

@@ -1,4 +1,4 @@
-"""Rows as HDF5: DeepLabCut's table and SLEAP's analysis file."""
+"""Rows as HDF5: DeepLabCut's table, SLEAP's analysis file, and the netCDF of movement."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fasthg.predict.store import Rows
 
@@ -60,3 +61,39 @@ def write_sleap(rows: Rows, path: Path) -> None:
         file["video_ind"] = 0
         file["labels_path"] = ""
         file["provenance"] = "{}"
+
+
+def write_netcdf(rows: Rows, path: Path) -> None:
+    """A netCDF-4 file that xarray opens as a poses dataset of the package movement.
+
+    `position` (time, space, keypoints, individuals) px and `confidence` (time, keypoints,
+    individuals); `time` in seconds for a video, else the frame's number.
+    """
+    import h5py
+
+    timed = bool(np.isfinite(rows.times).all())
+    axes = {
+        "time": rows.times if timed else np.arange(len(rows), dtype=np.float64),
+        "space": ["x", "y"],
+        "keypoints": list(rows.parts),
+        "individuals": list(rows.animals),
+    }
+    values: dict[str, tuple[npt.NDArray[np.floating], list[str]]] = {
+        "position": (rows.keypoints.transpose(0, 3, 2, 1), list(axes)),
+        "confidence": (rows.scores.swapaxes(1, 2), [name for name in axes if name != "space"]),
+    }
+    # A netCDF-4 file is HDF5 whose axes are named by scales.
+    with h5py.File(path, "w", track_order=True) as file:
+        for name, labels in axes.items():
+            kind = np.float64 if name == "time" else h5py.string_dtype()
+            file.create_dataset(name, data=labels, dtype=kind).make_scale(name)
+        for name, (array, dims) in values.items():
+            data = file.create_dataset(name, data=array.astype(np.float64))
+            for axis, dim in enumerate(dims):
+                data.dims[axis].attach_scale(file[dim])
+        steps = np.diff(rows.times)
+        if timed and len(steps) and np.ptp(steps) < 1e-3 * steps.mean():
+            file.attrs["fps"] = float(1 / steps.mean())
+        file.attrs["time_unit"] = "seconds" if timed else "frames"
+        file.attrs["source_software"], file.attrs["ds_type"] = SCORER, "poses"
+        file.attrs["source_file"] = os.fspath(rows.source)

@@ -22,6 +22,7 @@ from fasthg.predict.formats import FORMATS
 from fasthg.predict.frame import Source
 from fasthg.predict.network import Network, Predictor
 from fasthg.predict.overlay import overlay
+from fasthg.predict.sources import RecordSource
 from fasthg.predict.stages import Clock, ahead
 from fasthg.predict.store import Rows, RowStore
 from fasthg.predict.tracking import Tracker
@@ -128,7 +129,10 @@ def predict_source(
         DataError: no frame, or boxes that do not fit.
         FasthgError: a file cannot be written.
     """
-    boxes = Boxes() if options.boxes is None else read_boxes(options.boxes, source)
+    if options.boxes is not None:
+        boxes = read_boxes(options.boxes, source)
+    else:
+        boxes = source.boxes if isinstance(source, RecordSource) else Boxes()
     boxes.check(source)
     tracker = None
     if options.track:

@@ -133,3 +133,24 @@ def test_sleap_analysis_in_sleap_io(rows: Rows, tmp_path: Path) -> None:
     for instance in frames[4].instances:
         animal = rows.animals.index(instance.track.name)
         np.testing.assert_allclose(instance.numpy(), rows.keypoints[4, animal], rtol=1e-6)
+
+
+def test_netcdf_names_its_axes(rows: Rows, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(written(rows, "netcdf", tmp_path)) as file:
+        position = file["position"]
+        dims = [dimension[0].name[1:] for dimension in position.dims]
+        assert dims == ["time", "space", "keypoints", "individuals"]
+        np.testing.assert_array_equal(position[:, 1, 2, 0], rows.keypoints[:, 0, 2, 1])
+        np.testing.assert_array_equal(file["confidence"][:, 2, 1], rows.scores[:, 1, 2])
+        assert file.attrs["fps"] == pytest.approx(25)
+        assert [n.decode() for n in file["individuals"]] == ["black", "white"]
+
+
+def test_netcdf_in_xarray_and_movement(rows: Rows, tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    with xarray.open_dataset(written(rows, "netcdf", tmp_path)) as found:
+        assert found.position.dims == ("time", "space", "keypoints", "individuals")
+        one = found.sel(individuals="white", keypoints="left ear", space="y")
+        np.testing.assert_array_equal(one.position, rows.keypoints[:, 1, 1, 1])
+        pytest.importorskip("movement.kinematics").compute_velocity(found.position)

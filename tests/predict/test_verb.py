@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,9 @@ def test_records_with_their_boxes_give_the_predictions_of_eval(
     with (tmp_path / "boxes.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["frame", "x1", "y1", "x2", "y2", "animal"], *lines])
     options = ["--flip-test", "--decode", "quarter"] if keys else []
+    (records,) = glob(str(config.DATA.TEST[0]))
+    code, out, err = fasthg("predict", run.path, records, "-o", tmp_path / "own", *options)
+    assert (code, err) == (0, "")
     code, out, err = fasthg(
         "predict", run.path, images, "--boxes", tmp_path / "boxes.csv", *options
     )
@@ -89,6 +93,12 @@ def test_records_with_their_boxes_give_the_predictions_of_eval(
     np.testing.assert_allclose(found, [row["keypoints"] for row in expected], atol=1.1e-3)
     scores = np.array([float(row["score"]) for row in rows]).reshape(-1, 7)
     np.testing.assert_allclose(scores, [row["scores"] for row in expected], atol=1e-5)
+    with next((tmp_path / "own").glob("*.pose.csv")).open() as file:
+        of_records = list(csv.DictReader(file))
+    columns = ("frame", "part", "x", "y", "score")
+    assert [[r[c] for c in columns] for r in of_records if r["x"]] == [
+        [r[c] for c in columns] for r in rows
+    ]
 
 
 def test_coco_boxes_and_results_of_one_set(trained, tmp_path: Path, fasthg) -> None:
