@@ -197,8 +197,6 @@ class Training:
                         meter.pause(time.monotonic() - paused)
                 reporter.report()
                 self._save()
-                row = {"step": self.done, "unreadable_images": len(self.train.loader.corrupt)}
-                self.run.log(row)
                 if not self.run.best.exists():
                     self._save_best()
         finally:
@@ -266,6 +264,7 @@ class Training:
             "val_loss": predictions.loss,
             "val_error_mean_px": mean,
             "val_error_median_px": median,
+            "unreadable_images": len(self.train.loader.corrupt),
         }
         self.run.log(row)
         summary.row(row)
