@@ -152,6 +152,13 @@ def test_figures_survive_the_way_through_a_pipe(capsys):
     assert read_figures(output) == [Figure("copy", 4301.0, "GB/s")]
 
 
+def test_reports_name_no_place_of_the_machine(repository, tmp_path):
+    words = f"{sys.executable} {repository}/tools/gpu.py {sys.prefix}/lib"
+    write(tmp_path / "r.json", {}, [Result("a", "passed", 1, words, words)])
+    kept = json.loads((tmp_path / "r.json").read_text())["stages"][0]
+    assert kept["note"] == kept["command"] == "python3 tools/gpu.py PREFIX/lib"
+
+
 def test_reports_of_pytest_are_read(tmp_path):
     file = tmp_path / "tests.xml"
     file.write_text(

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import gpu_report
-from gpu_report import COPY_RATE, Result
+from gpu_report import COPY_RATE, ROOT, Result
 from gpu_stages import Stage, list_stages
 
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 530.0
 SKIPPED = 77  # exit status of a stage that cannot run here and said why in its last line
 NO_GPU = 3

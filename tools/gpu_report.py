@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
 MARK = "figure: "
 COPY_RATE = "copy rate"
 KEPT_OUTPUT = 6000  # characters of a failed stage's output
@@ -146,10 +148,18 @@ def result_name(gpu: str, date: str, commit: str) -> str:
     return "-".join([re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-"), date, commit]) + ".json"
 
 
+def placeless(text: str) -> str:
+    """A text that names files of the tree from its root, and Python as `python3`."""
+    # An environment may lie in the tree, so that goes last.
+    for place, name in ((sys.executable, "python3"), (sys.prefix, "PREFIX"), (f"{ROOT}/", "")):
+        text = text.replace(place, name)
+    return text
+
+
 def write(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
-    """Write everything into one file, whole or not at all."""
+    """Write everything into one file, whole or not at all, without the places of this machine."""
     content = {"passed": passed(results), **facts, "stages": [asdict(r) for r in results]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(placeless(json.dumps(content, indent=1)) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -13,9 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu_report import figure
-
-ROOT = Path(__file__).resolve().parent.parent
+from gpu_report import ROOT, figure
 
 
 def fasthg(folder: Path, *arguments: str) -> str:
