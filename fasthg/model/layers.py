@@ -252,6 +252,26 @@ def halve(x: Tensor, fused: str) -> Tensor:
     return F.max_pool2d(x, 2, 2)
 
 
+# For each capturing stream and level of an hourglass.
+_branches: dict[tuple[int, int], torch.cuda.Stream] = {}
+
+
+def _branch(x: Tensor, level: int) -> torch.cuda.Stream | None:
+    """The stream on which the full-size path of an hourglass runs beside the other; None: neither.
+
+    Only while a CUDA graph is captured: launched one by one, the kernels would hardly overlap.
+    Autograd runs the backward of each path on its stream, too.
+    """
+    if torch.compiler.is_compiling() or not x.is_cuda:
+        return None
+    if not torch.cuda.is_current_stream_capturing():
+        return None
+    key = torch.cuda.current_stream(x.device).cuda_stream, level
+    if key not in _branches:
+        _branches[key] = torch.cuda.Stream(x.device)
+    return _branches[key]
+
+
 class Hourglass(nn.Module):
     """One hourglass: at each level a residual at full size plus a path at half size.
 
@@ -271,11 +291,23 @@ class Hourglass(nn.Module):
             Hourglass(levels - 1, channels) if levels > 1 else Residual(channels, channels)
         )
         self.lower3 = Residual(channels, channels)
+        self._levels = levels
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
+        branch = _branch(x, self._levels)
+        if branch is None:
+            upper: Tensor = self.upper(x)
+        else:
+            branch.wait_stream(torch.cuda.current_stream(x.device))
+            with torch.cuda.stream(branch):
+                upper = self.upper(x)
+            if x.requires_grad:
+                # Its last reader is the backward of `upper`, on that stream.
+                x.record_stream(branch)
         lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))
-        upper: Tensor = self.upper(x)
+        if branch is not None:
+            torch.cuda.current_stream(x.device).wait_stream(branch)
         if runs_fused(self.fused, upper):
             return upsample2x_add(lower, upper)
         return upper + upsample2x(lower)
