@@ -146,7 +146,7 @@ class TrainStep:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
                 # 3,500 fills beside 3,000 kernels, of memory that is written before it is read.
-                torch.utils.deterministic.fill_uninitialized_memory = False
+                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._captures = device.type == "cuda" and self.mode.name != "eager"
         # Training has batches of one shape.
         self._replayed = Replayed(self._device_work, device, undone=self._undone)
