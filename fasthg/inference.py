@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -44,6 +44,20 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.instance)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Those of several processes as one, in the order of the index."""
+        if len(parts) == 1:
+            return parts[0]
+        order = np.argsort(np.concatenate([part.instance for part in parts]), kind="stable")
+        arrays = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
+            for field in fields(cls)
+            if field.name != "loss"
+        }
+        total = sum(part.loss * len(part) for part in parts)
+        return cls(**arrays, loss=total / max(len(order), 1))
 
     def errors(self) -> np.ndarray:
         """`metrics.errors` of these predictions, `(n, parts)` image px; NaN where unlabelled."""

@@ -147,8 +147,10 @@ def build_optimizer(
     raise ConfigError(f"OPTIMIZER: {config.OPTIMIZER!r} is not supported; use rmsprop or adamw")
 
 
-def learning_rate(config: Config, step: int) -> float:
+def learning_rate(config: Config, step: int, batch_size: int | None = None) -> float:
     """Learning rate of training step `step` (the first is 0).
+
+    batch_size: instances in a step of all processes together; BATCH_SIZE unless given.
 
     exponential: `INITIAL * FACTOR ** (step / decay_steps)` with `decay_steps` the steps in
     NUM_EPOCHS_PER_DELAY epochs of NUM_TRAIN_EXAMPLES; LEARNING_RATE_STAIRCASE rounds the exponent
@@ -166,7 +168,7 @@ def learning_rate(config: Config, step: int) -> float:
     if kind == "fixed":
         return initial
     if kind == "exponential":
-        epoch = config.NUM_TRAIN_EXAMPLES / config.BATCH_SIZE
+        epoch = config.NUM_TRAIN_EXAMPLES / (batch_size or config.BATCH_SIZE)
         delays = step / max(int(epoch * config.NUM_EPOCHS_PER_DELAY), 1)
         if config.LEARNING_RATE_STAIRCASE:
             delays = math.floor(delays)

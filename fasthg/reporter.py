@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fasthg.config import Config
+from fasthg.distributed import ALONE, World
 from fasthg.feed import AHEAD
 from fasthg.progress import Meter, ProgressLine
 from fasthg.run import RunFolder
@@ -49,6 +50,7 @@ class Reporter:
         summary, progress: for TensorBoard and the terminal.
         refuse: raises if the losses `(stacks, batch)` of a step, its second argument, are not all
             numbers; its third is the instances.
+        world: the processes that train together; the first one writes.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class Reporter:
         summary: Summary,
         progress: ProgressLine,
         refuse: Callable[[int, Tensor, Tensor], None],
+        world: World = ALONE,
     ) -> None:
-        self._config, self._run, self._refuse = config, run, refuse
+        self._config, self._run, self._refuse, self._world = config, run, refuse, world
         self._summary, self._progress = summary, progress
         self._readings: deque[Reading] = deque()
         self._next_summary = time.monotonic()
@@ -86,12 +89,20 @@ class Reporter:
             return
         images_per_s, step_s, wait = self.meter.rates()
         self.meter.reset()
-        loss = float(losses.sum())
+        world = self._world
+        images_per_s *= world.size
+        (wait,) = world.largest(wait)
+        of_stacks = world.added(losses.sum(1))
+        if self._config.LOSS_SCALING == "mean":
+            of_stacks /= world.size
+        if not world.first:
+            return
+        loss = float(of_stacks.sum())
         self._progress.update(reading.step, loss, reading.rate, images_per_s, step_s, wait)
         row = {
             "step": reading.step,
             "loss": loss,
-            "loss_per_stack": losses.sum(1).tolist(),
+            "loss_per_stack": of_stacks.tolist(),
             "learning_rate": reading.rate,
             "images_per_s": images_per_s,
             "wait_share": wait,

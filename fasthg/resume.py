@@ -25,18 +25,21 @@ def circumstances(
     validation: str | None,
     device: torch.device,
     means: Mapping[str, str],
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The part of a state that says what it was trained on; plain values.
 
     Args:
         data, validation: fingerprints of the data.
         means: what was chosen here by keys that say `auto`.
+        processes: how many train together, each with BATCH_SIZE.
     """
     gpu = device.type == "cuda"
     return {
         "keys": config.model_dump(mode="json"),
         "optimizer_name": config.OPTIMIZER,
-        "batch_size": config.BATCH_SIZE,
+        "batch_size": config.BATCH_SIZE * processes,
+        "processes": processes,
         "seed": config.RANDOM_SEED,
         "data": data,
         "validation": validation,
@@ -47,6 +50,7 @@ def circumstances(
             else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
+            "processes": processes,
         },
     }
 
@@ -66,12 +70,21 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
             f"{path}: its optimiser is {state['optimizer_name']}, the configuration's "
             f"{now['optimizer_name']}; resume with its own or start a new run"
         )
+    lost = "and the place in the data would be lost"
+    if state["batch_size"] != now["batch_size"] and {state["processes"], now["processes"]} != {1}:
+        before, after = (
+            f"{s['processes']} x BATCH_SIZE {s['batch_size'] // s['processes']}"
+            for s in (state, now)
+        )
+        raise DataError(
+            f"{path}: its steps are of {before} (processes x instances), here of {after}, {lost}; "
+            f"resume with {state['batch_size']} instances a step in all"
+        )
     for field, key in (("batch_size", "BATCH_SIZE"), ("seed", "RANDOM_SEED")):
         if state[field] != now[field]:
             raise DataError(
-                f"{path}: its {key} is {state[field]}, the configuration's {now[field]}, and the "
-                f"place in the data would be lost; resume with {key}={state[field]} or start a new "
-                "run"
+                f"{path}: its {key} is {state[field]}, the configuration's {now[field]}, {lost}; "
+                f"resume with {key}={state[field]} or start a new run"
             )
     if state["data"] != now["data"]:
         raise DataError(

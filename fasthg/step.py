@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fasthg.config import Config
 from fasthg.data.batch import READ_BY_STEP, Batch
-from fasthg.errors import EnvironmentFault
+from fasthg.distributed import ALONE, World
+from fasthg.errors import ConfigError, EnvironmentFault
 from fasthg.flat import FlatNetwork
 from fasthg.graph import Replayed
 from fasthg.half_weights import HalfWeights
@@ -110,10 +111,22 @@ class TrainStep:
         config: the run's configuration.
         model: the network, already on `device`.
         device: where to train.
+        world: the processes that train together; each calls with its own part of the batch.
+
+    Raises:
+        ConfigError: BATCHNORM_SYNC where the step is compiled.
+        EnvironmentFault: see `choose_mode`.
     """
 
-    def __init__(self, config: Config, model: StackedHourglass, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: StackedHourglass,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
         self.config = config
+        self.world = world
         self.model = model
         self.device = device
         self.precision = choose_precision(config.PRECISION, device)
@@ -121,6 +134,11 @@ class TrainStep:
         self.flat = FlatNetwork(model, *decayed_parameters(model))
         self._ema_model, self.averages = self.flat.copy()
         self._statistics = MovingStatistics(model, self.flat.statistics)
+        self._synced = config.BATCHNORM_SYNC and world.active
+        if self._synced:
+            if self.mode.name == "compile":
+                raise ConfigError("BATCHNORM_SYNC does not go with STEP: compile; set STEP=auto")
+            model.set_peers(world)
         self._average_weight = torch.zeros((), device=device)
         self.optimizer = build_optimizer(config, self.flat, self.averages, self._average_weight)
         # torch's first scale, 65536, overflows the summed loss and the first steps would be lost.
@@ -174,7 +192,7 @@ class TrainStep:
     def _schedule(self, step: int) -> float:
         """Set what depends on the step's number, most of it on the device; the learning rate."""
         config = self.config
-        rate = learning_rate(config, step)
+        rate = learning_rate(config, step, config.BATCH_SIZE * self.world.size)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -208,8 +226,10 @@ class TrainStep:
             # Of a forward that fails, nothing is left over.
             with collect_statistics() as found:
                 loss = self._loss_of(*given)
-            self._statistics.apply(found)
+            apart = self.world.active and not self._synced
+            self._statistics.apply(found, self.world.mean if apart else None)
             self._set_gradient(self.scaler.scale(loss.sum()))
+            self._reduce_gradient()
         if self._updates_on_device:
             self._update()
         return loss
@@ -225,6 +245,13 @@ class TrainStep:
         rounded = [None if half is None else next(found) for half in halves]
         # A weight is used in one of both, so one of them has its gradient.
         self.flat.set_gradient([r if f is None else f for f, r in zip(full, rounded, strict=True)])
+
+    def _reduce_gradient(self) -> None:
+        """Make the gradient that of all processes' batches together; one collective."""
+        if self.world.active:
+            # As LOSS_SCALING: a sum over instances, or a mean.
+            reduce = self.world.mean if self.config.LOSS_SCALING == "mean" else self.world.sum
+            reduce(self.flat.gradient)
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)

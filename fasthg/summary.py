@@ -20,35 +20,45 @@ class Summary:
     here raises, instead of a traceback on the terminal and a run that goes on unseen.
 
     Args:
-        folder: the run folder.
+        folder: the run folder; None writes nothing, as all processes but the first.
         purge_step: events from this step on are replaced, as a resumed run writes them again.
     """
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
+    def __init__(self, folder: Path | None, purge_step: int) -> None:
         self._folder = folder
         self._fault: OSError | None = None
         self._hook = threading.excepthook
+        self._writer: SummaryWriter | None = None
+        if folder is None:
+            return
         threading.excepthook = self._note
         self._writer = self._guard(lambda: SummaryWriter(str(folder), purge_step=purge_step))
 
     def row(self, values: Mapping[str, Any]) -> None:
         """Write a row of metrics at its `step`; a list becomes one curve per stack."""
+        writer = self._writer
+        if writer is None:
+            return
         for name, value in values.items():
             if name == "step":
                 continue
             for number, item in enumerate(value if isinstance(value, list) else [value]):
                 tag = f"{name}/stack{number}" if isinstance(value, list) else name
-                self._guard(lambda: self._writer.add_scalar(tag, item, values["step"]))  # noqa: B023
+                self._guard(lambda: writer.add_scalar(tag, item, values["step"]))  # noqa: B023
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Write a picture, uint8 `(height, width, 3)`."""
-        self._guard(lambda: self._writer.add_image(name, pixels, step, dataformats="HWC"))
+        writer = self._writer
+        if writer is not None:
+            self._guard(lambda: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def close(self) -> None:
         """Write what is left; raises only if nothing failed before."""
-        failed = self._fault is not None
+        writer, failed = self._writer, self._fault is not None
+        if writer is None:
+            return
         try:
-            self._guard(self._writer.close)
+            self._guard(writer.close)
         except FasthgError:
             if not failed:
                 raise

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,15 +19,17 @@ from fasthg.checkpoint import (
     CheckpointKeeper,
     NoCheckpoint,
     load_newest,
+    load_state,
     load_weights,
     save_state,
     save_weights,
 )
-from fasthg.config import Config, inert_keys
-from fasthg.data.loader import loader_choice
+from fasthg.config import Config, dump_config, inert_keys
+from fasthg.data.loader import available_cores, loader_choice
 from fasthg.data.split import Split, open_split
+from fasthg.distributed import ALONE, World, open_world
 from fasthg.environment import describe_environment
-from fasthg.errors import ConfigError, DataError, FasthgError
+from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
 from fasthg.memory import is_out_of_memory, out_of_memory
@@ -34,6 +37,7 @@ from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
 from fasthg.progress import ProgressLine
 from fasthg.reporter import Reporter
+from fasthg.restarts import Restarts
 from fasthg.resume import circumstances, differences, refuse_another_plan
 from fasthg.run import RunFolder
 from fasthg.signals import Signals
@@ -53,6 +57,19 @@ class Outcome:
     step: int
     signal: int | None = None
     """The signal that ended it early."""
+    rank: int = 0
+    """Of this process; what follows a training is the work of rank 0."""
+
+
+class Wishes(NamedTuple):
+    """What is asked of a training between two steps."""
+
+    stop: int | None
+    """The signal that asks for the end."""
+    save: bool
+    """SIGUSR1 asks for a save."""
+    due: bool
+    """SAVE_INTERVAL_SECS have passed."""
 
 
 class Training:
@@ -62,6 +79,7 @@ class Training:
         config: the resolved configuration.
         run: an existing run folder.
         console: where progress goes.
+        world: the processes that train together. All call the same methods; the first one writes.
     """
 
     def __init__(
@@ -72,14 +90,16 @@ class Training:
         validation: Split | None,
         run: RunFolder,
         console: Console,
+        world: World = ALONE,
     ) -> None:
         self.config = config
         self.device = device
+        self.world = world
         self.train = train
         self.validation = validation
         self.run = run
         self.console = console
-        self.step = TrainStep(config, build_model(config).to(device), device)
+        self.step = TrainStep(config, build_model(config).to(device), device, world)
         self.circumstances = circumstances(
             config,
             train.index.fingerprint(),
@@ -90,6 +110,7 @@ class Training:
                 "precision": str(self.step.precision).removeprefix("torch."),
                 "step": self.step.mode.name,
             },
+            world.size,
         )
         self.done = 0
         self.best = float("inf")
@@ -108,9 +129,10 @@ class Training:
         """
         say = self.console.print
         try:
-            path, state, damaged = load_newest(self.run.checkpoints)
+            path, state, damaged = self._newest()
         except NoCheckpoint:
-            self.run.truncate_log(0)
+            if self.world.first:
+                self.run.truncate_log(0)
             say(f"no checkpoint in {self.run.path} yet: from the beginning", highlight=False)
             return
         for error in damaged:
@@ -126,7 +148,8 @@ class Training:
             ) from error
         self.done, self.best = int(state["step"]), float(state["best"])
         self.train.loader.corrupt.update(state["corrupt"])
-        self.run.truncate_log(self.done)
+        if self.world.first:
+            self.run.truncate_log(self.done)
         if state["validation"] != self.circumstances["validation"]:
             say("changed  DATA.VAL: the best so far does not count any more", highlight=False)
             self.best = float("inf")
@@ -145,6 +168,30 @@ class Training:
         for line in differences(state, self.circumstances):
             say(f"changed  {line}", markup=False, highlight=False, soft_wrap=True)
 
+    def refuse_other_weights(self) -> None:
+        """Refuse to begin where a process has other weights than the first.
+
+        Raises:
+            EnvironmentFault: it has; they would drift further apart.
+        """
+        if not self.world.active:
+            return
+        sums = self.world.gathered(zlib.crc32(self.step.flat.values.cpu().numpy().data))
+        for rank, found in enumerate(sums):
+            if found != sums[0]:
+                raise EnvironmentFault(
+                    f"rank {rank} begins with other weights than rank 0; install the same torch "
+                    "on every machine"
+                )
+
+    def _newest(self) -> tuple[Path, dict[str, Any], list[DataError]]:
+        """`load_newest`; the first process looks, which renames what is damaged, for all."""
+        found = self.world.gathered(_tried(self.run.checkpoints) if self.world.first else None)[0]
+        if isinstance(found, DataError):
+            raise found
+        path, damaged = found
+        return path, load_state(path), damaged
+
     def announce(self) -> None:
         """Print what will be done, with what, and which keys have no effect."""
         config, say = self.config, self.console.print
@@ -159,6 +206,13 @@ class Training:
             f"{parameters:,} weights, {precision} on {self.device}",
             highlight=False,
         )
+        if self.world.active:
+            together = "together" if config.BATCHNORM_SYNC else "each for itself"
+            say(
+                f"ranks    {self.world.size} processes of BATCH_SIZE {config.BATCH_SIZE}: "
+                f"{config.BATCH_SIZE * self.world.size} instances a step; batch norm {together}",
+                highlight=False,
+            )
         say(f"step     {self.step.mode.name} ({self.step.mode.reason})", highlight=False)
         say(f"loader   {loader} ({reason})", highlight=False)
         for key, why in inert_keys(config):
@@ -166,45 +220,60 @@ class Training:
 
     def fit(self) -> Outcome:
         """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""
-        config = self.config
+        config, world = self.config, self.world
         total = config.NUM_TRAIN_ITERATIONS
-        summary = Summary(self.run.path, purge_step=self.done + 1)
+        summary = Summary(self.run.path if world.first else None, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
-        reporter = Reporter(config, self.run, summary, progress, self._refuse_nan)
+        reporter = Reporter(config, self.run, summary, progress, self._refuse_nan, world)
         meter = reporter.meter
         try:
             with Signals() as signals, progress:
                 batches = Feeder(self.train.loader.batches(self.done, total), self.device)
-                while self.done < total and signals.stop is None:
+                wishes = self._wishes(signals)
+                while self.done < total and not wishes.stop:
                     batch = next(batches)
                     result = self.step(batch, self.done)
                     self.done += 1
                     meter.add(len(batch), batches.waited)
                     logged = self.done % config.LOG_EVERY_N_STEPS == 0 or self.done in (1, total)
                     reporter.note(self.done, result, batch.instance, logged=logged)
-                    validates = self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total
-                    wanted = signals.save_wanted()
-                    saves = (self.keeper.due() or wanted) and self.done < total
-                    if validates or saves:
+                    if self.done % config.VALIDATE_EVERY_N_STEPS == 0 or self.done == total:
                         reporter.report()
                         paused = time.monotonic()
-                        if validates:
-                            self._validate(summary, progress)
-                        if saves:
-                            self._save()
-                        if wanted:
-                            progress.note(f"step {self.done}: saved, as SIGUSR1 asks")
+                        self._validate(summary, progress)
                         meter.pause(time.monotonic() - paused)
+                    wishes = self._wishes(signals)
+                    if (wishes.due or wishes.save) and self.done < total:
+                        reporter.report()
+                        paused = time.monotonic()
+                        self._save()
+                        meter.pause(time.monotonic() - paused)
+                    if wishes.save:
+                        progress.note(f"step {self.done}: saved, as SIGUSR1 asks")
                 reporter.report()
                 self._save()
-                if not self.run.best.exists():
+                if world.first and not self.run.best.exists():
                     self._save_best()
         finally:
             summary.close()
-        if self.train.loader.corrupt:
-            count = len(self.train.loader.corrupt)
+        count = len(self._corrupt())
+        if count:
             progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
-        return Outcome(self.run, self.done, signals.stop if self.done < total else None)
+        signal = wishes.stop if self.done < total else None
+        return Outcome(self.run, self.done, signal, world.rank)
+
+    def _wishes(self, signals: Signals) -> Wishes:
+        """What the signals of all processes and the first one's clock ask for."""
+        asked = (signals.stop or 0, signals.save_wanted(), self.world.first and self.keeper.due())
+        stop, save, due = self.world.largest(*asked)
+        return Wishes(int(stop) or None, bool(save), bool(due))
+
+    def _corrupt(self) -> dict[int, str]:
+        """Records whose image cannot be used, of all processes."""
+        found: dict[int, str] = {}
+        for one in self.world.gathered(dict(self.train.loader.corrupt)):
+            found.update(one)
+        return found
 
     def _refuse_nan(self, step: int, losses: Tensor, instances: Tensor) -> None:
         """Stop where a loss `(stacks, batch)` of a step is not a number, naming the images."""
@@ -215,7 +284,8 @@ class Training:
         path = self.run.checkpoints / "diverged.pt"
         found = {"losses_step": step, "losses": losses.cpu(), "instances": instances}
         try:
-            save_state(path, {**self._state(), **found})
+            corrupt = dict(self.train.loader.corrupt)
+            save_state(path, {**self._state(corrupt), **found})
             kept = f"state and losses are in {path}"
         except FasthgError as error:
             kept = str(error)
@@ -241,13 +311,15 @@ class Training:
             self._save_best()
             return
         part = self.validation
-        predictions = predict(
+        own = predict(
             self.step.ema_model(),
             part.loader.batches(0, part.planner.batches_per_epoch),
             part.index,
             self.config,
             self.step.precision,
         )[self.config.DECODE]
+        predictions = Predictions.merged(self.world.gathered(own))
+        corrupt = self._corrupt()
         distances = predictions.errors()
         spread = metrics.spread(distances)
         mean, median = spread.mean, spread.median
@@ -264,11 +336,12 @@ class Training:
             "val_loss": predictions.loss,
             "val_error_mean_px": mean,
             "val_error_median_px": median,
-            "unreadable_images": len(self.train.loader.corrupt),
+            "unreadable_images": len(corrupt),
         }
-        self.run.log(row)
-        summary.row(row)
-        self._picture(summary, predictions)
+        if self.world.first:
+            self.run.log(row)
+            summary.row(row)
+            self._picture(summary, predictions)
         progress.note(
             f"step {self.done}: validation error mean {mean:.2f} px, median {median:.2f} px"
             + (" (best so far)" if better else "")
@@ -282,40 +355,63 @@ class Training:
         summary.image("validation", as_array(figure), self.done)
 
     def _save_best(self) -> None:
+        if not self.world.first:
+            return
         metadata = weights_metadata(self.config, self.done, self.best)
         save_weights(self.run.best, self.step.ema_model().state_dict(), metadata)
 
     def _save(self) -> None:
         self._check_weights()
-        self.keeper.save(self.done, self._state())
+        corrupt = self._corrupt()
+        if self.world.first:
+            self.keeper.save(self.done, self._state(corrupt))
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, corrupt: dict[int, str]) -> dict[str, Any]:
         return {
             "step": self.done,
             "best": self.best,
-            "corrupt": dict(self.train.loader.corrupt),
+            "corrupt": corrupt,
             **self.circumstances,
             **self.step.state(),
         }
 
 
+def _tried(folder: Path) -> tuple[Path, list[DataError]] | DataError:
+    """`load_newest` without the state, or its error."""
+    try:
+        path, _, damaged = load_newest(folder)
+    except DataError as error:
+        return error
+    return path, damaged
+
+
 @contextlib.contextmanager
-def open_data(config: Config, device: torch.device) -> Iterator[tuple[Split, Split | None]]:
+def open_data(
+    config: Config, device: torch.device, world: World = ALONE
+) -> Iterator[tuple[Split, Split | None]]:
     """The splits to train on and to validate with, if any; nothing has been written yet.
+
+    world: the processes of which each has its part.
 
     Raises:
         ConfigError, DataError: the data, or what only the end of a run would use, is no good.
     """
-    if config.DATA.TRAIN is None:
+    patterns = config.DATA.TRAIN
+    if patterns is None:
         raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
     part_colors(config)
     metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
+    own = {"rank": world.rank, "ranks": world.size}
+    if world.local_size > 1:
+        share = max(available_cores() // world.local_size, 1)
+        threads = min(config.NUM_INPUT_THREADS, share)
+        config = config.model_copy(update={"NUM_INPUT_THREADS": threads})
     with contextlib.ExitStack() as stack:
-        first = open_split(config, config.DATA.TRAIN, device, training=True)
+        first = open_split(config, patterns, device, training=True, **own)
         stack.callback(first.close)
         validation = None
         if config.DATA.VAL is not None:
-            validation = open_split(config, config.DATA.VAL, device, training=False)
+            validation = open_split(config, config.DATA.VAL, device, training=False, **own)
             stack.callback(validation.close)
             if not validation.index.visibility.any():
                 raise DataError(
@@ -344,20 +440,84 @@ def train(
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
-    device = choose_device(config.DEVICE)
-    with open_data(config, device) as (first, validation):
+    with open_world(config.DEVICE) as world:
+        device = choose_device(config.DEVICE)
+        if world.active and device.type == "cuda":
+            device = torch.device("cuda", world.local_rank)
+        with open_data(config, device, world) as (first, validation):
+            _refuse_other_data(world, config, first, validation)
+            restarts = Restarts(Path(config.RUNS_DIR)) if world.active else None
+            run, resumed = _open_run(config, source, stem, resume, world, restarts)
+            alone = run.locked() if world.first else contextlib.nullcontext()
+            with alone, _explained(config, device):
+                training = Training(config, device, first, validation, run, console, world)
+                if resumed:
+                    training.resume()
+                training.refuse_other_weights()
+                outcome = _run(training, resumed)
+        if restarts is not None and world.first:
+            restarts.forget()
+        return outcome
+
+
+def _refuse_other_data(
+    world: World, config: Config, train: Split, validation: Split | None
+) -> None:
+    """Refuse to begin where a process has another configuration or other data than the first."""
+    if not world.active:
+        return
+    of_validation = None if validation is None else validation.index.fingerprint()
+    own = {
+        "configuration": dump_config(config),
+        "training data": train.index.fingerprint(),
+        "validation data": of_validation,
+    }
+    every = world.gathered(own)
+    for rank, other in enumerate(every):
+        for name, value in other.items():
+            if value != every[0][name]:
+                raise DataError(
+                    f"rank {rank} has another {name} than rank 0; give every machine the same files"
+                )
+
+
+def _open_run(
+    config: Config,
+    source: Path | None,
+    stem: str,
+    resume: Path | None,
+    world: World,
+    restarts: Restarts | None,
+) -> tuple[RunFolder, bool]:
+    """The run folder, which the first process makes for all, and whether it is gone on in."""
+    found = None
+    if world.first:
+        if resume is None and restarts is not None:
+            resume = restarts.find()
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
-        with run.locked(), _explained(config, device):
-            training = Training(config, device, first, validation, run, console)
-            if resume is not None:
-                training.resume()
-                run.write_config(config)
-            training.announce()
-            run.write_json("env.json", describe_environment())
-            if training.done >= config.NUM_TRAIN_ITERATIONS:
-                console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
-                return Outcome(run, training.done)
-            return training.fit()
+        if restarts is not None:
+            restarts.note(run.path)
+        found = run.path, resume is not None
+    path, resumed = world.gathered(found)[0]
+    if not world.first and not path.is_dir():
+        raise DataError(
+            f"{path}: rank 0 made it, rank {world.rank} has none; put RUNS_DIR where "
+            "every machine sees it"
+        )
+    return RunFolder(path), resumed
+
+
+def _run(training: Training, resumed: bool) -> Outcome:
+    run, config = training.run, training.config
+    training.announce()
+    if training.world.first:
+        if resumed:
+            run.write_config(config)
+        run.write_json("env.json", describe_environment())
+    if training.done >= config.NUM_TRAIN_ITERATIONS:
+        training.console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
+        return Outcome(run, training.done, rank=training.world.rank)
+    return training.fit()
 
 
 @contextlib.contextmanager

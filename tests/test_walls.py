@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Layers 1 and 2, which layer 3 brings together.
 BELOW = (
     *("config", "geometry", "ops", "data", "model", "loss", "flat", "half_weights", "graph"),
-    *("heap", "feed", "optim", "checkpoint", "metrics", "diagnosis"),
+    *("heap", "feed", "optim", "checkpoint", "metrics", "diagnosis", "distributed"),
 )
 
 # Room (a module or package of fasthg) -> what it may import of fasthg, beside itself. `errors` and
@@ -44,6 +44,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "checkpoint": ("config", "geometry"),
     "metrics": ("config", "geometry"),
     "diagnosis": (),
+    "distributed": (),
+    "restarts": ("checkpoint",),
     # layer 3, from the pieces that its verbs share to the verbs
     "progress": (),
     "summary": (),
@@ -57,10 +59,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "environment": (*BELOW, "step"),
     "memory": (*BELOW, "step"),
     "pictures": (*BELOW, "inference"),
-    "reporter": ("config", "feed", "run", "progress", "summary", "step"),
+    "reporter": ("config", "feed", "run", "progress", "summary", "step", "distributed"),
     "train": (
         *BELOW,
         *("step", "run", "weights", "progress", "summary", "reporter", "resume", "signals"),
+        "restarts",
         *("inference", "environment", "pictures", "memory"),
     ),
     "dry_run": (*BELOW, "step", "run", "progress", "summary", "memory", "train"),

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from fasthg.cli import bench, config, data, doctor, predict, runs
+from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 
 app = typer.Typer(
@@ -16,6 +17,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def _before(context: typer.Context) -> None:
+    if context.invoked_subcommand not in (None, "train", "doctor"):
+        refuse_ranks(str(context.invoked_subcommand))
+
+
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(predict.predict)

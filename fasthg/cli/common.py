@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from fasthg.errors import ConfigError
 
 Overrides = Annotated[
     list[str] | None,
@@ -18,9 +21,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine t
 
 
 def console() -> Console:
-    """Standard output; tables keep their width where it is a file."""
+    """Standard output; tables keep their width where it is a file. Of several ranks one prints."""
+    if os.environ.get("RANK", "0") != "0":
+        return Console(quiet=True)
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=120)
+
+
+def refuse_ranks(verb: str) -> None:
+    """Refuse what only one process can do, where torchrun started several.
+
+    Raises:
+        ConfigError: it did.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{verb}: runs in one process; start it without torchrun")
 
 
 def print_json(value: Any) -> None:

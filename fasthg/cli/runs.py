@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import AsJson, Overrides, console, print_json
+from fasthg.cli.common import AsJson, Overrides, console, print_json, refuse_ranks
 from fasthg.errors import ConfigError
 
 
@@ -44,6 +44,8 @@ def train(
     out = console()
     if dry_run and resume is not None:
         raise ConfigError("--dry-run: give a CONFIG and no --resume")
+    if dry_run:
+        refuse_ranks("--dry-run")
     if config is not None:
         source: Path | None = Path(config)
         settings, stem = load_config(Path(config), given), Path(config).stem
@@ -67,6 +69,8 @@ def train(
             raise typer.Exit(130)
         return
     outcome = training.train(settings, out, source=source, stem=stem, resume=resume)
+    if outcome.rank:
+        raise typer.Exit(0 if outcome.signal is None else 128 + outcome.signal)
     if outcome.signal is not None:
         out.print(f"stopped at step {outcome.step}; go on with: --resume {outcome.run.path}")
         raise typer.Exit(128 + outcome.signal)

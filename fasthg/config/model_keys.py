@@ -136,6 +136,11 @@ class ModelKeys(Section):
         description="Use min(decay, (1 + step) / (10 + step)) for the moving statistics; "
         "runs of a few thousand steps need it.",
     )
+    BATCHNORM_SYNC: Flag = Field(
+        default=False,
+        description="With several processes (torchrun), normalise by the statistics of all their "
+        "batches together; false: each by its own, and the moving statistics are their mean.",
+    )
     BATCHNORM_EPSILON: Real = Field(
         default=0.001,
         gt=0,

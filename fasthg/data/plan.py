@@ -134,8 +134,15 @@ class Planner:
         training: bool,
         seed: int,
         batch_size: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        """batch_size: instances a batch, BATCH_SIZE unless given. Raises DataError if empty."""
+        """batch_size: instances a batch, BATCH_SIZE unless given. Raises DataError if empty.
+
+        rank, ranks: number of this process and count of those that train together. In training
+        batch `step` of rank r is the r-th part of the batch that one process would make of
+        `ranks * batch_size` instances; in evaluation a rank has every `ranks`-th instance.
+        """
         if len(index) == 0:
             names = ", ".join(str(name) for name in index.files[:3])
             raise DataError(f"no object in {names}: give files whose records hold a bounding box")
@@ -144,6 +151,7 @@ class Planner:
         self.training = training
         self.seed = seed
         self.batch_size = int(batch_size or cfg.BATCH_SIZE)
+        self.rank, self.ranks = rank, ranks
         self._sigmas = np.asarray(cfg.PARTS.SIGMAS, np.float64)
         self._swap = np.arange(index.num_parts)
         for left, right in cfg.PARTS.LEFT_RIGHT_PAIRS:
@@ -152,8 +160,15 @@ class Planner:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that show every instance: the instances over the batch size, rounded up."""
-        return -(-len(self.index) // self.batch_size)
+        """Batches in which all ranks together show every instance: rounded up."""
+        if self.training:
+            return -(-len(self.index) // (self.batch_size * self.ranks))
+        return -(-len(self._evaluated) // self.batch_size)
+
+    @property
+    def _evaluated(self) -> range:
+        """The instances of this rank in an evaluation."""
+        return range(self.rank, len(self.index), self.ranks)
 
     @property
     def stop(self) -> int | None:
@@ -165,12 +180,13 @@ class Planner:
         if step < 0 or (self.stop is not None and step >= self.stop):
             raise IndexError(f"batch {step} of {self.batches_per_epoch}")
         count = len(self.index)
-        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        size = self.batch_size
         if not self.training:
-            instances = place[place < count]
+            instances = np.array(self._evaluated[step * size : (step + 1) * size], np.int64)
             return self._build(instances, no_draws(self.cfg, len(instances)))
+        place = np.arange(size) + (step * self.ranks + self.rank) * size
         epoch = place // count
-        instances = np.empty(self.batch_size, np.int64)
+        instances = np.empty(size, np.int64)
         for one in range(int(epoch[0]), int(epoch[-1]) + 1):
             instances[epoch == one] = self._order(one)[place[epoch == one] % count]
         return self._build(instances, draw(self.cfg, self.seed, epoch, instances))

@@ -27,15 +27,22 @@ class Split:
 
 
 def open_split(
-    config: Config, patterns: str | Sequence[str], device: torch.device, *, training: bool
+    config: Config,
+    patterns: str | Sequence[str],
+    device: torch.device,
+    *,
+    training: bool,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Split:
-    """Index the files of a split and make its loader.
+    """Index the files of a split and make its loader; rank, ranks: see `Planner`.
 
     Raises:
         DataError: a file cannot be used; nothing has been written yet.
     """
     index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
-    planner = Planner(index, config, training=training, seed=int(config.RANDOM_SEED))
+    seed = int(config.RANDOM_SEED)
+    planner = Planner(index, config, training=training, seed=seed, rank=rank, ranks=ranks)
     if not training and len(index) < 512:
         # A small split is loaded in this process: starting workers costs more than it saves.
         config = config.model_copy(update={"NUM_INPUT_THREADS": 0})

@@ -18,6 +18,7 @@ from fasthg.model.layers import (
     collect_statistics,
     halve,
 )
+from fasthg.model.sync_norm import Peers
 from fasthg.ops import conv1x1_act, serves
 
 if TYPE_CHECKING:
@@ -170,6 +171,12 @@ class StackedHourglass(nn.Module):
                 x, heatmap = stack(x)
             heatmaps.append(heatmap.permute(0, 2, 3, 1))
         return torch.stack(heatmaps).permute(0, 1, 4, 2, 3)
+
+    def set_peers(self, peers: Peers | None) -> None:
+        """Set over whose batches batch norms normalise in training: see `BatchNorm`."""
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.peers = peers
 
     def set_fused(self, fused: str) -> None:
         """Set whose operators all layers run: see `BatchNorm`."""

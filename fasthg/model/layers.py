@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasthg.model.fused import runs_fused
+from fasthg.model.sync_norm import Peers, sync_norm
 from fasthg.ops import (
     bn_act,
     bn_act_inference,
@@ -78,6 +79,9 @@ class BatchNorm(nn.Module):
             An attribute, so that a step may warm it up.
         fused: "on" runs `fasthg.ops.bn_act`, "off" torch's own modules, "auto" the first where
             the compiled kernels serve the device and gain time (FUSED).
+
+    Attribute `peers`: the processes over whose batches together it normalises in training
+    (BATCHNORM_SYNC); None is this one's batch.
     """
 
     running_mean: Tensor
@@ -93,9 +97,14 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self.decay = decay
         self.fused = fused
+        self.peers: Peers | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
+        if self.training and self.peers is not None:
+            y, mean, var = sync_norm(*(x, self.bias, residual, self.peers), relu=relu, eps=self.eps)
+            self.record(mean, var, x.numel() // x.shape[1] * self.peers.size)
+            return y
         # torch's own float32 kernels are the faster ones on a CPU.
         if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
             return self._fused(x, residual, relu)
@@ -211,6 +220,8 @@ class Residual(nn.Module):
 
     def fused_for(self, x: Tensor) -> bool:
         """Whether one operator does the whole block in training."""
+        if self.conv1.bn.peers is not None:
+            return False
         fused = self.conv1.bn.fused
         rows = x.numel() // x.shape[1]
         if fused == "auto" and (x.is_cuda or rows < BLOCK_ROWS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +52,30 @@ class MovingStatistics:
                 layer.decay = decay
 
     @torch.no_grad()
-    def apply(self, found: Sequence[Found]) -> None:
+    def apply(
+        self, found: Sequence[Found], average: Callable[[Tensor], None] | None = None
+    ) -> None:
         """Move the statistics as each layer by itself would have: `BatchNorm.move`.
 
         One launch, where every layer found something once, and all have the decay that was set;
         else, as with a layer in evaluation mode or used twice, each moves by itself.
+
+        average: makes a tensor the mean over all processes, in place, where each found its own.
         """
         order = sorted(found, key=lambda one: self._at.get(id(one.layer), -1))
         once = [id(one.layer) for one in order] == [id(layer) for layer in self.layers]
         decays = {one.layer.decay for one in order}
         if not once or decays != {self._decay} or not all(one.size for one in order):
             for one in found:
+                if average is not None:
+                    average(one.mean)
+                    average(one.var)
                 one.layer.move(one.mean, one.var, one.size)
             return
         self._prepare([one.size for one in order])
         torch._foreach_copy_(self._places, [t for one in order for t in (one.mean, one.var)])
+        if average is not None:
+            average(self._batch)
         moving_statistics(self.running, self._batch, self._correction, self._weight)
 
     def _prepare(self, counts: list[int]) -> None:

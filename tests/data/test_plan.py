@@ -85,6 +85,30 @@ def test_evaluation_is_in_order_plain_and_ends(mice: RecordIndex) -> None:
             planner.plan(step)
 
 
+def test_ranks_share_the_batch_of_one_process(mice: RecordIndex) -> None:
+    whole = Planner(mice, stock(), training=True, seed=1, batch_size=15)
+    ranks = [
+        Planner(mice, stock(), training=True, seed=1, batch_size=5, rank=rank, ranks=3)
+        for rank in range(3)
+    ]
+    for step in (0, 1, 7):
+        for rank, planner in enumerate(ranks):
+            part = whole.plan(step).take(np.arange(5 * rank, 5 * rank + 5))
+            assert same(planner.plan(step), part)
+    assert {planner.batches_per_epoch for planner in ranks} == {whole.batches_per_epoch}
+
+
+def test_ranks_share_an_evaluation(mice: RecordIndex) -> None:
+    seen = []
+    for rank in range(5):
+        planner = Planner(mice, stock(), training=False, seed=1, batch_size=2, rank=rank, ranks=5)
+        assert planner.batches_per_epoch == planner.stop == (3 if rank < 4 else 2)
+        seen += [planner.plan(step).instances for step in range(planner.batches_per_epoch)]
+    assert sorted(np.concatenate(seen)) == list(range(24))
+    idle = Planner(mice, stock(), training=False, seed=1, rank=30, ranks=31)
+    assert idle.batches_per_epoch == 0
+
+
 def test_types_and_shapes(mice: RecordIndex) -> None:
     plan = Planner(mice, stock(), training=True, seed=1).plan(0)
     expected = {

@@ -1,0 +1,86 @@
+"""Batch norm over the batches of several processes together (BATCHNORM_SYNC)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fasthg.ops import bn_act_inference
+
+
+class Peers(Protocol):
+    """The processes that train together; `fasthg.distributed.World` is one."""
+
+    size: int
+
+    def sum(self, tensor: Tensor) -> None:
+        """Write the sum over all processes into a tensor."""
+
+    def stacked(self, tensor: Tensor) -> Tensor:
+        """`(size, *tensor.shape)`: the tensor of every process."""
+
+
+def sync_norm(
+    x: Tensor, bias: Tensor, residual: Tensor | None, peers: Peers, *, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fasthg.ops.bn_act` with the statistics of all processes' batches, which are of one size.
+
+    Two collectives, one in the forward (means and variances) and one in the backward (the two sums
+    that its gradient contains). The backward is plain torch in float32.
+
+    Args:
+        x: `(batch, channels, height, width)`, this process's.
+        bias: `(channels,)`; its gradient is that of this process's batch alone.
+        residual: as x, added before the ReLU.
+        peers: called in the same order by all.
+        relu, eps: see `BatchNorm`.
+
+    Returns:
+        y as x, and mean and biased variance `(channels,)` over all processes.
+    """
+    y, mean, var = _SyncNorm.apply(x, bias, residual, relu, eps, peers)
+    return y, mean, var
+
+
+class _SyncNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        eps: float,
+        peers: Peers,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own_var, own_mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0)
+        # Equal batches: the whole variance is the mean of theirs and the variance of their means.
+        means, variances = peers.stacked(torch.stack((own_mean, own_var))).unbind(1)
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
+        y = bn_act_inference(x, mean, var, bias, residual=residual, relu=relu, eps=eps)
+        ctx.peers, ctx.residual = peers, residual is not None
+        ctx.save_for_backward(x, y if relu else None, mean, (var + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, y, mean, scale = ctx.saved_tensors
+        if y is not None:
+            slope = torch.where(y > 0, slope, 0)
+        wide, shape = _wide(slope), (1, -1, 1, 1)
+        normal = (_wide(x) - mean.view(shape)) * scale.view(shape)
+        sums = torch.stack((wide.sum((0, 2, 3)), (wide * normal).sum((0, 2, 3))))
+        every = sums.clone()
+        ctx.peers.sum(every)
+        of_slope, of_product = every / (x.numel() // x.shape[1] * ctx.peers.size)
+        found = wide - of_slope.view(shape) - normal * of_product.view(shape)
+        found = (found * scale.view(shape)).to(x.dtype)
+        return found, sums[0], slope if ctx.residual else None, None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.element_size() < 4 else x
