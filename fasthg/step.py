@@ -24,6 +24,7 @@ from fasthg.model import (
     StackedHourglass,
     collect_statistics,
     decayed_parameters,
+    weight_gradients_beside,
 )
 from fasthg.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
@@ -240,7 +241,8 @@ class TrainStep:
         # Operators that want full precision take the weight behind a stand-in.
         halves = self._half.leaves if self._half else [None] * len(weights)
         leaves = [*weights, *(half for half in halves if half is not None)]
-        found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+        with weight_gradients_beside(loss):
+            found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
         full = [next(found) for _ in weights]
         rounded = [None if half is None else next(found) for half in halves]
         # A weight is used in one of both, so one of them has its gradient.

@@ -160,9 +160,9 @@ def test_the_tape_sees_a_number_that_was_captured(monkeypatch) -> None:
     eager, replayed = make_step(**keys), taped(monkeypatch, **keys)
     statistics, apply = replayed._statistics, replayed._statistics.apply
 
-    def apply_a_number(found):
+    def apply_a_number(found, average):
         weight, statistics._weight = statistics._weight, torch.tensor(1 - statistics._decay)
-        apply(found)
+        apply(found, average)
         statistics._weight = weight
 
     monkeypatch.setattr(statistics, "apply", apply_a_number)

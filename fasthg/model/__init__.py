@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fasthg.model.branches import weight_gradients_beside
 from fasthg.model.folded import fold_batch_norm
 from fasthg.model.hourglass import StackedHourglass, build_model
 from fasthg.model.layers import collect_statistics, decayed_parameters
@@ -14,4 +15,5 @@ __all__ = [
     "collect_statistics",
     "decayed_parameters",
     "fold_batch_norm",
+    "weight_gradients_beside",
 ]

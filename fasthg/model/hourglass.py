@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fasthg.model.branches import joined
 from fasthg.model.layers import (
     HOURGLASS_LEVELS,
     BatchNorm,
@@ -163,6 +164,7 @@ class StackedHourglass(nn.Module):
         heatmaps = []
         recompute = self.recompute == "stack" and self.training and torch.is_grad_enabled()
         for stack in self.stacks:
+            x = joined(x)
             if recompute:
                 x, heatmap = checkpoint(
                     stack, x, use_reentrant=False, preserve_rng_state=False, context_fn=_once

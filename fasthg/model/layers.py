@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fasthg.model.branches import convolve, path_beside
 from fasthg.model.fused import runs_fused
 from fasthg.model.sync_norm import Peers, sync_norm
 from fasthg.ops import (
@@ -193,8 +194,7 @@ class ConvBN(nn.Module):
             halves = (torch.bfloat16, torch.float16)
             if not torch.is_autocast_enabled("cpu") and runs_fused(self.bn.fused, x, halves):
                 return conv3x3(x, self.conv.weight)
-        y: Tensor = self.conv(x)
-        return y
+        return convolve(self.conv, x)
 
 
 class Residual(nn.Module):
@@ -263,26 +263,6 @@ def halve(x: Tensor, fused: str) -> Tensor:
     return F.max_pool2d(x, 2, 2)
 
 
-# For each capturing stream and level of an hourglass.
-_branches: dict[tuple[int, int], torch.cuda.Stream] = {}
-
-
-def _branch(x: Tensor, level: int) -> torch.cuda.Stream | None:
-    """The stream on which the full-size path of an hourglass runs beside the other; None: neither.
-
-    Only while a CUDA graph is captured: launched one by one, the kernels would hardly overlap.
-    Autograd runs the backward of each path on its stream, too.
-    """
-    if torch.compiler.is_compiling() or not x.is_cuda:
-        return None
-    if not torch.cuda.is_current_stream_capturing():
-        return None
-    key = torch.cuda.current_stream(x.device).cuda_stream, level
-    if key not in _branches:
-        _branches[key] = torch.cuda.Stream(x.device)
-    return _branches[key]
-
-
 class Hourglass(nn.Module):
     """One hourglass: at each level a residual at full size plus a path at half size.
 
@@ -306,7 +286,7 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
-        branch = _branch(x, self._levels)
+        branch = path_beside(x, self._levels)
         if branch is None:
             upper: Tensor = self.upper(x)
         else:

@@ -45,10 +45,28 @@ def together(work: Callable[[Thread], list[Tensor]]) -> list[list[Tensor]]:
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -> None:
+    compare(torch.device("cpu"), torch.float64, relu, with_residual, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_it_is_so_on_a_gpu(relu: bool, with_residual: bool) -> None:
+    compare(torch.device("cuda"), torch.float32, relu, with_residual, rtol=1e-4, atol=1e-5)
+
+
+def compare(
+    device: torch.device, dtype: torch.dtype, relu: bool, with_residual: bool, **close: float
+) -> None:
     random = torch.Generator().manual_seed(0)
-    x, residual, slope = torch.randn(3, 4, 3, 5, 5, generator=random, dtype=torch.float64)
-    x = x * 2 + 1
-    bias = torch.randn(3, generator=random, dtype=torch.float64)
+    x, residual, slope = (
+        (torch.randn(4, 3, 5, 5, generator=random) * 2 + 1)
+        .to(device, dtype)
+        .to(memory_format=torch.channels_last)
+        for _ in range(3)
+    )
+    bias = torch.randn(3, generator=random).to(device, dtype)
 
     def inputs(rows: slice) -> list[Tensor]:
         given = [x[rows], bias, residual[rows]][: 3 if with_residual else 2]
@@ -63,12 +81,11 @@ def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -
 
     first, second = together(work)
     given = inputs(slice(None))
-    y = F.batch_norm(given[0], None, None, None, given[1], True, eps=1e-3)
+    y = F.batch_norm(given[0], None, None, torch.ones_like(bias), given[1], True, eps=1e-3)
     y = y + given[2] if with_residual else y
     y = y.relu() if relu else y
     slopes = torch.autograd.grad((y * slope).sum(), given)
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    close = {"rtol": 1e-12, "atol": 1e-13}
     torch.testing.assert_close(torch.cat([first[0], second[0]]), y, **close)
     for one in (first, second):
         torch.testing.assert_close(one[1], mean, **close)
