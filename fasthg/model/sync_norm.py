@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fasthg.ops import bn_act_inference
 
-
 _CHANNELS = (1, -1, 1, 1)
 
 
@@ -111,7 +110,7 @@ def _gradient(
     if x.is_cuda:
         sizes = torch.full((processes,), size, dtype=torch.int32, device=x.device)
         ones = torch.ones_like(mean)
-        return torch.batch_norm_backward_elemt(slope, x, mean, scale, ones, *sums, sizes)
+        return torch.batch_norm_backward_elemt(slope, x, mean, scale, ones, sums[0], sums[1], sizes)
     of_slope, of_product = (sums / (size * processes)).view(2, *_CHANNELS)
     centred = _wide(x) - mean.view(_CHANNELS)
     found = _wide(slope) - of_slope - centred * (of_product * scale.view(_CHANNELS).square())
