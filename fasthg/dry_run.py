@@ -77,6 +77,7 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
             need = estimate(config, device)
             before = _memory(device)
             training = _Timed(short, device, first, validation, run, console)
+            training.begin()
             training.announce()
             _say(
                 console,

@@ -29,6 +29,7 @@ from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
+from fasthg.initial import starting_weights
 from fasthg.memory import is_out_of_memory, out_of_memory
 from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
@@ -100,6 +101,18 @@ class Training:
             config.KEEP_CHECKPOINT_EVERY_N_HOURS,
         )
 
+    def begin(self) -> None:
+        """Start from INIT.WEIGHTS, where there are any, and say what was taken.
+
+        Raises:
+            ConfigError, DataError: as `starting_weights`.
+        """
+        start = starting_weights(self.config, self.step.model.state_dict())
+        if start is not None:
+            self.step.start_from(start.tensors)
+            for line in start.lines():
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def resume(self) -> None:
         """Go on from the run's newest checkpoint that can be read; before the first, begin anew.
 
@@ -112,6 +125,7 @@ class Training:
         except NoCheckpoint:
             self.run.truncate_log(0)
             say(f"no checkpoint in {self.run.path} yet: from the beginning", highlight=False)
+            self.begin()
             return
         for error in damaged:
             say(f"{error}; {path.name} serves", highlight=False, soft_wrap=True)
@@ -150,13 +164,15 @@ class Training:
         config, say = self.config, self.console.print
         loader, reason = loader_choice(config, self.device)
         parameters = sum(p.numel() for p in self.step.model.parameters())
+        trained = sum(p.numel() for p in self.step.flat.parameters)
+        frozen = f" ({parameters - trained:,} of them frozen)" if trained < parameters else ""
         precision = str(self.step.precision).removeprefix("torch.")
         say(f"run      {self.run.path}", highlight=False)
         validation = f", {len(self.validation.index)} for validation" if self.validation else ""
         say(f"data     {len(self.train.index)} instances{validation}", highlight=False)
         say(
             f"network  {config.NUM_STACKS} stacks, {config.FEATURES} features, "
-            f"{parameters:,} weights, {precision} on {self.device}",
+            f"{parameters:,} weights{frozen}, {precision} on {self.device}",
             highlight=False,
         )
         say(f"step     {self.step.mode.name} ({self.step.mode.reason})", highlight=False)
@@ -349,7 +365,9 @@ def train(
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
         with run.locked(), _explained(config, device):
             training = Training(config, device, first, validation, run, console)
-            if resume is not None:
+            if resume is None:
+                training.begin()
+            else:
                 training.resume()
                 run.write_config(config)
             training.announce()

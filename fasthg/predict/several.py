@@ -34,7 +34,7 @@ def predict_all(
     options: Options,
     console: Console,
 ) -> int | None:
-    """Predict every input with the best weights of a run, or those of a file, and say what was written.
+    """Predict every input with a run's best weights, or a file's, and say what was written.
 
     Returns:
         The number of the signal that ended it before its end, else None.
