@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from fasthg.checkpoint import load_weights
 from fasthg.config import Config
 from fasthg.errors import ConfigError, DataError
+from fasthg.model import build_model
 from fasthg.model.hourglass import block_modules
 from fasthg.weights import trained
 
@@ -40,6 +41,8 @@ class Start:
     """What of the file has no place in the network."""
     new_parts: list[str] = field(default_factory=list)
     """Names of PARTS that the file does not know."""
+    frozen: Sequence[str] = ()
+    """INIT.FREEZE."""
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -48,6 +51,8 @@ class Start:
             missing = ", ".join(self.anew.get(block, []))
             text = f"{count} tensors taken" if count else "not in it, random"
             text += f"; random: {missing}" if count and missing else ""
+            text += "; frozen" if block in self.frozen else ""
+            text += "; body frozen" if f"{block} body" in self.frozen else ""
             found.append(f"init     {block}: {text}")
         if self.new_parts:
             found.append(f"init     parts it does not know, random: {', '.join(self.new_parts)}")
@@ -56,7 +61,7 @@ class Start:
         return found
 
 
-def starting_weights(config: Config, fresh: Mapping[str, Tensor]) -> Start | None:
+def starting_weights(config: Config) -> Start | None:
     """The weights that INIT.WEIGHTS gives a network; None where it is null.
 
     Tensors are matched by name, heatmap channels by the name of their part: the heatmap
@@ -64,7 +69,6 @@ def starting_weights(config: Config, fresh: Mapping[str, Tensor]) -> Start | Non
 
     Args:
         config: of the network.
-        fresh: its `state_dict` as initialised; left as it is.
 
     Raises:
         ConfigError: FEATURES or STEM_FEATURES are not those of the file, or FREEZE names a block
@@ -82,7 +86,8 @@ def starting_weights(config: Config, fresh: Mapping[str, Tensor]) -> Start | Non
         raise DataError(
             f"{path}: does not say what its parts are; give weights that fasthg wrote"
         ) from None
-    start = Start(path, step, {name: tensor.detach().cpu() for name, tensor in fresh.items()})
+    fresh = build_model(config).state_dict()
+    start = Start(path, step, dict(fresh), frozen=config.INIT.FREEZE)
     names = list(config.PARTS.NAMES)
     shared = [(names.index(part), i) for i, part in enumerate(parts) if part in names]
     start.new_parts = [name for name in names if name not in parts]

@@ -29,7 +29,7 @@ from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
-from fasthg.initial import starting_weights
+from fasthg.initial import Start, starting_weights
 from fasthg.memory import is_out_of_memory, out_of_memory
 from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
@@ -101,13 +101,8 @@ class Training:
             config.KEEP_CHECKPOINT_EVERY_N_HOURS,
         )
 
-    def begin(self) -> None:
-        """Start from INIT.WEIGHTS, where there are any, and say what was taken.
-
-        Raises:
-            ConfigError, DataError: as `starting_weights`.
-        """
-        start = starting_weights(self.config, self.step.model.state_dict())
+    def begin(self, start: Start | None) -> None:
+        """Start from given weights, where there are any, and say what was taken."""
         if start is not None:
             self.step.start_from(start.tensors)
             for line in start.lines():
@@ -125,7 +120,7 @@ class Training:
         except NoCheckpoint:
             self.run.truncate_log(0)
             say(f"no checkpoint in {self.run.path} yet: from the beginning", highlight=False)
-            self.begin()
+            self.begin(starting_weights(self.config))
             return
         for error in damaged:
             say(f"{error}; {path.name} serves", highlight=False, soft_wrap=True)
@@ -362,15 +357,15 @@ def train(
     """
     device = choose_device(config.DEVICE)
     with open_data(config, device) as (first, validation):
+        start = starting_weights(config) if resume is None else None
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
         with run.locked(), _explained(config, device):
             training = Training(config, device, first, validation, run, console)
-            if resume is None:
-                training.begin()
-            else:
+            if resume is not None:
                 training.resume()
                 run.write_config(config)
             training.announce()
+            training.begin(start)
             run.write_json("env.json", describe_environment())
             if training.done >= config.NUM_TRAIN_ITERATIONS:
                 console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")

@@ -53,7 +53,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def start_of(config: Config) -> Start:
-    found = starting_weights(config, build_model(config).state_dict())
+    found = starting_weights(config)
     assert found is not None
     return found
 
@@ -114,7 +114,7 @@ def rest(number: int) -> tuple[Tensor, Tensor]:
 
 
 def test_parts_of_the_same_name_keep_their_heatmaps(weights) -> None:
-    config = small(weights, PARTS=FIVE_PARTS)
+    config = small(weights, ["stack 0 body"], PARTS=FIVE_PARTS)
     start, old = start_of(config), load_weights(weights)[0]
     model = build_model(config)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -136,6 +136,7 @@ def test_parts_of_the_same_name_keep_their_heatmaps(weights) -> None:
     assert torch.equal(start.tensors[name][:, 4], fresh[name][:, 4])
     assert torch.equal(start.tensors["stacks.0.remap_heatmap.bias"], old[name[:-6] + "bias"])
     text = "\n".join(start.lines())
+    assert "init     stack 0: 178 tensors taken; body frozen\n" in text
     assert "parts it does not know, random: tail tip" in text
     assert "not used: part top of neck, part right rear knee, part left rear knee" in text
 
@@ -229,6 +230,9 @@ def test_a_training_goes_on_from_a_run(tmp_path: Path) -> None:
 
     assert dry_run(tiny(mice, runs, **keys), Console(quiet=True)) is not None
     part = run(tiny(mice, runs, **{**keys, "NUM_TRAIN_ITERATIONS": 2})).run
+    with pytest.raises(ConfigError, match="set FEATURES=8"):
+        run(tiny(mice, runs, **{**keys, "RUN_NAME": "other", "FEATURES": 16}))
+    assert not (runs / "other").exists()
     first.best.unlink()
     settings = part.config(["NUM_TRAIN_ITERATIONS=4"])
     assert Path(settings.INIT.WEIGHTS or "").is_absolute()

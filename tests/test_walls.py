@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("step", "run", "weights", "progress", "summary", "reporter", "resume", "signals"),
         *("inference", "initial", "environment", "pictures", "memory"),
     ),
-    "dry_run": (*BELOW, "step", "run", "progress", "summary", "memory", "train"),
+    "dry_run": (*BELOW, "step", "run", "progress", "summary", "memory", "initial", "train"),
     "bench": (*BELOW, "step", "environment", "memory"),
     "agreement": ("data", "metrics", "html"),
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
