@@ -89,7 +89,9 @@ class Bundle(Mapping[str, np.ndarray]):
                 elif not key.startswith(b"\0"):  # else a piece of a partitioned variable
                     self.entries[key.decode(errors="replace")] = _entry(value)
         except FileNotFoundError:
-            raise DataError(f"{self.index}: no such file; give the path without .index") from None
+            raise DataError(
+                f"{self.index}: no such file; give a checkpoint's prefix, such as model.ckpt-700000"
+            ) from None
         except ValueError as error:
             raise DataError(f"{self.index}: {error}; {_AGAIN}") from error
         if not shards:
