@@ -19,6 +19,7 @@ from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.loader import Loader
 from fasthg.heap import peak_bytes
+from fasthg.initial import starting_weights
 from fasthg.memory import GIB, estimate, is_out_of_memory, out_of_memory
 from fasthg.progress import ProgressLine
 from fasthg.run import RunFolder
@@ -78,6 +79,7 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
             before = _memory(device)
             training = _Timed(short, device, first, validation, run, console)
             training.announce()
+            training.begin(starting_weights(config))
             _say(
                 console,
                 f"memory   {need.total / GIB:.2f} GiB estimated: {need.kept / GIB:.2f} for weights "

@@ -26,7 +26,7 @@ from fasthg.ops.heatmap_peaks import METHODS, Method
 from fasthg.pictures import draw_instances, save_figure
 from fasthg.run import RunFolder, plain
 from fasthg.step import choose_device, choose_precision
-from fasthg.weights import load_model
+from fasthg.weights import WeightsFile, load_model
 
 PICTURED = 12
 """Instances in each picture."""
@@ -186,17 +186,17 @@ def evaluate_model(
 
 
 def evaluate_run(
-    run: RunFolder,
+    run: RunFolder | WeightsFile,
     config: Config,
     split: str,
     data: Sequence[str] | None,
     *,
     decode: str | None = None,
 ) -> Evaluation:
-    """Evaluate a run's best weights and write `eval/<split>/`.
+    """Evaluate a run's best weights and write its folder of the split.
 
     Args:
-        run: the run folder.
+        run: the run folder, or weights alone.
         config: its configuration, with overrides.
         split: train, val, test; or a name for `data`.
         data: TFRecord globs in place of the split's.

@@ -28,31 +28,42 @@ class FlatNetwork(Generic[Network]):
     Args:
         network: on its device and in its memory format, which stay as they are from here on.
         decayed: its parameters with L2.
-        plain: its other parameters.
+        plain: its other parameters that are trained.
+        fixed: parameters and buffers that never change.
 
     Raises:
-        ValueError: a tensor is not float32 or on another device than the others, or `decayed` and
-            `plain` are not the parameters of the network.
+        ValueError: a tensor is not float32 or on another device than the others, or `decayed`,
+            `plain` and `fixed` are not the parameters of the network.
     """
 
     values: Tensor
-    """(total,): the weights, those with L2 first, then the moving statistics."""
+    """(total,): weights, those with L2 first, then what is fixed, then the moving statistics."""
     weights: Tensor
     """(weights,): the first part of `values`. Its `.grad` is `gradient`."""
     gradient: Tensor
     """(weights,)."""
     parameters: list[Tensor]
-    """Those with L2 first."""
+    """Those that are trained, with L2 first."""
     decayed: int
     """The first so many weights have L2."""
+    unmoved: int
+    """The first so many values are weights or fixed."""
 
     def __init__(
-        self, network: Network, decayed: Sequence[Tensor], plain: Sequence[Tensor]
+        self,
+        network: Network,
+        decayed: Sequence[Tensor],
+        plain: Sequence[Tensor],
+        fixed: Sequence[Tensor] = (),
     ) -> None:
         parameters = [*decayed, *plain]
-        if {id(p) for p in parameters} != {id(p) for p in network.parameters()}:
-            raise ValueError("decayed and plain: expected the parameters of the network")
-        tensors = [*parameters, *network.buffers()]
+        buffers = {id(t): t for t in network.buffers()}
+        given = {id(t) for t in (*parameters, *fixed)} - buffers.keys()
+        if given != {id(p) for p in network.parameters()}:
+            raise ValueError("decayed, plain and fixed: expected the parameters of the network")
+        for tensor in fixed:
+            buffers.pop(id(tensor), None)
+        tensors = [*parameters, *fixed, *buffers.values()]
         for tensor in tensors:
             if tensor.dtype != torch.float32 or tensor.device != tensors[0].device:
                 raise ValueError(
@@ -66,6 +77,7 @@ class FlatNetwork(Generic[Network]):
         self.values = _lay_out(tensors)
         self.decayed = _length(decayed)
         self.weights = self.values[: self.decayed + _length(plain)]
+        self.unmoved = len(self.weights) + _length(fixed)
         self.gradient = torch.zeros_like(self.weights)
         self.weights.grad = self.gradient
         self._places: list[tuple[Tensor, list[int]]] = []
@@ -76,8 +88,9 @@ class FlatNetwork(Generic[Network]):
 
     @property
     def statistics(self) -> Tensor:
-        """The last part of `values`: the network's buffers in order, with gaps of zeros."""
-        return self.values[len(self.weights) :]
+        """The last part of `values`: the network's buffers in order, with gaps of zeros; not those
+        that are fixed."""
+        return self.values[self.unmoved :]
 
     def groups(self) -> tuple[Tensor, Tensor]:
         """Weights with and without L2, with their gradients, as optimisers of torch take them."""

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from fasthg.flat import FlatNetwork
 
 
+def rounded(flat: FlatNetwork[Any]) -> int:
+    """How many of the first values of `flat` hold the weights of all convolutions."""
+    return flat.decayed if flat.unmoved == len(flat.weights) else flat.unmoved
+
+
 class HalfWeights:
     """Leaves in half precision that stand in for weights and biases of all convolutions.
 
@@ -23,7 +28,7 @@ class HalfWeights:
     weight as it was finds it in the stand-in's `master`.
 
     Args:
-        flat: its network's convolutions are among the weights with L2.
+        flat: its network's convolutions are among the weights with L2, or fixed.
         dtype: float16 or bfloat16.
     """
 
@@ -31,7 +36,7 @@ class HalfWeights:
     """In the order of `flat.parameters`; None for those that nothing stands in for."""
 
     def __init__(self, flat: FlatNetwork[Any], dtype: torch.dtype) -> None:
-        self._weights = flat.weights[: flat.decayed]
+        self._weights = flat.values[: rounded(flat)]
         self._values = torch.zeros_like(self._weights, dtype=dtype)
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
         for module in flat.network.modules():
@@ -45,7 +50,7 @@ class HalfWeights:
     def _leaf(self, weight: Tensor) -> Tensor:
         begin = (weight.data_ptr() - self._weights.data_ptr()) // weight.itemsize
         shape = weight.shape, weight.stride(), begin
-        half = self._values.as_strided(*shape).detach().requires_grad_()
+        half = self._values.as_strided(*shape).detach().requires_grad_(weight.requires_grad)
         half.master = weight  # type: ignore[attr-defined]
         return half
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from fasthg.config import Config
 from fasthg.errors import FasthgError
 from fasthg.flat import FlatNetwork
+from fasthg.half_weights import rounded
 from fasthg.loss import heatmap_loss
 from fasthg.model import (
     StackedHourglass,
@@ -141,7 +142,7 @@ def _supply(device: torch.device) -> str:
 
 
 def _kept(config: Config, model: StackedHourglass, device: torch.device) -> int:
-    flat = FlatNetwork(model, *decayed_parameters(model))
+    flat = FlatNetwork(model, *decayed_parameters(model), model.frozen())
     total, weights, statistics = (len(t) for t in (flat.values, flat.weights, flat.statistics))
     states = _states(config) * weights
     # Values and averages, the gradient, and what the batch norms of one batch found.
@@ -150,8 +151,8 @@ def _kept(config: Config, model: StackedHourglass, device: torch.device) -> int:
         # A capture puts back what the runs before it changed.
         values += 2 * total + (states if config.OPTIMIZER == "rmsprop" else 0)
     half = _half_of_weights(config, device)
-    rounded = flat.decayed * half.itemsize if half else 0
-    return values * flat.values.itemsize + rounded
+    halves = rounded(flat) * half.itemsize if half else 0
+    return values * flat.values.itemsize + halves
 
 
 def _states(config: Config) -> int:
@@ -175,7 +176,8 @@ def _materialise(model: nn.Module, half: torch.dtype | None) -> None:
     """
 
     def parameter(like: Tensor, dtype: torch.dtype) -> nn.Parameter:
-        return nn.Parameter(torch.empty_strided(like.shape, like.stride(), dtype=dtype))
+        made = torch.empty_strided(like.shape, like.stride(), dtype=dtype)
+        return nn.Parameter(made, requires_grad=like.requires_grad)
 
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False)]:

@@ -16,7 +16,7 @@ import torch
 from fasthg.config import Config
 from fasthg.errors import DataError
 
-_PLACES = ("DATA", "RUNS_DIR", "RUN_NAME", "MARS_PROJECT")
+_PLACES = ("DATA", "INIT", "RUNS_DIR", "RUN_NAME", "MARS_PROJECT")
 
 
 def circumstances(
@@ -86,6 +86,12 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
                 f"{path}: its {key} is {state[field]}, the configuration's {now[field]}, {lost}; "
                 f"resume with {key}={state[field]} or start a new run"
             )
+    frozen, wanted = (list(s["keys"].get("INIT", {}).get("FREEZE", ())) for s in (state, now))
+    if frozen != wanted:
+        raise DataError(
+            f"{path}: its INIT.FREEZE is {frozen}, the configuration's {wanted}; resume with its "
+            "own, or start a new run with INIT.WEIGHTS"
+        )
     if state["data"] != now["data"]:
         raise DataError(
             f"{path}: the training data changed since (annotations, images or their order); resume "

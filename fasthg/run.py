@@ -138,6 +138,9 @@ class RunFolder:
         places: dict[str, Any] = {"DATA": config.DATA.model_copy(update=splits)}
         if config.MARS_PROJECT is not None:
             places["MARS_PROJECT"] = os.path.abspath(config.MARS_PROJECT)
+        if config.INIT.WEIGHTS is not None:
+            weights = {"WEIGHTS": os.path.abspath(config.INIT.WEIGHTS)}
+            places["INIT"] = config.INIT.model_copy(update=weights)
         config = config.model_copy(update=places)
         write_text(self.resolved, dump_config(config))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -132,7 +132,7 @@ class TrainStep:
         self.device = device
         self.precision = choose_precision(config.PRECISION, device)
         self.mode = choose_mode(config, device)
-        self.flat = FlatNetwork(model, *decayed_parameters(model))
+        self.flat = FlatNetwork(model, *decayed_parameters(model), model.frozen())
         self._ema_model, self.averages = self.flat.copy()
         self._statistics = MovingStatistics(model, self.flat.statistics)
         self._synced = config.BATCHNORM_SYNC and world.active
@@ -303,6 +303,11 @@ class TrainStep:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the weights and moving statistics of a `state_dict`; averages start there."""
+        self.model.load_state_dict(tensors)
+        self._ema_model.load_state_dict(tensors)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state of `state()`."""

@@ -32,6 +32,7 @@ from fasthg.environment import describe_environment
 from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.feed import Feeder
 from fasthg.inference import Predictions, predict
+from fasthg.initial import Start, starting_weights
 from fasthg.memory import is_out_of_memory, out_of_memory
 from fasthg.model import build_model
 from fasthg.pictures import as_array, draw_instances, part_colors
@@ -121,6 +122,13 @@ class Training:
             config.KEEP_CHECKPOINT_EVERY_N_HOURS,
         )
 
+    def begin(self, start: Start | None) -> None:
+        """Start from given weights, where there are any, and say what was taken."""
+        if start is not None:
+            self.step.start_from(start.tensors)
+            for line in start.lines():
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def resume(self) -> None:
         """Go on from the run's newest checkpoint that can be read; before the first, begin anew.
 
@@ -134,6 +142,7 @@ class Training:
             if self.world.first:
                 self.run.truncate_log(0)
             say(f"no checkpoint in {self.run.path} yet: from the beginning", highlight=False)
+            self.begin(starting_weights(self.config))
             return
         for error in damaged:
             say(f"{error}; {path.name} serves", highlight=False, soft_wrap=True)
@@ -197,13 +206,15 @@ class Training:
         config, say = self.config, self.console.print
         loader, reason = loader_choice(config, self.device)
         parameters = sum(p.numel() for p in self.step.model.parameters())
+        trained = sum(p.numel() for p in self.step.flat.parameters)
+        frozen = f" ({parameters - trained:,} of them frozen)" if trained < parameters else ""
         precision = str(self.step.precision).removeprefix("torch.")
         say(f"run      {self.run.path}", highlight=False)
         validation = f", {len(self.validation.index)} for validation" if self.validation else ""
         say(f"data     {len(self.train.index)} instances{validation}", highlight=False)
         say(
             f"network  {config.NUM_STACKS} stacks, {config.FEATURES} features, "
-            f"{parameters:,} weights, {precision} on {self.device}",
+            f"{parameters:,} weights{frozen}, {precision} on {self.device}",
             highlight=False,
         )
         if self.world.active:
@@ -446,6 +457,7 @@ def train(
             device = torch.device("cuda", world.local_rank)
         with open_data(config, device, world) as (first, validation):
             _refuse_other_data(world, config, first, validation)
+            start = starting_weights(config) if resume is None else None
             restarts = Restarts(Path(config.RUNS_DIR)) if world.active else None
             run, resumed = _open_run(config, source, stem, resume, world, restarts)
             alone = run.locked() if world.first else contextlib.nullcontext()
@@ -453,6 +465,9 @@ def train(
                 training = Training(config, device, first, validation, run, console, world)
                 if resumed:
                     training.resume()
+                training.announce()
+                if not resumed:
+                    training.begin(start)
                 training.refuse_other_weights()
                 outcome = _run(training, resumed)
         if restarts is not None and world.first:
@@ -509,7 +524,6 @@ def _open_run(
 
 def _run(training: Training, resumed: bool) -> Outcome:
     run, config = training.run, training.config
-    training.announce()
     if training.world.first:
         if resumed:
             run.write_config(config)

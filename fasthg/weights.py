@@ -3,13 +3,64 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fasthg import __version__
 from fasthg.checkpoint import load_weights
-from fasthg.config import Config, dump_config
+from fasthg.config import Config, dump_config, resolve
+from fasthg.config.lines import YamlFault, parse_document
 from fasthg.errors import DataError
 from fasthg.model import StackedHourglass, build_model
+from fasthg.run import RunFolder
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Weights without a run: what predicts and evaluates asks them what it asks a run."""
+
+    path: Path
+
+    @property
+    def best(self) -> Path:
+        """The file itself."""
+        return self.path
+
+    def config(self, overrides: Sequence[str] = ()) -> Config:
+        """The configuration in the file's metadata, with overrides.
+
+        Raises:
+            ConfigError: an override is wrong.
+            DataError: the file is missing, damaged, or has no configuration.
+        """
+        _, metadata = load_weights(self.path)
+        try:
+            document = parse_document(json.loads(metadata["config"]))
+        except (KeyError, ValueError, YamlFault) as error:
+            raise DataError(
+                f"{self.path}: has no configuration in it; give weights that fasthg wrote"
+            ) from error
+        return resolve(document, str(self.path), overrides)
+
+    def eval_folder(self, split: str) -> Path:
+        """Where an evaluation on `split` goes: `<name>.eval/<split>` beside the file."""
+        return self.path.with_suffix(".eval") / split
+
+
+def trained(path: Path) -> RunFolder | WeightsFile:
+    """The run folder or the weights file that a path names.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if path.suffix != SUFFIX:
+        return RunFolder.open(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such weights file; give runs/<name> or a {SUFFIX} file")
+    return WeightsFile(path)
 
 
 def weights_metadata(config: Config, step: int, error_px: float) -> dict[str, str]:

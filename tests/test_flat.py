@@ -117,6 +117,7 @@ def test_what_is_refused() -> None:
     decayed, plain = decayed_parameters(net)
     with pytest.raises(ValueError, match="expected the parameters of the network"):
         FlatNetwork(net, decayed, plain[1:])
+    FlatNetwork(net, decayed, plain[1:], fixed=plain[:1])
     net = nn.Conv2d(1, 1, 1).double()
     with pytest.raises(ValueError, match=r"expected float32 on cpu, got torch\.float64"):
         FlatNetwork(net, list(net.parameters()), [])

@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16": {"PRECISION": "fp16"},
     "fp16, adamw": {"PRECISION": "fp16", "OPTIMIZER": "adamw"},
     "recompute": {"RECOMPUTE": "stack", "FUSED": "on"},
+    "frozen": {"INIT": {"WEIGHTS": "w", "FREEZE": ["stem", "stack 0 body"]}, "PRECISION": "bf16"},
 }
 variants = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 

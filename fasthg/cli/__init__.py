@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fasthg.cli import bench, config, data, doctor, predict, runs
+from fasthg.cli import bench, config, data, doctor, predict, runs, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 
@@ -28,6 +28,7 @@ def _before(context: typer.Context) -> None:
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(predict.predict)
+app.command("import-tf")(tf.import_tf)
 app.command()(bench.bench)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

@@ -15,7 +15,8 @@ def predict(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="[RUN]", help="Run folder; may be left out in a MARS project: its newest."
+            metavar="[RUN]",
+            help="Run folder or .safetensors file; may be left out in a MARS project: its newest.",
         ),
     ],
     inputs: Annotated[
@@ -63,7 +64,7 @@ def predict(
         bool, typer.Option("--resume", help="Go on behind the rows of an interrupted run.")
     ] = False,
 ) -> None:
-    """Find the keypoints of new images and videos with a run's best weights.
+    """Find the keypoints of new images and videos with a run's best weights, or a file's.
 
     Without --boxes or --track the whole frame is one animal's box; records have boxes.
     """
@@ -72,22 +73,24 @@ def predict(
     from fasthg.predict.several import predict_all
     from fasthg.project import find_project, newest_run
     from fasthg.run import RunFolder
+    from fasthg.weights import SUFFIX, trained
 
     given = list(inputs or [])
     # In a project, what is there and no run is the first input.
     first = RunFolder(Path(run))
     left_out = not first.resolved.is_file() and find_project(Path()) is not None
-    left_out = left_out and (Path(run).exists() or "=" in run)
+    left_out = left_out and (Path(run).exists() or "=" in run) and not run.endswith(SUFFIX)
     if left_out:
         given.insert(0, run)
     overrides = [text for text in given if "=" in text and not Path(text).exists()]
     paths = [Path(text) for text in given if text not in overrides]
     if not paths:
         raise ConfigError("no input; give images, folders of images or videos")
-    folder = newest_run(overrides, Path()) if left_out else RunFolder.open(Path(run))
     screen = console()
     if left_out:
-        screen.print(f"run      {folder.path}", markup=False, highlight=False, soft_wrap=True)
+        newest = newest_run(overrides, Path())
+        screen.print(f"run      {newest.path}", markup=False, highlight=False, soft_wrap=True)
+    folder = newest if left_out else trained(Path(run))
     if flip_test:
         overrides.append("FLIP_TEST=true")
     if decode is not None:

@@ -88,7 +88,9 @@ def train(
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="Run folder; in a MARS project its newest."),
+        typer.Argument(
+            metavar="RUN", help="Run folder or .safetensors file; in a MARS project its newest run."
+        ),
     ] = None,
     overrides: Overrides = None,
     data: Annotated[
@@ -105,20 +107,24 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the best weights of a run; writes metrics, predictions and pictures."""
+    """Measure the best weights of a run, or a file's; writes metrics, predictions and pictures."""
     from fasthg import evaluate as evaluation
     from fasthg import report
     from fasthg.project import moved, newest_run
     from fasthg.run import RunFolder
+    from fasthg.weights import trained
 
     run, given = _split(run, overrides)
-    folder = newest_run(given, Path()) if run is None else RunFolder.open(Path(run))
-    settings = folder.config([*moved(folder), *given])
+    folder = newest_run(given, Path()) if run is None else trained(Path(run))
+    of_run = folder if isinstance(folder, RunFolder) else None
+    settings = folder.config([*(moved(of_run) if of_run else []), *given])
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
         raise ConfigError(f"{folder.path}: its DATA names no split; give --data GLOB")
+    if with_report and not of_run:
+        raise ConfigError(f"--report: is a run's page, {folder.path} is of none; leave it out")
     found = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
-    paths = [report.write(folder, settings, found)] if with_report else []
+    paths = [report.write(of_run, settings, found)] if with_report and of_run else []
     if not data:
         paths += report.write_performance(settings, found)
     if as_json:

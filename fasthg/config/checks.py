@@ -41,6 +41,7 @@ def find_problems(cfg: Config) -> list[Problem]:
         *_sizes(cfg),
         *_ranges(cfg),
         *_schedule(cfg),
+        *_init(cfg),
         *_data(cfg),
         *_evaluation(cfg),
         *_machine(cfg),
@@ -173,6 +174,30 @@ def _schedule(cfg: Config) -> Iterator[Problem]:
             f"{cfg.INITIAL_LEARNING_RATE:g}, from which it decays",
             "set a smaller one, such as 0",
             ("INITIAL_LEARNING_RATE", kind),
+        )
+
+
+def _init(cfg: Config) -> Iterator[Problem]:
+    frozen, key = cfg.INIT.FREEZE, "INIT.FREEZE"
+    if frozen and cfg.INIT.WEIGHTS is None:
+        yield Problem(
+            key, "random weights would never learn", "give INIT.WEIGHTS", ("INIT.WEIGHTS",)
+        )
+    stacks = [block.split()[1] for block in frozen if block != "stem"]
+    beyond = [number for number in stacks if int(number) >= cfg.NUM_STACKS]
+    if beyond:
+        yield Problem(
+            key,
+            f"there is no stack {beyond[0]}; NUM_STACKS is {cfg.NUM_STACKS}",
+            f"stacks run from 0 to {cfg.NUM_STACKS - 1}",
+            ("NUM_STACKS",),
+        )
+    elif {"stem", *(f"stack {n}" for n in range(cfg.NUM_STACKS))} <= set(frozen):
+        yield Problem(
+            key,
+            "nothing is left to train",
+            f"leave out a block, or write stack {cfg.NUM_STACKS - 1} body",
+            ("NUM_STACKS",),
         )
 
 

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from fasthg.config.model_keys import Section
-from fasthg.config.types import Flag, LowerCase, Real, Whole, wrong
+from fasthg.config.types import (
+    AsOptionalList,
+    Flag,
+    Folder,
+    LowerCase,
+    Real,
+    Whole,
+    show,
+    wrong,
+)
+
+_BLOCK = re.compile(r"stem|stack \d+( body)?")
+
+
+def _block(value: object) -> object:
+    text = " ".join(value.lower().split()) if isinstance(value, str) else ""
+    if not _BLOCK.fullmatch(text):
+        raise wrong(
+            f"expected a block of the network, got {show(value)}",
+            "write stem, stack 0 or stack 0 body",
+        )
+    return text
+
+
+class Init(Section):
+    """Weights that a training starts from, and those it leaves as they are."""
+
+    WEIGHTS: Folder | None = Field(
+        default=None,
+        description="A .safetensors file or a run folder, of which the best weights, to start "
+        "from; parts are matched by name. null: random weights.",
+    )
+    FREEZE: Annotated[tuple[Annotated[str, BeforeValidator(_block)], ...], AsOptionalList] = Field(
+        default=(),
+        description="Blocks of WEIGHTS that stay as they are, batch norm in inference: stem; stack "
+        "N, from 0; stack N body: all of it but its heatmap and remap convolutions.",
+    )
+
 
 Optimizer = Literal["rmsprop", "adam", "adamw", "sgd", "momentum", "adagrad", "adadelta"]
 DecayType = Literal["fixed", "exponential", "polynomial", "cosine"]
@@ -25,6 +63,7 @@ def _refuse_ftrl(value: object) -> object:
 class ScheduleKeys(Section):
     """Length of training and the learning rate at each step."""
 
+    INIT: Init = Field(default=Init(), description="Weights to start from.")
     BATCH_SIZE: Whole = Field(default=8, ge=1, description="Instances in one step.")
     NUM_TRAIN_ITERATIONS: Whole = Field(
         default=700_000, ge=1, description="Steps of the whole run."

@@ -18,10 +18,12 @@ not looked at, and a record holds at most MAX_FEATURES features, a list MAX_VALU
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from fasthg.data.wire import DELIMITED, FIXED32, SHORT, VARINT, fields, varint
 
 Span = tuple[int, int]
 Value = Sequence[bytes] | Sequence[int] | npt.NDArray[np.float32]
@@ -30,59 +32,19 @@ MAX_FEATURES = 4096
 MAX_VALUES = 1 << 18
 _MAX_FLOAT_BYTES, _MAX_INT_BYTES = 4 * MAX_VALUES, 10 * MAX_VALUES
 
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
-_SHORT = 35  # bits of a varint of five bytes, protobuf's most for tags and lengths
 _BYTES, _FLOATS, _INTS = 1, 2, 3
-_SINGLE = {_BYTES: _DELIMITED, _FLOATS: _FIXED32, _INTS: _VARINT}
+_SINGLE = {_BYTES: DELIMITED, _FLOATS: FIXED32, _INTS: VARINT}
 _NAMES = {_BYTES: "bytes", _FLOATS: "floats", _INTS: "integers"}
-_LISTS = bytes(kind << 3 | _DELIMITED for kind in _NAMES)
+_LISTS = bytes(kind << 3 | DELIMITED for kind in _NAMES)
 _TOO_MANY = f"more than {MAX_FEATURES} features"
 _TOO_LONG = f"more than {MAX_VALUES} values"
-
-
-def _varint(data: bytes, at: int, end: int, bits: int = 70) -> tuple[int, int]:
-    """The unsigned varint at `at`, of at most `bits` / 7 bytes, and the position after it."""
-    value = shift = 0
-    while at < end and shift < bits:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError(f"broken integer at byte {at}")
-
-
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """The fields of the message in [start, end): (number, wire type, start, end of the value)."""
-    at = start
-    while at < end:
-        tag, at = _varint(data, at, end, _SHORT)
-        wire = tag & 7
-        if not 8 <= tag < 1 << 32:
-            raise ValueError(f"impossible field number {tag >> 3} at byte {at}")
-        if wire == _DELIMITED:
-            length, at = _varint(data, at, end, _SHORT)
-            stop = at + length
-        elif wire == _VARINT:
-            stop = _varint(data, at, end)[1]
-        elif wire == _FIXED32:
-            stop = at + 4
-        elif wire == _FIXED64:
-            stop = at + 8
-        else:
-            raise ValueError(f"unknown wire type {wire} at byte {at}")
-        if stop > end:
-            raise ValueError(f"field at byte {at} runs past its message")
-        yield tag >> 3, wire, at, stop
-        at = stop
 
 
 def features(data: bytes) -> dict[bytes, Span]:
     """Span of each Feature message of a serialised Example, by key. Values are not decoded."""
     found: dict[bytes, Span] = {}
-    for number, wire, start, end in _fields(data, 0, len(data)):
-        if number == 1 and wire == _DELIMITED:
+    for number, wire, start, end in fields(data, 0, len(data)):
+        if number == 1 and wire == DELIMITED:
             _entries(data, start, end, found)
             if len(found) > MAX_FEATURES:
                 raise ValueError(_TOO_MANY)
@@ -102,13 +64,13 @@ def _entries(data: bytes, at: int, end: int, found: dict[bytes, Span]) -> None:
         if data[at] == 0x0A and at + 1 < end:
             length, entry = data[at + 1], at + 2
             if length >= 0x80:
-                length, entry = _varint(data, at + 1, end, _SHORT)
+                length, entry = varint(data, at + 1, end, SHORT)
             at = entry + length
             if at > end:
                 raise ValueError(f"field at byte {entry} runs past its message")
         else:
-            number, wire, entry, at = next(_fields(data, at, end))
-            if number != 1 or wire != _DELIMITED:
+            number, wire, entry, at = next(fields(data, at, end))
+            if number != 1 or wire != DELIMITED:
                 continue
         if at - entry > 4 and data[entry] == 0x0A:
             value = entry + 2 + data[entry + 1]
@@ -116,15 +78,15 @@ def _entries(data: bytes, at: int, end: int, found: dict[bytes, Span]) -> None:
                 size = data[value + 1]
                 start = value + 2
                 if size >= 0x80:
-                    size, start = _varint(data, value + 1, at, _SHORT)
+                    size, start = varint(data, value + 1, at, SHORT)
                 if start + size == at:
                     found[data[entry + 2 : value]] = (start, at)
                     continue
         key, span = b"", None
-        for field, wire, start, stop in _fields(data, entry, at):
-            if wire == _DELIMITED and field == 1:
+        for field, wire, start, stop in fields(data, entry, at):
+            if wire == DELIMITED and field == 1:
                 key = data[start:stop]
-            elif wire == _DELIMITED and field == 2:
+            elif wire == DELIMITED and field == 2:
                 if span:
                     raise ValueError(f"second value of a feature at byte {start}")
                 span = (start, stop)
@@ -142,7 +104,7 @@ def _values(data: bytes, span: Span, kind: int) -> list[Span]:
     # One packed list and nothing else, in less than 128 bytes: nearly every feature there is.
     if (
         6 <= end - start < 130
-        and data[start] == kind << 3 | _DELIMITED
+        and data[start] == kind << 3 | DELIMITED
         and data[start + 2] == 0x0A
         and data[start + 1] == end - start - 2 < 0x80
         and data[start + 3] == end - start - 4
@@ -150,15 +112,15 @@ def _values(data: bytes, span: Span, kind: int) -> list[Span]:
         return [(start + 4, end)]
     found: list[Span] = []
     held = kind
-    for number, wire, inner, inner_end in _fields(data, start, end):
-        if wire != _DELIMITED or number not in _NAMES:
+    for number, wire, inner, inner_end in fields(data, start, end):
+        if wire != DELIMITED or number not in _NAMES:
             continue
         if number != held:
             found.clear()
             held = number
         if number == kind:
-            for field, field_wire, at, stop in _fields(data, inner, inner_end):
-                if field == 1 and field_wire in (_DELIMITED, _SINGLE[kind]):
+            for field, field_wire, at, stop in fields(data, inner, inner_end):
+                if field == 1 and field_wire in (DELIMITED, _SINGLE[kind]):
                     if kind == _FLOATS and (stop - at) % 4:
                         raise ValueError(f"floats of {stop - at} bytes at byte {at}")
                     found.append((at, stop))
@@ -177,8 +139,8 @@ def strings(data: bytes, span: Span) -> list[bytes]:
         kind = data[start] >> 3
     else:
         kind = _BYTES
-        for number, wire, _, _ in _fields(data, start, end):
-            if wire == _DELIMITED and number in _NAMES:
+        for number, wire, _, _ in fields(data, start, end):
+            if wire == DELIMITED and number in _NAMES:
                 kind = number
     if kind == _INTS:
         return [b"%d" % value for value in ints(data, span)]
@@ -210,7 +172,7 @@ def ints(data: bytes, span: Span) -> list[int]:
             raise ValueError(_TOO_LONG)
         else:
             while at < end:
-                value, at = _varint(data, at, end)
+                value, at = varint(data, at, end)
                 value &= 0xFFFFFFFFFFFFFFFF
                 found.append(value - (1 << 64) if value >> 63 else value)
         if len(found) > MAX_VALUES:
@@ -230,7 +192,7 @@ def _encode_varint(value: int) -> bytes:
 
 def _delimited(number: int, *parts: bytes) -> bytes:
     return b"".join(
-        (_encode_varint(number << 3 | _DELIMITED), _encode_varint(sum(map(len, parts))), *parts)
+        (_encode_varint(number << 3 | DELIMITED), _encode_varint(sum(map(len, parts))), *parts)
     )
 
 

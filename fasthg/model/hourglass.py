@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,17 @@ def _full(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return getattr(conv.weight, "master", conv.weight), getattr(conv.bias, "master", conv.bias)
 
 
+def block_modules(block: str) -> tuple[str, ...]:
+    """Names of the modules that a block of FREEZE stands for: `stack 0 body`, say."""
+    if block == "stem":
+        return ("stem",)
+    _, number, *body = block.split()
+    stack = f"stacks.{number}"
+    return (
+        tuple(f"{stack}.{n}" for n in ("hourglass", "residual", "features")) if body else (stack,)
+    )
+
+
 class StackedHourglass(nn.Module):
     """The MARS network.
 
@@ -132,6 +144,7 @@ class StackedHourglass(nn.Module):
         recompute: str = "none",
     ) -> None:
         super().__init__()
+        self._frozen: list[nn.Module] = []
         self.recompute = recompute
         self.stem = Stem(stem_features, features)
         self.stacks = nn.ModuleList(
@@ -180,6 +193,30 @@ class StackedHourglass(nn.Module):
             if isinstance(module, BatchNorm):
                 module.peers = peers
 
+    def freeze(self, blocks: Sequence[str]) -> None:
+        """Leave blocks as they are from here on, see `block_modules`.
+
+        Their weights have no gradient. Their batch norms normalise with the moving statistics, also
+        in training, and do not move them: those of another set of images would not fit the weights.
+        """
+        names = [name for block in blocks for name in block_modules(block)]
+        self._frozen = [self.get_submodule(name) for name in names]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def frozen(self) -> list[Tensor]:
+        """Parameters and buffers of the blocks that are frozen, each once."""
+        found = {id(t): t for m in self._frozen for t in (*m.parameters(), *m.buffers())}
+        return list(found.values())
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
     def set_fused(self, fused: str) -> None:
         """Set whose operators all layers run: see `BatchNorm`."""
         for module in self.modules():
@@ -202,4 +239,5 @@ def build_model(config: Config) -> StackedHourglass:
             fused=config.FUSED,
             recompute=config.RECOMPUTE,
         )
+    model.freeze(config.INIT.FREEZE)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -305,8 +305,12 @@ class Hourglass(nn.Module):
 
 
 def decayed_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters with and without L2: convolution weights and biases have it, BN offsets do not."""
+    """Parameters with and without L2: convolution weights and biases have it, BN offsets do not.
+
+    Those that are frozen are in neither.
+    """
     offsets = {id(m.bias) for m in model.modules() if isinstance(m, BatchNorm)}
-    decayed: list[Tensor] = [p for p in model.parameters() if id(p) not in offsets]
-    plain: list[Tensor] = [p for p in model.parameters() if id(p) in offsets]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed: list[Tensor] = [p for p in trained if id(p) not in offsets]
+    plain: list[Tensor] = [p for p in trained if id(p) in offsets]
     return decayed, plain

@@ -15,7 +15,8 @@ class MovingStatistics:
     """Applies what the batch norms of a network found in one forward; see `collect_statistics`.
 
     Args:
-        network: its only buffers are the statistics of `BatchNorm`s, which are views of `running`.
+        network: its only buffers are the statistics of `BatchNorm`s, which are views of `running`,
+            but for those that are frozen.
         running: `(total,)` float32, the buffers in order, and gaps of zeros (`FlatNetwork`).
 
     Raises:
@@ -24,11 +25,12 @@ class MovingStatistics:
 
     def __init__(self, network: nn.Module, running: Tensor) -> None:
         self.running = running
-        self.layers = [m for m in network.modules() if isinstance(m, BatchNorm)]
+        norms = [m for m in network.modules() if isinstance(m, BatchNorm)]
+        if [id(t) for t in network.buffers()] != [id(t) for m in norms for t in m.buffers()]:
+            raise ValueError("expected a network whose only buffers are those of its batch norms")
+        self.layers = [norm for norm in norms if norm.bias.requires_grad]
         self._at = {id(layer): i for i, layer in enumerate(self.layers)}
         buffers = [t for layer in self.layers for t in (layer.running_mean, layer.running_var)]
-        if [id(t) for t in network.buffers()] != [id(t) for t in buffers]:
-            raise ValueError("expected a network whose only buffers are those of its batch norms")
         begins = [(t.data_ptr() - running.data_ptr()) // running.itemsize for t in buffers]
         ends = [begin + t.numel() for begin, t in zip(begins, buffers, strict=True)]
         if min(begins, default=0) < 0 or max(ends, default=0) > len(running):

@@ -7,7 +7,8 @@ network: stem first, then stack after stack. Convolution weights are stored
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fasthg.errors import DataError
 from fasthg.model.hourglass import Stack, StackedHourglass
 from fasthg.model.layers import Hourglass, Residual
 
+ROOT = "HourGlass"
 EMA_SUFFIX = "/ExponentialMovingAverage"
 
 
@@ -57,7 +59,7 @@ def _biased(scope: str, path: str) -> Iterator[tuple[str, str]]:
     yield f"{scope}/biases", f"{path}.bias"
 
 
-def variable_names(model: StackedHourglass, root: str = "HourGlass") -> dict[str, str]:
+def variable_names(model: StackedHourglass, root: str = ROOT) -> dict[str, str]:
     """TensorFlow variable name -> `state_dict` name, for every variable of the network."""
 
     def pairs() -> Iterator[tuple[str, str]]:
@@ -86,6 +88,30 @@ def variable_names(model: StackedHourglass, root: str = "HourGlass") -> dict[str
                     conv += 1
 
     return dict(pairs())
+
+
+def network_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The keys of the network whose variables have these names and shapes, as far as they tell.
+
+    Args:
+        shapes: variable name -> shape, convolution weights `(height, width, in, out)`.
+
+    Returns:
+        NUM_STACKS, STEM_FEATURES, FEATURES and PARTS.NUM_PARTS; one of which nothing tells is
+        missing.
+    """
+    scopes = (name.split("/") for name in shapes)
+    stacks = {s[1] for s in scopes if s[0] == ROOT and re.fullmatch(r"hourglass(_\d+)?", s[1])}
+    keys = {"NUM_STACKS": len(stacks)} if stacks else {}
+    for key, scope in (
+        ("STEM_FEATURES", "Conv"),
+        ("FEATURES", "Conv_1"),
+        ("PARTS.NUM_PARTS", "Conv_2"),
+    ):
+        shape = shapes.get(f"{ROOT}/{scope}/weights", ())
+        if len(shape) == 4:
+            keys[key] = shape[3]
+    return keys
 
 
 def load_variables(

@@ -24,17 +24,17 @@ from fasthg.predict.stages import Clock
 from fasthg.run import RunFolder
 from fasthg.signals import Signals
 from fasthg.step import choose_device, choose_precision
-from fasthg.weights import load_model
+from fasthg.weights import WeightsFile, load_model
 
 
 def predict_all(
-    run: RunFolder,
+    run: RunFolder | WeightsFile,
     inputs: Sequence[Path],
     overrides: Sequence[str],
     options: Options,
     console: Console,
 ) -> int | None:
-    """Predict every input with the run's best weights, and say what was written.
+    """Predict every input with a run's best weights, or a file's, and say what was written.
 
     Returns:
         The number of the signal that ended it before its end, else None.
