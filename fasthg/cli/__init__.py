@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fasthg.cli import bench, config, data, doctor, predict, runs
+from fasthg.cli import bench, config, data, doctor, export, predict, runs
 from fasthg.errors import FasthgError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
 app.command()(bench.bench)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

@@ -1,0 +1,170 @@
+"""From a run or a weights file to one file for another runtime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fasthg import __version__
+from fasthg.checkpoint import load_weights, write_atomically
+from fasthg.config import Config, resolve
+from fasthg.config.lines import YamlFault, parse_document
+from fasthg.errors import ConfigError, DataError, FasthgError
+from fasthg.export.mars import frozen_graph
+from fasthg.export.network import ExportNetwork, traced
+from fasthg.export.onnx_file import need_packages, write_onnx
+from fasthg.model import StackedHourglass
+from fasthg.run import RunFolder
+from fasthg.weights import load_model
+
+FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "mars-pb": ".pb"}
+"""--to -> suffix of the file."""
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_MARS_INPUT = 256
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network to export, and where it comes from."""
+
+    path: Path
+    """The weights file."""
+    model: StackedHourglass
+    config: Config
+    metadata: dict[str, str]
+    """Of the weights file; values are JSON."""
+    stem: Path
+    """The default target without a suffix."""
+
+
+class Exported(NamedTuple):
+    """A file that was written."""
+
+    path: Path
+    kind: str
+    precision: str
+    decode: str | None
+    """How keypoints were found in the graph; None without --peaks."""
+    notes: list[str]
+
+
+def open_trained(source: Path, overrides: list[str]) -> Trained:
+    """The best weights of a run folder, or those of a weights file whose metadata describe it.
+
+    Raises:
+        DataError: it is neither, or has no weights that can be read.
+        ConfigError: an override is wrong.
+    """
+    if source.is_file() or source.suffix == ".safetensors":
+        config = _described(source, overrides)
+        model, metadata = load_model(source, config)
+        return Trained(source, model, config, metadata, source.with_suffix(""))
+    run = RunFolder.open(source)
+    config = run.config(overrides)
+    model, metadata = load_model(run.best, config)
+    return Trained(run.best, model, config, metadata, source / source.resolve().name)
+
+
+def _described(path: Path, overrides: list[str]) -> Config:
+    metadata = load_weights(path)[1]
+    try:
+        document = parse_document(json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError, YamlFault):
+        raise DataError(
+            f"{path}: its metadata hold no configuration; give the run folder, or weights that "
+            "fasthg wrote"
+        ) from None
+    return resolve(document, str(path), overrides)
+
+
+def export(
+    trained: Trained,
+    kind: str,
+    *,
+    target: Path | None = None,
+    precision: str = "fp32",
+    peaks: bool = False,
+) -> Exported:
+    """Write one file; an older one of that name is replaced once the new one is complete.
+
+    Args:
+        kind: one of FORMATS.
+        target: the file; the run's name in the run folder where None, or beside the weights file.
+        precision: one of PRECISIONS. fp16 computes in float16 in onnx and pt2, bf16 in bfloat16 in
+            pt2; elsewhere the weights are stored in it and the arithmetic is float32.
+        peaks: also give keypoints and scores, found by DECODE.
+
+    Raises:
+        ConfigError: an unknown kind or precision, or peaks that the kind cannot have.
+        EnvironmentFault: a package is missing.
+        FasthgError: the file cannot be written.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"--to {kind}: unknown format; use {', '.join(FORMATS)}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: unknown; use {', '.join(PRECISIONS)}")
+    if kind == "mars-pb" and peaks:
+        raise ConfigError("--peaks: MARS's graph has heatmaps only; leave it out, or use --to onnx")
+    if kind == "onnx":
+        need_packages()
+    config = trained.config
+    stored = PRECISIONS[precision]
+    computes = kind == "pt2" or (kind == "onnx" and stored == torch.float16)
+    computed = stored if computes else torch.float32
+    decode = config.DECODE if peaks else None
+    program = traced(ExportNetwork(trained.model, stored, computed, decode), config)
+    path = target or trained.stem.with_name(trained.stem.name + FORMATS[kind])
+    if path.is_dir():
+        raise FasthgError(f"{path}: is a folder; give -o a file")
+    metadata = _metadata(trained, precision, decode)
+    if kind == "onnx":
+        outputs = ["heatmaps", "keypoints", "scores"] if peaks else ["heatmaps"]
+        write_onnx(path, program, outputs, metadata, stored)
+    elif kind == "pt2":
+        extra = {"metadata.json": json.dumps(metadata)}
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                torch.export.save(program, file, extra_files=extra)
+
+        write_atomically(path, save)
+    else:
+        content = frozen_graph(program, stored)
+        write_atomically(path, lambda temporary: _write(temporary, content))
+    return Exported(path, kind, precision, decode, _notes(config, kind))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _metadata(trained: Trained, precision: str, decode: str | None) -> dict[str, str]:
+    """What a file says of itself; values are JSON."""
+    config = trained.config
+    values = {
+        "fasthg": __version__,
+        "parts": config.PARTS.NAMES,
+        "sigmas": config.PARTS.SIGMAS,
+        "left_right_pairs": config.PARTS.LEFT_RIGHT_PAIRS,
+        "input_size": config.INPUT_SIZE,
+        "heatmap_size": config.HEATMAP_SIZE,
+        "input": "RGB / 127.5 - 1",
+        "precision": precision,
+        "decode": decode,
+    }
+    known = ("step", "val_error_mean_px")
+    kept = {key: value for key, value in trained.metadata.items() if key in known}
+    return {**kept, **{key: json.dumps(value) for key, value in values.items()}}
+
+
+def _notes(config: Config, kind: str) -> list[str]:
+    notes = []
+    if kind == "mars-pb" and config.INPUT_SIZE != _MARS_INPUT:
+        notes.append(f"images are {config.INPUT_SIZE} px a side; MARS gives {_MARS_INPUT}")
+    if config.FLIP_TEST:
+        notes.append("FLIP_TEST: the average with the mirrored image is left out")
+    return notes
