@@ -165,7 +165,12 @@ def _tensorflow() -> Any:
     return tensorflow.compat.v1
 
 
-def _mars(exported: Exported) -> Runner:
+def run_tensorflow(exported: Exported) -> Runner:
+    """A session of TensorFlow with a mars-pb file.
+
+    Raises:
+        EnvironmentFault: it is not installed.
+    """
     tf = _tensorflow()
     definition = tf.GraphDef()
     definition.ParseFromString(exported.path.read_bytes())
@@ -181,4 +186,8 @@ def _mars(exported: Exported) -> Runner:
     return run
 
 
-_RUNNERS: dict[str, Callable[[Exported], Runner]] = {"onnx": _onnx, "pt2": _pt2, "mars-pb": _mars}
+_RUNNERS: dict[str, Callable[[Exported], Runner]] = {
+    "onnx": _onnx,
+    "pt2": _pt2,
+    "mars-pb": run_tensorflow,
+}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.export import ExportedProgram
 
 from fasthg import __version__
 from fasthg.checkpoint import load_weights, write_atomically
@@ -16,7 +18,7 @@ from fasthg.config.lines import YamlFault, parse_document
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.export.mars import frozen_graph
 from fasthg.export.network import ExportNetwork, traced
-from fasthg.export.onnx_file import need_packages, write_onnx
+from fasthg.export.onnx_file import need_packages, onnx_content
 from fasthg.model import StackedHourglass
 from fasthg.run import RunFolder
 from fasthg.weights import load_model
@@ -123,29 +125,33 @@ def export(
     metadata = _metadata(trained, precision, decode)
     if kind == "onnx":
         outputs = ["heatmaps", "keypoints", "scores"] if peaks else ["heatmaps"]
-        write_onnx(path, program, outputs, metadata, stored)
+        texts = {key: json.dumps(value) for key, value in metadata.items()}
+        content = onnx_content(program, outputs, texts, stored)
     elif kind == "pt2":
-        extra = {"metadata.json": json.dumps(metadata)}
-
-        def save(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                torch.export.save(program, file, extra_files=extra)
-
-        write_atomically(path, save)
+        content = _pt2_content(program, metadata)
     else:
         content = frozen_graph(program, stored)
-        write_atomically(path, lambda temporary: _write(temporary, content))
+    write_atomically(path, lambda temporary: _write(temporary, content))
     return Exported(path, kind, precision, decode, _notes(config, kind))
+
+
+def _pt2_content(program: ExportedProgram, metadata: dict[str, Any]) -> bytes:
+    program.example_inputs = None  # images that would be saved, too
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    return file.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _metadata(trained: Trained, precision: str, decode: str | None) -> dict[str, str]:
-    """What a file says of itself; values are JSON."""
+def _metadata(trained: Trained, precision: str, decode: str | None) -> dict[str, Any]:
+    """What a file says of itself."""
     config = trained.config
-    values = {
+    known = ("step", "val_error_mean_px")
+    return {
+        **{k: json.loads(text) for k, text in trained.metadata.items() if k in known},
         "fasthg": __version__,
         "parts": config.PARTS.NAMES,
         "sigmas": config.PARTS.SIGMAS,
@@ -156,9 +162,6 @@ def _metadata(trained: Trained, precision: str, decode: str | None) -> dict[str,
         "precision": precision,
         "decode": decode,
     }
-    known = ("step", "val_error_mean_px")
-    kept = {key: value for key, value in trained.metadata.items() if key in known}
-    return {**kept, **{key: json.dumps(value) for key, value in values.items()}}
 
 
 def _notes(config: Config, kind: str) -> list[str]:

@@ -49,7 +49,8 @@ class ExportNetwork(nn.Module):
         for tensor in (*self.network.buffers(), *self.network.parameters()):
             # Offsets are few: they are rounded by the arithmetic alone.
             rounded = tensor.data.to(stored) if tensor.ndim == 4 else tensor.data
-            tensor.data = rounded.to(computed)
+            # torch.export.save warns of channels_last; convolutions take as long either way.
+            tensor.data = rounded.to(computed).contiguous()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Heatmaps and, with `decode`, keypoints and scores; all float32.
@@ -126,6 +127,7 @@ def traced(network: ExportNetwork, config: Config) -> ExportedProgram:
             network.eval(), (images,), dynamic_shapes={"images": {0: Dim("batch", min=1)}}
         )
     for node in program.graph.nodes:
-        # Each would tell in which folder of this machine the code lies.
-        node.meta.pop("stack_trace", None)
+        # Files would tell in which folder of this machine the code lies.
+        for key in ("stack_trace", "nn_module_stack", "torch_fn"):
+            node.meta.pop(key, None)
     return program

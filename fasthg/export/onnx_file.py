@@ -7,13 +7,11 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from fasthg.checkpoint import write_atomically
 from fasthg.errors import EnvironmentFault
 
 OPSET = 18
@@ -32,23 +30,19 @@ def need_packages() -> None:
             ) from None
 
 
-def write_onnx(
-    path: Path,
+def onnx_content(
     program: ExportedProgram,
     outputs: list[str],
     metadata: Mapping[str, str],
     stored: torch.dtype,
-) -> None:
-    """Write one file, weights within.
+) -> bytes:
+    """The content of one file, weights within.
 
     Args:
         outputs: names of the results; the input's is `images`.
         metadata: goes to `metadata_props`.
         stored: bfloat16 keeps float32 weights of convolutions as that and casts them up behind,
             once as a session starts: runtimes on a CPU have no convolution of bfloat16.
-
-    Raises:
-        FasthgError: the file cannot be written.
     """
     with _quiet():
         exported = torch.onnx.export(
@@ -63,12 +57,9 @@ def write_onnx(
     model = exported.model_proto
     _describe(model, metadata)
     if stored == torch.bfloat16:
-        _store_bfloat16(model.graph)
-    write_atomically(path, lambda temporary: _save(temporary, model))
-
-
-def _save(path: Path, model: Any) -> None:
-    path.write_bytes(model.SerializeToString())
+        store_bfloat16(model.graph)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _describe(model: Any, metadata: Mapping[str, str]) -> None:
@@ -86,7 +77,8 @@ def _describe(model: Any, metadata: Mapping[str, str]) -> None:
                 side.dim_param = "batch"
 
 
-def _store_bfloat16(graph: Any) -> None:
+def store_bfloat16(graph: Any) -> None:
+    """Keep the float32 weights of a graph's convolutions in bfloat16, with a `Cast` behind each."""
     import onnx
 
     casts = []
