@@ -14,6 +14,7 @@ from small_weights import written
 from fasthg.data.synthetic import write_dataset
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.export import Exported, Trained, check, export, need_runtime, open_trained
+from fasthg.export.network import ExportNetwork
 from fasthg.ops import heatmap_peaks
 
 LOAD = """
@@ -32,7 +33,7 @@ torch.save([module(images), module(images[:1]), json.loads(extra["metadata.json"
 
 @pytest.fixture(scope="module")
 def exported(shallow: Trained, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export(shallow, "pt2", target=tmp_path_factory.mktemp("pt2") / "a.pt2", peaks=True)
+    return export(shallow, "pt2", target=tmp_path_factory.mktemp("pt2") / "a.pt2")
 
 
 @torch.no_grad()
@@ -43,13 +44,19 @@ def test_plain_torch_loads_it(shallow: Trained, exported: Exported, tmp_path: Pa
     subprocess.run([sys.executable, "-c", LOAD, *files], check=True, cwd=tmp_path)
     several, one, told = torch.load(files[2])
     wanted = shallow.model(images)[-1]
-    points, heights = heatmap_peaks(wanted, "dark")
     scale = max(1.0, float(wanted.abs().max()))
     for got, count in ((several, 3), (one, 1)):
         torch.testing.assert_close(got[0], wanted[:count], rtol=0, atol=1e-5 * scale)
-        torch.testing.assert_close(got[1], points[:count] * 4, rtol=0, atol=2e-2)
-        torch.testing.assert_close(got[2], heights[:count], rtol=0, atol=1e-5 * scale)
-    assert (told["decode"], told["input_size"], len(told["parts"])) == ("dark", 64, 7)
+    assert (told["decode"], told["input_size"], len(told["parts"])) == (None, 64, 7)
+
+
+@pytest.mark.parametrize("method", ["argmax", "quarter", "dark"])
+@torch.no_grad()
+def test_peaks_are_those_of_the_operator_in_input_px(shallow: Trained, method: str) -> None:
+    maps, keypoints, scores = ExportNetwork(shallow.model, decode=method)(torch.rand(3, 3, 64, 64))
+    points, heights = heatmap_peaks(maps, method)
+    torch.testing.assert_close(keypoints, points * 4, rtol=0, atol=1e-3)
+    assert torch.equal(scores, heights)
 
 
 @pytest.fixture(scope="module")
