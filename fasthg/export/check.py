@@ -62,7 +62,7 @@ class Difference:
         return [
             f"check on {self.instances} instances: keypoints {self.keypoint_mean_px:.2g} px apart "
             f"in the mean, {self.keypoint_max_px:.2g} at most (image px)",
-            f"heatmaps {self.heatmap_max:.2g} apart at most, their largest value {self.highest:.3g}: "
+            f"heatmaps {self.heatmap_max:.2g} apart at most, of at most {self.highest:.3g}: "
             f"{'within' if self.passed else 'BEYOND'} the tolerance of {self.tolerance:.2g}",
         ]
 
