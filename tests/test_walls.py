@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "agreement": ("data", "metrics", "html"),
     "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
     "predict": (*BELOW, "step", "run", "weights", "signals", "inference", "pictures"),
-    "export": (*BELOW, "step", "run", "weights"),
+    "export": (*BELOW, "step", "run", "weights", "inference"),
     "report": (*BELOW, "run", "html", "inference", "pictures", "agreement", "evaluate"),
     # layer 4
     "cli": ("*",),
@@ -95,7 +95,10 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "sleap_io": ("data.convert",),
     "matplotlib": ("pictures", "report"),
     "typer": ("cli",),
-    "tensorflow": (),
+    "tensorflow": ("export",),
+    "onnx": ("export",),
+    "onnxscript": (),
+    "onnxruntime": ("export",),
 }
 
 # Rooms that stay light: nothing but the standard library and these.

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from fasthg.cli import bench, config, data, doctor, predict, runs, tf
+from fasthg.cli import bench, config, data, doctor, export, predict, runs, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 
@@ -29,6 +29,7 @@ app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(predict.predict)
 app.command("import-tf")(tf.import_tf)
+app.command()(export.export)
 app.command()(bench.bench)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")

@@ -41,3 +41,11 @@ def refuse_ranks(verb: str) -> None:
 def print_json(value: Any) -> None:
     """Print for a machine to read; what JSON does not know is written as text."""
     print(json.dumps(value, indent=2, default=str))
+
+
+def first_argument(first: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """The first argument, None if it was left out and is an override; and all overrides."""
+    given = list(overrides or [])
+    if first is not None and "=" in first and not Path(first).exists():
+        return None, [first, *given]
+    return first, given

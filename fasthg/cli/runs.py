@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import AsJson, Overrides, console, print_json, refuse_ranks
+from fasthg.cli.common import (
+    AsJson,
+    Overrides,
+    console,
+    first_argument,
+    print_json,
+    refuse_ranks,
+)
 from fasthg.errors import ConfigError
 
 
@@ -40,7 +47,7 @@ def train(
     from fasthg.project import moved, plan
     from fasthg.run import RunFolder
 
-    config, given = _split(config, overrides)
+    config, given = first_argument(config, overrides)
     out = console()
     if dry_run and resume is not None:
         raise ConfigError("--dry-run: give a CONFIG and no --resume")
@@ -114,7 +121,7 @@ def evaluate(
     from fasthg.run import RunFolder
     from fasthg.weights import trained
 
-    run, given = _split(run, overrides)
+    run, given = first_argument(run, overrides)
     folder = newest_run(given, Path()) if run is None else trained(Path(run))
     of_run = folder if isinstance(folder, RunFolder) else None
     settings = folder.config([*(moved(of_run) if of_run else []), *given])
@@ -136,11 +143,3 @@ def evaluate(
     found.print(out)
     for path in paths:
         out.print(str(path), highlight=False, soft_wrap=True)
-
-
-def _split(first: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
-    """The first argument, None if it was left out and is an override; and all overrides."""
-    given = list(overrides or [])
-    if first is not None and "=" in first and not Path(first).exists():
-        return None, [first, *given]
-    return first, given

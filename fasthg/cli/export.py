@@ -1,0 +1,80 @@
+"""`fasthg export`: trained networks for other runtimes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasthg.cli.common import AsJson, console, first_argument, print_json
+from fasthg.errors import ConfigError
+
+
+def export(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="Run folder or weights file; in a MARS project its newest run."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as DECODE=argmax.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="onnx, pt2 (torch.export) or mars-pb.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Default: named and placed as the run."),
+    ] = None,
+    peaks: Annotated[
+        bool, typer.Option("--peaks", help="Also give keypoints in input px, and scores.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32",
+    with_check: Annotated[
+        bool,
+        typer.Option("--check", help="Run the file beside fasthg on real frames; exit 1 if apart."),
+    ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="TFRecord glob for --check, in place of the run's test or val split."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the best weights of a run as a file for another runtime."""
+    from fasthg import export as exporting
+    from fasthg.project import moved, newest_run
+    from fasthg.run import RunFolder
+    from fasthg.weights import trained
+
+    if not to:
+        raise ConfigError(f"--to: not given; use one of {', '.join(exporting.FORMATS)}")
+    run, given = first_argument(run, overrides)
+    source = newest_run(given, Path()) if run is None else trained(Path(run))
+    moves = moved(source) if isinstance(source, RunFolder) else []
+    if with_check:
+        exporting.need_runtime(to)
+    network = exporting.open_trained(source, source.config([*moves, *given]))
+    start = time.perf_counter()
+    done = exporting.export(network, to, target=out, precision=precision, peaks=peaks)
+    seconds, size = time.perf_counter() - start, done.path.stat().st_size
+    found = exporting.check(done, network, data) if with_check else None
+    if as_json:
+        print_json(
+            {
+                "file": done.path,
+                "bytes": size,
+                "seconds": seconds,
+                "weights": network.path,
+                "notes": done.notes,
+                "check": None if found is None else found.as_dict(),
+            }
+        )
+    else:
+        lines = [f"{done.path}  {size / 1e6:.2f} MB, {precision}, {seconds:.1f} s", *done.notes]
+        if found is not None:
+            lines += found.lines()
+        for line in lines:
+            console().print(line, markup=False, soft_wrap=True)
+    if found is not None and not found.passed:
+        raise typer.Exit(1)
