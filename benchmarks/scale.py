@@ -63,6 +63,7 @@ def write_records(folder, records, shards, image_bytes):
         record = Record(image, SIDE, SIDE, **given, bbox=bbox, keypoints=keypoints)
         payloads.append(encode(record))
     edges = np.linspace(0, records, shards + 1).astype(int).tolist()
+    Path(folder).mkdir()
     for shard, (start, stop) in enumerate(pairwise(edges)):
         made = (
             payloads[number % len(payloads)].replace(_MARK, b"%09d" % number)
@@ -106,10 +107,10 @@ def apart(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def index_costs(pattern):
+def index_costs(pattern, processes=1):
     """Building an index, and what it is to keep, hand over and name it."""
     with Meter() as build:
-        index = RecordIndex.build(pattern, PARTS)
+        index = RecordIndex.build(pattern, PARTS, processes=processes)
     with Meter() as digest:
         index.fingerprint()
     with Meter() as pickled:
@@ -126,9 +127,16 @@ def index_costs(pattern):
     }
 
 
+def open_costs(pattern, processes):
+    """Opening as a training does: kept from the time before, if large."""
+    with Meter() as opened:
+        RecordIndex.open(pattern, PARTS, processes=processes)
+    return {"seconds": opened.seconds, "peak MB": opened.peak}
+
+
 def plan_costs(pattern, batch):
     """The first plan of an epoch, which orders it, and one within."""
-    index = RecordIndex.build(pattern, PARTS)
+    index = RecordIndex.open(pattern, PARTS)
     found = {}
     epoch = -(-len(index) // batch)
     for name, step in (("step 0", 0), ("mid epoch 0", epoch // 2), ("epoch 50", 50 * epoch + 7)):
@@ -150,7 +158,7 @@ def plan_costs(pattern, batch):
 
 def loader_costs(pattern, batch, workers):
     """From an index to the first batch, with forked workers, at the start and far on."""
-    index = RecordIndex.build(pattern, PARTS)
+    index = RecordIndex.open(pattern, PARTS)
     config = Config(BATCH_SIZE=batch, NUM_INPUT_THREADS=workers)
     found = {}
     for name, epoch in (("step 0", 0), ("epoch 50", 50)):
@@ -166,54 +174,62 @@ def loader_costs(pattern, batch, workers):
 
 
 def _rank(pattern, ready, results):
-    index = RecordIndex.build(pattern, PARTS)
+    import_only = memory("Pss")
     ready.wait()
-    before = memory("Pss")
+    start = time.perf_counter()
+    index = RecordIndex.open(pattern, PARTS)
+    seconds = time.perf_counter() - start
     index.fingerprint()  # touches all of it
     ready.wait()
-    results.put((before, memory("Pss"), memory("VmRSS")))
+    results.put((seconds, memory("Pss") - import_only))
     ready.wait()
 
 
-def rank_costs(pattern, ranks):
-    """Several processes that open the same records at once."""
-    context = get_context("spawn")
-    ready, results = context.Barrier(ranks + 1), context.Queue()
+def rank_costs(pattern, ranks, start="spawn"):
+    """Several processes that open the same records at once: the slowest, and their sum of memory.
+
+    Memory counts a page that n processes map as 1/n of it in each.
+    """
+    context = get_context(start)
+    ready, results = context.Barrier(ranks), context.Queue()
     processes = [
         context.Process(target=_rank, args=(pattern, ready, results)) for _ in range(ranks)
     ]
-    start = time.perf_counter()
     for process in processes:
         process.start()
-    ready.wait()
-    seconds = time.perf_counter() - start
-    ready.wait()
     figures = [results.get() for _ in processes]
-    ready.wait()
     for process in processes:
         process.join()
-    return {"ranks": ranks, "seconds": seconds, "MB together": sum(pss for _, pss, _ in figures)}
+    return {
+        "ranks": ranks,
+        "seconds": max(seconds for seconds, _ in figures),
+        "MB together": sum(added for _, added in figures),
+    }
 
 
-def measure(folder, records, shards, image_bytes, batch, workers, ranks):
+def measure(folder, records, shards, image_bytes, batch, workers, ranks, call=apart, start="spawn"):
     """All figures of a data set that is written into `folder`."""
-    start = time.perf_counter()
-    pattern = write_records(folder, records, shards, image_bytes)
-    written = time.perf_counter() - start
-    size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    data, cores = folder / "records", len(os.sched_getaffinity(0))
+    begin = time.perf_counter()
+    pattern = write_records(data, records, shards, image_bytes)
+    written = time.perf_counter() - begin
+    size = sum(path.stat().st_size for path in data.iterdir())
     found = {
         "records": records,
         "shards": shards,
         "bytes a record": size / records,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "writing s": written,
     }
-    forget(folder)
-    found["index, files not cached"] = apart(index_costs, pattern)
-    found["index, files cached"] = apart(index_costs, pattern)
-    found["plan"] = apart(plan_costs, pattern, batch)
-    found["loader"] = apart(loader_costs, pattern, batch, workers)
-    found["ranks"] = rank_costs(pattern, ranks)
+    forget(data)
+    found["build, files not cached"] = call(index_costs, pattern)
+    found["build"] = call(index_costs, pattern)
+    found[f"build, {cores} processes"] = call(index_costs, pattern, cores)
+    found["open, first time"] = call(open_costs, pattern, cores)
+    found["open again"] = call(open_costs, pattern, cores)
+    found["plan"] = call(plan_costs, pattern, batch)
+    found["loader"] = call(loader_costs, pattern, batch, workers)
+    found["at once"] = rank_costs(pattern, ranks, start)
     return found
 
 
@@ -239,6 +255,7 @@ def main():
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder))
+    os.environ["FASTHG_CACHE"] = str(folder / "cache")
     try:
         found = measure(
             *(folder, given.records, given.shards, given.image_bytes),

@@ -75,9 +75,10 @@ def load(place: Path, names: Iterable[str]) -> dict[str, Any] | None:
     """The arrays kept at a place, mapped into memory and read-only; None unless all are there."""
     try:
         arrays = {name: _map(place / f"{name}.npy") for name in names}
-        os.utime(place)
     except (OSError, ValueError, EOFError):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(place)  # when it was last used
     return arrays
 
 
@@ -102,6 +103,7 @@ def store(place: Path, arrays: Arrays) -> None:
                     np.save(stream, array)
                     stream.flush()
                     os.fsync(stream.fileno())
+            shutil.rmtree(place, ignore_errors=True)  # one that could not be loaded
             partial.rename(place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
