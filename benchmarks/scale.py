@@ -81,6 +81,16 @@ def forget(folder):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def read_through(folder):
+    """Seconds to read the files of a folder."""
+    start = time.perf_counter()
+    for path in sorted(Path(folder).iterdir()):
+        with open(path, "rb", buffering=0) as stream:
+            while stream.read(1 << 20):
+                pass
+    return time.perf_counter() - start
+
+
 def memory(key):
     """A figure of this process's memory, MB: VmRSS, VmHWM (peak of the former), Pss."""
     file = "smaps_rollup" if key == "Pss" else "status"
@@ -88,16 +98,22 @@ def memory(key):
     return next(int(line.split()[1]) for line in lines if line.startswith(key + ":")) / 1000
 
 
+def cpu_seconds():
+    """Of this process and its ended children."""
+    return sum(os.times()[:4])
+
+
 class Meter:
-    """Seconds and peak of memory within a block."""
+    """Seconds, those of processors (with ended children's), and peak of memory of a block."""
 
     def __enter__(self):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         self.before, self.start = memory("VmRSS"), time.perf_counter()
+        self.start_cpu = cpu_seconds()
         return self
 
     def __exit__(self, *_):
-        self.seconds = time.perf_counter() - self.start
+        self.seconds, self.cpu = time.perf_counter() - self.start, cpu_seconds() - self.start_cpu
         self.peak = max(0.0, memory("VmHWM") - self.before)
 
 
@@ -107,17 +123,18 @@ def apart(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def index_costs(pattern, processes=1):
+def index_costs(pattern):
     """Building an index, and what it is to keep, hand over and name it."""
     with Meter() as build:
-        index = RecordIndex.build(pattern, PARTS, processes=processes)
+        index = RecordIndex.build(pattern, PARTS)
     with Meter() as digest:
         index.fingerprint()
     with Meter() as pickled:
         size = len(pickle.dumps(index))
     return {
         "seconds": build.seconds,
-        "records/s": index.num_records / build.seconds,
+        "processor s": build.cpu,
+        "processor us a record": 1e6 * build.cpu / index.num_records,
         "peak MB": build.peak,
         "held MB": index.nbytes / 1e6,
         "bytes an instance": index.nbytes / len(index),
@@ -131,7 +148,7 @@ def open_costs(pattern, processes):
     """Opening as a training does: kept from the time before, if large."""
     with Meter() as opened:
         RecordIndex.open(pattern, PARTS, processes=processes)
-    return {"seconds": opened.seconds, "peak MB": opened.peak}
+    return {"seconds": opened.seconds, "processor s": opened.cpu, "peak MB": opened.peak}
 
 
 def plan_costs(pattern, batch):
@@ -222,9 +239,9 @@ def measure(folder, records, shards, image_bytes, batch, workers, ranks, call=ap
         "writing s": written,
     }
     forget(data)
-    found["build, files not cached"] = call(index_costs, pattern)
+    found["reading alone, disk s"] = read_through(data)
+    found["reading alone, memory s"] = read_through(data)
     found["build"] = call(index_costs, pattern)
-    found[f"build, {cores} processes"] = call(index_costs, pattern, cores)
     found["open, first time"] = call(open_costs, pattern, cores)
     found["open again"] = call(open_costs, pattern, cores)
     found["plan"] = call(plan_costs, pattern, batch)

@@ -234,7 +234,7 @@ def test_scale_measures_what_it_says(tmp_path):
         *(tmp_path, 600, 4, 500, 16, 1, 2), call=lambda call, *given: call(*given), start="fork"
     )
     lines = "\n".join(scale.table(found))
-    assert "build: records/s" in lines and "at once: MB together" in lines
+    assert "build: processor us a record" in lines and "at once: MB together" in lines
     assert 500 < found["bytes a record"] < 2000
     for part in ("build", "open again", "at once"):
         assert 0 < found[part]["seconds"] < 60
