@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +205,27 @@ def test_unused_indices_are_removed(folder: Path, kept: Path) -> None:
     RecordIndex.open(str(folder / "train-1"), PARTS)  # used again
     RecordIndex.open(str(folder / "train-2"), PARTS)
     assert len(indices(kept)) == 2
+
+
+def test_who_asks_meanwhile_waits(
+    folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = get_context("fork")
+    reading = fork.Event()
+
+    def first() -> None:
+        def slow(self: gather.Gatherer, path: str, *, verify_crc: bool) -> None:
+            reading.set()
+            time.sleep(0.1)
+            read(self, path, verify_crc=verify_crc)
+
+        read = gather.Gatherer.add_file
+        gather.Gatherer.add_file = slow  # type: ignore[method-assign]
+        RecordIndex.open(str(folder / "*"), PARTS)
+
+    process = fork.Process(target=first)
+    process.start()
+    assert reading.wait(30)
+    monkeypatch.setattr("fasthg.data.index._read", not_read)
+    assert len(RecordIndex.open(str(folder / "*"), PARTS)) == 23
+    process.join()
