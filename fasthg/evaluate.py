@@ -17,7 +17,7 @@ from fasthg.checkpoint import write_text
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index import RecordIndex
-from fasthg.data.loader import make_loader
+from fasthg.data.loader import available_cores, make_loader
 from fasthg.data.plan import Planner
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference import Predictions, predict
@@ -219,7 +219,8 @@ def evaluate_run(
     others = METHODS if decode == "all" else ()
     methods = cast(list[Method], [main, *(m for m in others if m != main)])
     model, metadata = load_model(run.best, config)
-    index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
+    processes = min(config.NUM_INPUT_THREADS, available_cores())
+    index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
     every, unreadable = evaluate_model(model, index, config, methods)
     predictions = every[main]
     measured = plain(

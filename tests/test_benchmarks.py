@@ -15,6 +15,7 @@ from pathlib import Path
 import floors
 import pytest
 import race
+import scale
 import torch
 import turns
 
@@ -225,3 +226,17 @@ def test_providers_apart_have_processes_of_their_own(apart):
 def test_a_process_that_ends_is_told(apart):
     with pytest.raises(RuntimeError, match="the process of a provider ended"):
         apart(0).measure(torch.device("cpu"), {}, 1)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_scale_measures_what_it_says(tmp_path):
+    found = scale.measure(
+        *(tmp_path, 600, 4, 500, 16, 1, 2), call=lambda call, *given: call(*given), start="fork"
+    )
+    lines = "\n".join(scale.table(found))
+    assert "build: processor us a record" in lines and "at once: MB together" in lines
+    assert 500 < found["bytes a record"] < 2000
+    for part in ("build", "open again", "at once"):
+        assert 0 < found[part]["seconds"] < 60
+    assert found["build"]["held MB"] == pytest.approx(2 * 600 * 109 / 1e6, rel=0.05)
+    assert 0 < found["plan"]["epoch 50"]["next ms"] < found["loader"]["step 0, first batch s"] * 1e3

@@ -44,6 +44,21 @@ class Fault(NamedTuple):
     record: int
 
 
+class Piece(NamedTuple):
+    """The annotations of one file as a Gatherer of its own has them."""
+
+    columns: dict[str, list[npt.NDArray[Any]]]
+    records: int
+    ids: bytes
+
+
+def gather_file(path: str, num_parts: int, verify_crc: bool) -> Piece:
+    """Read one file alone, wherever. Raises DataError as `RecordIndex.build` does."""
+    gatherer = Gatherer(num_parts)
+    gatherer.add_file(path, verify_crc=verify_crc)
+    return Piece(gatherer.columns, gatherer.records, bytes(gatherer.ids))
+
+
 class Gatherer:
     """Grows an index: annotation bytes of a chunk first, then arrays, joined once at the end.
 
@@ -89,6 +104,19 @@ class Gatherer:
             if len(self.rows) >= _CHUNK:
                 self._end_chunk(path)
         self._end_chunk(path)
+
+    def add_piece(self, piece: Piece) -> None:
+        """Append the file that is next in order; its arrays are taken over and changed."""
+        for column in piece.columns["file_id"]:
+            column[:] = len(self.first_record)
+        for name, before in (("record", self.records), ("_id_end", len(self.ids))):
+            for column in piece.columns[name]:
+                column += before
+        for name, columns in piece.columns.items():
+            self.columns.setdefault(name, []).extend(columns)
+        self.first_record.append(self.records)
+        self.records += piece.records
+        self.ids += piece.ids
 
     def _frames(self, path: str, verify_crc: bool) -> Iterator[Frame | Damage]:
         if self.faults is None:

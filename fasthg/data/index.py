@@ -10,18 +10,25 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.data.gather import Fault, Gatherer
+from fasthg.data import index_cache
+from fasthg.data.forks import in_processes
+from fasthg.data.gather import Fault, Gatherer, gather_file
 from fasthg.data.layout import readable
 from fasthg.errors import DataError
 
 # Open files a thread keeps: data sets come in hundreds of shards, systems allow 256 to 1024 files.
 _OPEN_FILES = 16
+# What the arrays of an index are not.
+_NOT_KEPT = ("files", "num_parts", "_open")
+# Fewer bytes are read before other processes have started.
+_WORTH_PROCESSES = 1 << 25
 
 
 def expand(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -47,6 +54,30 @@ def expand(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     if not files:
         raise DataError("no data files given; set DATA in the config")
     return list(files)
+
+
+def _read(
+    files: list[str],
+    num_parts: int,
+    verify_crc: bool,
+    faults: list[Fault] | None,
+    processes: int,
+) -> dict[str, Any]:
+    """The arrays of an index by name."""
+    gatherer = Gatherer(num_parts, faults)
+    if processes > 1 and faults is None and _bytes_of(files) >= _WORTH_PROCESSES:
+        read = partial(gather_file, num_parts=num_parts, verify_crc=verify_crc)
+        for piece in in_processes(read, files, processes):
+            gatherer.add_piece(piece)
+    else:
+        for path in files:
+            gatherer.add_file(path, verify_crc=verify_crc)
+    return gatherer.finish(files)
+
+
+def _bytes_of(files: list[str]) -> int:
+    """Of the files that are there; the others fail when they are read."""
+    return sum(os.path.getsize(path) for path in files if os.path.exists(path))
 
 
 class _OpenFiles(threading.local):
@@ -109,6 +140,7 @@ class RecordIndex:
         *,
         verify_crc: bool = True,
         faults: list[Fault] | None = None,
+        processes: int = 1,
     ) -> RecordIndex:
         """Read every record of the files that `patterns` (paths or globs) name, once.
 
@@ -117,12 +149,46 @@ class RecordIndex:
         finite or less than a pixel wide or high, objects with more or fewer than `num_parts` parts,
         no animal at all. Damaged images are no error here: only their place is read. With `faults`
         only a missing file raises: what is wrong is added there, and left out of the index.
+        `processes` read large data sets, a file each, if `faults` are not asked for.
         """
         files = expand(patterns)
-        gatherer = Gatherer(num_parts, faults)
-        for path in files:
-            gatherer.add_file(path, verify_crc=verify_crc)
-        return cls(files=tuple(files), num_parts=num_parts, **gatherer.finish(files))
+        return cls(
+            files=tuple(files),
+            num_parts=num_parts,
+            **_read(files, num_parts, verify_crc, faults, processes),
+        )
+
+    @classmethod
+    def open(
+        cls,
+        patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        num_parts: int,
+        *,
+        processes: int = 1,
+    ) -> RecordIndex:
+        """As `build`, once for large files that stay as they are: see `index_cache`.
+
+        Its arrays may be read-only. Processes that ask at the same time wait for the first.
+        """
+        files = expand(patterns)
+        place = index_cache.place_of(files, num_parts)
+        if place is None:
+            return cls.build(files, num_parts, processes=processes)
+        names = [each.name for each in fields(cls) if each.name not in _NOT_KEPT]
+        kept = index_cache.load(place, names)
+        if kept is None:
+            with index_cache.alone(place):
+                kept = index_cache.load(place, names)
+                if kept is None:
+                    kept = _read(files, num_parts, True, None, processes)
+                    # Not if a file changed meanwhile: nobody knows which of its states was read.
+                    if index_cache.place_of(files, num_parts) == place:
+                        ids = np.frombuffer(kept["_ids"], np.uint8)
+                        index_cache.store(place, kept | {"_ids": ids})
+                        # What is mapped is shared, what was read is not.
+                        kept = index_cache.load(place, names) or kept
+        kept["_ids"] = bytes(kept["_ids"])
+        return cls(files=tuple(files), num_parts=num_parts, **kept)
 
     def __len__(self) -> int:
         return len(self.record)

@@ -224,4 +224,6 @@ def visibility_array(values: Sequence[int], count: int) -> npt.NDArray[np.uint8]
     """(count,) uint8 in 0..2; where a record has none, every part counts as visible."""
     if not values:
         return np.full(count, 2, np.uint8)
+    if min(values) >= 0 and max(values) <= 2:
+        return np.frombuffer(bytearray(values), np.uint8)  # nearly always, and much quicker
     return np.clip(np.asarray(values, np.int64), 0, 2).astype(np.uint8)

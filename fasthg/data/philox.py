@@ -33,6 +33,15 @@ def philox(key: int, counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.stack([c0, c1, c2, c3])
 
 
+def first_words(
+    key: int, stream: int, epoch: int, item: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    """The 32-bit words, `(items,)`, that `uniforms` makes its first value of, in the same order."""
+    counter = np.zeros((4, item.size), np.uint64)
+    counter[0], counter[1], counter[3] = item, np.uint64(epoch), np.uint64(stream)
+    return philox(key, counter)[0]
+
+
 def uniforms(
     key: int, stream: int, epoch: npt.ArrayLike, item: npt.ArrayLike, count: int
 ) -> npt.NDArray[np.float64]:

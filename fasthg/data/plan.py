@@ -16,12 +16,15 @@ from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.augment import Draws, draw, no_draws
 from fasthg.data.index import RecordIndex
-from fasthg.data.philox import uniforms
+from fasthg.data.philox import first_words
 from fasthg.data.pixels import smoothing, smoothing_radius
 from fasthg.errors import DataError
 
 _STREAM = 0
-_ORDERS_KEPT = 4
+# Each worker keeps its own; the next epoch's is wanted while batches of the last are made.
+_ORDERS_KEPT = 2
+# Instances whose random numbers are drawn together: what that takes stays within a cache.
+_DRAWN_TOGETHER = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Planner:
         self._swap = np.arange(index.num_parts)
         for left, right in cfg.PARTS.LEFT_RIGHT_PAIRS:
             self._swap[[left, right]] = right, left
-        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+        self._orders: dict[int, npt.NDArray[np.uint32]] = {}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -191,13 +194,18 @@ class Planner:
             instances[epoch == one] = self._order(one)[place[epoch == one] % count]
         return self._build(instances, draw(self.cfg, self.seed, epoch, instances))
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _order(self, epoch: int) -> npt.NDArray[np.uint32]:
         """The order in which an epoch visits the instances; `(instances,)`."""
         if epoch not in self._orders:
             if len(self._orders) >= _ORDERS_KEPT:
-                self._orders.clear()
-            place = uniforms(self.seed, _STREAM, epoch, np.arange(len(self.index)), 1)[0]
-            self._orders[epoch] = np.argsort(place, kind="stable")
+                del self._orders[next(iter(self._orders))]
+            # Sorted by a random word, equal ones by instance: in one number there is but one order.
+            keys = np.arange(len(self.index), dtype=np.uint64)
+            for start in range(0, len(keys), _DRAWN_TOGETHER):
+                part = keys[start : start + _DRAWN_TOGETHER]
+                part |= first_words(self.seed, _STREAM, epoch, part) << np.uint64(32)
+            keys.sort()
+            self._orders[epoch] = keys.astype(np.uint32)  # the lower half
         return self._orders[epoch]
 
     def _build(self, instances: npt.NDArray[np.int64], draws: Draws) -> BatchPlan:

@@ -6,13 +6,11 @@ there are.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fasthg.data.augment import COLOUR_FAST, COLOUR_NONE
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.faults import Faults
+from fasthg.data.forks import end_with_parent
 from fasthg.data.jpeg import image_fault
 from fasthg.data.pixels import (
     BLUR_WINDOW,
@@ -47,7 +46,6 @@ Image = npt.NDArray[Any]
 # The EXIF orientation of a frame is not the one its annotation was drawn in.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PREFETCH = 2
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Of the workers, while the same batch is waited for.
 _RESTARTS = 2
 
@@ -336,10 +334,9 @@ def _start_worker(forked: bool, _: int) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not forked:
         cv2.setNumThreads(1)
-    elif sys.platform == "linux":
-        # A parent that is killed cannot end its workers, and one that waits to hand a batch over
-        # would not notice: they end with it.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        # One that waits to hand a batch over would not notice the end of its parent.
+        end_with_parent()
 
 
 def _as_it_is(painted: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from fasthg.config import Config
 from fasthg.data.index import RecordIndex
-from fasthg.data.loader import Loader, make_loader
+from fasthg.data.loader import Loader, available_cores, make_loader
 from fasthg.data.plan import Planner
 
 
@@ -40,7 +40,8 @@ def open_split(
     Raises:
         DataError: a file cannot be used; nothing has been written yet.
     """
-    index = RecordIndex.build(patterns, config.PARTS.NUM_PARTS)
+    processes = min(config.NUM_INPUT_THREADS, available_cores())
+    index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
     seed = int(config.RANDOM_SEED)
     planner = Planner(index, config, training=training, seed=seed, rank=rank, ranks=ranks)
     if not training and len(index) < 512:

@@ -11,6 +11,7 @@ from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.augment import Draws
 from fasthg.data.index import RecordIndex
+from fasthg.data.philox import uniforms
 from fasthg.data.plan import BatchPlan, Planner, replacement_rows
 from fasthg.errors import DataError
 
@@ -206,3 +207,14 @@ def test_an_index_without_instances_is_refused(mice: RecordIndex, configure: Mak
 )
 def test_rows_that_stand_in(bad: list[int], training: bool, rows: list[int]) -> None:
     assert replacement_rows(np.array(bad, bool), training).tolist() == rows
+
+
+def test_the_order_of_an_epoch_is_that_of_one_random_number_each(
+    mice: RecordIndex, configure: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever is drawn together: saved states count on it.
+    monkeypatch.setattr("fasthg.data.plan._DRAWN_TOGETHER", 7)
+    planner = Planner(mice, configure(), training=True, seed=5)
+    for epoch in (0, 1, 2, 70_000, 0):
+        place = uniforms(5, 0, epoch, np.arange(len(mice)), 1)[0]
+        np.testing.assert_array_equal(planner._order(epoch), np.argsort(place, kind="stable"))
