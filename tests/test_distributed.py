@@ -269,9 +269,10 @@ def test_a_captured_step_reduces(keys: dict[str, Any], monkeypatch: pytest.Monke
         for each in (World(), world):
             step = TrainStep(config, build_model(config).to(device), device, each)
             assert step.mode.name == "graph"
-            losses.append(step(batch(0).to(device), 0).loss.clone())
+            # Of 16 images: norms of the smallest maps make much of a rounding where values are few.
+            losses.append(step(batch(0, 16).to(device), 0).loss.clone())
             gradients.append(step.flat.gradient.clone())
-            step(batch(1).to(device), 1)
+            step(batch(1, 16).to(device), 1)
             assert step.is_finite()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-3)
     apart = (gradients[1] - gradients[0]).norm() / gradients[0].norm()

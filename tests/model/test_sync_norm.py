@@ -42,23 +42,10 @@ def together(work: Callable[[Thread], list[Tensor]]) -> list[list[Tensor]]:
         return list(pool.map(work, [Thread(rank, barrier, given) for rank in range(2)]))
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -> None:
-    compare(torch.device("cpu"), torch.float64, relu, with_residual, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_it_is_so_on_a_gpu(relu: bool, with_residual: bool) -> None:
-    compare(torch.device("cuda"), torch.float32, relu, with_residual, rtol=1e-4, atol=1e-5)
-
-
-def compare(
-    device: torch.device, dtype: torch.dtype, relu: bool, with_residual: bool, **close: float
-) -> None:
+def given(
+    device: torch.device, dtype: torch.dtype, with_residual: bool
+) -> tuple[list[Tensor], Tensor]:
+    """x, bias and perhaps a residual of four images; and the slope of y."""
     random = torch.Generator().manual_seed(0)
     x, residual, slope = (
         (torch.randn(4, 3, 5, 5, generator=random) * 2 + 1)
@@ -67,33 +54,79 @@ def compare(
         for _ in range(3)
     )
     bias = torch.randn(3, generator=random).to(device, dtype)
+    return [x, bias, residual][: 3 if with_residual else 2], slope
 
-    def inputs(rows: slice) -> list[Tensor]:
-        given = [x[rows], bias, residual[rows]][: 3 if with_residual else 2]
-        return [tensor.clone().requires_grad_() for tensor in given]
+
+def leaves(tensors: list[Tensor], rows: slice) -> list[Tensor]:
+    """x, bias and residual of some images, as leaves."""
+    parts = [t if t.dim() == 1 else t[rows] for t in tensors]
+    return [part.clone().requires_grad_() for part in parts]
+
+
+def of_torch(tensors: list[Tensor], slope: Tensor, relu: bool) -> list[Tensor]:
+    """y and the gradients, by torch, of all images together."""
+    x, bias, *residual = whole = leaves(tensors, slice(None))
+    y = F.batch_norm(x, None, None, torch.ones_like(bias), bias, True, eps=1e-3)
+    y = y + residual[0] if residual else y
+    y = y.relu() if relu else y
+    return [y, *torch.autograd.grad((y * slope).sum(), whole)]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -> None:
+    tensors, slope = given(torch.device("cpu"), torch.float64, with_residual)
 
     def work(peers: Thread) -> list[Tensor]:
         rows = slice(2 * peers.rank, 2 * peers.rank + 2)
-        given = inputs(rows)
-        added = given[2] if with_residual else None
-        y, mean, var = sync_norm(*given[:2], added, peers, relu=relu, eps=1e-3)
-        return [y, mean, var, *torch.autograd.grad((y * slope[rows]).sum(), given)]
+        x, bias, *residual = own = leaves(tensors, rows)
+        added = residual[0] if residual else None
+        y, mean, var = sync_norm(x, bias, added, peers, relu=relu, eps=1e-3)
+        return [mean, var, y, *torch.autograd.grad((y * slope[rows]).sum(), own)]
 
     first, second = together(work)
-    given = inputs(slice(None))
-    y = F.batch_norm(given[0], None, None, torch.ones_like(bias), given[1], True, eps=1e-3)
-    y = y + given[2] if with_residual else y
-    y = y.relu() if relu else y
-    slopes = torch.autograd.grad((y * slope).sum(), given)
-    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    torch.testing.assert_close(torch.cat([first[0], second[0]]), y, **close)
+    var, mean = torch.var_mean(tensors[0], (0, 2, 3), correction=0)
+    close = {"rtol": 1e-12, "atol": 1e-13}
     for one in (first, second):
-        torch.testing.assert_close(one[1], mean, **close)
-        torch.testing.assert_close(one[2], var, **close)
-    torch.testing.assert_close(torch.cat([first[3], second[3]]), slopes[0], **close)
-    torch.testing.assert_close(first[4] + second[4], slopes[1], **close)
-    if with_residual:
-        torch.testing.assert_close(torch.cat([first[5], second[5]]), slopes[2], **close)
+        torch.testing.assert_close(one[0], mean, **close)
+        torch.testing.assert_close(one[1], var, **close)
+    for one, other, right in zip(
+        first[2:], second[2:], of_torch(tensors, slope, relu), strict=True
+    ):
+        # Each has the bias's gradient of its own images.
+        both = one + other if right.dim() == 1 else torch.cat([one, other])
+        torch.testing.assert_close(both, right, **close)
+
+
+class Alone:
+    """The only process."""
+
+    size = 1
+
+    def stacked(self, tensor: Tensor) -> Tensor:
+        return tensor[None]
+
+    def sum(self, tensor: Tensor) -> None:
+        pass
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_kernels_of_a_gpu(dtype: torch.dtype, relu: bool, with_residual: bool) -> None:
+    """Alone: a GPU has one thread for all backwards, where two could not wait for each other."""
+    tensors, slope = given(torch.device("cuda"), torch.float32, with_residual)
+    tensors = [t if t.dim() == 1 else t.to(dtype).float() for t in tensors]
+    wanted = of_torch(tensors, slope.to(dtype).float(), relu)
+    half = [t if t.dim() == 1 else t.to(dtype) for t in tensors]
+    x, bias, *residual = own = leaves(half, slice(None))
+    y, _, _ = sync_norm(x, bias, *(residual or [None]), Alone(), relu=relu, eps=1e-3)
+    found = [y, *torch.autograd.grad((y * slope.to(dtype)).sum(), own)]
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    for got, right in zip(found, wanted, strict=True):
+        assert (got.float() - right).norm() <= limit * right.norm()
 
 
 def test_moving_statistics_are_those_of_both_batches() -> None:
