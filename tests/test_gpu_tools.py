@@ -288,15 +288,21 @@ def test_each_file_of_tests_has_a_process(repository, tmp_path, monkeypatch, cap
 
 def test_a_slower_kernel_fails_the_benchmarks(repository, tmp_path):
     stages = {stage.name: stage for stage in gpu_stages.list_stages(repository, tmp_path)}
-    rows = [
-        {"name": "bench_x[a]", "params": {"provider": p}, "stats": {"median": 1.0}}
-        | {"extra_info": {"kernel us": us}}
-        for p, us in (("torch", 4.0), ("fasthg", 5.0))
-    ]
-    (tmp_path / "benchmarks.json").write_text(json.dumps({"benchmarks": rows}))
-    result = Result("benchmarks", "passed", 1)
-    stages["benchmarks"].read(result, "")
-    assert result.status == "FAILED" and "x fasthg: kernels 0.8 x torch" in result.note
+
+    def judged(operator: str, rival: str) -> Result:
+        rows = [
+            {"name": f"bench_{operator}[a]", "params": {"provider": p}, "stats": {"median": 1.0}}
+            | {"extra_info": {"kernel us": us}}
+            for p, us in ((rival, 4.0), ("fasthg", 5.0))
+        ]
+        (tmp_path / "benchmarks.json").write_text(json.dumps({"benchmarks": rows}))
+        result = Result("benchmarks", "passed", 1)
+        stages["benchmarks"].read(result, "")
+        return result
+
+    slower = judged("x", "torch")
+    assert slower.status == "FAILED" and "x fasthg: kernels 0.8 x torch" in slower.note
+    assert judged("conv3x3", "torch").status == judged("x", "numpy loop").status == "passed"
 
 
 def test_every_operator_is_exercised(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu_needs import lacking
-from gpu_report import Result, ratios, read_benchmarks
+from gpu_report import Figure, Result, ratios, read_benchmarks
 from gpu_tests import PYTEST
 
 ASYNCHRONOUS = ("conv1x1_act", "residual_block")
@@ -152,13 +152,25 @@ def _benchmarks(root: Path, folder: Path) -> Stage:
         times = ratios(result.figures)
         result.figures += times
         slow = [
-            f"{f.name} {f.value} {f.unit}" for f in times if ": kernels" in f.name and f.value < 1
+            f"{f.name} {f.value} {f.unit}"
+            for f in times
+            if ": kernels" in f.name and f.value < 1 and _races(f)
         ]
         if slow:
             result.status, result.note = "FAILED", f"slower: {', '.join(slow)}"
 
     impossible = _needs("pytest", "pytest_benchmark")
     return Stage("benchmarks", 4, 75, command, {}, read, impossible=impossible, missing=left_out)
+
+
+def _races(ratio: Figure) -> bool:
+    """Whether a ratio of kernel times says which is the faster one.
+
+    Not of conv3x3, which is torch's own here; of residual_block, which is there for its memory; and
+    not against a loop of NumPy, whose only kernel is the copy of its result.
+    """
+    operator = ratio.name.partition(" ")[0]
+    return operator not in ("conv3x3", "residual_block") and "numpy" not in ratio.unit
 
 
 def _networks(

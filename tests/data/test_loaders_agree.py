@@ -77,6 +77,7 @@ def test_stock_augmentation_agrees(mice: RecordIndex, open_loader: Open, pixels_
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_agrees_where_no_jpeg_is_involved(mice: RecordIndex) -> None:
+    pytest.importorskip("nvidia.dali")
     # JPEG artefacts are left out: DALI has another algorithm for them on a GPU.
     cfg = Config(BATCH_SIZE=8, DO_JPEG_ARTIFACTS=False)
     planner = Planner(mice, cfg, training=True, seed=9)
