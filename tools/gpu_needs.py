@@ -55,12 +55,15 @@ def _imports(path: Path) -> list[str]:
     return names
 
 
-def _own(name: str, root: Path) -> Iterator[Path]:
+@functools.cache
+def _own(name: str, root: Path) -> list[Path]:
     """The files that importing a module of the tree runs: its packages' and its own."""
+    found = []
     parts = name.split(".")
     for folder in _folders(root):
         for length in range(1, len(parts) + 1):
             place = folder.joinpath(*parts[:length])
             for file in (place / "__init__.py", place.with_suffix(".py")):
                 if file.is_file():
-                    yield file
+                    found.append(file)
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -282,15 +281,13 @@ def test_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_records(tmp_path: Path) -> None:
-    write_frames(tmp_path / "set", many(1_000_000))
-    start = time.perf_counter()
+def test_many_records(tmp_path: Path) -> None:
+    """benchmarks/scale.py has a million."""
+    write_frames(tmp_path / "set", many(100_000))
     index = RecordIndex.build(str(tmp_path / "set"), PARTS)
-    seconds = time.perf_counter() - start
-    print(f"{seconds:.1f} s, {overhead(index, index.nbytes):.0f} bytes beyond annotations")
-    assert len(index) == 1_000_000
+    assert len(index) == 100_000
     assert overhead(index, index.nbytes) < 200
-    assert index.image_id(999_999) == "000999999"
+    assert index.image_id(99_999) == "000099999"
 
 
 def test_files_of_the_reference(test_data: Path) -> None:
