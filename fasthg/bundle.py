@@ -40,6 +40,7 @@ from fasthg.errors import DataError
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5
+_LONGEST = 4096  # of a variable's name
 _READS = 1
 """Newest version of the format that this reader knows; a file names the oldest that may read it."""
 _DTYPES = {
@@ -176,6 +177,8 @@ def find_prefix(path: Path) -> Path:
     if path.name == "checkpoint" and path.is_file():
         return _newest(path)
     name = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path.name)
+    if not name:
+        raise DataError(f"{path}: names no checkpoint; give its prefix, such as model.ckpt-700000")
     prefix = path.with_name(name)
     if path.is_file() and not prefix.with_name(f"{name}.index").is_file():
         raise DataError(
@@ -195,6 +198,8 @@ def _newest(path: Path) -> Path:
     found = re.search(r'^model_checkpoint_path:\s*"(.*)"', path.read_text("utf-8", "replace"), re.M)
     if found is None:
         raise DataError(f"{path}: names no model_checkpoint_path; give a checkpoint's prefix")
+    if not re.split(r"[/\\]", found[1])[-1]:
+        raise DataError(f"{path}: its model_checkpoint_path is no file; give a checkpoint's prefix")
     named = path.parent / found[1]
     there = named.with_name(f"{named.name}.index").is_file()
     return named if there else path.parent / re.split(r"[/\\]", found[1])[-1]
@@ -246,7 +251,7 @@ def _block(file: BinaryIO, offset: int, size: int) -> Iterator[tuple[bytes, byte
         shared, at = varint(data, at, end)
         fresh, at = varint(data, at, end)
         length, at = varint(data, at, end)
-        if shared > len(key) or at + fresh + length > end:
+        if shared > len(key) or shared + fresh > _LONGEST or at + fresh + length > end:
             raise ValueError(f"{where} has a broken entry")
         key = key[:shared] + data[at : at + fresh]
         at += fresh + length

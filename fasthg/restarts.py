@@ -23,7 +23,8 @@ class Restarts:
     """
 
     def __init__(self, runs: Path, environment: Mapping[str, str] = os.environ) -> None:
-        self.count = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        count = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.count = int(count) if count.isdecimal() else 0
         job = environment.get("TORCHELASTIC_RUN_ID", "none")
         if job == "none":
             job = f"process-{os.getppid()}"

@@ -71,6 +71,7 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
             f"{now['optimizer_name']}; resume with its own or start a new run"
         )
     lost = "and the place in the data would be lost"
+    state = {"processes": 1, **state}
     if state["batch_size"] != now["batch_size"] and {state["processes"], now["processes"]} != {1}:
         before, after = (
             f"{s['processes']} x BATCH_SIZE {s['batch_size'] // s['processes']}"
@@ -102,13 +103,14 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
 def differences(state: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was, one line each: keys of the configuration, then the machine."""
     before, after = state["keys"], now["keys"]
+    machine = {"processes": 1, **state["machine"]}
     lines = [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if key not in _PLACES and before.get(key) != after.get(key)
     ]
     return lines + [
-        f"{name}: {state['machine'].get(name)} -> {value}; not bit for bit the same from here on"
+        f"{name}: {machine.get(name)} -> {value}; not bit for bit the same from here on"
         for name, value in now["machine"].items()
-        if state["machine"].get(name) != value
+        if machine.get(name) != value
     ]

@@ -14,9 +14,14 @@ class Signals:
 
     SIGINT (Ctrl-C) and SIGTERM (a scheduler ends the job) ask for a save and the end, SIGUSR1 for a
     save alone. A second SIGINT or SIGTERM does not wait.
+
+    Args:
+        patient: nor does a second one end anything: torchrun hands on what a scheduler has sent to
+            every process already, and kills by itself what does not end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
         self.stop: int | None = None
         """The number of the signal that asked for the end."""
         self._save = False
@@ -39,9 +44,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _note_stop(self, number: int, _: FrameType | None) -> None:
-        if self.stop is not None:
+        if self.stop is None:
+            self.stop = number
+        elif not self._patient:
             raise KeyboardInterrupt
-        self.stop = number
 
     def _note_save(self, *_: object) -> None:
         self._save = True

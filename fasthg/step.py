@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fasthg.config import Config
 from fasthg.data.batch import READ_BY_STEP, Batch
 from fasthg.distributed import ALONE, World
-from fasthg.errors import ConfigError, EnvironmentFault
+from fasthg.errors import EnvironmentFault
 from fasthg.flat import FlatNetwork
 from fasthg.graph import Replayed
 from fasthg.half_weights import HalfWeights
@@ -115,7 +115,6 @@ class TrainStep:
         world: the processes that train together; each calls with its own part of the batch.
 
     Raises:
-        ConfigError: BATCHNORM_SYNC where the step is compiled.
         EnvironmentFault: see `choose_mode`.
     """
 
@@ -137,8 +136,6 @@ class TrainStep:
         self._statistics = MovingStatistics(model, self.flat.statistics)
         self._synced = config.BATCHNORM_SYNC and world.active
         if self._synced:
-            if self.mode.name == "compile":
-                raise ConfigError("BATCHNORM_SYNC does not go with STEP: compile; set STEP=auto")
             model.set_peers(world)
         self._average_weight = torch.zeros((), device=device)
         self.optimizer = build_optimizer(config, self.flat, self.averages, self._average_weight)

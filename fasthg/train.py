@@ -195,11 +195,18 @@ class Training:
 
     def _newest(self) -> tuple[Path, dict[str, Any], list[DataError]]:
         """`load_newest`; the first process looks, which renames what is damaged, for all."""
-        found = self.world.gathered(_tried(self.run.checkpoints) if self.world.first else None)[0]
-        if isinstance(found, DataError):
-            raise found
-        path, damaged = found
-        return path, load_state(path), damaged
+        found: tuple[Path, dict[str, Any], list[DataError]] | DataError | None = None
+        if self.world.first:
+            try:
+                found = load_newest(self.run.checkpoints)
+            except DataError as error:
+                found = error
+        told = (found[0], found[2]) if isinstance(found, tuple) else found
+        answer = self.world.gathered(told)[0]
+        if isinstance(answer, DataError):
+            raise answer
+        path, damaged = answer
+        return path, found[1] if isinstance(found, tuple) else load_state(path), damaged
 
     def announce(self) -> None:
         """Print what will be done, with what, and which keys have no effect."""
@@ -238,7 +245,7 @@ class Training:
         reporter = Reporter(config, self.run, summary, progress, self._refuse_nan, world)
         meter = reporter.meter
         try:
-            with Signals() as signals, progress:
+            with Signals(patient=world.active) as signals, progress:
                 batches = Feeder(self.train.loader.batches(self.done, total), self.device)
                 wishes = self._wishes(signals)
                 while self.done < total and not wishes.stop:
@@ -387,15 +394,6 @@ class Training:
         }
 
 
-def _tried(folder: Path) -> tuple[Path, list[DataError]] | DataError:
-    """`load_newest` without the state, or its error."""
-    try:
-        path, _, damaged = load_newest(folder)
-    except DataError as error:
-        return error
-    return path, damaged
-
-
 @contextlib.contextmanager
 def open_data(
     config: Config, device: torch.device, world: World = ALONE
@@ -455,10 +453,12 @@ def train(
         device = choose_device(config.DEVICE)
         if world.active and device.type == "cuda":
             device = torch.device("cuda", world.local_rank)
+        restarts = Restarts(Path(config.RUNS_DIR)) if world.active else None
+        if restarts is not None and world.first and not restarts.count:
+            restarts.forget()  # of an older job of that name
         with open_data(config, device, world) as (first, validation):
             _refuse_other_data(world, config, first, validation)
             start = starting_weights(config) if resume is None else None
-            restarts = Restarts(Path(config.RUNS_DIR)) if world.active else None
             run, resumed = _open_run(config, source, stem, resume, world, restarts)
             alone = run.locked() if world.first else contextlib.nullcontext()
             with alone, _explained(config, device):
@@ -470,7 +470,7 @@ def train(
                     training.begin(start)
                 training.refuse_other_weights()
                 outcome = _run(training, resumed)
-        if restarts is not None and world.first:
+        if restarts is not None and world.first and outcome.signal is None:
             restarts.forget()
         return outcome
 

@@ -104,6 +104,12 @@ def test_what_is_not_read_is_said(tmp_path: Path, how: dict[str, object], said: 
         Bundle(tmp_path / "m")["a"]
 
 
+def test_names_do_not_grow_without_end(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "m", {"a" * 5000: np.zeros(2, np.float32)})
+    with pytest.raises(DataError, match="has a broken entry"):
+        Bundle(tmp_path / "m")
+
+
 def test_a_checkpoint_is_found_however_it_is_named(tmp_path: Path) -> None:
     for step in (9, 10):
         write_bundle(tmp_path / f"m-{step}", {"a": np.zeros(1, np.float32)})
@@ -117,6 +123,11 @@ def test_a_checkpoint_is_found_however_it_is_named(tmp_path: Path) -> None:
     listed.write_text("")
     with pytest.raises(DataError, match="names no model_checkpoint_path"):
         find_prefix(listed)
+    listed.write_text('model_checkpoint_path: ""\n')
+    with pytest.raises(DataError, match="is no file"):
+        find_prefix(listed)
+    with pytest.raises(DataError, match="names no checkpoint"):
+        find_prefix(tmp_path / ".index")
     (tmp_path / "old.ckpt").write_bytes(b"")
     with pytest.raises(DataError, match=r"not a checkpoint of format V2, which has old.ckpt.index"):
         find_prefix(tmp_path / "old.ckpt")

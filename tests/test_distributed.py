@@ -28,7 +28,9 @@ from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference import Predictions
 from fasthg.model import build_model
 from fasthg.restarts import Restarts
+from fasthg.resume import circumstances, differences, refuse_another_plan
 from fasthg.run import RunFolder
+from fasthg.signals import Signals
 from fasthg.step import TrainStep
 from fasthg.train import train
 
@@ -118,6 +120,19 @@ def test_a_killed_process_comes_back_and_the_run_ends_as_if_nothing_was(
     assert re.search(r"^resumed .*/checkpoints/step_0000000[2-5]\.pt: ", said, re.MULTILINE)
     assert result(again) == result(two)
     assert not list(tmp_path.glob(".restart-*"))
+
+
+def test_states_without_a_count_of_processes_are_of_one(mice: Path, tmp_path: Path) -> None:
+    config = tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=1)
+    found = circumstances(config, "d", None, torch.device("cpu"), {})
+    older = {k: v for k, v in found.items() if k != "processes"}
+    older["machine"] = {k: v for k, v in found["machine"].items() if k != "processes"}
+    refuse_another_plan(tmp_path, older, found)
+    assert differences(older, found) == []
+    with pytest.raises(DataError, match=r"here of 2 x BATCH_SIZE 4,"):
+        refuse_another_plan(
+            tmp_path, older, circumstances(config, "d", None, torch.device("cpu"), {}, 2)
+        )
 
 
 def _process_of_rank(rank: int, folder: Path) -> int:
@@ -233,6 +248,17 @@ def test_verbs_of_one_process_refuse_several(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "error: eval: runs in one process; start it without torchrun\n"
+
+
+def test_a_signal_that_comes_twice_ends_patiently() -> None:
+    """A scheduler signals every process, and torchrun hands its own on."""
+    with Signals(patient=True) as signals:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.stop == signal.SIGTERM
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_job_started_anew_finds_its_run(tmp_path: Path) -> None:

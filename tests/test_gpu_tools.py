@@ -16,6 +16,7 @@ import gpu_needs
 import gpu_probe
 import gpu_stages
 import gpu_tests
+import gpu_variants
 import pytest
 import torch
 from device_clock import DeviceClock
@@ -68,7 +69,7 @@ def test_a_dry_run_lists_every_stage(monkeypatch, capsys, repository, tmp_path):
         assert all(os.path.isfile(script) for script in scripts)
     # Two groups of timed stages never run at once, and measuring never fails by its limit.
     assert [stage.name for stage in stages if stage.group > 0 and stage.may_stop] == [
-        *("norm", "conv", "profile", "steps", "inference", "whole", "large"),
+        *("norm", "conv", "profile", "steps", "variants", "inference", "whole", "large"),
         *("compiled-2", "compiled-8"),
     ]
 
@@ -313,6 +314,12 @@ def test_every_operator_is_exercised(monkeypatch, capsys):
     monkeypatch.setattr(gpu_exercise, "heatmap_mse", lambda p, *_: p.square().sum((2, 3, 4)) / 2)
     assert gpu_exercise.main() == 1
     assert "heatmap_mse in float32: heatmap_mse: off by" in capsys.readouterr().out
+
+
+def test_a_variant_runs_small_on_a_cpu(capsys):
+    gpu_variants.measure("RECOMPUTE stack", CPU)
+    found = {f.unit: f.value for f in read_figures(capsys.readouterr().out)}
+    assert set(found) == {"ms", "loss of step 3"} and all(value > 0 for value in found.values())
 
 
 @pytest.mark.parametrize("probe", ["memory", "norm", "conv"])

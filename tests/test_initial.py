@@ -196,6 +196,7 @@ def test_files_that_are_no_weights(tmp_path: Path, weights: Path) -> None:
         ({"WEIGHTS": "w", "FREEZE": ["stack 2"]}, "no stack 2; NUM_STACKS is 2; stacks run"),
         ({"WEIGHTS": "w", "FREEZE": ["Stem", "stack 0", "stack  1"]}, "nothing is left to train"),
         ({"WEIGHTS": "w", "FREEZE": ["head"]}, "write stem, stack 0 or stack 0 body"),
+        ({"WEIGHTS": "w", "FREEZE": ["stack 00"]}, "write stem, stack 0 or stack 0 body"),
     ],
 )
 def test_keys_that_contradict(init, said: str) -> None:

@@ -325,6 +325,9 @@ class TestOnGpu:
         for got, wanted in zip(train(graph), train(eager), strict=True):
             torch.testing.assert_close(got, wanted, **close)
         torch.testing.assert_close(graph.flat.values, eager.flat.values, rtol=2e-2, atol=2e-3)
+        # The weights hardly move at that rate, whatever the gradient is.
+        apart = (graph.flat.gradient - eager.flat.gradient).norm() / eager.flat.gradient.norm()
+        assert apart < (5e-2 if "PRECISION" in keys else 1e-2)
         assert graph._replayed.captured is not None
 
     def test_batches_arrive_whole_while_steps_run(self) -> None:

@@ -79,11 +79,12 @@ def list_stages(root: Path, folder: Path, opcheck_needs: str | None = None) -> l
         # Whole networks, the stock one first, and last those that compile for minutes, in what time
         # is left.
         _networks(root, "steps", 10, 75, "bench_training_step", "cuda-8-8 or cuda-2-8"),
-        _networks(root, "inference", 11, 40, "bench_inference", "cuda-8-8 or cuda-2-8"),
-        _networks(root, "whole", 12, 75, "bench_end_to_end", "cuda-8-8"),
-        _networks(root, "large", 13, 100, "bench_training_step", "cuda-8-32 or cuda-8-64"),
-        _networks(root, "compiled-2", 14, 150, "bench_training_step", "cuda-2-8", compiled=True),
-        _networks(root, "compiled-8", 15, 300, "bench_training_step", "cuda-8-8", compiled=True),
+        Stage("variants", 11, 90, script("gpu_variants.py"), may_stop=True),
+        _networks(root, "inference", 12, 40, "bench_inference", "cuda-8-8 or cuda-2-8"),
+        _networks(root, "whole", 13, 75, "bench_end_to_end", "cuda-8-8"),
+        _networks(root, "large", 14, 100, "bench_training_step", "cuda-8-32 or cuda-8-64"),
+        _networks(root, "compiled-2", 15, 150, "bench_training_step", "cuda-2-8", compiled=True),
+        _networks(root, "compiled-8", 16, 300, "bench_training_step", "cuda-8-8", compiled=True),
     ]
     return stages
 

@@ -34,7 +34,7 @@ def refuse_ranks(verb: str) -> None:
     Raises:
         ConfigError: it did.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(f"{verb}: runs in one process; start it without torchrun")
 
 

@@ -241,5 +241,12 @@ def _machine(cfg: Config) -> Iterator[Problem]:
             "set STEP: auto",
             ("STEP",),
         )
+    if cfg.BATCHNORM_SYNC and cfg.STEP == "compile":
+        yield Problem(
+            "BATCHNORM_SYNC",
+            "does not go with STEP compile, which cannot wait for other processes",
+            "set STEP: auto",
+            ("STEP",),
+        )
     if cfg.STEP == "graph" and cfg.DEVICE == "cpu":
         yield Problem("STEP", "graph needs a GPU, and DEVICE is cpu", "set STEP: auto", ("DEVICE",))

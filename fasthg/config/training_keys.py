@@ -19,7 +19,7 @@ from fasthg.config.types import (
     wrong,
 )
 
-_BLOCK = re.compile(r"stem|stack \d+( body)?")
+_BLOCK = re.compile(r"stem|stack (0|[1-9][0-9]*)( body)?")
 
 
 def _block(value: object) -> object:

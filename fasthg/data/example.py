@@ -23,7 +23,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.data.wire import DELIMITED, FIXED32, SHORT, VARINT, fields, varint
+from fasthg.data.wire import (
+    DELIMITED,
+    FIXED32,
+    SHORT,
+    VARINT,
+    delimited,
+    encode_varint,
+    fields,
+    varint,
+)
 
 Span = tuple[int, int]
 Value = Sequence[bytes] | Sequence[int] | npt.NDArray[np.float32]
@@ -180,34 +189,18 @@ def ints(data: bytes, span: Span) -> list[int]:
     return found
 
 
-def _encode_varint(value: int) -> bytes:
-    value &= 0xFFFFFFFFFFFFFFFF
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _delimited(number: int, *parts: bytes) -> bytes:
-    return b"".join(
-        (_encode_varint(number << 3 | DELIMITED), _encode_varint(sum(map(len, parts))), *parts)
-    )
-
-
 def _encode_feature(value: Value) -> bytes:
     if isinstance(value, np.ndarray):
-        return _delimited(_FLOATS, _delimited(1, value.astype("<f4").tobytes()))
+        return delimited(_FLOATS, delimited(1, value.astype("<f4").tobytes()))
     if not value:
         return b""
     texts = [item for item in value if isinstance(item, bytes)]
     if texts:
-        return _delimited(_BYTES, *(_delimited(1, item) for item in texts))
+        return delimited(_BYTES, *(delimited(1, item) for item in texts))
     numbers = [int(item) for item in value]
     if min(numbers) < -(1 << 63) or max(numbers) >= 1 << 63:
         raise ValueError("an integer does not fit 64 bits")
-    return _delimited(_INTS, _delimited(1, *map(_encode_varint, numbers)))
+    return delimited(_INTS, delimited(1, *map(encode_varint, numbers)))
 
 
 def encode(values: Mapping[str, Value]) -> bytes:
@@ -217,7 +210,7 @@ def encode(values: Mapping[str, Value]) -> bytes:
     takes for a missing value. Raises ValueError for an integer of more than 64 bits.
     """
     entries: Iterable[bytes] = (
-        _delimited(1, _delimited(1, key.encode()), _delimited(2, _encode_feature(values[key])))
+        delimited(1, delimited(1, key.encode()), delimited(2, _encode_feature(values[key])))
         for key in sorted(values)
     )
-    return _delimited(1, *entries)
+    return delimited(1, *entries)

@@ -3,7 +3,7 @@
 An index is a folder of .npy files in the user's cache, which processes map into memory: the ranks
 of a node hold it once. Its name is a digest of path, size and times of every file, the number of
 parts and the code that read them, so an index of other files is never found. FASTHG_CACHE is the
-folder (`$XDG_CACHE_HOME/fasthg`, else `~/.cache/fasthg`); empty, nothing is kept.
+folder (`$XDG_CACHE_HOME/fasthg`, else `~/.cache/fasthg`), of one user; empty, nothing is kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _YOUNG_SECONDS = 2.0
 _UNUSED_SECONDS = 90 * 24 * 3600
 _TINY = 1 << 12
 # What decides what an index holds.
-_READERS = ("example", "gather", "index", "index_cache", "jpeg", "layout", "tfrecord")
+_READERS = ("example", "gather", "index", "index_cache", "jpeg", "layout", "tfrecord", "wire")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -1,4 +1,4 @@
-"""Protobuf's wire format: the fields of a message as spans of its bytes, without its schema."""
+"""Protobuf's wire format without schemas: the fields of a message as spans, and their bytes."""
 
 from __future__ import annotations
 
@@ -45,3 +45,25 @@ def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, i
             raise ValueError(f"field at byte {at} runs past its message")
         yield tag >> 3, wire, at, stop
         at = stop
+
+
+def encode_varint(value: int) -> bytes:
+    """A number as a varint; a negative one as its 64 bits."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def integer(number: int, value: int) -> bytes:
+    """Field `number` with a varint."""
+    return encode_varint(number << 3 | VARINT) + encode_varint(value)
+
+
+def delimited(number: int, *parts: bytes) -> bytes:
+    """Field `number` with the bytes of all parts, one behind the other."""
+    length = encode_varint(sum(map(len, parts)))
+    return b"".join((encode_varint(number << 3 | DELIMITED), length, *parts))

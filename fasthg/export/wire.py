@@ -13,30 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fasthg.data.wire import delimited, encode_varint, integer
+
 TYPES = {torch.float32: 1, torch.int32: 3, torch.bfloat16: 14, torch.float16: 19}
 """torch dtype -> number in `DataType`."""
 # Of TensorFlow 1.12 to 1.14: those that MARS may meet know every operator as it was then.
 PRODUCER = 27
 
-_VARINT, _BYTES = 0, 2
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # a negative number as 64 bits
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3 | _VARINT) + _varint(value)
-
 
 def _bytes(field: int, value: bytes | str) -> bytes:
-    data = value.encode() if isinstance(value, str) else value
-    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+    return delimited(field, value.encode() if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -51,25 +37,25 @@ Attribute = str | torch.dtype | Shape | Tensor | Sequence[int]
 
 
 def _shape(sides: Sequence[int]) -> bytes:
-    return b"".join(_bytes(2, _number(1, side)) for side in sides)
+    return b"".join(_bytes(2, integer(1, side)) for side in sides)
 
 
 def _tensor(tensor: Tensor) -> bytes:
     content = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     shape = _bytes(2, _shape(tensor.shape))
-    return _number(1, TYPES[tensor.dtype]) + shape + _bytes(4, content)
+    return integer(1, TYPES[tensor.dtype]) + shape + _bytes(4, content)
 
 
 def _attribute(value: Attribute) -> bytes:
     if isinstance(value, str):
         return _bytes(2, value)
     if isinstance(value, torch.dtype):
-        return _number(6, TYPES[value])
+        return integer(6, TYPES[value])
     if isinstance(value, Shape):
         return _bytes(7, _shape(value.sides))
     if isinstance(value, Tensor):
         return _bytes(8, _tensor(value))
-    return _bytes(1, _bytes(3, b"".join(map(_varint, value))))
+    return _bytes(1, _bytes(3, b"".join(map(encode_varint, value))))
 
 
 class GraphDef:
@@ -94,5 +80,5 @@ class GraphDef:
 
     def serialize(self) -> bytes:
         """The file's content."""
-        versions = _bytes(4, _number(1, PRODUCER))
+        versions = _bytes(4, integer(1, PRODUCER))
         return b"".join(_bytes(1, node) for node in self._nodes) + versions

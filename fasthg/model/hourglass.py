@@ -192,6 +192,9 @@ class StackedHourglass(nn.Module):
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.peers = peers
+            elif isinstance(module, Hourglass):
+                # Collectives stay in one order, on one stream.
+                module.beside = peers is None
 
     def freeze(self, blocks: Sequence[str]) -> None:
         """Leave blocks as they are from here on, see `block_modules`.

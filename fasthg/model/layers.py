@@ -270,12 +270,14 @@ class Hourglass(nn.Module):
         levels: how often the size is halved.
         channels: number of channels.
 
-    Attribute `fused`: as in `BatchNorm`, for halving and enlarging.
+    Attribute `fused`: as in `BatchNorm`, for halving and enlarging. Attribute `beside`: whether the
+    paths may run side by side in a CUDA graph.
     """
 
     def __init__(self, levels: int, channels: int) -> None:
         super().__init__()
         self.fused = "auto"
+        self.beside = True
         self.upper = Residual(channels, channels)
         self.lower1 = Residual(channels, channels)
         self.lower2: nn.Module = (
@@ -286,14 +288,14 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
-        branch = path_beside(x, self._levels)
+        branch = path_beside(x, self._levels) if self.beside else None
         if branch is None:
             upper: Tensor = self.upper(x)
         else:
             branch.wait_stream(torch.cuda.current_stream(x.device))
             with torch.cuda.stream(branch):
                 upper = self.upper(x)
-            if x.requires_grad:
+            if torch.is_grad_enabled():
                 # Its last reader is the backward of `upper`, on that stream.
                 x.record_stream(branch)
         lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))

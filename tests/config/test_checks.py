@@ -161,6 +161,13 @@ def test_frozen() -> None:
         Config().NUM_STACKS = 2  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("keys", [{"RECOMPUTE": "stack"}, {"BATCHNORM_SYNC": True}])
+def test_what_does_not_go_with_a_compiled_step(keys: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="does not go with STEP compile"):
+        Config(STEP="compile", **keys)
+    Config(**keys)
+
+
 def test_contradiction_is_reported_at_the_key_that_the_user_wrote(tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_text("NUM_STACKS: 1\nINPUT_SIZE: 128\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from multiprocessing import get_context
@@ -193,6 +194,20 @@ def test_what_cannot_be_read_or_written_is_made_anew(
     if damage != "folder":
         monkeypatch.setattr("fasthg.data.index._read", not_read)
         assert_same(RecordIndex.open(str(folder / "*"), PARTS), built)
+
+
+def test_every_reader_is_in_the_digest() -> None:
+    """What reads an index, by the imports of `gather` and `index` and of what they import."""
+    data = Path(index_cache.__file__).parent
+    todo, seen = ["gather", "index"], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            source = (data / f"{name}.py").read_text(encoding="utf-8")
+            todo += re.findall(r"^from fasthg\.data\.(\w+) import", source, re.MULTILINE)
+    # Records and what runs readers decide nothing that is in an index.
+    assert seen - set(index_cache._READERS) <= {"forks", "records"}
 
 
 def test_unused_indices_are_removed(folder: Path, kept: Path) -> None:
