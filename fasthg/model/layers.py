@@ -31,8 +31,8 @@ from fasthg.ops import (
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
 """Pixels of a batch from which FUSED: auto takes `residual_block` on a CPU, in float32, where
-keeping half the memory wins time. On a GPU it never does: on an H200 a step of 8 stacks takes a third
-longer with it. FUSED: on is for its memory, 0.6 to 0.85 of that without."""
+keeping half the memory wins time. On a GPU it never does: on an H200 a step of 8 stacks takes a
+third longer with it. FUSED: on is for its memory, 0.6 to 0.85 of that without."""
 
 
 UNBIASED = 1 << 62
