@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 COMPILER = os.environ.get("CXX") or "g++"
+LIBRARY = "emulated.so"
 
 
 class Targets(ctypes.Structure):
@@ -341,11 +344,21 @@ def compile_for_host(sources: Path, folder: Path, patterns: Sequence[str]) -> ct
         for pattern in patterns
         for path in ([pattern] if pattern.startswith("/") else sources.glob(pattern))
     )
-    library = folder / "emulated.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-DFASTHG_CUDA_EMULATION", "-Wall", "-Werror"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-DFASTHG_CUDA_EMULATION", "-Wall", "-Werror"]
     flags += ["-Wno-unknown-pragmas", "-I", str(sources), "-I", str(Path(__file__).parent)]
-    command = [COMPILER, *flags, "-x", "c++", *files, "-o", str(library), "-lpthread", "-ldl"]
+
+    def compiled(file: str) -> str:
+        target = str(folder / f"{Path(file).name}.o")
+        subprocess.run([COMPILER, *flags, "-x", "c++", "-c", file, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, files))
+    # Named as the library once it is whole: another process may look for it.
+    library, linked = folder / LIBRARY, folder / "linked.so"
+    command = [COMPILER, "-shared", *objects, "-o", str(linked), "-lpthread", "-ldl"]
     subprocess.run(command, check=True)
+    linked.rename(library)
     return ctypes.CDLL(str(library))
 
 
@@ -369,7 +382,16 @@ def build(repository: Path) -> Callable[..., ctypes.CDLL]:
 
 @pytest.fixture(scope="session")
 def library(build, tmp_path_factory) -> ctypes.CDLL:
-    return build(tmp_path_factory.mktemp("emulation"), ["*_cuda.cu", "*_cpu.cpp"])
+    patterns = ["*_cuda.cu", "*_cpu.cpp"]
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return build(tmp_path_factory.mktemp("emulation"), patterns)
+    # One for all workers of a run: it takes most of a minute.
+    folder = tmp_path_factory.getbasetemp().parent / "emulation"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        made = folder / LIBRARY
+        return ctypes.CDLL(str(made)) if made.exists() else build(folder, patterns)
 
 
 @pytest.fixture
