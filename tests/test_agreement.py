@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from fasthg.agreement import Crowd, measure, read_crowd, repair
 from fasthg.agreement.crowd import areas, without
 from fasthg.agreement.measure import against_others, median_variance
 from fasthg.agreement.tables import tables
-from fasthg.cli import main
 from fasthg.config import Config
 from fasthg.errors import DataError
 
@@ -268,19 +266,8 @@ def test_workers_are_known_by_name(project: Callable[..., Path]) -> None:
 
 
 @pytest.fixture
-def fasthg(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fasthg", "data", "agreement", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def fasthg(fasthg: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    return lambda *arguments: fasthg("data", "agreement", *arguments)
 
 
 def test_the_verb(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 from tf_bundle import write_bundle
 
 from fasthg.checkpoint import save_weights
-from fasthg.cli import main
 from fasthg.data.synthetic import render, write_dataset
 from fasthg.errors import ConfigError, DataError
 from fasthg.model import StackedHourglass
@@ -23,22 +21,6 @@ from fasthg.tf_import import read_checkpoint
 from fasthg.weights import load_model, trained
 
 CHECKPOINT = "mars/model/checkpoint_2stack_f32_with_slots/model.ckpt-1234"
-
-
-@pytest.fixture
-def fasthg(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fasthg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def variables(stacks: int = 1, **shape: int) -> dict[str, np.ndarray]:

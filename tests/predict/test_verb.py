@@ -17,7 +17,6 @@ from moving_dots import write_video
 from tiny_run import run as train
 from tiny_run import tiny
 
-from fasthg.cli import main
 from fasthg.config import Config
 from fasthg.data.convert import to_coco
 from fasthg.data.index import RecordIndex
@@ -34,21 +33,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Config
     )
     config = tiny(folder / "mice", folder / "runs", LOADER="portable")
     return train(config).run, config
-
-
-@pytest.fixture
-def fasthg(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fasthg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def film(path: Path, frames: int) -> Path:
