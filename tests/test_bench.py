@@ -81,7 +81,7 @@ def test_a_slow_loader_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> No
     paint = portable.Painter.paint
 
     def slowly(self: Any, *arguments: Any) -> str | None:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return paint(self, *arguments)
 
     monkeypatch.setattr(portable.Painter, "paint", slowly)
@@ -89,8 +89,8 @@ def test_a_slow_loader_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> No
     report = bench.bench(small(mice), 1.0)
     loading, both = report.figures["loader"], report.figures["both"]
     # Two batches lay ready when the measurement began: neither they nor the idle time count.
-    assert 5 < loading["images_per_s"] < 21
-    assert 5 < both["images_per_s"] < 21
+    assert 5 < loading["images_per_s"] < 10.5
+    assert 5 < both["images_per_s"] < 10.5
     assert 0.5 < both["wait_share"] <= 1
     assert report.limits == "loader"
     assert report.sentence.startswith("The loader limits: ")
