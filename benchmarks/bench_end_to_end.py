@@ -11,13 +11,13 @@ import pytest
 from race import race
 from reference.loader import reference_loader
 
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
-from fasthg.data.plan import Planner
-from fasthg.data.synthetic import write_dataset
-from fasthg.feed import Feeder
+from fasthg.data.prefetch import Feeder
+from fasthg.data.sampler import Planner
+from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.model import build_model
-from fasthg.step import TrainStep
+from fasthg.train.step import TrainStep
 
 WORKERS = 4  # of the recipe, as NUM_INPUT_THREADS of MARS
 

@@ -6,9 +6,9 @@ import networks
 import pytest
 from race import race
 
-from fasthg import inference
+from fasthg.inference import predictor as inference
 from fasthg.model import build_model
-from fasthg.step import choose_precision
+from fasthg.train.step import choose_precision
 
 
 @pytest.mark.slow

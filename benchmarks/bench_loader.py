@@ -14,10 +14,10 @@ from race import race
 from reference.loader import reference_loader
 
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, loader_choice, make_loader
-from fasthg.data.plan import Planner
-from fasthg.data.synthetic import write_dataset
+from fasthg.data.sampler import Planner
+from fasthg.data.synthetic.dataset import write_dataset
 
 BATCH, WORKERS, CORES = 32, 4, available_cores()
 # Workers finish at much the same time: whole turns of all of them are timed.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from race import race
 
-from fasthg.flat import FlatNetwork
 from fasthg.model import MovingStatistics, StackedHourglass, decayed_parameters
 from fasthg.model.layers import BatchNorm, Found
+from fasthg.train.flat_params import FlatNetwork
 
 STATISTICS = 121_728
 # Gathered (read and written), then running, batch and correction read and running written.

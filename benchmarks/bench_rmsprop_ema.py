@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from race import race
 
-from fasthg.flat import FlatNetwork
 from fasthg.model import StackedHourglass, decayed_parameters
 from fasthg.ops import rmsprop_ema
+from fasthg.train.flat_params import FlatNetwork
 
 WEIGHTS, STATISTICS = 25_278_904, 121_728
 # Weights, mean squares and averages are read and written, gradients read; and the statistics' part.

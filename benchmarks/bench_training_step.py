@@ -12,7 +12,7 @@ import torch
 from race import race
 
 from fasthg.model import build_model
-from fasthg.step import TrainStep
+from fasthg.train.step import TrainStep
 
 VARIANTS = ("fasthg, eager", "fasthg, FUSED on")
 

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import make_loader
-from fasthg.data.plan import Planner
-from fasthg.data.records import Record, encode
-from fasthg.data.tfrecord import write_frames
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import write_frames
+from fasthg.data.sampler import Planner
 
 PARTS, SIDE = 7, 64
 _TEMPLATES = 1000

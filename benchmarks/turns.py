@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fasthg.heap import peak_bytes
+from fasthg.runtime.process import peak_bytes
 
 if TYPE_CHECKING:
     from race import Race

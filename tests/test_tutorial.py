@@ -23,7 +23,7 @@ from moving_dots import write_video
 
 from fasthg.cli import main
 from fasthg.config import load_config
-from fasthg.data.synthetic import PART_NAMES, render
+from fasthg.data.synthetic.dataset import PART_NAMES, render
 
 # The fewest of which one is for validation.
 FRAMES = 20

@@ -33,12 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 import oracle
 from mutate import Mutator
 
-from fasthg.data import example, layout
-from fasthg.data.gather import Fault
-from fasthg.data.index import RecordIndex
-from fasthg.data.jpeg import image_fault, jpeg_size
-from fasthg.data.records import Record, decode, encode
-from fasthg.data.tfrecord import Damage, Frame, read_frames, salvage_frames
+from fasthg.data.index.gather import Fault
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records import example, layout
+from fasthg.data.records.jpeg import image_fault, jpeg_size
+from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records.tfrecord import Damage, Frame, read_frames, salvage_frames
 from fasthg.errors import DataError
 
 SLOW_S = 1.0

@@ -271,7 +271,7 @@ def probe_profile(device: torch.device) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from fasthg.model import build_model
-    from fasthg.step import TrainStep
+    from fasthg.train.step import TrainStep
 
     sizes: list[tuple[int, int]] = [(8, 8), (8, 32)] if on_gpu(device) else [(1, 1)]
     kind = torch.autograd.DeviceType.CUDA if on_gpu(device) else torch.autograd.DeviceType.CPU

@@ -17,10 +17,10 @@ import torch
 from device_clock import DeviceClock
 from gpu_report import figure
 
-from fasthg import step as step_module
-from fasthg.distributed import ALONE, open_world
 from fasthg.model import build_model, layers
-from fasthg.step import TrainStep
+from fasthg.runtime.distributed import ALONE, open_world
+from fasthg.train import step as step_module
+from fasthg.train.step import TrainStep
 
 KEYS: dict[str, dict[str, Any]] = {
     "default": {},

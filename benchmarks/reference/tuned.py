@@ -10,7 +10,7 @@ from reference.training import ReferenceTraining
 from torch import Tensor
 
 from fasthg.config import Config
-from fasthg.graph import Replayed
+from fasthg.runtime.cuda_graph import Replayed
 
 
 class TunedTraining(ReferenceTraining):

@@ -12,7 +12,7 @@ from fasthg.cli.common import AsJson, console, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fasthg.agreement.tables import Table
+    from fasthg.report.agreement.tables import Table
 
 _ROWS = 30
 """Rows of a table that a terminal shows."""
@@ -31,11 +31,11 @@ def agreement(
     ] = None,
 ) -> None:
     """Compare the workers of a MARS project; prints OKS_SIGMAS measured on them."""
-    from fasthg.agreement import measure, read_crowd
-    from fasthg.agreement.page import write
-    from fasthg.agreement.tables import as_dict, tables
-    from fasthg.checkpoint import write_text
-    from fasthg.run import plain
+    from fasthg.report.agreement import measure, read_crowd
+    from fasthg.report.agreement.page import write
+    from fasthg.report.agreement.tables import as_dict, tables
+    from fasthg.runs.checkpoint import write_text
+    from fasthg.runs.run_folder import plain
 
     found = measure(read_crowd(project), pixels_per_cm)
     if html is not None:

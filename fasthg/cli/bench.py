@@ -19,8 +19,8 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure loader, training step and both together: which one limits, and what to change."""
-    from fasthg.bench import bench as measure
     from fasthg.config import load_config
+    from fasthg.train.bench import bench as measure
 
     settings = load_config(config, list(overrides or []))
     if as_json:

@@ -22,10 +22,10 @@ def check(
     """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any."""
     from rich.table import Table
 
-    from fasthg.checkpoint import write_text
     from fasthg.config import load_config
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
+    from fasthg.runs.checkpoint import write_text
 
     settings = load_config(config, list(overrides or []))
     splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}

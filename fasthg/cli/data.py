@@ -27,7 +27,7 @@ def synth(
     height: Annotated[int, typer.Option(min=128, help="Frame height, px.")] = 384,
 ) -> None:
     """Render a data set in MARS's format: two mice with 7 parts in a cage."""
-    from fasthg.data.synthetic import write_dataset
+    from fasthg.data.synthetic.dataset import write_dataset
 
     frames = {"train": train_frames, "val": val_frames, "test": test_frames}
     frames = {split: count for split, count in frames.items() if count}

@@ -42,10 +42,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the best weights of a run as a file for another runtime."""
-    from fasthg import export as exporting
-    from fasthg.project import moved, newest_run
-    from fasthg.run import RunFolder
-    from fasthg.weights import trained
+    from fasthg.interop import export as exporting
+    from fasthg.interop.mars_project import moved, newest_run
+    from fasthg.runs.run_folder import RunFolder
+    from fasthg.runs.weights import trained
 
     if not to:
         raise ConfigError(f"--to: not given; use one of {', '.join(exporting.FORMATS)}")

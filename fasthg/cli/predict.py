@@ -69,11 +69,11 @@ def predict(
     Without --boxes or --track the whole frame is one animal's box; records have boxes.
     """
     from fasthg.data.boxes import GROWTH
-    from fasthg.predict.job import Options
-    from fasthg.predict.several import predict_all
-    from fasthg.project import find_project, newest_run
-    from fasthg.run import RunFolder
-    from fasthg.weights import SUFFIX, trained
+    from fasthg.inference.video.job import Options
+    from fasthg.inference.video.several import predict_all
+    from fasthg.interop.mars_project import find_project, newest_run
+    from fasthg.runs.run_folder import RunFolder
+    from fasthg.runs.weights import SUFFIX, trained
 
     given = list(inputs or [])
     # In a project, what is there and no run is the first input.

@@ -24,11 +24,11 @@ def preview(
     ] = None,
 ) -> None:
     """Draw crops with their targets, before and after each augmentation that is on."""
-    from fasthg.checkpoint import write_atomically
     from fasthg.config import load_config
-    from fasthg.data.index import RecordIndex
+    from fasthg.data.index.record_index import RecordIndex
     from fasthg.data.preview import make_preview
     from fasthg.data.preview.sheet import as_page, as_png
+    from fasthg.runs.checkpoint import write_atomically
 
     kind = out.suffix.lower()
     if kind not in (".png", ".html"):

@@ -40,12 +40,12 @@ def train(
     if hasattr(signal, "SIGUSR1"):
         # While it trains it saves; before and after it would be the end.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from fasthg import evaluate as evaluation
     from fasthg import report
-    from fasthg import train as training
     from fasthg.config import load_config
-    from fasthg.project import moved, plan
-    from fasthg.run import RunFolder
+    from fasthg.interop.mars_project import moved, plan
+    from fasthg.report import evaluate as evaluation
+    from fasthg.runs.run_folder import RunFolder
+    from fasthg.train import trainer as training
 
     config, given = first_argument(config, overrides)
     out = console()
@@ -70,7 +70,7 @@ def train(
         for line in found.lines:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
-        from fasthg.dry_run import dry_run as try_out
+        from fasthg.train.dry_run import dry_run as try_out
 
         if try_out(settings, out, source=source) is None:
             raise typer.Exit(130)
@@ -115,11 +115,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the best weights of a run, or a file's; writes metrics, predictions and pictures."""
-    from fasthg import evaluate as evaluation
     from fasthg import report
-    from fasthg.project import moved, newest_run
-    from fasthg.run import RunFolder
-    from fasthg.weights import trained
+    from fasthg.interop.mars_project import moved, newest_run
+    from fasthg.report import evaluate as evaluation
+    from fasthg.runs.run_folder import RunFolder
+    from fasthg.runs.weights import trained
 
     run, given = first_argument(run, overrides)
     folder = newest_run(given, Path()) if run is None else trained(Path(run))

@@ -40,8 +40,8 @@ def import_tf(
 
     The file is like the best weights of a run: predict, eval and INIT.WEIGHTS take it.
     """
-    from fasthg.tf_import import read_checkpoint
-    from fasthg.weights import SUFFIX
+    from fasthg.interop.tf_import import read_checkpoint
+    from fasthg.runs.weights import SUFFIX
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"-o {out}: other verbs know weights by their name; end it in {SUFFIX}")

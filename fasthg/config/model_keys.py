@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fasthg.config.types import AsList, AsOptionalList, Flag, FreeForm, LowerCase, Real, Text, Whole
+from fasthg.config.types import (
+    AsList,
+    AsOptionalList,
+    Flag,
+    FreeForm,
+    LowerCase,
+    Real,
+    Text,
+    Whole,
+)
 
 
 class Section(BaseModel):

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.config import Config
-from fasthg.data.philox import uniforms
+from fasthg.data.rng import uniforms
 
 # Values of Draws.colour. The letters are gamma, brightness and contrast in the order applied.
 COLOUR_NONE, COLOUR_GBCG, COLOUR_BCG, COLOUR_CBG, COLOUR_FAST = range(5)

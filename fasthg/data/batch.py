@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fasthg.data.plan import BatchPlan
+from fasthg.data.sampler import BatchPlan
 
 READ_BY_STEP = ("images", "keypoints", "visibility", "sigmas")
 """What the network and its loss read; the rest of a batch is of use on the host alone."""

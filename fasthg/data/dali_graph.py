@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE
-from fasthg.data.pixels import BLUR_WINDOW, smoothing_radius
-from fasthg.data.plan import BatchPlan
+from fasthg.data.augment_ops import BLUR_WINDOW, smoothing_radius
+from fasthg.data.sampler import BatchPlan
 
 
 def graph_inputs(encoded: list[bytes], plan: BatchPlan, decode_window: bool) -> tuple[Any, ...]:

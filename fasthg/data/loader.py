@@ -12,8 +12,8 @@ import torch
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
-from fasthg.data.jpeg import image_fault
-from fasthg.data.plan import Planner
+from fasthg.data.records.jpeg import image_fault
+from fasthg.data.sampler import Planner
 from fasthg.errors import ConfigError, EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def make_loader(
     threads = min(cfg.NUM_INPUT_THREADS, available_cores())
     chosen = kind or loader_choice(cfg, device)[0]
     if chosen == "dali" and kind is None and cfg.LOADER == "auto":
-        from fasthg.data.dali import import_dali
+        from fasthg.data.dali_loader import import_dali
 
         try:
             import_dali()
@@ -77,11 +77,11 @@ def make_loader(
             log.warning("%s; the portable loader serves", error)
             chosen = "portable"
     if chosen == "portable":
-        from fasthg.data.portable import PortableLoader
+        from fasthg.data.opencv_loader import PortableLoader
 
         return PortableLoader(planner, threads)
     if chosen == "dali":
-        from fasthg.data.dali import DaliLoader, window_decoding_works
+        from fasthg.data.dali_loader import DaliLoader, window_decoding_works
 
         windows = True
         if device.type == "cuda":

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, available_cores, make_loader
-from fasthg.data.plan import Planner
+from fasthg.data.sampler import Planner
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fasthg.model.branches import weight_gradients_beside
-from fasthg.model.folded import fold_batch_norm
+from fasthg.model.cuda_streams import weight_gradients_beside
+from fasthg.model.fold_bn import fold_batch_norm
 from fasthg.model.hourglass import StackedHourglass, build_model
 from fasthg.model.layers import collect_statistics, decayed_parameters
-from fasthg.model.statistics import MovingStatistics
+from fasthg.model.running_stats import MovingStatistics
 
 __all__ = [
     "MovingStatistics",

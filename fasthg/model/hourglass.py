@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fasthg.model.branches import joined
+from fasthg.model.cuda_streams import joined
 from fasthg.model.layers import (
     HOURGLASS_LEVELS,
     BatchNorm,
@@ -20,7 +20,7 @@ from fasthg.model.layers import (
     collect_statistics,
     halve,
 )
-from fasthg.model.sync_norm import Peers
+from fasthg.model.sync_batchnorm import Peers
 from fasthg.ops import conv1x1_act, serves
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasthg.model.branches import convolve, path_beside
+from fasthg.model.cuda_streams import convolve, path_beside
 from fasthg.model.fused import runs_fused
-from fasthg.model.sync_norm import Peers, sync_norm
+from fasthg.model.sync_batchnorm import Peers, sync_norm
 from fasthg.ops import (
     bn_act,
     bn_act_inference,

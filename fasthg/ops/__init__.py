@@ -5,7 +5,7 @@ Usable alone: nothing here needs the rest of fasthg.
 
 from __future__ import annotations
 
-from fasthg.ops._native import OpPath, paths, serves
+from fasthg.ops._extension import OpPath, paths, serves
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.bn_fold import bn_fold, bn_fold_backward
 from fasthg.ops.channel_covariance import channel_covariance

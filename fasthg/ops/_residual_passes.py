@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fasthg.ops import _maps
+from fasthg.ops import _layout
 from fasthg.ops.bn_act import gradients as bn_gradients
 from fasthg.ops.bn_act import infer as bn_infer
 from fasthg.ops.bn_act import moments as bn_moments
@@ -41,7 +41,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     real = arithmetic_dtype(a.dtype)
     if a.is_cuda and a.dtype != real:
         rows_a, rows_b = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
-        return _maps.wide_product(rows_a, rows_b)
+        return _layout.wide_product(rows_a, rows_b)
     # On a CPU oneDNN's gradient of a convolution is quicker than a product of its matrices.
     weight = a.new_empty(a.shape[1], b.shape[1], 1, 1)
     _, of_weight, _ = torch.ops.aten.convolution_backward(

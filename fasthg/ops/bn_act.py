@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native, reference
+from fasthg.ops import _extension, _layout, reference
 
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation.
@@ -45,10 +45,11 @@ def _launch(
     parts = min(_MAXIMUM_PARTS, -(-rows // _ROWS_PER_PART))
     # The kernels get bare addresses: these must live until the launch.
     beta, gamma = (
-        None if t is None else _native.as_dtype(t, mean.dtype).contiguous() for t in (beta, gamma)
+        None if t is None else _extension.as_dtype(t, mean.dtype).contiguous()
+        for t in (beta, gamma)
     )
     workspace = mean.new_empty(parts * 2 * channels)
-    norm = _native.native.BatchNorm(
+    norm = _extension.native.BatchNorm(
         beta=0 if beta is None else beta.data_ptr(),
         gamma=0 if gamma is None else gamma.data_ptr(),
         mean=mean.data_ptr(),
@@ -63,7 +64,7 @@ def _launch(
         on_chip=rows <= _ON_CHIP_ROWS,
     )
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
-    _native.launch(name, x, norm, x.data_ptr(), *addresses)
+    _extension.launch(name, x, norm, x.data_ptr(), *addresses)
 
 
 def _run(
@@ -82,19 +83,19 @@ def _run(
         if not frozen:
             mean.zero_()
             var.zero_()
-        return _maps.empty_like(x)
-    if not _native.serves(x):
+        return _layout.empty_like(x)
+    if not _extension.serves(x):
         if not frozen:
             for out, value in zip((mean, var), reference.moments(x), strict=True):
                 out.copy_(value)
-        return _maps.empty_like(x).copy_(
+        return _layout.empty_like(x).copy_(
             reference.normalise(x, mean, var, beta, gamma, residual, relu=relu, eps=eps)
         )
-    read = _maps.readable(x, x.dtype)
-    added = None if residual is None else _maps.readable(residual, x.dtype)
-    y = _maps.empty_like(read)
+    read = _layout.readable(x, x.dtype)
+    added = None if residual is None else _layout.readable(residual, x.dtype)
+    y = _layout.empty_like(read)
     _launch("bn_act", read, beta, gamma, mean, var, relu, frozen, eps, added, y)
-    return _native.as_dtype(y, x.dtype)
+    return _extension.as_dtype(y, x.dtype)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,10 +103,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _channel_values(x), _channel_values(x)
     if not x.numel():
         return mean.zero_(), var.zero_()
-    if not _native.serves(x):
+    if not _extension.serves(x):
         return reference.moments(x)
     _launch(
-        "bn_act", _maps.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, None, None
+        "bn_act", _layout.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, None, None
     )
     return mean, var
 
@@ -135,7 +136,7 @@ def infer(
 ) -> Tensor:
     """`bn_act_inference` without checks and gradients, for operators that contain it."""
     work = reference.arithmetic_dtype(x.dtype)
-    mean, var = (_native.as_dtype(t, work).contiguous() for t in (mean, var))
+    mean, var = (_extension.as_dtype(t, work).contiguous() for t in (mean, var))
     return _run(x, beta, gamma, residual, mean, var, relu, True, eps)
 
 
@@ -154,31 +155,31 @@ def gradients(
     """Gradients of x, beta, gamma and, behind a ReLU, the residual (else empty)."""
     of_beta, of_gamma = _channel_values(x), _channel_values(x)
     if not x.numel():
-        of_x = _maps.empty_like(x)
+        of_x = _layout.empty_like(x)
         return of_x, of_beta.zero_(), of_gamma.zero_(), _of_residual(x, y)
-    mean, var = (_native.as_dtype(t, of_beta.dtype).contiguous() for t in (mean, var))
-    if not _native.serves(x):
+    mean, var = (_extension.as_dtype(t, of_beta.dtype).contiguous() for t in (mean, var))
+    if not _extension.serves(x):
         found = reference.bn_act_backward(
             of_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
         )
-        outs = (_maps.empty_like(x), of_beta, of_gamma, _of_residual(x, y))
+        outs = (_layout.empty_like(x), of_beta, of_gamma, _of_residual(x, y))
         for out, value in zip(outs, found, strict=True):
             if out.numel():
                 out.copy_(value)
         return outs
-    read, incoming = _maps.readable(x, x.dtype), _maps.readable(of_y, x.dtype)
-    result = None if y is None else _maps.readable(y, x.dtype)
-    of_x, of_residual = _maps.empty_like(read), _of_residual(read, y)
+    read, incoming = _layout.readable(x, x.dtype), _layout.readable(of_y, x.dtype)
+    result = None if y is None else _layout.readable(y, x.dtype)
+    of_x, of_residual = _layout.empty_like(read), _of_residual(read, y)
     behind = None if y is None else of_residual
     maps = (result, incoming, of_x, behind, of_beta, of_gamma)
     _launch("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
-    of_x, of_residual = (_native.as_dtype(t, x.dtype) for t in (of_x, of_residual))
+    of_x, of_residual = (_extension.as_dtype(t, x.dtype) for t in (of_x, of_residual))
     return of_x, of_beta, of_gamma, of_residual
 
 
 def _of_residual(x: Tensor, y: Tensor | None) -> Tensor:
     """Room for the residual's gradient, or nothing where it is that of the result."""
-    return x.new_empty(0) if y is None else _maps.empty_like(x)
+    return x.new_empty(0) if y is None else _layout.empty_like(x)
 
 
 def _save(
@@ -210,9 +211,11 @@ def _spread(ctx: Any, of_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
     of_residual = of_y if y is None else masked
     return (
         of_x,
-        _native.as_dtype(of_beta, beta.dtype),
-        None if gamma is None else _native.as_dtype(of_gamma, gamma.dtype),
-        None if ctx.residual_dtype is None else _native.as_dtype(of_residual, ctx.residual_dtype),
+        _extension.as_dtype(of_beta, beta.dtype),
+        None if gamma is None else _extension.as_dtype(of_gamma, gamma.dtype),
+        None
+        if ctx.residual_dtype is None
+        else _extension.as_dtype(of_residual, ctx.residual_dtype),
     )
 
 
@@ -244,28 +247,28 @@ def _backward_infer(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
     return of_x, None, None, *others, None, None
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "bn_act(Tensor x, Tensor beta, Tensor? gamma, Tensor? residual, bool relu, float eps)"
     " -> (Tensor, Tensor, Tensor)",
     train,
-    lambda x, *others: (_maps.empty_like(x), _channel_values(x), _channel_values(x)),
+    lambda x, *others: (_layout.empty_like(x), _channel_values(x), _channel_values(x)),
     setup_context=_setup_train,
     backward=_backward_train,
 )
-_infer_operator = _native.register(
+_infer_operator = _extension.register(
     "bn_act_inference(Tensor x, Tensor mean, Tensor var, Tensor beta, Tensor? gamma,"
     " Tensor? residual, bool relu, float eps) -> Tensor",
     infer,
-    lambda x, *others: _maps.empty_like(x),
+    lambda x, *others: _layout.empty_like(x),
     setup_context=_setup_infer,
     backward=_backward_infer,
 )
-_backward_operator = _native.register(
+_backward_operator = _extension.register(
     "bn_act_backward(Tensor of_y, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor beta,"
     " Tensor? gamma, bool relu, bool frozen, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     gradients,
     lambda of_y, x, y, *others: (
-        _maps.empty_like(x),
+        _layout.empty_like(x),
         _channel_values(x),
         _channel_values(x),
         _of_residual(x, y),
@@ -275,7 +278,7 @@ _backward_operator = _native.register(
 
 def _check(op: str, x: Tensor, channels: dict[str, Tensor | None], residual: Tensor | None) -> None:
     """Check shapes, dtype and devices; raises ValueError."""
-    _maps.check(op, "x", x)
+    _layout.check(op, "x", x)
     expected = dict.fromkeys(channels, (x.shape[1],)) | {"residual": tuple(x.shape)}
     for name, tensor in {**channels, "residual": residual}.items():
         if tensor is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _extension, reference
 
 
 def _launch(
@@ -18,7 +18,7 @@ def _launch(
     *others: Tensor | int,
 ) -> None:
     """Run a kernel; all tensors lie without gaps. `others` are the launcher's further arguments."""
-    fold = _native.native.BnFold(
+    fold = _extension.native.BnFold(
         weight=weight.data_ptr(),
         mean=moments[0].data_ptr(),
         covariance=moments[1].data_ptr(),
@@ -27,15 +27,15 @@ def _launch(
         outputs=weight.shape[0],
         inputs=weight.shape[1],
         eps=eps,
-        folded_dtype=_native.DTYPE_CODES[dtype],
+        folded_dtype=_extension.DTYPE_CODES[dtype],
     )
     arguments = [t.data_ptr() if isinstance(t, Tensor) else t for t in others]
-    _native.launch(name, weight, fold, *arguments)
+    _extension.launch(name, weight, fold, *arguments)
 
 
 def _serves(weight: Tensor) -> bool:
     """Whether there is a kernel: on the CPU torch's few small products leave nothing to gain."""
-    return weight.device.type == "cuda" and weight.numel() > 0 and _native.serves(weight)
+    return weight.device.type == "cuda" and weight.numel() > 0 and _extension.serves(weight)
 
 
 def _room(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -97,14 +97,14 @@ def gradients(
     return outs
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "bn_fold(Tensor weight, Tensor mean, Tensor covariance, Tensor beta, float eps,"
     " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     run,
     lambda weight, mean, covariance, beta, eps, dtype: _room(weight, dtype),
     cpu="a few small products of torch leave nothing to gain",
 )
-_backward_operator = _native.register(
+_backward_operator = _extension.register(
     "bn_fold_backward(Tensor product, Tensor total, Tensor weight, Tensor mean, Tensor covariance,"
     " Tensor mean_out, Tensor var_out, SymInt rows, float eps, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
@@ -124,7 +124,7 @@ def _check(
         raise ValueError(f"{op}: weight: expected (outputs, inputs), got {tuple(weight.shape)}")
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: weight: expected float32 or float64, got {weight.dtype}")
-    if dtype not in _native.DTYPE_CODES:
+    if dtype not in _extension.DTYPE_CODES:
         raise ValueError(f"{op}: dtype: expected a floating dtype with kernels, got {dtype}")
     sizes = dict(zip("oi", weight.shape, strict=True))
     for name, (tensor, letters) in {"weight": (weight, "oi"), **like}.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native, reference
+from fasthg.ops import _extension, _layout, reference
 
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation. Rows of a part at least, and parts at most; a GPU
@@ -24,7 +24,7 @@ def _room(x: Tensor) -> tuple[Tensor, Tensor]:
 def _serves(x: Tensor) -> bool:
     """Whether there is a kernel; of float32 and float64 on CUDA torch's own product is one."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return _native.serves(x) and not (wide and x.device.type == "cuda")
+    return _extension.serves(x) and not (wide and x.device.type == "cuda")
 
 
 def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,14 +38,14 @@ def run(x: Tensor) -> tuple[Tensor, Tensor]:
         for out, value in zip((mean, covariance), found, strict=True):
             out.copy_(value)
         return mean, covariance
-    read = _maps.readable(x, x.dtype)
+    read = _layout.readable(x, x.dtype)
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     least, most = _PARTS[x.device.type]
     parts = min(most, -(-rows // least))
     workspace = mean.new_empty(parts * (channels + 1) * channels)
     addresses = [t.data_ptr() for t in (workspace, mean, covariance)]
     shape = (rows, channels, parts)
-    _native.launch("channel_covariance", read, read.data_ptr(), *shape, *addresses)
+    _extension.launch("channel_covariance", read, read.data_ptr(), *shape, *addresses)
     return mean, covariance
 
 
@@ -64,7 +64,7 @@ def _backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
     return of_x.to(x.dtype).permute(0, 3, 1, 2)
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "channel_covariance(Tensor x) -> (Tensor, Tensor)",
     run,
     _room,
@@ -108,6 +108,6 @@ def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: wrong shape, not floating.
     """
-    _maps.check("channel_covariance", "x", x)
+    _layout.check("channel_covariance", "x", x)
     mean, covariance = _operator(x)
     return mean, covariance

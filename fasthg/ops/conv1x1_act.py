@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native, reference
+from fasthg.ops import _extension, _layout, reference
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 def _room(x: Tensor, channels: int) -> Tensor:
-    return _maps.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
+    return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
 def _rows(maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,7 +54,7 @@ def _on_tensor_cores(
     # The kernel gets bare addresses: these lists must live until the launch.
     read = [*maps, *weights, _real(x, bias)]
     addresses = [0 if t is None else t.data_ptr() for t in read]
-    described = _native.native.Conv1x1(
+    described = _extension.native.Conv1x1(
         **dict(zip(("x", "x2", "residual", "weight", "weight2", "bias"), addresses, strict=True)),
         y=y.data_ptr(),
         rows=y.numel() // y.shape[1],
@@ -63,7 +63,7 @@ def _on_tensor_cores(
         outputs=y.shape[1],
         relu=relu,
     )
-    _native.launch("conv1x1_act", x, described)
+    _extension.launch("conv1x1_act", x, described)
     return y
 
 
@@ -122,7 +122,7 @@ def run(
     given = (x, weight, bias, residual, x2, weight2, relu)
     if not x.numel() or not weight.shape[0]:
         pass
-    elif x.device.type == "cuda" and x.dtype in _HALVES and _native.serves(x):
+    elif x.device.type == "cuda" and x.dtype in _HALVES and _extension.serves(x):
         return _on_tensor_cores(*given)
     elif _onednn_serves(x):
         return _in_onednn(*given)
@@ -145,16 +145,16 @@ def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         of_y, x = of_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
         if wide and weight.dtype == torch.float32:
-            product = _maps.wide_product(_whole_chunks(of_y), _whole_chunks(x))
+            product = _layout.wide_product(_whole_chunks(of_y), _whole_chunks(x))
             return product[: of_y.shape[1], : x.shape[1]].contiguous()
         return torch.mm(of_y.t(), x).to(weight.dtype)
 
 
 def _sum(rows: Tensor) -> Tensor:
     """The sum of rows, at least in float32."""
-    if rows.device.type == "cuda" and rows.dtype in _HALVES and _maps.KEEPS_SUMS:
+    if rows.device.type == "cuda" and rows.dtype in _HALVES and _layout.KEEPS_SUMS:
         # A product is several times quicker there than torch's sum over rows.
-        return _maps.wide_product(rows.new_ones(len(rows), 1), rows)[0]
+        return _layout.wide_product(rows.new_ones(len(rows), 1), rows)[0]
     return rows.sum(0, dtype=reference.arithmetic_dtype(rows.dtype))
 
 
@@ -192,7 +192,7 @@ def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "conv1x1_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? x2,"
     " Tensor? weight2, bool relu) -> Tensor",
     run,
@@ -205,7 +205,7 @@ _operator = _native.register(
 
 def _matrix(name: str, x: Tensor, weight: Tensor) -> Tensor:
     """A weight as (out, in), after checks of it and its x; raises ValueError."""
-    _maps.check("conv1x1_act", name, x)
+    _layout.check("conv1x1_act", name, x)
     of_kernel = weight.dim() == 4 and weight.shape[2:] == (1, 1)
     if not (weight.dim() == 2 or of_kernel) or weight.shape[1] != x.shape[1]:
         raise ValueError(

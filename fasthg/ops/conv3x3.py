@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native, reference
+from fasthg.ops import _extension, _layout, reference
 
 PANEL = 16
 POINTS = 36
@@ -30,7 +30,7 @@ def _tiles(maps: Tensor) -> int:
 
 def _serves(x: Tensor) -> bool:
     of_kernel = x.is_cpu and x.dtype == torch.float32
-    return of_kernel and _tiles(x) >= FEWEST_TILES and _native.serves(x)
+    return of_kernel and _tiles(x) >= FEWEST_TILES and _extension.serves(x)
 
 
 def _memory_shape(maps: Tensor) -> tuple[int, int, int, int]:
@@ -44,7 +44,7 @@ def _workspace(x: Tensor, outputs: int, parts: int = 1) -> Tensor:
 
 
 def _room(x: Tensor, channels: int) -> Tensor:
-    return _maps.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
+    return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
 def _launch(
@@ -52,8 +52,8 @@ def _launch(
 ) -> Tensor:
     """Convolve with taps that begin `first` elements into weight and lie `strides` apart."""
     # The kernel gets bare addresses: these must live until the launch.
-    read, y, workspace = _maps.readable(x, x.dtype), _room(x, outputs), _workspace(x, outputs)
-    _native.launch(
+    read, y, workspace = _layout.readable(x, x.dtype), _room(x, outputs), _workspace(x, outputs)
+    _extension.launch(
         "conv3x3",
         read,
         read.data_ptr(),
@@ -112,12 +112,12 @@ def of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return found.zero_()
     if not _serves(x):
         return found.copy_(_torch_backward(of_y, x, weight, [False, True, False])[1])
-    read = [_maps.readable(t, x.dtype) for t in (x, of_y)]
-    out = _native.as_dtype(found, x.dtype)
+    read = [_layout.readable(t, x.dtype) for t in (x, of_y)]
+    out = _extension.as_dtype(found, x.dtype)
     outputs = of_y.shape[1]
     parts = min(max(_tiles(x) // PART, 1), MOST_PARTS)
     workspace = _workspace(x, outputs, parts)
-    _native.launch(
+    _extension.launch(
         "conv3x3_weight_backward",
         x,
         read[0].data_ptr(),
@@ -129,7 +129,7 @@ def of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         out.data_ptr(),
         out.stride(),
     )
-    return _native.as_dtype(out, weight.dtype)
+    return _extension.as_dtype(out, weight.dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,7 +156,7 @@ def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor",
     run,
     lambda x, weight, bias, relu: _room(x, weight.shape[0]),
@@ -164,12 +164,12 @@ _operator = _native.register(
     backward=_backward,
     cuda="cuDNN has the tensor cores; ours is for float32 on a CPU",
 )
-_input_backward = _native.register(
+_input_backward = _extension.register(
     "conv3x3_input_backward(Tensor of_y, Tensor weight) -> Tensor",
     of_x,
     lambda of_y, weight: _room(of_y, weight.shape[1]),
 )
-_weight_backward = _native.register(
+_weight_backward = _extension.register(
     "conv3x3_weight_backward(Tensor of_y, Tensor x, Tensor weight) -> Tensor",
     of_weight,
     lambda of_y, x, weight: torch.empty_like(weight),
@@ -207,7 +207,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool
     Raises:
         ValueError: wrong shape, mixed devices, not floating.
     """
-    _maps.check("conv3x3", "x", x)
+    _layout.check("conv3x3", "x", x)
     if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
         raise ValueError(
             f"conv3x3: weight: expected (out, {x.shape[1]}, 3, 3), got {tuple(weight.shape)}"

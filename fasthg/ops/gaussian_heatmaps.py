@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, _targets, reference
+from fasthg.ops import _extension, _gaussian_targets, reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,28 +48,28 @@ def _implementation(
     channels_last: bool,
 ) -> Tensor:
     work = reference.arithmetic_dtype(dtype)
-    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
+    keypoints, sigmas, visibility = _gaussian_targets.normalise(keypoints, sigmas, visibility, work)
     # The CPU kernels write float32 and float64 only.
     stored = work if keypoints.device.type == "cpu" else dtype
     heatmaps = _empty(keypoints, height, width, stored, channels_last)
-    if not _native.serves(heatmaps):
+    if not _extension.serves(heatmaps):
         heatmaps.copy_(
             reference.gaussian_heatmaps(
                 keypoints, sigmas, height, width, visibility, subpixel=subpixel
             )
         )
     elif heatmaps.numel():
-        _native.launch(
+        _extension.launch(
             "gaussian_heatmaps",
             heatmaps,
-            _targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),
+            _gaussian_targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),
             heatmaps.data_ptr(),
             channels_last,
         )
-    return _native.as_dtype(heatmaps, dtype)
+    return _extension.as_dtype(heatmaps, dtype)
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "gaussian_heatmaps(Tensor keypoints, Tensor sigmas, Tensor? visibility, SymInt height,"
     " SymInt width, bool subpixel, ScalarType dtype, bool channels_last) -> Tensor",
     _implementation,
@@ -149,8 +149,8 @@ def gaussian_heatmaps(
     """
     from_numpy = not isinstance(keypoints, Tensor)
     if from_numpy:
-        keypoints, sigmas, visibility = _targets.as_tensors(keypoints, sigmas, visibility)
-    _targets.check_targets("gaussian_heatmaps", keypoints, sigmas, visibility)
+        keypoints, sigmas, visibility = _gaussian_targets.as_tensors(keypoints, sigmas, visibility)
+    _gaussian_targets.check_targets("gaussian_heatmaps", keypoints, sigmas, visibility)
     height, width = (size, size) if isinstance(size, int) else size
     if height < 0 or width < 0:
         raise ValueError(f"gaussian_heatmaps: size: expected >= 0, got {(height, width)}")

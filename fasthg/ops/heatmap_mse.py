@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, _targets, reference
+from fasthg.ops import _extension, _gaussian_targets, reference
 
 
 def _is_channels_last(predictions: Tensor) -> bool | None:
@@ -56,10 +56,10 @@ def _launch(
     if channels_last is None:
         predictions, channels_last = predictions.contiguous(), False
     stacks, _, _, height, width = predictions.shape
-    _native.launch(
+    _extension.launch(
         name,
         predictions,
-        _targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),
+        _gaussian_targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),
         stacks,
         predictions.data_ptr(),
         predictions.stride(0),
@@ -83,8 +83,10 @@ def _forward(
     subpixel: bool,
 ) -> Tensor:
     loss = _empty_loss(predictions)
-    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, loss.dtype)
-    if not _native.serves(predictions):
+    keypoints, sigmas, visibility = _gaussian_targets.normalise(
+        keypoints, sigmas, visibility, loss.dtype
+    )
+    if not _extension.serves(predictions):
         return reference.heatmap_mse(predictions, keypoints, sigmas, visibility, subpixel=subpixel)
     if not predictions.numel():
         return loss.zero_()
@@ -103,10 +105,10 @@ def _gradient(
 ) -> Tensor:
     gradient = _empty_gradient(predictions)
     work = reference.arithmetic_dtype(predictions.dtype)
-    keypoints, sigmas, visibility = _targets.normalise(keypoints, sigmas, visibility, work)
+    keypoints, sigmas, visibility = _gaussian_targets.normalise(keypoints, sigmas, visibility, work)
     # It comes with any strides, 0 among them: `.sum()` sends one number expanded.
     of_loss = of_loss.to(work).contiguous()
-    if not _native.serves(predictions):
+    if not _extension.serves(predictions):
         height, width = predictions.shape[3:]
         targets = reference.gaussian_heatmaps(
             keypoints, sigmas, height, width, visibility, subpixel=subpixel
@@ -144,7 +146,7 @@ def _backward_twice(ctx: Any, of_gradient: Tensor) -> tuple[Tensor | None, ...]:
     return for_of_loss, for_predictions.to(of_gradient.dtype), None, None, None, None
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "heatmap_mse(Tensor predictions, Tensor keypoints, Tensor sigmas, Tensor? visibility,"
     " bool subpixel) -> Tensor",
     _forward,
@@ -152,7 +154,7 @@ _operator = _native.register(
     setup_context=_setup_context,
     backward=_backward,
 )
-_backward_operator = _native.register(
+_backward_operator = _extension.register(
     "heatmap_mse_backward(Tensor of_loss, Tensor predictions, Tensor keypoints, Tensor sigmas,"
     " Tensor? visibility, bool subpixel) -> Tensor",
     _gradient,
@@ -206,7 +208,7 @@ def heatmap_mse(
     """
     if not isinstance(predictions, Tensor):
         predictions = _stack(predictions)
-    _targets.check_targets("heatmap_mse", keypoints, sigmas, visibility)
+    _gaussian_targets.check_targets("heatmap_mse", keypoints, sigmas, visibility)
     batch, parts = keypoints.shape[:2]
     if predictions.dim() != 5 or predictions.shape[1:3] != (batch, parts):
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _extension, reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,12 +28,12 @@ def _fake(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
 
 
 def _implementation(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    if not _native.serves(heatmaps):
+    if not _extension.serves(heatmaps):
         return reference.heatmap_peaks(heatmaps, method)
     xy, score = _fake(heatmaps, method)
     if score.numel():
         maps = heatmaps.to(xy.dtype) if heatmaps.device.type == "cpu" else heatmaps
-        _native.launch(
+        _extension.launch(
             "heatmap_peaks",
             maps,
             maps.data_ptr(),
@@ -46,7 +46,7 @@ def _implementation(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
     return xy, score
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "heatmap_peaks(Tensor heatmaps, str method) -> (Tensor, Tensor)", _implementation, _fake
 )
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native, reference
+from fasthg.ops import _extension, _layout, reference
 
 
 def _halved(x: Tensor, dtype: torch.dtype) -> Tensor:
     batch, channels, height, width = x.shape
-    return _maps.empty((batch, channels, height // 2, width // 2), dtype, x.device)
+    return _layout.empty((batch, channels, height // 2, width // 2), dtype, x.device)
 
 
 def _memory_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -22,30 +22,30 @@ def _memory_shape(batch: int, channels: int, height: int, width: int) -> tuple[i
 
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     index = _halved(x, torch.uint8)
-    if not _native.serves(x):
+    if not _extension.serves(x):
         y = _halved(x, x.dtype)
         for out, values in zip((y, index), reference.max_pool2x(x), strict=True):
             out.copy_(values)
         return y, index
-    read = _maps.readable(x, x.dtype)
+    read = _layout.readable(x, x.dtype)
     y = _halved(read, read.dtype)
     if y.numel():
         addresses = y.data_ptr(), index.data_ptr()
-        _native.launch("max_pool2x", read, read.data_ptr(), _memory_shape(*x.shape), *addresses)
-    return _native.as_dtype(y, x.dtype), index
+        _extension.launch("max_pool2x", read, read.data_ptr(), _memory_shape(*x.shape), *addresses)
+    return _extension.as_dtype(y, x.dtype), index
 
 
 def _of_x(of_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
     shape = (*of_y.shape[:2], height, width)
     if not of_y.numel():
-        return _maps.empty(shape, of_y.dtype, of_y.device).zero_()
-    if not _native.serves(of_y):
-        of_x = _maps.empty(shape, of_y.dtype, of_y.device)
+        return _layout.empty(shape, of_y.dtype, of_y.device).zero_()
+    if not _extension.serves(of_y):
+        of_x = _layout.empty(shape, of_y.dtype, of_y.device)
         return of_x.copy_(reference.max_pool2x_backward(of_y, index, height, width))
-    incoming = _maps.readable(of_y, of_y.dtype)
+    incoming = _layout.readable(of_y, of_y.dtype)
     index = index.contiguous(memory_format=torch.channels_last)
-    of_x = _maps.empty(shape, incoming.dtype, of_y.device)
-    _native.launch(
+    of_x = _layout.empty(shape, incoming.dtype, of_y.device)
+    _extension.launch(
         "max_pool2x_backward",
         incoming,
         incoming.data_ptr(),
@@ -53,7 +53,7 @@ def _of_x(of_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
         _memory_shape(*shape),
         of_x.data_ptr(),
     )
-    return _native.as_dtype(of_x, of_y.dtype)
+    return _extension.as_dtype(of_x, of_y.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -69,17 +69,17 @@ def _backward(ctx: Any, of_y: Tensor | None, of_index: None) -> Tensor | None:
     return None if of_y is None else _backward_operator(of_y, *ctx.saved_tensors, *ctx.size)
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "max_pool2x(Tensor x) -> (Tensor, Tensor)",
     _forward,
     lambda x: (_halved(x, x.dtype), _halved(x, torch.uint8)),
     setup_context=_setup_context,
     backward=_backward,
 )
-_backward_operator = _native.register(
+_backward_operator = _extension.register(
     "max_pool2x_backward(Tensor of_y, Tensor index, SymInt height, SymInt width) -> Tensor",
     _of_x,
-    lambda of_y, index, height, width: _maps.empty(
+    lambda of_y, index, height, width: _layout.empty(
         (*of_y.shape[:2], height, width), of_y.dtype, of_y.device
     ),
 )
@@ -112,6 +112,6 @@ def max_pool2x(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: wrong shape, not floating.
     """
-    _maps.check("max_pool2x", "x", x)
+    _layout.check("max_pool2x", "x", x)
     y, index = _operator(x)
     return y, index

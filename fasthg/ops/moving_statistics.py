@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _extension, reference
 
 
 def _run(running: Tensor, batch: Tensor, correction: Tensor, weight: Tensor) -> None:
-    if not _native.serves(running):
+    if not _extension.serves(running):
         reference.moving_statistics(running, batch, correction, weight)
     elif running.numel():
         addresses = (t.data_ptr() for t in (running, batch, correction, weight))
-        _native.launch("moving_statistics", running, *addresses, running.numel())
+        _extension.launch("moving_statistics", running, *addresses, running.numel())
     # What torch's own in-place operators do, so that a backward through an old value is refused.
     torch.autograd.graph.increment_version([running])
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "moving_statistics(Tensor(a!) running, Tensor batch, Tensor correction, Tensor weight) -> ()",
     _run,
     lambda *arguments: None,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native
+from fasthg.ops import _extension, _layout
 from fasthg.ops._residual_passes import gradients, train
 from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.conv3x3 import conv3x3
@@ -32,7 +32,7 @@ class ResidualStatistics(NamedTuple):
 
 
 def _room(x: Tensor, channels: int) -> Tensor:
-    return _maps.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
+    return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
 def _train_promise(
@@ -115,7 +115,7 @@ def _backward_train(ctx: Any, of_y: Tensor | None, *others: None) -> tuple[Tenso
 
 
 _WEIGHTS = "Tensor weight1, Tensor beta1, Tensor weight2, Tensor beta2, Tensor weight3"
-_operator = _native.register(
+_operator = _extension.register(
     f"residual_block(Tensor x, {_WEIGHTS}, Tensor beta3, Tensor? weight_skip, Tensor? beta_skip,"
     f" float eps) -> ({', '.join(['Tensor'] * 15)})",
     train,
@@ -123,7 +123,7 @@ _operator = _native.register(
     setup_context=_setup_train,
     backward=_backward_train,
 )
-_backward_operator = _native.register(
+_backward_operator = _extension.register(
     "residual_block_backward(Tensor of_y, Tensor x, Tensor y1, Tensor y2, Tensor[] statistics,"
     f" Tensor[] moments, {_WEIGHTS}, Tensor? weight_skip, float eps)"
     f" -> ({', '.join(['Tensor'] * 8)})",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fasthg.ops import _native, reference
+from fasthg.ops import _extension, reference
 
 
 def _run(
@@ -26,14 +26,14 @@ def _run(
 ) -> None:
     buffers = (values, gradient, squares, momenta, averages, bfloat16)
     scalars = (rate, average_weight, found_inf)
-    if not _native.serves(values):
+    if not _extension.serves(values):
         reference.rmsprop_ema(*buffers, *scalars, decayed, weight_decay, decay, momentum, eps)
     elif values.numel():
         tensors = dict(zip(_NAMES, (*buffers, *scalars), strict=True))
-        _native.launch(
+        _extension.launch(
             "rmsprop_ema",
             values,
-            _native.native.RmspropStep(
+            _extension.native.RmspropStep(
                 **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},
                 total=values.numel(),
                 weights=gradient.numel(),
@@ -65,7 +65,7 @@ def _written(
     return values, squares, momenta, averages, bfloat16
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "rmsprop_ema(Tensor(a!) values, Tensor gradient, Tensor(b!) squares, Tensor(c!)? momenta,"
     " Tensor(d!)? averages, Tensor(e!)? bfloat16, Tensor rate, Tensor? average_weight,"
     " Tensor? found_inf, int decayed, float weight_decay, float decay, float momentum, float eps)"

@@ -7,42 +7,42 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _maps, _native, reference
+from fasthg.ops import _extension, _layout, reference
 
 
 def _forward(low: Tensor, high: Tensor) -> Tensor:
     if not high.numel():
-        return _maps.empty_like(high)
-    if not _native.serves(high):
-        return _maps.empty_like(high).copy_(reference.upsample2x_add(low, high))
+        return _layout.empty_like(high)
+    if not _extension.serves(high):
+        return _layout.empty_like(high).copy_(reference.upsample2x_add(low, high))
     batch, channels, height, width = low.shape
-    small, large = (_maps.readable(t, high.dtype) for t in (low, high))
-    y = _maps.empty_like(large)
+    small, large = (_layout.readable(t, high.dtype) for t in (low, high))
+    y = _layout.empty_like(large)
     addresses = small.data_ptr(), large.data_ptr()
-    _native.launch(
+    _extension.launch(
         "upsample2x_add", large, *addresses, batch * height, width, channels, y.data_ptr()
     )
-    return _native.as_dtype(y, high.dtype)
+    return _extension.as_dtype(y, high.dtype)
 
 
 def _empty_low(of_y: Tensor) -> Tensor:
     batch, channels, height, width = of_y.shape
-    return _maps.empty((batch, channels, height // 2, width // 2), of_y.dtype, of_y.device)
+    return _layout.empty((batch, channels, height // 2, width // 2), of_y.dtype, of_y.device)
 
 
 def _of_low(of_y: Tensor) -> Tensor:
     if not of_y.numel():
         return _empty_low(of_y)
-    if not _native.serves(of_y):
+    if not _extension.serves(of_y):
         return _empty_low(of_y).copy_(reference.upsample2x_add_backward(of_y))
-    incoming = _maps.readable(of_y, of_y.dtype)
+    incoming = _layout.readable(of_y, of_y.dtype)
     of_low = _empty_low(incoming)
     batch, channels, height, width = of_low.shape
     sizes = batch * height, width, channels
-    _native.launch(
+    _extension.launch(
         "upsample2x_add_backward", incoming, incoming.data_ptr(), *sizes, of_low.data_ptr()
     )
-    return _native.as_dtype(of_low, of_y.dtype)
+    return _extension.as_dtype(of_low, of_y.dtype)
 
 
 @once_differentiable
@@ -50,14 +50,14 @@ def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, Tensor]:
     return _backward_operator(of_y) if ctx.needs_input_grad[0] else None, of_y
 
 
-_operator = _native.register(
+_operator = _extension.register(
     "upsample2x_add(Tensor low, Tensor high) -> Tensor",
     _forward,
-    lambda low, high: _maps.empty_like(high),
+    lambda low, high: _layout.empty_like(high),
     setup_context=lambda ctx, inputs, output: None,
     backward=_backward,
 )
-_backward_operator = _native.register(
+_backward_operator = _extension.register(
     "upsample2x_add_backward(Tensor of_y) -> Tensor", _of_low, _empty_low
 )
 
@@ -86,7 +86,7 @@ def upsample2x_add(low: Tensor, high: Tensor) -> Tensor:
     Raises:
         ValueError: wrong shape, not floating, two dtypes or devices.
     """
-    _maps.check("upsample2x_add", "low", low)
+    _layout.check("upsample2x_add", "low", low)
     batch, channels, height, width = low.shape
     expected = (batch, channels, 2 * height, 2 * width)
     if high.shape != expected:

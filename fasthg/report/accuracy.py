@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fasthg import diagnosis, html, metrics
+from fasthg import html, metrics
 from fasthg.config import Config
-from fasthg.diagnosis import Floats
-from fasthg.evaluate import Evaluation
 from fasthg.html import Fixed
+from fasthg.report import calibration as diagnosis
 from fasthg.report import figures
+from fasthg.report.calibration import Floats
 from fasthg.report.chart import charts
+from fasthg.report.evaluate import Evaluation
 from fasthg.report.human import people
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95

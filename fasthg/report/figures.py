@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fasthg import metrics
-from fasthg.diagnosis import Calibration, Floats, Ints
+from fasthg.report.calibration import Calibration, Floats, Ints
 from fasthg.report.chart import BLUE, GREEN, GREY, ORANGE, Axis, Chart
 from fasthg.report.human import Human
 

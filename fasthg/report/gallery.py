@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.convert.images import decode
-from fasthg.evaluate import Evaluation, worst_rows
+from fasthg.report.evaluate import Evaluation, worst_rows
 
 Pixels = NDArray[Any]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fasthg.agreement import measure, read_crowd
-from fasthg.diagnosis import Floats
 from fasthg.errors import DataError
+from fasthg.report.agreement import measure, read_crowd
+from fasthg.report.calibration import Floats
 
 
 @dataclass(frozen=True)

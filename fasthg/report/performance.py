@@ -11,14 +11,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fasthg import metrics
-from fasthg.checkpoint import write_text
 from fasthg.config import Config
 from fasthg.data.augment import no_draws
-from fasthg.data.plan import make_crops
-from fasthg.diagnosis import Floats
-from fasthg.evaluate import Evaluation
-from fasthg.pictures import save_figure
+from fasthg.data.sampler import make_crops
+from fasthg.inference.plots import save_figure
+from fasthg.report.calibration import Floats
+from fasthg.report.evaluate import Evaluation
 from fasthg.report.human import Human, people
+from fasthg.runs.checkpoint import write_text
 
 FILE, FIGURE = "performance_pose.json", "pck.png"
 _COLUMNS = 4

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader
-from fasthg.data.plan import Planner
-from fasthg.data.portable import PortableLoader
-from fasthg.data.records import Record, encode
-from fasthg.data.synthetic import write_dataset
-from fasthg.data.tfrecord import write_frames
+from fasthg.data.opencv_loader import PortableLoader
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import write_frames
+from fasthg.data.sampler import Planner
+from fasthg.data.synthetic.dataset import write_dataset
 
 # Every augmentation off; a test turns on what it is about.
 PLAIN = {
@@ -79,7 +79,7 @@ def open_loader() -> Iterator[Callable[..., Loader]]:
             opened.append(PortableLoader(planner, threads))
         else:
             pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-            from fasthg.data.dali import DaliLoader
+            from fasthg.data.dali_loader import DaliLoader
 
             opened.append(
                 DaliLoader(

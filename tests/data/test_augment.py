@@ -18,9 +18,9 @@ from fasthg.data.augment import (
     draw,
     no_draws,
 )
-from fasthg.data.jpeg import image_fault
-from fasthg.data.philox import philox, uniforms
-from fasthg.data.pixels import colour_table, noise_bank, saturate
+from fasthg.data.augment_ops import colour_table, noise_bank, saturate
+from fasthg.data.records.jpeg import image_fault
+from fasthg.data.rng import philox, uniforms
 
 MANY = np.arange(20_000)
 Make = Callable[..., Config]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from fasthg.data.check import Report, check, page, problems
-from fasthg.data.records import Record, encode
-from fasthg.data.synthetic import write_dataset
-from fasthg.data.tfrecord import frame, write_frames
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import frame, write_frames
+from fasthg.data.synthetic.dataset import write_dataset
 
 NAMES = ("nose", "left ear", "right ear", "tail")
 # Image px; the animal looks up, its left at the smaller x.

@@ -15,7 +15,7 @@ import pytest
 from fasthg.data.boxes import box_around
 from fasthg.data.convert import coco
 from fasthg.data.convert.coco import Source
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import ConfigError, DataError
 
 ALL_TRAIN = (1.0, 0.0, 0.0)

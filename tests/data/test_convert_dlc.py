@@ -12,7 +12,7 @@ import pytest
 
 from fasthg.data.boxes import box_around
 from fasthg.data.convert import dlc
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import DataError, EnvironmentFault
 
 CONFIG = "scorer: me\nmultianimalproject: false\nbodyparts:\n- nose\n- left ear\n- tail\n"

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from fasthg import cli
 from fasthg.config import Config
 from fasthg.data.convert import coco, dlc, to_coco, to_dlc
-from fasthg.data.index import RecordIndex
-from fasthg.data.records import Record, encode
-from fasthg.data.tfrecord import write_frames
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import ConfigError, DataError, FasthgError
 
 NAN = np.nan

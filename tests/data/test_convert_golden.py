@@ -17,8 +17,8 @@ import pytest
 from fasthg.config import Config
 from fasthg.data.convert import coco, dlc, slp, to_coco, to_dlc
 from fasthg.data.convert.common import Report
-from fasthg.data.records import Record, decode
-from fasthg.data.tfrecord import read_frames
+from fasthg.data.records.record import Record, decode
+from fasthg.data.records.tfrecord import read_frames
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 NAN = float("nan")

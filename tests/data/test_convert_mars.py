@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fasthg.data.convert import mars
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import DataError
 
 KEYPOINTS = ["nose", "right ear", "left ear", "base of tail"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fasthg.data.convert import slp
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import DataError, EnvironmentFault
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sleap"
@@ -137,8 +137,8 @@ def test_predictions(sio: Any, tmp_path: Path) -> None:
 
 
 def test_tracks_name_the_animals_only_if_all_have_one(sio: Any, tmp_path: Path) -> None:
-    from fasthg.data.records import decode
-    from fasthg.data.tfrecord import read_frames
+    from fasthg.data.records.record import decode
+    from fasthg.data.records.tfrecord import read_frames
 
     report = slp.convert(GOLDEN / "labels.slp", tmp_path, predictions=True, fractions=ALL_TRAIN)
     found = [decode(frame.payload, "") for frame in read_frames(report.files[0])]

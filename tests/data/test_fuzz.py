@@ -15,10 +15,10 @@ import pytest
 from mutate import Mutator
 from samples import delimited, images, records, varint
 
-from fasthg.data import example, layout
-from fasthg.data.index import RecordIndex
-from fasthg.data.records import Record, decode, encode
-from fasthg.data.tfrecord import frame
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records import example, layout
+from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records.tfrecord import frame
 from fasthg.errors import DataError
 
 SEED = 1

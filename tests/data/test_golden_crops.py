@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader
-from fasthg.data.plan import BatchPlan, Planner
-from fasthg.data.records import Record
+from fasthg.data.records.record import Record
+from fasthg.data.sampler import BatchPlan, Planner
 
 Make = Callable[..., Config]
 Golden = dict[str, np.ndarray]

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fasthg.data.example import Value
-from fasthg.data.example import encode as encode_example
-from fasthg.data.index import RecordIndex, expand
-from fasthg.data.records import Record, encode
-from fasthg.data.tfrecord import write_frames
+from fasthg.data.index.record_index import RecordIndex, expand
+from fasthg.data.records.example import Value
+from fasthg.data.records.example import encode as encode_example
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import DataError
 
 PARTS = 3
@@ -74,7 +74,7 @@ def test_contents(folder: Path) -> None:
 
 def test_many_chunks_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RecordIndex.build(str(folder / "*"), PARTS)
-    monkeypatch.setattr("fasthg.data.gather._CHUNK", 2)
+    monkeypatch.setattr("fasthg.data.index.gather._CHUNK", 2)
     pieces = RecordIndex.build(str(folder / "*"), PARTS)
     for name, value in vars(whole).items():
         if name != "_open":
@@ -139,7 +139,7 @@ def test_wrong_number_of_parts(folder: Path) -> None:
 def test_impossible_boxes(
     folder: Path, box: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fasthg.data.gather._CHUNK", 2)
+    monkeypatch.setattr("fasthg.data.index.gather._CHUNK", 2)
     bad = record(9, 2)
     bad.bbox[1] = box
     write_frames(
@@ -247,7 +247,7 @@ def test_pickled_and_forked(folder: Path) -> None:
 def test_threads_with_more_files_than_handles(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fasthg.data.index._OPEN_FILES", 1)
+    monkeypatch.setattr("fasthg.data.index.record_index._OPEN_FILES", 1)
     index = RecordIndex.build(str(folder / "*"), PARTS)
     expected = read_all(index)
     with ThreadPoolExecutor(4) as pool:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from fasthg.config import Config
-from fasthg.data import forks, gather, index_cache
-from fasthg.data.index import RecordIndex
-from fasthg.data.plan import Planner
-from fasthg.data.records import Record, encode
-from fasthg.data.tfrecord import write_frames
+from fasthg.data import forks
+from fasthg.data.index import cache as index_cache
+from fasthg.data.index import gather
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import write_frames
+from fasthg.data.sampler import Planner
 from fasthg.errors import DataError, EnvironmentFault
 
 PARTS = 2
@@ -65,7 +67,7 @@ def not_read(*_: object, **__: object) -> None:
 
 def test_processes_make_the_same_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RecordIndex.build(str(folder / "*"), PARTS)
-    monkeypatch.setattr("fasthg.data.index._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("fasthg.data.index.record_index._WORTH_PROCESSES", 0)
     here, parent = gather.Gatherer.add_file, os.getpid()
 
     def elsewhere(self: gather.Gatherer, path: str, *, verify_crc: bool) -> None:
@@ -81,7 +83,7 @@ def test_processes_name_the_first_fault(folder: Path, monkeypatch: pytest.Monkey
     write_frames(folder / "train-2", [b"nor this"])
     with pytest.raises(DataError) as alone:
         RecordIndex.build(str(folder / "*"), PARTS)
-    monkeypatch.setattr("fasthg.data.index._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("fasthg.data.index.record_index._WORTH_PROCESSES", 0)
     with pytest.raises(DataError) as several:
         RecordIndex.build(str(folder / "*"), PARTS, processes=2)
     assert str(several.value) == str(alone.value)
@@ -103,7 +105,7 @@ def test_an_index_is_kept_and_mapped(
     built = RecordIndex.build(str(folder / "*"), PARTS)
     first = RecordIndex.open(str(folder / "*"), PARTS)
     assert_same(first, built)
-    monkeypatch.setattr("fasthg.data.index._read", not_read)
+    monkeypatch.setattr("fasthg.data.index.record_index._read", not_read)
     monkeypatch.setattr(index_cache, "_TINY", 0)
     again = RecordIndex.open(str(folder / "*"), PARTS)
     assert_same(again, built)
@@ -192,7 +194,7 @@ def test_what_cannot_be_read_or_written_is_made_anew(
         kept.write_text("no folder")
     assert_same(RecordIndex.open(str(folder / "*"), PARTS), built)
     if damage != "folder":
-        monkeypatch.setattr("fasthg.data.index._read", not_read)
+        monkeypatch.setattr("fasthg.data.index.record_index._read", not_read)
         assert_same(RecordIndex.open(str(folder / "*"), PARTS), built)
 
 
@@ -241,6 +243,6 @@ def test_who_asks_meanwhile_waits(
     process = fork.Process(target=first)
     process.start()
     assert reading.wait(30)
-    monkeypatch.setattr("fasthg.data.index._read", not_read)
+    monkeypatch.setattr("fasthg.data.index.record_index._read", not_read)
     assert len(RecordIndex.open(str(folder / "*"), PARTS)) == 23
     process.join()

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, make_loader
-from fasthg.data.plan import Planner
-from fasthg.data.records import Record
-from fasthg.data.synthetic import make_record
+from fasthg.data.records.record import Record
+from fasthg.data.sampler import Planner
+from fasthg.data.synthetic.dataset import make_record
 from fasthg.errors import DataError
 
 Make = Callable[..., Config]

@@ -12,17 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-from fasthg import checkpoint
 from fasthg.cli import main
 from fasthg.config import Config
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader
-from fasthg.data.plan import Planner
 from fasthg.data.preview import AUGMENTATIONS, Crop, Preview, make_preview
 from fasthg.data.preview.sheet import DISC, RING, SQUARE, as_page, as_png, draw, marks
-from fasthg.data.records import Record
-from fasthg.data.synthetic import write_dataset
+from fasthg.data.records.record import Record
+from fasthg.data.sampler import Planner
+from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError
+from fasthg.runs import checkpoint
 
 Make = Callable[..., Config]
 # How each is switched on, seldom enough that a row has to force it.

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fasthg.data import example
-from fasthg.data.jpeg import jpeg_size
-from fasthg.data.layout import area_px, scan
-from fasthg.data.records import Record, decode, encode
-from fasthg.data.tfrecord import read_frames, write_frames
+from fasthg.data.records import example
+from fasthg.data.records.jpeg import jpeg_size
+from fasthg.data.records.layout import area_px, scan
+from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records.tfrecord import read_frames, write_frames
 from fasthg.errors import DataError
 
 JPEG = b"\xff\xd8 not decoded here \xff\xd9"

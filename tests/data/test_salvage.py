@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fasthg.data.gather import Fault
-from fasthg.data.index import RecordIndex
-from fasthg.data.tfrecord import (
+from fasthg.data.index.gather import Fault
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records.tfrecord import (
     MAX_BYTES,
     Damage,
     Frame,

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fasthg.data import synthetic
 from fasthg.data.check import check
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.synthetic import dataset as synthetic
 
 PAIRS = [(2, 1), (5, 4)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fasthg.data.tfrecord import frame, masked_crc, read_frames, write_frames
+from fasthg.data.records.tfrecord import frame, masked_crc, read_frames, write_frames
 from fasthg.errors import DataError
 
 PAYLOADS = [b"first", b"", b"third" * 1000]

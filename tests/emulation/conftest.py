@@ -248,7 +248,7 @@ class Kernels:
         return forward, backward
 
     def door(self) -> SimpleNamespace:
-        """Stands in for `fasthg.ops._native`: conv1x1_act's own wrapper calls these kernels."""
+        """Stands in for `fasthg.ops._extension`: conv1x1_act's own wrapper calls these kernels."""
 
         def launch(name: str, x: Tensor, described: ctypes.Structure) -> None:
             self.call(name, CODES[x.dtype], ctypes.byref(described))

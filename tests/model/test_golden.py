@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fasthg.errors import DataError
+from fasthg.interop.tf_names import load_variables, variable_names
 from fasthg.model import StackedHourglass, decayed_parameters
-from fasthg.model.tf_weights import load_variables, variable_names
 
 WEIGHT_DECAY = 4e-5
 

@@ -165,7 +165,7 @@ def test_the_fallback_equals_the_kernels(monkeypatch, case):
         )
 
     native = run()
-    monkeypatch.setattr("fasthg.ops._native.serves", lambda tensor: False)
+    monkeypatch.setattr("fasthg.ops._extension.serves", lambda tensor: False)
     torch.testing.assert_close(run(), native, rtol=1e-5, atol=1e-5)
     y, *_ = reference.bn_act(x, beta, gamma, residual, relu=relu)
     torch.testing.assert_close(y, native[0], rtol=1e-5, atol=1e-5)

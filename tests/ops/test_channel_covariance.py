@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasthg.ops import _native, channel_covariance, reference
+from fasthg.ops import _extension, channel_covariance, reference
 
 # dtype, error of a covariance relative to the deviations of both channels
 TOLERANCES = [
@@ -110,7 +110,7 @@ def test_the_reference_equals_the_kernels(monkeypatch, device):
     x = make((3, 21, 9, 7), torch.float32, device)
     got = channel_covariance(x)
     torch.testing.assert_close(got, reference.channel_covariance(x), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(_native, "serves", lambda tensor: False)
+    monkeypatch.setattr(_extension, "serves", lambda tensor: False)
     torch.testing.assert_close(got, channel_covariance(x), rtol=1e-5, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_what_is_refused(x, message):
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
 def test_autocast_around_the_call_changes_nothing(device, native, monkeypatch):
     if not native:
-        monkeypatch.setattr(_native, "serves", lambda _: False)
+        monkeypatch.setattr(_extension, "serves", lambda _: False)
     x = make((2, 6, 9, 7), torch.float32, device)
     results = []
     for enabled in (False, True):

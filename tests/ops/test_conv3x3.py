@@ -142,9 +142,9 @@ def test_errors_are_as_promised(shape):
 
 def test_our_kernel_serves_float32_from_some_size_on(monkeypatch):
     served = []
-    launch = MODULE._native.launch
+    launch = MODULE._extension.launch
     monkeypatch.setattr(
-        MODULE._native, "launch", lambda *given: served.append(given[0]) or launch(*given)
+        MODULE._extension, "launch", lambda *given: served.append(given[0]) or launch(*given)
     )
     for dtype, side in ((torch.float32, 32), (torch.float32, 4), (torch.float64, 32)):
         (x, weight, _), of_y = make((1, 16, 16, side, side), dtype)
@@ -235,7 +235,7 @@ def test_without_the_extension_torch_serves(monkeypatch, every_size):
     for _ in range(2):
         y = conv3x3(*tensors, relu=True)
         results.append([y, *torch.autograd.grad(y, tensors, of_y)])
-        monkeypatch.setattr(MODULE._native, "serves", lambda x: False)
+        monkeypatch.setattr(MODULE._extension, "serves", lambda x: False)
     for ours, other in zip(*results, strict=True):
         assert far(ours, other) < 1e-5
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fasthg.ops import (
-    _native,
+    _extension,
     conv1x1_act,
     gaussian_heatmaps,
     heatmap_mse,
@@ -22,7 +22,7 @@ from fasthg.ops import (
 )
 
 needs_extension = pytest.mark.skipif(
-    isinstance(_native.native, _native.Missing), reason="the extension is not built"
+    isinstance(_extension.native, _extension.Missing), reason="the extension is not built"
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
@@ -31,8 +31,20 @@ OPERATORS += ("max_pool2x", "residual_block", "rmsprop_ema", "upsample2x_add")
 
 RUN_ALL = """
 import sys, torch
-from fasthg.ops import bn_act, gaussian_heatmaps, heatmap_mse, heatmap_peaks, paths
-from fasthg.ops import bn_fold, channel_covariance, conv1x1_act, moving_statistics, rmsprop_ema
+from fasthg.ops import (
+    bn_act,
+    gaussian_heatmaps,
+    heatmap_mse,
+    heatmap_peaks,
+    paths,
+)
+from fasthg.ops import (
+    bn_fold,
+    channel_covariance,
+    conv1x1_act,
+    moving_statistics,
+    rmsprop_ema,
+)
 from fasthg.ops import conv3x3, max_pool2x, upsample2x_add
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
@@ -82,7 +94,7 @@ def test_the_fallback_gives_the_same_results(repository, tmp_path):
 
 
 def test_a_missing_extension_explains_itself():
-    missing = _native.Missing("no compiler was found")
+    missing = _extension.Missing("no compiler was found")
     with pytest.raises(RuntimeError, match=r"fasthg\._C\.heatmap_mse_cpu .* no compiler was found"):
         missing.heatmap_mse_cpu(0)
 
@@ -97,14 +109,14 @@ def test_paths_name_every_operator_once_a_device():
 
 
 def test_other_devices_are_not_served():
-    assert not _native.choose("xpu")[0]
-    assert not _native.serves(torch.empty(1, device="meta"))
-    assert not _native.serves(torch.empty(1, dtype=torch.int32))
+    assert not _extension.choose("xpu")[0]
+    assert not _extension.serves(torch.empty(1, device="meta"))
+    assert not _extension.serves(torch.empty(1, dtype=torch.int32))
 
 
 @needs_extension
 def test_the_library_links_neither_torch_nor_a_thread_pool():
-    needed = needed_libraries(_native.native.__file__)
+    needed = needed_libraries(_extension.native.__file__)
     assert any(name.startswith("libc.so") for name in needed)
     assert not [n for n in needed if n.startswith(("libtorch", "libc10", "libgomp", "libcudart"))]
 
@@ -112,7 +124,7 @@ def test_the_library_links_neither_torch_nor_a_thread_pool():
 @needs_extension
 def test_a_refusal_of_a_launcher_is_an_exception():
     with pytest.raises(RuntimeError, match="takes float32 and float64"):
-        _native.native.heatmap_peaks_cpu(2, 0, (1, 1, 1, 1), (1, 1, 1, 1), 0, 0, 0, 1)
+        _extension.native.heatmap_peaks_cpu(2, 0, (1, 1, 1, 1), (1, 1, 1, 1), 0, 0, 0, 1)
 
 
 @needs_extension
@@ -137,7 +149,7 @@ def test_threads_survive_a_fork():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @needs_extension
 def test_the_operators_can_be_captured_in_a_graph():
-    assert _native.choose("cuda")[0], _native.choose("cuda")[1]
+    assert _extension.choose("cuda")[0], _extension.choose("cuda")[1]
     keypoints = torch.rand(2, 3, 2, device="cuda") * 16
     sigmas = torch.ones(3, device="cuda")
     predictions = torch.randn(2, 2, 3, 16, 16, device="cuda", requires_grad=True)

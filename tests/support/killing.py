@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import torch
 from tiny_run import run
 
-from fasthg import checkpoint
 from fasthg.config import Config
-from fasthg.run import RunFolder
+from fasthg.runs import checkpoint
+from fasthg.runs.run_folder import RunFolder
 
 POINTS = (
     "inside the archive",

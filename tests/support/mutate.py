@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from samples import delimited, fields, images, records, varint
 
-from fasthg.data.tfrecord import frame, masked_crc
+from fasthg.data.records.tfrecord import frame, masked_crc
 
 NUMBERS = (
     *(0, 1, 2, 127, 128, 255, 32767, 32768, 65535, 65536, 1 << 28),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from samples import fields
 
-from fasthg.data import example
+from fasthg.data.records import example
 
 # What is refused by us and not by protobuf, by our words for it.
 DELIBERATE = re.compile(r"wire type [34]|second value of a feature|more than \d+ (features|values)")

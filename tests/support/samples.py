@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from fasthg.data import example
-from fasthg.data.records import Record, encode
+from fasthg.data.records import example
+from fasthg.data.records.record import Record, encode
 
 DELIMITED = 2
 

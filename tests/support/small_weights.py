@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fasthg.checkpoint import save_weights
 from fasthg.config import Config
-from fasthg.export import Trained, open_trained
+from fasthg.interop.export import Trained, open_trained
 from fasthg.model import build_model
 from fasthg.model.layers import BatchNorm
-from fasthg.weights import trained, weights_metadata
+from fasthg.runs.checkpoint import save_weights
+from fasthg.runs.weights import trained, weights_metadata
 
 KEYS = {
     "FEATURES": 16,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fasthg.data.tfrecord import masked_crc
+from fasthg.data.records.tfrecord import masked_crc
 
 DTYPES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19}
 

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from fasthg.checkpoint import load_state, load_weights
 from fasthg.config import Config
-from fasthg.run import RunFolder
-from fasthg.train import Outcome, train
+from fasthg.runs.checkpoint import load_state, load_weights
+from fasthg.runs.run_folder import RunFolder
+from fasthg.train.trainer import Outcome, train
 
 
 def tiny(mice: Path, runs: Path, **keys: Any) -> Config:

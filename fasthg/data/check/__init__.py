@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fasthg.data.check import images, labels
-from fasthg.data.check.problems import BAD_BOX, BROKEN_RECORD, WRONG_COUNTS, Counts, Problem, Report
-from fasthg.data.gather import Fault
-from fasthg.data.index import RecordIndex
+from fasthg.data.check.problems import (
+    BAD_BOX,
+    BROKEN_RECORD,
+    WRONG_COUNTS,
+    Counts,
+    Problem,
+    Report,
+)
+from fasthg.data.index.gather import Fault
+from fasthg.data.index.record_index import RecordIndex
 
 __all__ = ["Problem", "Report", "check"]
 

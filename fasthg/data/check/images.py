@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.check.problems import BAD_IMAGE, NEAR_IMAGE, SAME_ID, SAME_IMAGE, Problem
-from fasthg.data.index import RecordIndex
-from fasthg.data.jpeg import image_fault
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records.jpeg import image_fault
 from fasthg.errors import DataError
 
 SIDE = 32

@@ -17,7 +17,7 @@ from fasthg.data.check.problems import (
     WRONG_AREA,
     Problem,
 )
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 
 _TINY_PX = 16
 _TOLERANCE_PX = 1.0

@@ -10,7 +10,7 @@ import numpy as np
 from fasthg import html
 from fasthg.data.check.problems import KINDS, Problem, Report
 from fasthg.data.convert.images import decode
-from fasthg.data.index import RecordIndex
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import DataError
 
 PICTURED = 12

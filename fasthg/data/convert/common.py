@@ -15,8 +15,8 @@ from fasthg.data.boxes import box_around
 from fasthg.data.convert.images import Jpeg, read_jpeg
 from fasthg.data.convert.names import left_right_pairs
 from fasthg.data.convert.splits import SPLITS, Item, SplitOptions, divide
-from fasthg.data.records import Record, encode
-from fasthg.data.tfrecord import write_frames
+from fasthg.data.records.record import Record, encode
+from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import DataError
 
 # One part gives no size and thus no sensible crop, unless there is a box.

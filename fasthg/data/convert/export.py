@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from fasthg.config import Config
 from fasthg.data.convert.images import relative_parts
 from fasthg.data.convert.splits import SPLITS
-from fasthg.data.index import expand
-from fasthg.data.records import Record, decode
-from fasthg.data.tfrecord import read_frames
+from fasthg.data.index.record_index import expand
+from fasthg.data.records.record import Record, decode
+from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import ConfigError, DataError
 
 _PNG = b"\x89PNG"

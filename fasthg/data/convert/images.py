@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.data.jpeg import jpeg_size
+from fasthg.data.records.jpeg import jpeg_size
 from fasthg.errors import DataError
 
 # (the file's bytes, width, height), px.

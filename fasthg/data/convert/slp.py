@@ -25,13 +25,7 @@ from fasthg.data.convert.common import (
     new_report,
     write_splits,
 )
-from fasthg.data.convert.images import (
-    Jpeg,
-    encode_jpeg,
-    locate,
-    missing_images,
-    trailing,
-)
+from fasthg.data.convert.images import Jpeg, encode_jpeg, locate, missing_images, trailing
 from fasthg.data.convert.names import choose_parts
 from fasthg.errors import DataError, EnvironmentFault
 

@@ -19,8 +19,8 @@ from fasthg.config import Config
 from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
 from fasthg.data.convert.files import write_file
-from fasthg.data.layout import area_px
-from fasthg.data.records import Record
+from fasthg.data.records.layout import area_px
+from fasthg.data.records.record import Record
 
 
 def export(

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from fasthg.config import Config
 from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE, Draws
-from fasthg.data.index import RecordIndex
-from fasthg.data.jpeg import image_fault
-from fasthg.data.plan import Planner
-from fasthg.data.portable import Painter
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.opencv_loader import Painter
+from fasthg.data.records.jpeg import image_fault
+from fasthg.data.sampler import Planner
 from fasthg.errors import DataError
 
 

@@ -1,8 +1,0 @@
-"""How well several workers agree about the same frames: the work of `fasthg data agreement`."""
-
-from __future__ import annotations
-
-from fasthg.agreement.crowd import Crowd, Repair, read_crowd, repair
-from fasthg.agreement.measure import Agreement, measure
-
-__all__ = ["Agreement", "Crowd", "Repair", "measure", "read_crowd", "repair"]

@@ -1,0 +1,249 @@
+"""Images by NVIDIA DALI, on a GPU or (slower than OpenCV, for tests) on the CPU.
+
+The graph is in dali_graph.py; here are its feeding, its hand-over to PyTorch and what happens when
+an image breaks it. The only module that imports nvidia.dali, and only once a loader is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import subprocess
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fasthg.data.augment_ops import noise_bank
+from fasthg.data.bad_images import Faults
+from fasthg.data.batch import Batch, make_batch
+from fasthg.data.dali_graph import build_graph, build_probe, graph_inputs
+from fasthg.data.records.jpeg import image_fault
+from fasthg.data.sampler import BatchPlan, Planner, replacement_rows
+from fasthg.errors import EnvironmentFault
+
+log = logging.getLogger(__name__)
+
+
+def _blank_png() -> bytes:
+    """A grey image of one pixel, fed in place of a batch that has no usable image at all."""
+    chunks = (
+        b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0),
+        b"IDAT" + zlib.compress(b"\0\0"),
+        b"IEND",
+    )
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+class _Fed(NamedTuple):
+    """A batch that the graph has been given and has not yet returned."""
+
+    step: int
+    plan: BatchPlan
+    faults: dict[int, str]
+
+
+class DaliLoader:
+    """A Loader (see loader.py). Only one pass runs at a time: another one ends the one before."""
+
+    name = "dali"
+
+    def __init__(
+        self,
+        planner: Planner,
+        device: torch.device,
+        threads: int,
+        *,
+        prefetch: int = 2,
+        decode_window: bool = True,
+    ) -> None:
+        """Build nothing yet: the graph is made by the first pass.
+
+        threads: CPU threads of DALI. prefetch: batches made ahead. decode_window: decode only the
+        part of the image that is needed; off = decode all of it, for decoders that cannot.
+        Raises EnvironmentFault if DALI cannot be imported.
+        """
+        self._dali = import_dali()
+        self.planner = planner
+        self.device = device
+        self.threads = threads
+        self.prefetch = prefetch
+        self.decode_window = decode_window
+        self._bank = noise_bank(planner.cfg.INPUT_SIZE, planner.cfg.RANDOM_NOISE_SCALE)
+        self._faults = Faults(planner)
+        self._undecodable: dict[int, str] = {}
+        self._graph: Any = None
+        self._fed: deque[_Fed] = deque()
+        self._feeding = 0
+        self._next = 0
+        self._pass = 0
+        self._closed = False
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """Records met so far whose image cannot be used, with the reason."""
+        return self._faults.records
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches start..stop-1; see loader.Loader."""
+        if self._closed:
+            raise RuntimeError("this loader is closed")
+        self._pass += 1
+        mine = self._pass
+        limit = self.planner.stop
+        for step in range(start, stop if limit is None else min(stop, limit)):
+            if mine != self._pass:
+                return
+            images = self._run(step)
+            fed = self._fed.popleft()
+            self._next = step + 1
+            self._faults.report(fed.faults)
+            if len(fed.plan):
+                yield make_batch(images, fed.plan)
+            elif self.planner.training:
+                self._faults.give_up(step)
+
+    def close(self) -> None:
+        """Free the graph and its buffers; the loader is not used afterwards."""
+        self._pass += 1
+        self._closed = True
+        self._graph = None
+        self._fed.clear()
+
+    def _run(self, step: int) -> torch.Tensor:
+        """The images of batch `step`; batches in sequence come out of the running graph."""
+        if self._graph is None or self._next != step:
+            self._restart(step)
+        while True:
+            try:
+                outputs = self._graph.run(self._stream())
+                break
+            except RuntimeError as error:
+                # DALI names no record, and calls the graph unusable from here on.
+                found = self._find_undecodable()
+                if not found:
+                    raise
+                log.debug("DALI: %s", error)
+                self._undecodable.update(found)
+                self._restart(step)
+        # The tensor shares DALI's buffer, which the dynamic executor does not use again while the
+        # tensor lives.
+        return torch.from_dlpack(outputs[0].as_tensor())
+
+    def _stream(self) -> Any:
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def _restart(self, step: int) -> None:
+        """A fresh graph that begins at batch `step`; what was made ahead is thrown away."""
+        self._graph = None
+        self._fed.clear()
+        self._feeding = self._next = step
+        self._graph = build_graph(
+            self._dali,
+            self._feed,
+            batch_size=self.planner.batch_size,
+            size=self.planner.cfg.INPUT_SIZE,
+            bank=self._bank,
+            device=self.device,
+            threads=self.threads,
+            prefetch=self.prefetch,
+            decode_window=self.decode_window,
+        )
+
+    def _feed(self, _: int) -> tuple[Any, ...]:
+        """The next batch as the graph's inputs; called ahead of its use."""
+        if self.planner.stop is not None and self._feeding >= self.planner.stop:
+            raise StopIteration
+        index = self.planner.index
+        plan = self.planner.plan(self._feeding)
+        images = {record: index.jpeg(record) for record in set(plan.records.tolist())}
+        faults = dict(self._undecodable)
+        for record, data in images.items():
+            fault = image_fault(data, int(index.width[record]), int(index.height[record]))
+            if fault is not None:
+                faults[record] = fault
+        faults = {record: faults[record] for record in images if record in faults}
+        encoded = [images[record] for record in plan.records.tolist()]
+        shown = plan
+        if faults:
+            bad = np.isin(plan.records, list(faults))
+            rows = replacement_rows(bad, self.planner.training)
+            plan = shown = plan.take(rows)
+            encoded = [images[record] for record in plan.records.tolist()]
+            if not len(rows):
+                shown, encoded = self._blank(), [_blank_png()]
+        self._fed.append(_Fed(self._feeding, plan, faults))
+        self._feeding += 1
+        return graph_inputs(encoded, shown, self.decode_window)
+
+    def _blank(self) -> BatchPlan:
+        """One row that looks at the one pixel of `_blank_png`."""
+        plan = self.planner.plan(self._feeding).take(np.zeros(1, np.int64))
+        plan.window[:] = [0, 0, 1, 1]
+        return plan
+
+    def _find_undecodable(self) -> dict[int, str]:
+        """The records of the batches in flight that the decoder refuses when given alone."""
+        index = self.planner.index
+        found: dict[int, str] = {}
+        for record in dict.fromkeys(r for fed in self._fed for r in fed.plan.records.tolist()):
+            probe = build_probe(self._dali, index.jpeg(record), self.device)
+            try:
+                probe.run()
+            except RuntimeError:
+                found[record] = "cannot be decoded"
+        return found
+
+
+def import_dali() -> Any:
+    """The package nvidia.dali. Raises EnvironmentFault naming the package to install."""
+    try:
+        import nvidia.dali
+        import nvidia.dali.fn
+        import nvidia.dali.math
+        import nvidia.dali.types
+    except (ImportError, OSError) as error:
+        raise EnvironmentFault(
+            f"NVIDIA DALI cannot be imported ({error}); pip install nvidia-dali-cuda130 (Linux), "
+            "or set LOADER: portable"
+        ) from None
+    return nvidia.dali
+
+
+def window_decoding_works(data: bytes, device: torch.device) -> bool:
+    """Whether this machine decodes part of a JPEG on `device`, tried in a process of its own.
+
+    Some releases of DALI's image library crash there on some GPUs (NVIDIA/nvImageCodec issue 55),
+    and a crash must not take a training run along. Takes some seconds, once for a device in a
+    process. data: any encoded image of the data set.
+    """
+    if device not in _windows_work:
+        _windows_work[device] = _try_apart(data, device)
+    return _windows_work[device]
+
+
+_windows_work: dict[torch.device, bool] = {}
+
+
+def _try_apart(data: bytes, device: torch.device) -> bool:
+    code = f"from fasthg.data.dali_loader import try_window; try_window({str(device)!r})"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=data, capture_output=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def try_window(device: str) -> None:
+    """Decode a window of the image on standard input; ends in whatever way DALI ends it."""
+    data = sys.stdin.buffer.read()
+    build_probe(import_dali(), data, torch.device(device), window=True).run()

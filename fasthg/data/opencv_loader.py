@@ -1,0 +1,343 @@
+"""Images by OpenCV in DataLoader workers; runs wherever Python does.
+
+Each worker makes whole batches from (planner, step), so results do not depend on how many workers
+there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fasthg.data.augment import COLOUR_FAST, COLOUR_NONE
+from fasthg.data.augment_ops import (
+    BLUR_WINDOW,
+    colour_table,
+    noise_bank,
+    saturate,
+    smoothing_radius,
+)
+from fasthg.data.bad_images import Faults
+from fasthg.data.batch import Batch, make_batch
+from fasthg.data.forks import end_with_parent
+from fasthg.data.records.jpeg import image_fault
+from fasthg.data.sampler import BatchPlan, Crops, Planner, replacement_rows
+from fasthg.errors import DataError, EnvironmentFault
+from fasthg.geometry import from_pixel_centres
+
+log = logging.getLogger(__name__)
+
+# uint8; OpenCV's type hints promise no more than some array.
+Image = npt.NDArray[Any]
+# The EXIF orientation of a frame is not the one its annotation was drawn in.
+_DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_PREFETCH = 2
+# Of the workers, while the same batch is waited for.
+_RESTARTS = 2
+
+
+def decode_image(data: bytes) -> Image | None:
+    """An encoded image as BGR uint8 (height, width, 3), or None where it cannot be decoded."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE) if data else None
+
+
+class Painter:
+    """Turns encoded images into network input by the recipe of a BatchPlan."""
+
+    def __init__(self, size: int, noise_scale: float) -> None:
+        """size: side of the network input, px. noise_scale: RANDOM_NOISE_SCALE."""
+        self.size = size
+        self.bank = noise_bank(size, noise_scale)
+
+    def paint(self, data: bytes, plan: BatchPlan, row: int, out: Image) -> str | None:
+        """Write row `row` of the plan into `out`, RGB uint8 (size, size, 3).
+
+        data: the encoded image. Returns why the image is unusable, or None.
+        """
+        image = decode_image(data)
+        if image is None:
+            return "cannot be decoded"
+        image = self.augment(self.warp(image, plan, row), plan, row)
+        # OpenCV works in BGR throughout; only JPEG cares, and the batch is RGB.
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+        return None
+
+    def warp(self, image: Image, plan: BatchPlan | Crops, row: int) -> Image:
+        """Crop, stretch, flip and rotation in one bilinear resampling of the window."""
+        x1, y1, x2, y2 = (int(edge) for edge in plan.window[row])
+        region = image[y1:y2, x1:x2]
+        sigma_x, sigma_y = (float(sigma) for sigma in plan.smoothing[row])
+        if sigma_x or sigma_y:
+            width, height = (2 * int(r) + 1 for r in smoothing_radius(plan.smoothing[row]))
+            # OpenCV takes 0 for "derive sigma from the kernel"; a kernel of width 1 ignores it.
+            region = cv2.GaussianBlur(
+                region, (width, height), sigma_x or 1.0, sigmaY=sigma_y or 1.0
+            )
+        matrix = from_pixel_centres(plan.input_to_image[row] - [[0, 0, x1], [0, 0, y1]])
+        return cv2.warpAffine(
+            region,
+            matrix,
+            (self.size, self.size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+
+    def augment(self, image: Image, plan: BatchPlan, row: int) -> Image:
+        """Colour, blur, noise and JPEG artefacts on a BGR image of the input's size."""
+        draws = plan.draws
+        order = int(draws.colour[row])
+        if order == COLOUR_FAST:
+            image = saturate(image, draws.brightness[row], draws.saturation[row])
+        elif order != COLOUR_NONE:
+            counts = [cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in range(3)]
+            table = colour_table(
+                np.stack(counts).astype(np.float64),
+                order,
+                draws.brightness[row],
+                draws.contrast[row],
+                draws.gamma_first[row],
+                draws.gamma_last[row],
+            )
+            image = cv2.LUT(image, np.ascontiguousarray(table.T)[:, None])
+        if draws.blur[row]:
+            sigma = float(draws.blur[row])
+            image = cv2.GaussianBlur(image, (BLUR_WINDOW, BLUR_WINDOW), sigma)
+        if draws.noise[row]:
+            x, y = draws.noise_offset[row]
+            plane = self.bank[y : y + self.size, x : x + self.size]
+            image = cv2.add(image, cv2.merge([plane] * 3), dtype=cv2.CV_8U)
+        if draws.quality[row]:
+            options = [cv2.IMWRITE_JPEG_QUALITY, int(draws.quality[row])]
+            image = cast(Image, cv2.imdecode(cv2.imencode(".jpg", image, options)[1], _DECODE))
+        return image
+
+
+class _Painted(NamedTuple):
+    """A batch on its way out of a worker: the images travel in shared memory, the rest pickled."""
+
+    images: torch.Tensor
+    plan: BatchPlan
+    faults: dict[int, str]
+    error: DataError | None = None
+    """What kept the worker from reading its files; raised by the parent, where it stays short."""
+
+
+class _Batches(Dataset[_Painted]):
+    """Batch `step` as an item, made in whichever process asks for it."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        cfg = planner.cfg
+        self.painter = Painter(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
+
+    def __getitem__(self, step: int) -> _Painted:
+        plan = self.planner.plan(step)
+        try:
+            return self._paint(plan)
+        except DataError as error:
+            return _Painted(torch.empty(0), plan, {}, error)
+
+    def _paint(self, plan: BatchPlan) -> _Painted:
+        index = self.planner.index
+        size = self.painter.size
+        images = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
+        pixels = images.numpy()
+        bad = np.zeros(len(plan), bool)
+        faults: dict[int, str] = {}
+        for row, record in enumerate(plan.records.tolist()):
+            fault = faults.get(record)
+            if fault is None:
+                data = index.jpeg(record)
+                fault = image_fault(data, int(index.width[record]), int(index.height[record]))
+                fault = fault or self.painter.paint(data, plan, row, pixels[row])
+            if fault is not None:
+                faults[record], bad[row] = fault, True
+        if faults:
+            rows = replacement_rows(bad, self.planner.training)
+            images, plan = images[torch.from_numpy(rows)], plan.take(rows)
+        return _Painted(images, plan, faults)
+
+
+class _Steps(Sampler[int]):
+    """The steps of the next pass; set before each one, because workers outlive a pass."""
+
+    def __init__(self) -> None:
+        self.steps = range(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class PortableLoader:
+    """A Loader (see loader.py) that keeps its workers between passes.
+
+    Only one pass runs at a time: starting another ends the one before.
+    """
+
+    name = "portable"
+
+    def __init__(self, planner: Planner, workers: int) -> None:
+        """workers: processes that make batches; 0 makes them in this one."""
+        self.planner = planner
+        self._faults = Faults(planner)
+        self._steps = _Steps()
+        self._pass = 0
+        self._dataset = _Batches(planner)
+        self.workers = _affordable(workers, planner)
+        self._data: DataLoader[_Painted] | None = self._with_new_workers()
+
+    def _with_new_workers(self) -> DataLoader[_Painted]:
+        options: dict[str, Any] = {}
+        if self.workers:
+            # A fork starts at once and shares the index; elsewhere workers import everything anew.
+            fork = "fork" in multiprocessing.get_all_start_methods()
+            options = {
+                "multiprocessing_context": "fork" if fork else "spawn",
+                "persistent_workers": True,
+                "prefetch_factor": _PREFETCH,
+                "worker_init_fn": partial(_start_worker, fork),
+            }
+        return DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=self._steps,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            **options,
+        )
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """Records met so far whose image cannot be used, with the reason."""
+        return self._faults.records
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches start..stop-1; see loader.Loader."""
+        limit = self.planner.stop
+        stop = stop if limit is None else min(stop, limit)
+        painted_batches: Iterator[_Painted] | None = None
+        mine, step, deaths = -1, start, 0
+        while step < stop:
+            try:
+                if painted_batches is None:
+                    painted_batches = self._start(step, stop)
+                    mine = self._pass
+                painted = next(painted_batches)
+            except RuntimeError as error:
+                if "exited unexpectedly" not in str(error):
+                    raise
+                deaths += 1
+                self._replace_workers(deaths, error)
+                painted_batches = None
+                continue
+            if painted.error is not None:
+                raise painted.error
+            self._faults.report(painted.faults)
+            if len(painted.plan):
+                yield make_batch(painted.images, painted.plan)
+            elif self.planner.training:
+                self._faults.give_up(step)
+            if mine != self._pass:
+                return
+            step, deaths = step + 1, 0
+
+    def _start(self, start: int, stop: int) -> Iterator[_Painted]:
+        """Begin a pass over steps start..stop-1."""
+        if self._data is None:
+            raise RuntimeError("this loader is closed")
+        self._steps.steps = range(start, stop)
+        self._pass += 1
+        with _one_opencv_thread():
+            found = iter(self._data)
+        if self.workers and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the parent is, inside a training step as well;
+            # without it a dead worker is found where its batch is waited for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return found
+
+    def _replace_workers(self, deaths: int, error: RuntimeError) -> None:
+        """Start workers anew after one was killed; EnvironmentFault when it happens again."""
+        if deaths > _RESTARTS:
+            raise EnvironmentFault(
+                f"input workers are killed again and again ({str(error).splitlines()[0]}); "
+                "lower NUM_INPUT_THREADS, memory may be short"
+            ) from error
+        log.warning("an input worker was killed; new ones go on at the same batch")
+        self.close()
+        self._data = self._with_new_workers()
+
+    def close(self) -> None:
+        """End the workers; the loader is not used afterwards."""
+        data, self._data = self._data, None
+        self._pass += 1
+        running = getattr(data, "_iterator", None)
+        if running is not None:
+            running._shutdown_workers()
+
+
+def _affordable(workers: int, planner: Planner) -> int:
+    """Fewer workers where their finished batches would not fit into shared memory."""
+    if not workers or not os.path.isdir("/dev/shm"):
+        return workers
+    batch = planner.batch_size * planner.cfg.INPUT_SIZE**2 * 3
+    room = shutil.disk_usage("/dev/shm").free
+    fitting = int(room // (batch * (_PREFETCH + 1)))
+    if fitting < workers:
+        log.warning(
+            "shared memory (/dev/shm, %d MB free) holds the batches of %d of %d input workers; "
+            "enlarge it, e.g. docker run --shm-size=1g",
+            room // 2**20,
+            fitting,
+            workers,
+        )
+    return min(workers, fitting)
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """While workers are forked: processes are the parallelism, so each needs one thread only.
+
+    It has to be set here and not in the worker, because OpenCV's thread pool does not survive a
+    fork: setting the number in the child waits for threads that only the parent has.
+    """
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _start_worker(forked: bool, _: int) -> None:
+    # Ctrl-C, `timeout` and cluster schedulers signal every process; the parent alone decides when
+    # workers end. It may have to insist: the second SIGTERM ends a worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not forked:
+        cv2.setNumThreads(1)
+    else:
+        # One that waits to hand a batch over would not notice the end of its parent.
+        end_with_parent()
+
+
+def _as_it_is(painted: Any) -> Any:
+    return painted

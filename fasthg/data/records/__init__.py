@@ -1,0 +1,1 @@
+"""TFRecords of MARS: the file format, the protobuf messages inside, and the fields of a frame."""

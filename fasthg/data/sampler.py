@@ -1,0 +1,259 @@
+"""Who is in a batch, where each is cropped and what happens to it: everything but the pixels.
+
+`Planner.plan(step)` is a pure function of the step, so a loader may make batches in any order and
+process, and a resumed run continues exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fasthg import geometry
+from fasthg.config import Config
+from fasthg.data.augment import Draws, draw, no_draws
+from fasthg.data.augment_ops import smoothing, smoothing_radius
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.rng import first_words
+from fasthg.errors import DataError
+
+_STREAM = 0
+# Each worker keeps its own; the next epoch's is wanted while batches of the last are made.
+_ORDERS_KEPT = 2
+# Instances whose random numbers are drawn together: what that takes stays within a cache.
+_DRAWN_TOGETHER = 1 << 14
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where boxes lie in the network's input; every array has the boxes as its first dimension."""
+
+    image_to_input: npt.NDArray[np.float64]
+    """(boxes, 2, 3) image px -> input px."""
+    input_to_image: npt.NDArray[np.float64]
+    """(boxes, 2, 3) input px -> image px, what a warp looks up."""
+    image_to_heatmap: npt.NDArray[np.float64]
+    """(boxes, 2, 3) image px -> heatmap cells."""
+    window: npt.NDArray[np.int64]
+    """(boxes, 4) x1 y1 x2 y2, the image px that smoothing and warp read."""
+    smoothing: npt.NDArray[np.float32]
+    """(boxes, 2) sigma in x and y of the Gaussian before the warp, image px; 0 = none."""
+    crop_to_image: npt.NDArray[np.float32]
+    """(boxes, 2, 3) heatmap cells -> image px."""
+    side: npt.NDArray[np.float64]
+    """(boxes, 2) width and height of the padded crop, image px."""
+
+
+def make_crops(
+    cfg: Config,
+    bbox: npt.ArrayLike,
+    width: npt.ArrayLike,
+    height: npt.ArrayLike,
+    draws: Draws,
+) -> Crops:
+    """The crop of each box, padded, shifted, flipped and turned as `draws` say.
+
+    bbox: `(boxes, 4)` x1 y1 x2 y2 as shares of width and height. width, height: `(boxes,)` px.
+    """
+    box = geometry.box_to_pixels(bbox, width, height)
+    loose = geometry.shift_edges(box, draws.shift, width, height)
+    crop = geometry.loose_crop(loose, draws.pad, width, height)
+    side = (crop[:, 2:] - crop[:, :2]).astype(np.float64)
+    to_input = geometry.image_to_input(crop, cfg.INPUT_SIZE, draws.flip, draws.angle)
+    to_image = geometry.invert(to_input)
+    to_heatmap = geometry.image_to_heatmap(to_input, cfg.INPUT_SIZE, cfg.HEATMAP_SIZE)
+    sigma = smoothing(side / cfg.INPUT_SIZE).astype(np.float32)
+    window = geometry.source_window(
+        to_image, cfg.INPUT_SIZE, smoothing_radius(sigma), width, height
+    )
+    return Crops(
+        image_to_input=to_input,
+        input_to_image=to_image,
+        image_to_heatmap=to_heatmap,
+        window=window,
+        smoothing=sigma,
+        crop_to_image=geometry.invert(to_heatmap).astype(np.float32),
+        side=side,
+    )
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One batch as a recipe; every array has the batch as its first dimension."""
+
+    instances: npt.NDArray[np.int64]
+    """(batch,) rows of the RecordIndex."""
+    records: npt.NDArray[np.int64]
+    """(batch,) the record each instance is in."""
+    image_to_input: npt.NDArray[np.float64]
+    """(batch, 2, 3) image px -> input px."""
+    input_to_image: npt.NDArray[np.float64]
+    """(batch, 2, 3) input px -> image px, what a warp looks up."""
+    window: npt.NDArray[np.int64]
+    """(batch, 4) x1 y1 x2 y2, the image px that smoothing and warp read."""
+    smoothing: npt.NDArray[np.float32]
+    """(batch, 2) sigma in x and y of the Gaussian before the warp, image px; 0 = none."""
+    draws: Draws
+    keypoints: npt.NDArray[np.float32]
+    """(batch, parts, 2) heatmap cells, left and right swapped where flipped; NaN = unlabelled."""
+    visibility: npt.NDArray[np.uint8]
+    """(batch, parts) 0 = no target (not visible or no position), 1 = occluded, 2 = visible."""
+    sigmas: npt.NDArray[np.float32]
+    """(batch, parts) heatmap cells."""
+    crop_to_image: npt.NDArray[np.float32]
+    """(batch, 2, 3) heatmap cells -> image px."""
+    area: npt.NDArray[np.float32]
+    """(batch,) the animal's area, image px²."""
+    crop_area: npt.NDArray[np.float32]
+    """(batch,) area of the padded crop, image px²."""
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> BatchPlan:
+        """The plan of the given rows, in that order; a row may be taken twice."""
+        taken: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        draws = taken.pop("draws").take(rows)
+        return BatchPlan(draws=draws, **{name: array[rows] for name, array in taken.items()})
+
+
+class Planner:
+    """Plans of the batches of one split.
+
+    Training: an endless stream that holds every instance once per epoch, each epoch in a fresh
+    order and with fresh draws; every batch is full, so one may span two epochs (and a small
+    dataset repeats within a batch, drawn anew). Evaluation: each instance once, in order, without
+    augmentation; the last batch may be short.
+    """
+
+    def __init__(
+        self,
+        index: RecordIndex,
+        cfg: Config,
+        *,
+        training: bool,
+        seed: int,
+        batch_size: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """batch_size: instances a batch, BATCH_SIZE unless given. Raises DataError if empty.
+
+        rank, ranks: number of this process and count of those that train together. In training
+        batch `step` of rank r is the r-th part of the batch that one process would make of
+        `ranks * batch_size` instances; in evaluation a rank has every `ranks`-th instance.
+        """
+        if len(index) == 0:
+            names = ", ".join(str(name) for name in index.files[:3])
+            raise DataError(f"no object in {names}: give files whose records hold a bounding box")
+        self.index = index
+        self.cfg = cfg
+        self.training = training
+        self.seed = seed
+        self.batch_size = int(batch_size or cfg.BATCH_SIZE)
+        self.rank, self.ranks = rank, ranks
+        self._sigmas = np.asarray(cfg.PARTS.SIGMAS, np.float64)
+        self._swap = np.arange(index.num_parts)
+        for left, right in cfg.PARTS.LEFT_RIGHT_PAIRS:
+            self._swap[[left, right]] = right, left
+        self._orders: dict[int, npt.NDArray[np.uint32]] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in which all ranks together show every instance: rounded up."""
+        if self.training:
+            return -(-len(self.index) // (self.batch_size * self.ranks))
+        return -(-len(self._evaluated) // self.batch_size)
+
+    @property
+    def _evaluated(self) -> range:
+        """The instances of this rank in an evaluation."""
+        return range(self.rank, len(self.index), self.ranks)
+
+    @property
+    def stop(self) -> int | None:
+        """The step after the last one; None while training, which never ends."""
+        return None if self.training else self.batches_per_epoch
+
+    def plan(self, step: int) -> BatchPlan:
+        """The plan of batch `step`, counted from 0. Raises IndexError beyond the last one."""
+        if step < 0 or (self.stop is not None and step >= self.stop):
+            raise IndexError(f"batch {step} of {self.batches_per_epoch}")
+        count = len(self.index)
+        size = self.batch_size
+        if not self.training:
+            instances = np.array(self._evaluated[step * size : (step + 1) * size], np.int64)
+            return self._build(instances, no_draws(self.cfg, len(instances)))
+        place = np.arange(size) + (step * self.ranks + self.rank) * size
+        epoch = place // count
+        instances = np.empty(size, np.int64)
+        for one in range(int(epoch[0]), int(epoch[-1]) + 1):
+            instances[epoch == one] = self._order(one)[place[epoch == one] % count]
+        return self._build(instances, draw(self.cfg, self.seed, epoch, instances))
+
+    def _order(self, epoch: int) -> npt.NDArray[np.uint32]:
+        """The order in which an epoch visits the instances; `(instances,)`."""
+        if epoch not in self._orders:
+            if len(self._orders) >= _ORDERS_KEPT:
+                del self._orders[next(iter(self._orders))]
+            # Sorted by a random word, equal ones by instance: in one number there is but one order.
+            keys = np.arange(len(self.index), dtype=np.uint64)
+            for start in range(0, len(keys), _DRAWN_TOGETHER):
+                part = keys[start : start + _DRAWN_TOGETHER]
+                part |= first_words(self.seed, _STREAM, epoch, part) << np.uint64(32)
+            keys.sort()
+            self._orders[epoch] = keys.astype(np.uint32)  # the lower half
+        return self._orders[epoch]
+
+    def _build(self, instances: npt.NDArray[np.int64], draws: Draws) -> BatchPlan:
+        index, cfg = self.index, self.cfg
+        records = np.asarray(index.record)[instances].astype(np.int64)
+        width, height = np.asarray(index.width)[records], np.asarray(index.height)[records]
+        area = np.asarray(index.area)[instances].astype(np.float32)
+
+        crops = make_crops(cfg, np.asarray(index.bbox)[instances], width, height, draws)
+
+        keypoints = np.asarray(index.keypoints)[instances]
+        visibility = np.asarray(index.visibility)[instances]
+        flip = draws.flip[:, None]
+        keypoints = np.where(flip[..., None], keypoints[:, self._swap], keypoints)
+        visibility = np.where(flip, visibility[:, self._swap], visibility)
+        unlabelled = ~np.isfinite(keypoints).all(axis=2)
+
+        sigmas = np.broadcast_to(self._sigmas, visibility.shape)
+        if cfg.PARTS.SCALE_SIGMAS_BY_AREA:
+            # INPUT_SIZE cancels out of MARS' im_scale * HEATMAP_SIZE / INPUT_SIZE.
+            scale = cfg.HEATMAP_SIZE / crops.side.max(axis=1) * np.sqrt(area) * 2
+            sigmas = sigmas * scale[:, None]
+
+        return BatchPlan(
+            instances=instances,
+            records=records,
+            image_to_input=crops.image_to_input,
+            input_to_image=crops.input_to_image,
+            window=crops.window,
+            smoothing=crops.smoothing,
+            draws=draws,
+            keypoints=geometry.apply(keypoints, crops.image_to_heatmap).astype(np.float32),
+            visibility=np.where(unlabelled, 0, visibility).astype(np.uint8),
+            sigmas=sigmas.astype(np.float32),
+            crop_to_image=crops.crop_to_image,
+            area=area,
+            crop_area=crops.side.prod(axis=1).astype(np.float32),
+        )
+
+
+def replacement_rows(bad: npt.NDArray[np.bool_], training: bool) -> npt.NDArray[np.int64]:
+    """Which rows a batch is made of when some of them cannot be decoded.
+
+    bad: `(batch,)`. Training keeps the size: each bad row becomes the next good one after it,
+    cyclically. Evaluation drops bad rows. No rows at all if every row is bad.
+    """
+    good = np.flatnonzero(~bad)
+    if not training or not len(good):
+        return good
+    place = np.searchsorted(good, np.arange(len(bad)))
+    return good[place % len(good)]

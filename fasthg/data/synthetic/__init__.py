@@ -1,0 +1,1 @@
+"""Synthetic mice with exact keypoints, for tests and for the demo."""

@@ -1,0 +1,1 @@
+"""A trained network at work: predictions of records, pictures of them, and poses of videos."""

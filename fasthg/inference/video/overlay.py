@@ -1,0 +1,135 @@
+"""Frames with their keypoints drawn in, as a video or as images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fasthg.data.opencv_loader import Image
+from fasthg.errors import EnvironmentFault
+from fasthg.inference.video.frame import Frame, Source
+from fasthg.inference.video.stages import ahead
+from fasthg.inference.video.store import Rows
+from fasthg.inference.video.video import VideoSource
+from fasthg.runs.checkpoint import write_atomically
+
+_CODECS = ("libx264", "libopenh264", "mpeg4")
+_AHEAD = 8
+Color = tuple[int, int, int]
+# Times are written in units of this, fine enough for every rate of frames.
+_TICK = Fraction(1, 90000)
+
+
+def draw(image: Image, rows: Rows, frame: int, colors: Sequence[Color], confidence: float) -> Image:
+    """A copy of the image with a disc a part, a ring where its score is below `confidence`, and
+    each animal's box.
+
+    image: BGR uint8 (height, width, 3). colors: red, green, blue a part.
+    """
+    image = image.copy()
+    radius = max(2, round(max(image.shape[:2]) / 200))
+    for animal in range(len(rows.animals)):
+        box = rows.boxes[frame, animal]
+        if np.isfinite(box).all():
+            x1, y1, x2, y2 = (int(v) for v in np.rint(box))
+            cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), (200, 200, 200), 1)
+        points, scores = rows.keypoints[frame, animal], rows.scores[frame, animal]
+        for (x, y), score, color in zip(points, scores, colors, strict=True):
+            if not np.isfinite((x, y)).all():
+                continue
+            # A pixel's centre lies half a pixel behind its corner, where fasthg counts from.
+            centre = (round((x - 0.5) * 16), round((y - 0.5) * 16))
+            sure = score >= confidence
+            cv2.circle(
+                *(image, centre, radius * 16, color[::-1]),
+                *(cv2.FILLED if sure else 1, cv2.LINE_AA, 4),
+            )
+    return image
+
+
+def overlay(
+    source: Source, rows: Rows, path: Path, colors: Sequence[Color], confidence: float
+) -> None:
+    """Draw all rows: a video to `path`, an mp4 with the source's times; images into the folder
+    `path` under their names, as PNG.
+
+    Raises:
+        EnvironmentFault: PyAV has no encoder.
+    """
+    frames = ahead(_until(source.frames(), len(rows)), _AHEAD)
+    with closing(frames):
+        if isinstance(source, VideoSource):
+            write_atomically(path, lambda at: _video(source, frames, rows, at, colors, confidence))
+            return
+        for frame in frames:
+            if frame.image is None:
+                continue
+            drawn = draw(frame.image, rows, frame.number, colors, confidence)
+            encoded = cv2.imencode(".png", drawn)[1].tobytes()
+            target = path / Path(frame.name).with_suffix(".png")
+            write_atomically(target, lambda at, data=encoded: _put(at, data))  # type: ignore[misc]
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _until(frames: Iterator[Frame], count: int) -> Iterator[Frame]:
+    for frame in frames:
+        if frame.number >= count:
+            return
+        yield frame
+
+
+def _video(
+    source: VideoSource,
+    frames: Iterator[Frame],
+    rows: Rows,
+    path: Path,
+    colors: Sequence[Color],
+    confidence: float,
+) -> None:
+    av = source.av
+    # Chroma of yuv420p is half as large each way, so sides are made even.
+    width, height = (side + side % 2 for side in source.size)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = _encoder(av, container, source, width, height)
+        last = -1
+        for frame in frames:
+            image = frame.image
+            if image is None or image.shape[1::-1] != source.size:
+                image = np.zeros((source.size[1], source.size[0], 3), np.uint8)
+            image = draw(image, rows, frame.number, colors, confidence)
+            padded = cv2.copyMakeBorder(
+                *(image, 0, height - source.size[1], 0, width - source.size[0]),
+                cv2.BORDER_REPLICATE,
+            )
+            picture = av.VideoFrame.from_ndarray(padded, format="bgr24")
+            at = round(frame.time / _TICK) if np.isfinite(frame.time) else last + 3600
+            last = max(last + 1, at)
+            picture.pts, picture.time_base = last, _TICK
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _encoder(av: Any, container: Any, source: VideoSource, width: int, height: int) -> Any:
+    for codec in _CODECS:
+        if codec not in av.codecs_available:
+            continue
+        stream = container.add_stream(codec, rate=source.rate or 25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = _TICK
+        if codec == "mpeg4":
+            # Its clock has 16 bits.
+            stream.codec_context.time_base = Fraction(1, 1000)
+        return stream
+    raise EnvironmentFault(
+        f"{source.path}: PyAV has no encoder of {', '.join(_CODECS)}; "
+        "leave out --overlay or install PyAV's own wheel"
+    )

@@ -1,0 +1,106 @@
+"""All inputs of one call: the network is loaded once, then source after source."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fasthg.errors import ConfigError
+from fasthg.inference.predictor import Forward
+from fasthg.inference.video.job import STAGES, Options, Outcome, check_targets, predict_source
+from fasthg.inference.video.sources import find_sources
+from fasthg.inference.video.stages import Clock
+from fasthg.runs.checkpoint import CHECKSUM
+from fasthg.runs.run_folder import RunFolder
+from fasthg.runs.weights import WeightsFile, load_model
+from fasthg.runtime.signals import Signals
+from fasthg.train.step import choose_device, choose_precision
+
+
+def predict_all(
+    run: RunFolder | WeightsFile,
+    inputs: Sequence[Path],
+    overrides: Sequence[str],
+    options: Options,
+    console: Console,
+) -> int | None:
+    """Predict every input with a run's best weights, or a file's, and say what was written.
+
+    Returns:
+        The number of the signal that ended it before its end, else None.
+
+    Raises:
+        ConfigError: options that contradict each other or the inputs.
+        DataError: an input, the boxes or the weights cannot be used.
+        EnvironmentFault: a package or device is missing.
+    """
+    options.check()
+    config = run.config(list(overrides))
+    sources = find_sources(inputs)
+    check_targets(sources, options)
+    if options.boxes is not None and len(sources) > 1:
+        raise ConfigError(f"--boxes {options.boxes}: is for one input; predict one after the other")
+    model, metadata = load_model(run.best, config)
+    device = choose_device(config.DEVICE)
+    network = Forward(model.to(device), config, choose_precision(config.PRECISION, device))
+    weights = metadata.get(CHECKSUM, "")
+    with Signals() as signals:
+        for source in sources:
+            clock, start = Clock(), time.perf_counter()
+            bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.1f} frames/s"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+            with bar:
+                task = bar.add_task(source.path.name, total=source.count, rate=0.0)
+
+                def show(done: int, bar: Progress = bar, start: float = start) -> None:
+                    rate = done / (time.perf_counter() - start)
+                    bar.update(task, completed=done, rate=rate)  # noqa: B023
+
+                outcome = predict_source(
+                    *(source, network, config, options),
+                    weights=weights,
+                    clock=clock,
+                    progress=show,
+                    stop=lambda: signals.stop is not None,
+                )
+            for line in _lines(source.path, outcome, clock, time.perf_counter() - start):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if signals.stop is not None:
+                break
+    return signals.stop
+
+
+def _lines(path: Path, outcome: Outcome, clock: Clock, seconds: float) -> list[str]:
+    lines = [f"{path}: {note}" for note in outcome.notes]
+    lines += [str(file) for file in outcome.files]
+    rates = ", ".join(
+        f"{stage} {outcome.new / clock.seconds[stage]:.0f}"
+        for stage in STAGES
+        if clock.seconds[stage]
+    )
+    kept = outcome.rows - outcome.new
+    lines.append(
+        f"{path}: {outcome.new} frames in {seconds:.1f} s: {outcome.new / seconds:.1f} a second; "
+        f"each stage alone: {rates}" + (f"; {kept} rows were there" if kept else "")
+    )
+    if outcome.stopped:
+        lines.append(f"{path}: stopped after {outcome.rows} frames; go on with --resume")
+    return lines

@@ -1,0 +1,141 @@
+"""What is predicted on: frames of image files, folders of images, MARS's records and videos."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fasthg.data.opencv_loader import decode_image
+from fasthg.data.records.record import Record, decode
+from fasthg.data.records.tfrecord import read_frames
+from fasthg.errors import ConfigError, DataError
+from fasthg.inference.video.boxes import Boxes
+from fasthg.inference.video.frame import Frame, Source
+from fasthg.inference.video.video import VideoSource
+
+IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+VIDEOS = frozenset(
+    {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
+)
+_RECORDS = re.compile(r".*(\.tfrecords?|-\d{5}-of-\d{5})")
+
+
+class ImageSource:
+    """Image files as one sequence."""
+
+    def __init__(self, path: Path, files: Sequence[Path], stem: Path) -> None:
+        self.path, self.files, self.stem = path, list(files), stem
+        self.names = tuple(file.name for file in files)
+
+    @property
+    def size(self) -> None:
+        """None: every image may have its own."""
+        return None
+
+    @property
+    def count(self) -> int:
+        """The files."""
+        return len(self.files)
+
+    def identity(self) -> str:
+        """Names and sizes of the files."""
+        return repr([(file.name, file.stat().st_size) for file in self.files])
+
+    def frames(self, start: int = 0) -> Iterator[Frame]:
+        """The images in the order of the files; orientation tags are ignored, as in training."""
+        for number in range(start, len(self.files)):
+            file = self.files[number]
+            try:
+                image = decode_image(file.read_bytes())
+            except OSError as error:
+                raise DataError(f"{file}: {error.strerror}; check the file") from None
+            yield Frame(number, float("nan"), image, file.name)
+
+
+class RecordSource:
+    """The records of a TFRecord file, with their boxes."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads through the file. Raises DataError where it is damaged or a record is wrong."""
+        self.path, self.stem = path, Path(os.path.abspath(path))
+        names, boxes = [], []
+        for number, record in enumerate(self._records()):
+            names.append(Path(record.filename or record.image_id or str(number)).name)
+            boxes.append(record.bbox.astype(np.float64))
+        self.names = tuple(names)
+        most = max((len(found) for found in boxes), default=0)
+        filled = {
+            number: np.concatenate([found, np.full((most - len(found), 4), np.nan)])
+            for number, found in enumerate(boxes)
+        }
+        animals = tuple(f"animal{number + 1}" for number in range(most))
+        self.boxes = Boxes(animals, filled, True, path) if most else Boxes()
+
+    @property
+    def size(self) -> None:
+        """None: every record may have its own."""
+        return None
+
+    @property
+    def count(self) -> int:
+        """The records."""
+        return len(self.names)
+
+    def identity(self) -> str:
+        """Size and time of the file."""
+        state = self.path.stat()
+        return f"{self.path.name} {state.st_size} {state.st_mtime_ns}"
+
+    def frames(self, start: int = 0) -> Iterator[Frame]:
+        """The records' images in the order of the file."""
+        for number, record in enumerate(self._records()):
+            if number >= start:
+                yield Frame(number, float("nan"), decode_image(record.encoded), self.names[number])
+
+    def _records(self) -> Iterator[Record]:
+        for number, frame in enumerate(read_frames(self.path)):
+            yield decode(frame.payload, f"{self.path}, record {number}")
+
+
+def find_sources(inputs: Sequence[Path]) -> list[Source]:
+    """The sequences that paths name: each video, TFRecord file and folder of images one, and the
+    image files given by themselves one for each folder they lie in.
+
+    Raises:
+        DataError: a path is missing, of an unknown type, or a folder without images.
+        ConfigError: no path, or the same one twice.
+    """
+    if not inputs:
+        raise ConfigError("no input; give images, folders of images, TFRecords or videos")
+    found: list[Source] = []
+    loose: dict[Path, list[Path]] = {}
+    seen: set[Path] = set()
+    for path in inputs:
+        place = Path(os.path.abspath(path))
+        if place in seen:
+            raise ConfigError(f"{path}: is given twice; leave one out")
+        seen.add(place)
+        kind = path.suffix.lower()
+        if path.is_dir():
+            files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES and f.is_file())
+            if not files:
+                raise DataError(f"{path}: no images in this folder; give images or a video")
+            found.append(ImageSource(path, files, place))
+        elif not path.exists():
+            raise DataError(f"{path}: no such file; check the path")
+        elif kind in IMAGES:
+            loose.setdefault(place.parent, []).append(path)
+        elif kind in VIDEOS:
+            found.append(VideoSource(path))
+        elif _RECORDS.fullmatch(path.name):
+            found.append(RecordSource(path))
+        else:
+            known = " ".join(sorted(kind[1:] for kind in IMAGES | VIDEOS))
+            raise DataError(f"{path}: unknown file type; use one of {known} or a TFRecord file")
+    for folder, files in loose.items():
+        found.append(ImageSource(files[0].parent, files, folder / folder.name))
+    return found

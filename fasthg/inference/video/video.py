@@ -1,0 +1,150 @@
+"""Videos by PyAV: a row for every frame that the file holds, whether it can be decoded or not.
+
+A decoder leaves out what it cannot decode, so counting what it gives would shift all later rows.
+Instead every packet announces a frame by its presentation time; when a frame appears, all that
+were announced for earlier times and have not appeared are lost. They come as frames without image.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fasthg.errors import DataError, EnvironmentFault
+from fasthg.inference.video.frame import Frame
+
+# Their packets may hold frames that are never shown.
+_HIDES_FRAMES = ("vp8",)
+# AV_DISPOSITION_ATTACHED_PIC
+_COVER = 0x400
+
+
+def import_av(path: Path) -> Any:
+    """The module `av`. Raises EnvironmentFault where it is missing."""
+    try:
+        import av
+    except ImportError:
+        raise EnvironmentFault(
+            f"{path}: videos need PyAV; run: pip install 'fasthg[video]'"
+        ) from None
+    # The decoder's own remarks would tear the progress bar; what matters is counted here.
+    av.logging.set_level(av.logging.PANIC)
+    return av
+
+
+class VideoSource:
+    """The frames of a video's first stream of pictures, as they are stored (rotation tags are
+    ignored)."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            DataError: the file is no video, holds sound alone, or is cut off before its index.
+            EnvironmentFault: PyAV is missing.
+        """
+        self.path = path
+        self.stem = Path(os.path.abspath(path)).with_suffix("")
+        self.av = import_av(path)
+        with self._open() as container:
+            stream = _pictures(container, path)
+            self._size = (stream.codec_context.width, stream.codec_context.height)
+            self.rate = stream.average_rate or stream.guessed_rate
+            """Frames a second, a Fraction; None where the file does not say."""
+            self.declared: int | None = stream.frames or None
+            """Frames by the header."""
+            self._count = self.declared
+            length = container.duration / self.av.time_base if container.duration else None
+            if self._count is None and length and self.rate:
+                self._count = round(length * self.rate)
+
+    def _open(self) -> Any:
+        try:
+            return self.av.open(str(self.path))
+        except (self.av.error.FFmpegError, OSError) as error:
+            raise DataError(
+                f"{self.path}: cannot be read as a video ({error.strerror}); "
+                "it may be cut off: copy or record it again"
+            ) from None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px."""
+        return self._size
+
+    @property
+    def count(self) -> int | None:
+        """Frames by the header, or by length and rate."""
+        return self._count
+
+    def identity(self) -> str:
+        """Size and time of change of the file."""
+        status = self.path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def frames(self, start: int = 0) -> Iterator[Frame]:
+        """Frames from `start` on; those before are decoded, since seeking is not exact, and not
+        converted."""
+        with self._open() as container:
+            stream = _pictures(container, self.path)
+            stream.thread_type = "AUTO"
+            base = float(stream.time_base or 0)
+            for number, (stamp, frame) in enumerate(self._decoded(container, stream)):
+                if number < start:
+                    continue
+                image = None if frame is None else frame.to_ndarray(format="bgr24")
+                if stamp is not None:
+                    time = stamp * base
+                else:
+                    time = number / float(self.rate) if self.rate else float("nan")
+                yield Frame(number, time, image, "")
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[int | None, Any]]:
+        """(time stamp or None, picture or None) in the order of presentation."""
+        announced: list[int] = []
+        certain = stream.codec_context.name not in _HIDES_FRAMES
+        for packet in self._packets(container, stream):
+            stamp, whole = packet.pts, packet.size and not packet.is_discard
+            if whole and stamp is not None and certain:
+                heapq.heappush(announced, stamp)
+            try:
+                frames = stream.decode(packet)
+            except self.av.error.FFmpegError:
+                if whole and (stamp is None or not certain):
+                    yield stamp, None
+                continue
+            for frame in frames:
+                if frame.pts is not None:
+                    while announced and announced[0] < frame.pts:
+                        yield heapq.heappop(announced), None
+                    if announced and announced[0] == frame.pts:
+                        heapq.heappop(announced)
+                yield frame.pts, None if frame.is_corrupt else frame
+        while announced:
+            yield heapq.heappop(announced), None
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The packets, then the empty one that drains the decoder, where reading fails as well."""
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except self.av.error.FFmpegError:
+                yield self.av.Packet()
+                return
+            yield packet
+
+
+def _pictures(container: Any, path: Path) -> Any:
+    """The first stream that is more than a cover picture."""
+    for stream in container.streams.video:
+        if not stream.disposition.value & _COVER:
+            return stream
+    raise DataError(f"{path}: holds no pictures, only sound or text; give a video")

@@ -1,0 +1,1 @@
+"""Formats of others: TensorFlow checkpoints, MARS projects, exported networks."""

@@ -1,0 +1,266 @@
+"""Evaluation of a run: errors, PCK and OKS on a split, predictions, and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fasthg import metrics
+from fasthg.config import Config
+from fasthg.data.batch import Batch
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.loader import available_cores, make_loader
+from fasthg.data.sampler import Planner
+from fasthg.errors import ConfigError, DataError
+from fasthg.inference.plots import draw_instances, save_figure
+from fasthg.inference.predictor import Predictions, predict
+from fasthg.model import StackedHourglass
+from fasthg.ops.heatmap_peaks import METHODS, Method
+from fasthg.runs.checkpoint import write_text
+from fasthg.runs.run_folder import RunFolder, plain
+from fasthg.runs.weights import WeightsFile, load_model
+from fasthg.train.step import choose_device, choose_precision
+
+PICTURED = 12
+"""Instances in each picture."""
+
+
+def default_split(config: Config) -> str | None:
+    """test where the configuration has it, else val, else none."""
+    for split in ("test", "val"):
+        if getattr(config.DATA, split.upper()) is not None:
+            return split
+    return None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one evaluation, where its files lie, and what they were computed from."""
+
+    metrics: dict[str, Any]
+    folder: Path
+    predictions: Predictions
+    index: RecordIndex
+
+    def print(self, console: Console) -> None:
+        """Print tables for a person, then the paths of the pictures."""
+        m = self.metrics
+        console.print(
+            f"\n{m['split']}: {m['instances']} instances, weights of step {m['step']}, "
+            f"decode {m['decode']}; errors in image px",
+            highlight=False,
+        )
+        if m["unreadable_images"]:
+            console.print(f"{m['unreadable_images']} unreadable images are left out")
+        console.print(_error_table(m["error_px"], m["pck"]))
+        if m["error_cm"] is not None:
+            console.print("\nerrors in cm")
+            console.print(_error_table(m["error_cm"], None))
+        console.print(_oks_table(m))
+        if len(m["decodes"]) > 1:
+            console.print(_decode_table(m))
+        for name in ("predictions.png", "worst.png"):
+            console.print(str(self.folder / name), highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _error_table(errors: dict[str, Any], pck: dict[str, Any] | None) -> Table:
+    keys = ("mean", "median", "p90", "p95", "rmse")
+    radii = [f"≤{radius:g}px" for radius in pck["radii_px"]] if pck else []
+    table = _table("part", *keys, "labels", *radii)
+    rows: list[tuple[str, Any]] = [*errors["parts"].items(), ("all", errors["all"])]
+    for name, spread in rows:
+        cells = [*(_number(spread[k]) for k in keys), str(spread["count"])]
+        if pck:
+            shares = pck["all"] if name == "all" else pck["parts"][name]
+            cells += ["-" if s is None else f"{s:.0%}" for s in shares]
+        table.add_row(name, *cells)
+    return table
+
+
+def _oks_table(m: dict[str, Any]) -> Table:
+    table = _table(f"OKS, {m['oks']['sigmas']} sigmas", "AP", "AP50", "AP75", "AR")
+    for rule, row in m["oks"]["area"].items():
+        table.add_row(rule, *(_number(row[k], 3) for k in ("ap", "ap50", "ap75", "ar")))
+    return table
+
+
+def _decode_table(m: dict[str, Any]) -> Table:
+    table = _table("decode", "mean", "median", "rmse")
+    for name, spread in m["decodes"].items():
+        table.add_row(name, *(_number(spread[k]) for k in ("mean", "median", "rmse")))
+    return table
+
+
+def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
+    """Errors, PCK and OKS of predictions, ready for JSON.
+
+    Errors are distances in image px (and cm with PIXELS_PER_CM) over labelled parts. OKS is given
+    under two area rules: the annotation's area, as its sigmas were derived, and the padded crop's,
+    as the reference divides (more lenient).
+    """
+    names = config.PARTS.NAMES
+    distances = predictions.errors()
+    summary = metrics.summary(distances, names)
+    pck = metrics.pck(distances, config.PCK_RADII)
+    by_area = metrics.precision_by_area(
+        distances,
+        metrics.oks_sigmas(names, config.OKS_SIGMAS),
+        predictions.scores.mean(axis=1),
+        {"annotation's area": predictions.area, "padded crop's area": predictions.crop_area},
+    )
+    in_cm = None
+    if config.PIXELS_PER_CM is not None:
+        in_cm = _spreads(metrics.summary(distances / config.PIXELS_PER_CM, names))
+    return {
+        "instances": len(predictions),
+        "loss": predictions.loss,
+        "error_px": _spreads(summary),
+        "error_cm": in_cm,
+        "pck": {
+            "radii_px": list(config.PCK_RADII),
+            "parts": {name: pck[:, i] for i, name in enumerate(names)},
+            "all": pck[:, -1],
+        },
+        "oks": {
+            "sigmas": config.OKS_SIGMAS if isinstance(config.OKS_SIGMAS, str) else "given",
+            "area": {rule: asdict(row) for rule, row in by_area.items()},
+        },
+    }
+
+
+def _spreads(summary: metrics.Summary) -> dict[str, Any]:
+    return {
+        "all": asdict(summary.overall),
+        "parts": {name: asdict(spread) for name, spread in summary.parts.items()},
+    }
+
+
+def worst_rows(predictions: Predictions, count: int) -> list[int]:
+    """Rows with the largest mean error, the worst first; unlabelled instances are left out."""
+    distances = predictions.errors()
+    labelled: np.ndarray = np.any(np.isfinite(distances), axis=1)
+    mean = np.full(len(distances), -np.inf)
+    mean[labelled] = np.nanmean(distances[labelled], axis=1)
+    order = np.argsort(-mean, kind="stable")
+    return [int(row) for row in order[:count] if labelled[row]]
+
+
+def evaluate_model(
+    model: StackedHourglass,
+    index: RecordIndex,
+    config: Config,
+    methods: Sequence[Method],
+) -> tuple[dict[str, Predictions], int]:
+    """Predictions on every instance of `index` for each decode method; the unreadable images."""
+    device = choose_device(config.DEVICE)
+    planner = Planner(index, config, training=False, seed=int(config.RANDOM_SEED))
+    loader = make_loader(planner, config, device)
+    try:
+        batches: Iterator[Batch] = loader.batches(0, planner.batches_per_epoch)
+        precision = choose_precision(config.PRECISION, device)
+        result = predict(model.to(device), batches, index, config, precision, methods=methods)
+    finally:
+        loader.close()
+    if not len(result[methods[0]]):
+        raise DataError("no image could be read; run: fasthg data check")
+    return result, len(loader.corrupt)
+
+
+def evaluate_run(
+    run: RunFolder | WeightsFile,
+    config: Config,
+    split: str,
+    data: Sequence[str] | None,
+    *,
+    decode: str | None = None,
+) -> Evaluation:
+    """Evaluate a run's best weights and write its folder of the split.
+
+    Args:
+        run: the run folder, or weights alone.
+        config: its configuration, with overrides.
+        split: train, val, test; or a name for `data`.
+        data: TFRecord globs in place of the split's.
+        decode: method of `heatmap_peaks`, or "all" to compare them; DECODE where None.
+
+    Returns:
+        The evaluation; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
+        its folder.
+
+    Raises:
+        ConfigError: the split is not configured or the decode is unknown.
+        DataError: the weights or the data cannot be read.
+    """
+    patterns = data or getattr(config.DATA, split.upper(), None)
+    if not patterns:
+        raise ConfigError(f"DATA.{split.upper()}: not set; give --data GLOB or another --split")
+    main = config.DECODE if decode in (None, "all") else str(decode)
+    if main not in METHODS:
+        raise ConfigError(f"decode {main!r}: use one of {', '.join(METHODS)}, all")
+    others = METHODS if decode == "all" else ()
+    methods = cast(list[Method], [main, *(m for m in others if m != main)])
+    model, metadata = load_model(run.best, config)
+    processes = min(config.NUM_INPUT_THREADS, available_cores())
+    index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
+    every, unreadable = evaluate_model(model, index, config, methods)
+    predictions = every[main]
+    measured = plain(
+        {
+            "split": split,
+            "data": [Path(f).name for f in index.files],
+            "step": json.loads(metadata.get("step", "null")),
+            "decode": main,
+            "flip_test": config.FLIP_TEST,
+            "unreadable_images": unreadable,
+            **measure(predictions, config),
+            "decodes": {m: asdict(metrics.spread(p.errors())) for m, p in every.items()},
+        }
+    )
+    folder = run.eval_folder(split)
+    write_text(folder / "metrics.json", json.dumps(measured, indent=2) + "\n")
+    write_text(folder / "predictions.json", json.dumps(_rows(predictions, index, config)) + "\n")
+    rows = np.linspace(0, len(predictions) - 1, min(PICTURED, len(predictions))).astype(int)
+    mean = measured["error_px"]["all"]["mean"]
+    title = f"{split}: {len(predictions)} instances, mean error {_number(mean)} px"
+    picture = draw_instances(index, predictions, [int(r) for r in rows], config, title)
+    save_figure(picture, folder / "predictions.png")
+    worst = worst_rows(predictions, PICTURED)
+    picture = draw_instances(index, predictions, worst, config, f"{split}: the largest errors")
+    save_figure(picture, folder / "worst.png")
+    return Evaluation(measured, folder, predictions, index)
+
+
+def _rows(predictions: Predictions, index: RecordIndex, config: Config) -> dict[str, Any]:
+    rows = []
+    for row, instance in enumerate(predictions.instance):
+        record = int(index.record[instance])
+        rows.append(
+            {
+                "image_id": index.image_id(record),
+                "object": int(index.object_number[instance]),
+                "keypoints": plain(np.round(predictions.keypoints[row], 3)),
+                "scores": plain(predictions.scores[row].astype(float)),
+                "truth": plain(predictions.truth[row]),
+                "visibility": plain(predictions.visibility[row]),
+            }
+        )
+    return {"parts": list(config.PARTS.NAMES), "unit": "image px", "instances": rows}

@@ -1,0 +1,42 @@
+"""Predictions by a network that finds coloured dots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from moving_dots import PARTS, Dots
+
+from fasthg.config import Config
+from fasthg.inference.video.job import Options, Outcome, predict_source
+from fasthg.inference.video.stages import Clock
+
+
+@pytest.fixture
+def network() -> Dots:
+    return Dots()
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    parts = {"NUM_PARTS": 3, "NAMES": list(PARTS), "SIGMAS": [1.0] * 3, "LEFT_RIGHT_PAIRS": []}
+    keys = {"INPUT_SIZE": 128, "HEATMAP_SIZE": 32, "BATCH_SIZE": 4}
+    return Config(**keys, PARTS=parts, DO_RANDOM_FLIP_LEFT_RIGHT=False)
+
+
+@pytest.fixture
+def predict(network: Dots, config: Config) -> Callable[..., Outcome]:
+    """`predict_source` with the dots' network; keywords are those of Options."""
+
+    def run(source: Any, *, stop_at: int | None = None, using: Any = None, **given: Any) -> Outcome:
+        seen = [0]
+        return predict_source(
+            *(source, using or network, config, Options(**given)),
+            weights="w",
+            clock=Clock(),
+            progress=lambda done: seen.__setitem__(0, done),
+            stop=lambda: stop_at is not None and seen[0] >= stop_at,
+        )
+
+    return run

@@ -1,0 +1,298 @@
+"""A source from frames to files: where keypoints are, tracking, ends and going on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas
+import pytest
+import torch
+from moving_dots import OFFSETS, PARTS, SIZE, Dots, dots, write_video
+
+from fasthg.errors import ConfigError, DataError, EnvironmentFault
+from fasthg.inference.video import network as network_module
+from fasthg.inference.video.frame import Frame
+from fasthg.inference.video.job import Options, Outcome, check_targets
+from fasthg.inference.video.sources import find_sources
+from fasthg.inference.video.tracking import WINDOWS
+
+Predict = Callable[..., Outcome]
+
+
+class Made:
+    """A source of frames that are made when asked for; None cannot be decoded."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, images: list[np.ndarray | None]) -> None:
+        self.path, self.stem, self.images = Path("made.mp4"), folder / "made", images
+        self.size, self.count = SIZE, len(images)
+
+    def identity(self) -> str:
+        return f"{len(self.images)} frames"
+
+    def frames(self, start: int = 0):
+        for number in range(start, len(self.images)):
+            yield Frame(number, number / 25, self.images[number], "")
+
+
+def table(outcome: Outcome) -> pandas.DataFrame:
+    return pandas.read_csv(next(f for f in outcome.files if f.suffix == ".csv"))
+
+
+def points(outcome: Outcome) -> np.ndarray:
+    """(frames, parts, 2) of one animal."""
+    return table(outcome)[["x", "y"]].to_numpy().reshape(-1, 3, 2)
+
+
+CENTRES = [(60 + 3 * n, 80 + 20 * np.sin(n / 6)) for n in range(40)]
+
+
+def test_boxes_of_a_moving_animal_in_a_video(tmp_path: Path, predict: Predict) -> None:
+    path = write_video(tmp_path / "walk.mp4", [dots(centre) for centre in CENTRES])
+    lines = ["frame,x1,y1,x2,y2"]
+    lines += [f"{n},{x - 30},{y - 30},{x + 30},{y + 30}" for n, (x, y) in enumerate(CENTRES)]
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    outcome = predict(find_sources([path])[0], boxes=tmp_path / "b.csv")
+    assert outcome.files == [tmp_path / "walk.pose.csv"]
+    truth = np.array(CENTRES)[:, None] + OFFSETS
+    # A cell is 2.5 px here; chroma has half the resolution.
+    np.testing.assert_allclose(points(outcome), truth, atol=1.2)
+    found = table(outcome)
+    assert list(found.columns) == ["frame", "time_s", "animal", "part", "x", "y", "score"]
+    np.testing.assert_allclose(found["time_s"].unique(), np.arange(40) / 25, atol=1e-6)
+    assert list(found["part"][:3]) == list(PARTS)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, "the whole frame was the box; give --track or --boxes if training had others"),
+        ({"track": True}, "where the animal is lost give --boxes, or train with a larger RANDOM_"),
+        ({"boxes": True}, "check that the boxes are like those of training"),
+    ],
+)
+def test_poses_of_low_scores_are_told_with_a_remedy(
+    tmp_path: Path, predict: Predict, options: dict[str, object], remedy: str
+) -> None:
+    if "boxes" in options:
+        rows = "".join(f"{n},80,60,120,120\n" for n in range(8))
+        (tmp_path / "b.csv").write_text("frame,x1,y1,x2,y2\n" + rows)
+        options = {"boxes": tmp_path / "b.csv"}
+    seen, black = dots((100, 90)), dots(None)
+    few, many = ([seen] * (8 - n) + [black] * n for n in (1, 2))
+    assert predict(Made(tmp_path, few), **options).notes == []
+    (note,) = predict(Made(tmp_path, many), **options).notes
+    assert note.startswith("2 of 8 poses have scores below 0.3 in most parts; " + remedy)
+
+
+def test_a_box_in_few_frames_and_frames_that_cannot_be_decoded(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    images = [dots((100, 90)), None, dots((100, 90)), dots((100, 90))]
+    (tmp_path / "b.csv").write_text(
+        "frame,x1,y1,x2,y2\n0,60,50,140,130\n1,60,50,140,130\n9,1,1,9,9"
+    )
+    outcome = predict(Made(tmp_path, images), boxes=tmp_path / "b.csv")
+    there = np.isfinite(points(outcome)).all(axis=(1, 2))
+    assert there.tolist() == [True, False, False, False]
+    assert sum(network.batches) == 1
+    assert outcome.notes == [
+        "1 frames cannot be decoded; their rows are empty",
+        f"1 frames of {tmp_path / 'b.csv'} are beyond the last one",
+    ]
+
+
+def test_tracking_follows_loses_and_finds_again(
+    tmp_path: Path, predict: Predict, network: Dots, monkeypatch
+) -> None:
+    """Away for 6 frames, the animal comes back elsewhere."""
+    boxes = []
+
+    plain = network_module.make_crops
+
+    def spied(config, shares, *rest):
+        boxes.append(shares)
+        return plain(config, shares, *rest)
+
+    monkeypatch.setattr(network_module, "make_crops", spied)
+    again = [(200 - 2 * n, 120.0) for n in range(10)]
+    images = [dots(c) for c in CENTRES] + [dots(None)] * 6 + [dots(c) for c in again]
+    outcome = predict(Made(tmp_path, images), track=True)
+    found = points(outcome)
+    truth = np.array([*CENTRES, *again])[:, None] + OFFSETS
+    shown = np.r_[0:40, 46:56]
+    np.testing.assert_allclose(found[shown], truth[np.r_[0:40, 40:50]], atol=0.6)
+    # The first frame is searched and looked at again; so is, from the third miss on, each frame
+    # until the one that has the animal.
+    searched = [n for n, shares in enumerate(boxes) if len(shares) > 1]
+    assert searched == [0, 44, 45, 46, 47] and len(boxes) == 56 + 2
+    assert set(network.batches) == {1, len(WINDOWS)}
+    tight = np.concatenate([shares for shares in boxes if len(shares) == 1])
+    assert ((tight[:, 2:] - tight[:, :2]) * SIZE).max() < 70
+
+
+def test_a_given_box_starts_tracking_and_sets_it_right(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    """Of two animals that look the same, the one in the box is followed."""
+    images = [np.maximum(dots(c), dots((220, 150))) for c in CENTRES]
+    (x, y), file = CENTRES[0], tmp_path / "boxes.csv"
+    file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
+    found = points(predict(Made(tmp_path, images), track=True, boxes=file))
+    truth = np.array(CENTRES)[:, None] + OFFSETS
+    np.testing.assert_allclose(found, truth, atol=0.6)
+    assert set(network.batches) == {1}
+    with file.open("a") as lines:
+        lines.write("20,190,120,250,180\n")
+    found = points(predict(Made(tmp_path, images), track=True, boxes=file))
+    np.testing.assert_allclose(found[20:], np.array([[220, 150]] * 20)[:, None] + OFFSETS, atol=0.6)
+    # A given box stays where its own frame shows nothing.
+    hidden = [dots((220, 150)), *images[1:]]
+    file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
+    whole = points(predict(Made(tmp_path, hidden), track=True, boxes=file))
+    np.testing.assert_allclose(whole[1:], truth[1:], atol=0.6)
+    predict(Made(tmp_path, hidden), track=True, boxes=file, stop_at=1)
+    found = points(predict(Made(tmp_path, hidden), track=True, boxes=file, resume=True))
+    np.testing.assert_array_equal(found, whole)
+    file.write_text("frame,x1,y1,x2,y2,animal\n0,1,1,9,9,a\n0,1,1,9,9,b\n")
+    with pytest.raises(ConfigError, match=r"--track follows one animal, .* has boxes of 2"):
+        predict(Made(tmp_path, images), track=True, boxes=file)
+
+
+def test_stopping_leaves_finished_rows_and_resume_goes_on(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    images = [dots(centre) for centre in CENTRES]
+    source = Made(tmp_path, images)
+    whole = table(predict(source, track=True))
+    (tmp_path / "made.pose.csv").unlink()
+    first = predict(source, track=True, stop_at=15)
+    assert first.stopped
+    assert first.rows == 15
+    pandas.testing.assert_frame_equal(table(first), whole[: 15 * 3])
+    # A kill in the middle of a write leaves a part of a row.
+    with (tmp_path / ".made.rows").open("ab") as file:
+        file.write(b"torn")
+    network.batches.clear()
+    second = predict(source, track=True, resume=True)
+    assert (second.rows, second.new, second.stopped) == (40, 25, False)
+    assert len(network.batches) == 25
+    pandas.testing.assert_frame_equal(table(second), whole)
+    assert not (tmp_path / ".made.rows").exists()
+
+
+def test_rows_of_something_else_are_not_gone_on_with(tmp_path: Path, predict: Predict) -> None:
+    images = [dots(centre) for centre in CENTRES[:10]]
+    predict(Made(tmp_path, images), stop_at=4)
+    with pytest.raises(DataError, match=r"\.made\.rows: .* another source; leave out --resume"):
+        predict(Made(tmp_path, images[:9]), resume=True)
+    with pytest.raises(DataError, match="another track"):
+        predict(Made(tmp_path, images), resume=True, track=True)
+    assert predict(Made(tmp_path, images)).new == 10
+
+
+def test_an_error_in_a_stage_ends_all_and_leaves_rows(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    class Failing(Dots):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            if len(self.batches) == 3:
+                raise RuntimeError("the GPU is gone")
+            return super().__call__(images)
+
+    images = [dots(centre) for centre in CENTRES]
+    with pytest.raises(RuntimeError, match="the GPU is gone"):
+        predict(Made(tmp_path, images), using=Failing())
+    assert not any(thread.name == "fasthg-stage" for thread in threading.enumerate())
+    assert predict(Made(tmp_path, images), resume=True).new == 40 - 3 * 4
+
+
+def test_no_frame(tmp_path: Path, predict: Predict) -> None:
+    with pytest.raises(DataError, match=r"made\.mp4: no frame in it"):
+        predict(Made(tmp_path, []))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_box_outside_a_video_is_found_before_the_first_frame(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    (tmp_path / "b.csv").write_text("frame,x1,y1,x2,y2\n7,300,0,310,9\n")
+    with pytest.raises(DataError, match=r"frame 7, animal1: .* lies outside the 256x192"):
+        predict(Made(tmp_path, [dots((90, 90))] * 8), boxes=tmp_path / "b.csv")
+    assert network.batches == []
+
+
+def test_an_overlay_shows_the_parts_where_they_are(tmp_path: Path, predict: Predict) -> None:
+    av = pytest.importorskip("av")
+    centres = CENTRES[:12]
+    path = write_video(tmp_path / "walk.mp4", [dots(c) for c in centres])
+    outcome = predict(find_sources([path])[0], track=True, overlay=True, folder=tmp_path / "out")
+    assert outcome.files[-1] == tmp_path / "out" / "walk.overlay.mp4"
+    with av.open(str(outcome.files[-1])) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == len(centres)
+    np.testing.assert_allclose([f.time for f in frames], np.arange(12) / 25, atol=1e-3)
+    found = points(outcome)
+    image = frames[8].to_ndarray(format="bgr24").astype(int)
+    plain = dots(centres[8]).astype(int)
+    changed = np.abs(image - plain).sum(axis=2) > 150
+    rows, columns = np.nonzero(changed)
+    for x, y in found[8]:
+        assert np.hypot(columns + 0.5 - x, rows + 0.5 - y).min() < 4
+
+
+def test_an_overlay_of_images(tmp_path: Path, predict: Predict) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, centre in enumerate(CENTRES[:3]):
+        cv2.imwrite(str(folder / f"{number}.jpg"), dots(centre))
+    outcome = predict(find_sources([folder])[0], overlay=True)
+    assert outcome.files == [tmp_path / "frames.pose.csv", tmp_path / "frames.overlay"]
+    drawn = sorted(path.name for path in outcome.files[1].iterdir())
+    assert drawn == ["0.png", "1.png", "2.png"]
+    assert list(table(outcome)["image"][::3]) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_options_that_make_no_sense(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="--to xml: unknown format; use csv, mars"):
+        Options(formats=("xml",)).check()
+    monkeypatch.setitem(sys.modules, "tables", None)
+    with pytest.raises(EnvironmentFault, match=r"needs tables; run: pip install 'fasthg\[dlc\]'"):
+        Options(formats=("dlc_h5",)).check()
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first, second = Made(tmp_path / "a", []), Made(tmp_path / "b", [])
+    check_targets([first, second], Options())
+    with pytest.raises(ConfigError, match="both would write made"):
+        check_targets([first, second], Options(folder=tmp_path))
+
+
+def test_inputs(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    for name in ("b.png", "a.jpg"):
+        cv2.imwrite(str(tmp_path / name), dots(None))
+    (loose,) = find_sources([tmp_path / "b.png", tmp_path / "a.jpg"])
+    assert loose.names == ("b.png", "a.jpg")
+    assert loose.stem == tmp_path / tmp_path.name
+    (folder,) = find_sources([tmp_path])
+    assert folder.names == ("a.jpg", "b.png")
+    for path, message in (
+        ("empty", "no images in this folder"),
+        ("gone.png", "no such file"),
+        ("notes.txt", "unknown file type; use one of avi bmp"),
+    ):
+        with pytest.raises(DataError, match=rf"{path}: {message}"):
+            find_sources([tmp_path / path])
+    with pytest.raises(ConfigError, match="is given twice"):
+        find_sources([tmp_path / "b.png", tmp_path / "b.png"])

@@ -1,0 +1,140 @@
+"""One row a frame, in order and on time, whatever the file is like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moving_dots import write_video
+
+from fasthg.errors import DataError, EnvironmentFault
+from fasthg.inference.video import video
+from fasthg.inference.video.sources import find_sources
+from fasthg.inference.video.video import VideoSource
+
+av = pytest.importorskip("av")
+
+
+def grey(count: int) -> list[np.ndarray]:
+    """Frames that tell their number by their brightness."""
+    return [np.full((64, 96, 3), 12 + 9 * number, np.uint8) for number in range(count)]
+
+
+def numbers(source: VideoSource, start: int = 0) -> list[float | None]:
+    return [
+        None if frame.image is None else (frame.image.mean() - 12) / 9
+        for frame in source.frames(start)
+    ]
+
+
+def damaged(path: Path, target: Path, bad: set[int]) -> Path:
+    """The same packets, some of them filled with rubbish."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as out:
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for number, packet in enumerate(p for p in source.demux(stream) if p.size):
+            if number in bad:
+                rubbish = av.Packet(b"\x07" * packet.size)
+                rubbish.pts, rubbish.dts = packet.pts, packet.dts
+                rubbish.time_base, rubbish.is_keyframe = packet.time_base, packet.is_keyframe
+                packet = rubbish
+            packet.stream = copy
+            out.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"crf": "8", "bf": "3", "g": "12"}),
+        ("a.mkv", "libx264", {"crf": "8", "bf": "3"}),
+        ("a.avi", "mjpeg", {"qscale": "2"}),
+        ("a.avi", "mpeg4", {"b": "8M", "qmin": "1"}),
+        ("a.webm", "libvpx", {"b": "2M", "auto-alt-ref": "1", "lag-in-frames": "10"}),
+    ],
+)
+def test_every_frame_in_order_at_its_time(tmp_path: Path, name: str, codec: str, options) -> None:
+    path = write_video(tmp_path / name, grey(26), codec=codec, options=options)
+    source = VideoSource(path)
+    assert source.size == (96, 64)
+    np.testing.assert_allclose(numbers(source), np.arange(26), atol=0.45)
+    times = [frame.time for frame in source.frames()]
+    np.testing.assert_allclose(np.diff(times), 1 / 25, atol=1.1e-3)
+    assert [frame.number for frame in source.frames(20)] == list(range(20, 26))
+    np.testing.assert_allclose(numbers(source, 20), np.arange(20, 26), atol=0.45)
+
+
+def test_times_of_a_variable_rate_are_kept(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", grey(6), times=lambda n: n * n)
+    times = [frame.time for frame in VideoSource(path).frames()]
+    np.testing.assert_allclose(times, np.arange(6) ** 2 / 25, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"), [("mjpeg", {"qscale": "2"}), ("libx264", {"g": "1", "crf": "8"})]
+)
+def test_a_frame_that_cannot_be_decoded_keeps_its_row(tmp_path: Path, codec: str, options) -> None:
+    path = write_video(tmp_path / "a.mkv", grey(12), codec=codec, options=options)
+    bad = {3, 4, 11}
+    source = VideoSource(damaged(path, tmp_path / "b.mkv", bad))
+    found = numbers(source)
+    assert {number for number, value in enumerate(found) if value is None} == bad
+    good = [value for value in found if value is not None]
+    np.testing.assert_allclose(good, sorted(set(range(12)) - bad), atol=0.45)
+    np.testing.assert_allclose(
+        [frame.time for frame in source.frames()], np.arange(12) / 25, atol=1.1e-3
+    )
+
+
+def test_a_damaged_frame_among_reordered_ones_keeps_the_count(tmp_path: Path) -> None:
+    options = {"crf": "8", "bf": "3", "g": "12"}
+    path = write_video(tmp_path / "a.mkv", grey(24), options=options)
+    for bad in ({5}, {22, 23}):
+        source = VideoSource(damaged(path, tmp_path / "b.mkv", bad))
+        found = numbers(source)
+        assert len(found) == 24
+        lost = [number for number, value in enumerate(found) if value is None]
+        assert 1 <= len(lost) <= 12
+        np.testing.assert_allclose(found[0], 0, atol=0.45)
+
+
+def test_a_cut_off_file(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.mp4", grey(20)).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cut\.mp4: cannot be read as a video"):
+        VideoSource(tmp_path / "cut.mp4")
+    rng = np.random.default_rng(0)
+    noisy = [rng.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(20)]
+    path = write_video(tmp_path / "b.mkv", noisy, options={"g": "1", "crf": "20"})
+    content = path.read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    count = len(list(VideoSource(tmp_path / "cut.mkv").frames()))
+    assert 5 <= count <= 15
+
+
+def test_sound_alone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(DataError, match=r"sound\.mp4: holds no pictures"):
+        VideoSource(path)
+
+
+def test_without_pyav_there_is_a_remedy(tmp_path: Path, monkeypatch) -> None:
+    path = write_video(tmp_path / "a.mp4", grey(2))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'fasthg\[video\]'"):
+        find_sources([path])
+
+
+def test_images_need_no_pyav() -> None:
+    code = "import sys; sys.modules['av'] = None; import fasthg.inference.video.several"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert video.VideoSource.names == ()

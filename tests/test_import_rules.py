@@ -1,0 +1,322 @@
+"""The import rules between rooms: data flows one way, and no later stage is imported by an earlier.
+
+A new module fails here until it has a row below. Adding one is a decision, not a formality: a row
+that needs a later room is a sign that the code belongs elsewhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Layers 1 and 2, which layer 3 brings together.
+BELOW = (
+    *("config", "geometry", "ops", "data", "model", "loss", "flat", "half_weights", "graph"),
+    *("heap", "feed", "optim", "checkpoint", "metrics", "diagnosis", "distributed"),
+)
+
+# Room (a module or package of fasthg) -> what it may import of fasthg, beside itself. `errors` and
+# the version in `fasthg` itself are open to every room but `ops`.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    # layer 1
+    "errors": (),
+    "html": (),
+    "ops": (),
+    "config": (),
+    "geometry": (),
+    # layer 2
+    "data": ("config", "geometry", "html"),
+    "model": ("ops", "config"),
+    "loss": ("ops",),
+    "flat": (),
+    "half_weights": ("flat",),
+    "heap": (),
+    "graph": (),
+    "feed": ("data.batch",),
+    "optim": ("config", "geometry", "ops", "flat"),
+    "checkpoint": ("config", "geometry"),
+    "metrics": ("config", "geometry"),
+    "diagnosis": (),
+    "distributed": (),
+    "restarts": ("checkpoint",),
+    # layer 3, from the pieces that its verbs share to the verbs
+    "progress": (),
+    "summary": (),
+    "signals": (),
+    "resume": ("config",),
+    "step": BELOW,
+    "run": BELOW,
+    "project": ("config", "data", "metrics", "run"),
+    "weights": (*BELOW, "run"),
+    "bundle": ("data",),
+    "tf_import": (*BELOW, "bundle", "weights"),
+    "initial": (*BELOW, "weights"),
+    "inference": (*BELOW, "step"),
+    "environment": (*BELOW, "step"),
+    "memory": (*BELOW, "step"),
+    "pictures": (*BELOW, "inference"),
+    "reporter": ("config", "feed", "run", "progress", "summary", "step", "distributed"),
+    "train": (
+        *BELOW,
+        *("step", "run", "weights", "progress", "summary", "reporter", "resume", "signals"),
+        "restarts",
+        *("inference", "initial", "environment", "pictures", "memory"),
+    ),
+    "dry_run": (*BELOW, "step", "run", "progress", "summary", "memory", "initial", "train"),
+    "bench": (*BELOW, "step", "environment", "memory"),
+    "agreement": ("data", "metrics", "html"),
+    "evaluate": (*BELOW, "step", "run", "weights", "progress", "inference", "pictures"),
+    "predict": (*BELOW, "step", "run", "weights", "signals", "inference", "pictures"),
+    "export": (*BELOW, "step", "run", "weights", "inference"),
+    "report": (*BELOW, "run", "html", "inference", "pictures", "agreement", "evaluate"),
+    # layer 4
+    "cli": ("*",),
+    "__main__": ("cli",),
+}
+
+# Package -> the only modules that may import it.
+CONFINED: dict[str, tuple[str, ...]] = {
+    "nvidia": ("data.dali",),
+    "cv2": (
+        *("data.portable", "data.synthetic", "data.mouse", "data.convert", "data.check"),
+        *("data.preview", "report", "predict"),
+    ),
+    "av": ("predict",),
+    "h5py": ("predict",),
+    "pandas": ("data.convert", "predict"),
+    "tables": ("data.convert",),
+    "sleap_io": ("data.convert",),
+    "matplotlib": ("pictures", "report"),
+    "typer": ("cli",),
+    "tensorflow": ("export",),
+    "onnx": ("export",),
+    "onnxscript": (),
+    "onnxruntime": ("export",),
+}
+
+# Rooms that stay light: nothing but the standard library and these.
+ONLY: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "ops": ("torch", "numpy"),
+    "config": ("pydantic", "pydantic_core", "yaml"),
+    "geometry": ("numpy",),
+    "flat": ("torch",),
+    "metrics": ("numpy",),
+    "diagnosis": ("numpy",),
+}
+
+STANDARD_HEADERS = r"<[a-z_]+>"
+DEVICE_FREE = r"<cmath>|<cstdint>"
+CUDA_HEADERS = r"<cuda_(bf16|fp16|runtime)\.h>"
+
+# File -> what it may include; {op} is the name of the op that the file implements.
+MAY_INCLUDE: dict[str, str] = {
+    r"portable\.h": DEVICE_FREE,
+    r"ops\.h": rf"portable\.h|{DEVICE_FREE}",
+    r"(?P<op>\w+)_math\.h": rf"portable\.h|{DEVICE_FREE}",
+    r"parallel\.h": rf"<(dlfcn|unistd)\.h>|{STANDARD_HEADERS}",
+    r"bfloat16\.h": rf"portable\.h|{STANDARD_HEADERS}",
+    # Pieces that several ops, or two files of one op, share on one device.
+    r"\w+_rows\.h": rf"\w+_math\.h|portable\.h|{STANDARD_HEADERS}",
+    r"\w+_(tables|maps)\.cuh": rf"\w+_math\.h|portable\.h|cuda_utils\.cuh|{STANDARD_HEADERS}",
+    r"mma\.cuh": r"cuda_utils\.cuh",
+    r"cuda_utils\.cuh": rf"portable\.h|cuda_emulation\.h|{CUDA_HEADERS}|{STANDARD_HEADERS}",
+    r"(?P<op>\w+)_cpu\.cpp": (
+        r"ops\.h|{op}_math\.h|portable\.h|parallel\.h|bfloat16\.h|\w+_rows\.h|"
+        rf"{STANDARD_HEADERS}"
+    ),
+    r"(?P<op>\w+?)(_on_chip)?_cuda\.cu": (
+        r"ops\.h|{op}_math\.h|portable\.h|{op}_maps\.cuh|"
+        rf"(cuda_utils|mma|\w+_tables)\.cuh|{STANDARD_HEADERS}"
+    ),
+    r"bindings\.cpp": rf"ops\.h|<pybind11/\w+\.h>|{STANDARD_HEADERS}",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below fasthg ("" for the package itself) -> file."""
+    found = {}
+    for path in sorted((ROOT / "fasthg").rglob("*.py")):
+        parts = path.relative_to(ROOT / "fasthg").with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(source: str, module: str, known: Iterable[str], package: bool) -> Iterator[str]:
+    """Full dotted names that a module imports, wherever in it the statement stands."""
+    here = ["fasthg", *module.split(".")] if module else ["fasthg"]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = here[: len(here) - node.level + package]
+                base = ".".join([*up, base] if base else up)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                is_module = full.removeprefix("fasthg.") in known and full.startswith("fasthg.")
+                yield full if is_module else base
+
+
+def within(module: str, rooms: Iterable[str]) -> bool:
+    """Whether a module is one of the rooms or lies in one."""
+    return any(room == "*" or module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+def violations(module: str, names: Iterable[str]) -> list[str]:
+    """What a module imports against the tables above."""
+    room = module.split(".")[0]
+    if module and room not in MAY_IMPORT:
+        return [f"fasthg.{module} has no row in MAY_IMPORT"]
+    return [
+        f"fasthg.{module} must not import {name}"
+        for name in names
+        if not (_inside(room, name) if name.split(".")[0] == "fasthg" else _outside(module, name))
+    ]
+
+
+def _inside(room: str, name: str) -> bool:
+    target = name.removeprefix("fasthg").removeprefix(".")
+    if target in ("", "errors"):
+        return room != "ops"
+    return within(target, (room, *MAY_IMPORT.get(room, ())))
+
+
+def _outside(module: str, name: str) -> bool:
+    top, room = name.split(".")[0], module.split(".")[0]
+    if top in CONFINED and not within(module, CONFINED[top]):
+        return False
+    light = ONLY.get(room)
+    return light is None or top in light or top in sys.stdlib_module_names
+
+
+def include_violations(file: str, source: str) -> list[str]:
+    """Headers that a file of csrc/ includes against MAY_INCLUDE."""
+    for pattern, allowed in MAY_INCLUDE.items():
+        match = re.fullmatch(pattern, file)
+        if match:
+            allowed = allowed.replace("{op}", match.groupdict().get("op", ""))
+            break
+    else:
+        return [f"csrc/{file} has no row in MAY_INCLUDE"]
+    headers = re.findall(r'^\s*#\s*include\s*(<[^>]+>|"[^"]+")', source, re.MULTILINE)
+    return [
+        f"csrc/{file} must not include {header}"
+        for header in headers
+        if not re.fullmatch(allowed, header.strip('"'))
+    ]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_stay_within_the_walls(module: str) -> None:
+    known = modules()
+    path = known[module]
+    package = path.name == "__init__.py"
+    names = imported(path.read_text(encoding="utf-8"), module, known, package)
+    assert violations(module, sorted(set(names))) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in (ROOT / "csrc").iterdir() if path.is_file()), ids=str
+)
+def test_includes_stay_within_the_walls(path: Path) -> None:
+    assert include_violations(path.name, path.read_text(encoding="utf-8")) == []
+
+
+def test_the_extension_is_loaded_in_one_place_only() -> None:
+    loaders = [
+        name
+        for name, path in modules().items()
+        if re.search(r"fasthg\._C|from fasthg import _C", path.read_text(encoding="utf-8"))
+    ]
+    assert loaders == ["ops._native"]
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "bad"),
+    [
+        ("ops.peaks", "from fasthg.errors import DataError", "fasthg.errors"),
+        ("ops.peaks", "import yaml", "yaml"),
+        ("ops.peaks", "from ..config import Config", "fasthg.config"),
+        ("config.load", "from fasthg import geometry", "fasthg.geometry"),
+        ("config.load", "import torch", "torch"),
+        (
+            "geometry",
+            "def f():\n    import fasthg.data.index.record_index",
+            "fasthg.data.index.record_index",
+        ),
+        ("data.plan", "from fasthg.model import build_model", "fasthg.model"),
+        ("data.plan", "import fasthg.ops", "fasthg.ops"),
+        ("data.plan", "import cv2", "cv2"),
+        ("data.loader", "from nvidia import dali", "nvidia"),
+        ("data.index", "import pandas as pd", "pandas"),
+        ("model.layers", "from fasthg.model.loss import heatmap_loss", "fasthg.model.loss"),
+        (
+            "loss",
+            "from fasthg.data.index.record_index import RecordIndex",
+            "fasthg.data.index.record_index",
+        ),
+        ("flat", "from fasthg.train.optim import RMSProp", "fasthg.train.optim"),
+        ("metrics", "import torch.nn", "torch.nn"),
+        ("step", "from fasthg.train.trainer import train", "fasthg.train.trainer"),
+        ("evaluate", "from . import train", "fasthg.train.trainer"),
+        ("predict", "import fasthg.cli", "fasthg.cli"),
+    ],
+)
+def test_a_planted_import_is_caught(module: str, source: str, bad: str) -> None:
+    names = list(imported(source, module, [*modules(), "train", "loss"], package=False))
+    assert violations(module, names) == [f"fasthg.{module} must not import {bad}"]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("data.plan", "from fasthg.config import Config\nfrom . import index\nimport numpy"),
+        ("data.dali", "from nvidia.dali import fn"),
+        ("data.convert.dlc", "import pandas"),
+        ("feed", "from fasthg.data.batch import Batch"),
+        ("model.layers", "from fasthg.errors import ConfigError"),
+        ("config", "from .schema import Config"),
+        ("cli", "from fasthg import train"),
+    ],
+)
+def test_a_proper_import_passes(module: str, source: str) -> None:
+    names = imported(source, module, modules(), package=module == "config")
+    assert violations(module, names) == []
+
+
+def test_a_module_without_row_is_caught() -> None:
+    assert violations("utils", []) == ["fasthg.utils has no row in MAY_IMPORT"]
+
+
+@pytest.mark.parametrize(
+    ("file", "header"),
+    [
+        ("peaks_math.h", "<vector>"),
+        ("peaks_math.h", '"ops.h"'),
+        ("peaks_cpu.cpp", '"cuda_utils.cuh"'),
+        ("peaks_cpu.cpp", '"mse_math.h"'),
+        ("peaks_cpu.cpp", "<torch/extension.h>"),
+        ("peaks_cuda.cu", "<ATen/ATen.h>"),
+        ("peaks_cuda.cu", "<pybind11/pybind11.h>"),
+        ("ops.h", "<Python.h>"),
+        ("bindings.cpp", "<torch/torch.h>"),
+    ],
+)
+def test_a_planted_include_is_caught(file: str, header: str) -> None:
+    source = f"#  include {header}  // why not\n"
+    assert include_violations(file, source) == [f"csrc/{file} must not include {header}"]
+
+
+def test_own_headers_pass() -> None:
+    source = '#include "ops.h"\n#include "peaks_math.h"\n#include <vector>\n'
+    assert include_violations("peaks_cpu.cpp", source) == []
+    assert include_violations("notes.txt", "") == ["csrc/notes.txt has no row in MAY_INCLUDE"]

@@ -1,0 +1,136 @@
+"""Trainings killed (SIGKILL) anywhere and resumed end with the bits of one that was not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killing import POINTS, train_until
+from rich.console import Console
+from tiny_run import result, run, tiny
+
+from fasthg.config import Config
+from fasthg.data.synthetic.dataset import write_dataset
+from fasthg.runs.run_folder import RunFolder
+from fasthg.train.trainer import train
+
+KILLS = int(os.environ.get("FASTHG_KILLS", "2"))
+"""Random kills of one training; each costs a second."""
+
+
+@pytest.fixture(scope="module")
+def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mice")
+    write_dataset(folder, seed=3, frames={"train": 6, "val": 2}, size=(192, 160))
+    return folder
+
+
+def _config(mice: Path, runs: Path, **keys: Any) -> Config:
+    data = {s.upper(): str(mice / f"{s}_dataset-*") for s in ("train", "val")}
+    given = {"SAVE_INTERVAL_SECS": 0, "MAX_TO_KEEP": 2, "VALIDATE_EVERY_N_STEPS": 4, "DATA": data}
+    return tiny(mice, runs, **{**given, **keys})
+
+
+def _started(config: Config, resume: Path | None, point: str | None = None) -> BaseProcess:
+    # Forked from a process that has imported everything and computed nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fasthg.train.trainer"])
+    process = context.Process(target=train_until, args=(config, resume, point))
+    process.start()
+    return process
+
+
+def _finished(config: Config, resume: Path | None, point: str | None = None) -> int:
+    process = _started(config, resume, point)
+    process.join(600)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "rmsprop"), ("bf16", "adamw")])
+def test_killed_at_every_point_of_a_save(
+    mice: Path, tmp_path: Path, precision: str, optimizer: str
+) -> None:
+    keys = {"PRECISION": precision, "OPTIMIZER": optimizer}
+    config = _config(mice, tmp_path / "whole", **keys)
+    assert _finished(config, None) == 0
+    expected = result(RunFolder(tmp_path / "whole" / "tiny"))
+    for number, point in enumerate(POINTS):
+        config = _config(mice, tmp_path / str(number), **keys)
+        folder = RunFolder(tmp_path / str(number) / "tiny")
+        assert _finished(config, None, point) == -signal.SIGKILL, point
+        assert _finished(config, folder.path) == 0, point
+        assert result(folder) == expected, point
+        left = [p.name for p in folder.path.rglob(".*.*")]
+        assert not left, point
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_at_random(mice: Path, tmp_path: Path, precision: str) -> None:
+    steps = 12 * (KILLS + 1)
+    keys = {"PRECISION": precision, "NUM_TRAIN_ITERATIONS": steps, "NUM_INPUT_THREADS": 1}
+    config = _config(mice, tmp_path / "whole", **keys)
+    began = time.monotonic()
+    assert _finished(config, None) == 0
+    each = (time.monotonic() - began) / (KILLS + 1)
+    expected = result(RunFolder(tmp_path / "whole" / "tiny"))
+    config = _config(mice, tmp_path / "killed", **keys)
+    folder = RunFolder(tmp_path / "killed" / "tiny")
+    rng = random.Random(0)
+    kills = 0
+    while kills < KILLS:
+        before = {path.name for path in folder.checkpoints.glob("step_*.pt")}
+        process = _started(config, folder.path if folder.last.exists() else None)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.is_alive():
+            if folder.last.exists() and not before.issuperset(
+                path.name for path in folder.checkpoints.glob("step_*.pt")
+            ):
+                break
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, each))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:
+            break
+    assert kills == KILLS, "the training ended before it could be killed so often"
+    assert _finished(config, folder.path) == 0
+    assert result(folder) == expected
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+    mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(_config(mice, tmp_path / "whole"))
+    half = run(_config(mice, tmp_path / "half", NUM_TRAIN_ITERATIONS=5))
+    data = bytearray(half.run.last.read_bytes())
+    data[len(data) // 2] ^= 1
+    half.run.last.write_bytes(data)  # and step_00000005.pt, which is the same file
+    again = train(_config(mice, tmp_path / "half"), Console(width=300), resume=half.run.path)
+    said = capsys.readouterr().out
+    assert "step_00000005.pt: damaged, its checksum is wrong" in said
+    assert "step_00000004.pt serves" in said
+    assert (half.run.checkpoints / "step_00000005.pt.damaged").exists()
+    assert result(again.run) == result(whole.run)
+
+
+@pytest.mark.parametrize("loader", ["portable", "dali"])
+def test_both_loaders_resume_exactly(mice: Path, tmp_path: Path, loader: str) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    keys = {"LOADER": loader, "NUM_INPUT_THREADS": 1}
+    whole = run(_config(mice, tmp_path / "whole", **keys))
+    run(_config(mice, tmp_path / "half", **keys, NUM_TRAIN_ITERATIONS=4))
+    folder = tmp_path / "half" / "tiny"
+    again = run(_config(mice, tmp_path / "half", **keys), resume=folder)
+    assert result(again.run) == result(whole.run)
+    shutil.rmtree(tmp_path)
