@@ -8,7 +8,7 @@ from race import race
 from fasthg.ops import bn_fold, bn_fold_backward, reference
 
 INPUTS, OUTPUTS, ROWS, EPS = 128, 256, 8 * 64 * 64, 1e-3
-# Forward: weight and covariance in, folded out; backward: product besides, of_weight, back and mix.
+# Forward: weight and covariance in, folded out; backward: product too, grad_weight, back and mix.
 BYTES = 4 * (4 * OUTPUTS * INPUTS + 2 * INPUTS**2) + 2 * (2 * OUTPUTS * INPUTS + INPUTS**2)
 
 

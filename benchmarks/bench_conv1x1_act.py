@@ -28,10 +28,10 @@ def bench_conv1x1_act(device, kind):
         for channels in (inputs, outputs)
     )
     weight = (torch.randn(outputs, inputs, device=device) / inputs**0.5).to(torch.bfloat16)
-    of_kernel = weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
+    is_conv_weight = weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
     bias = torch.randn(outputs, device=device)
     rounded = bias.to(torch.bfloat16)
     return {
-        "torch": lambda: F.conv2d(x, of_kernel, rounded) + residual,
+        "torch": lambda: F.conv2d(x, is_conv_weight, rounded) + residual,
         "fasthg": lambda: conv1x1_act(x, weight, bias, residual),
     }

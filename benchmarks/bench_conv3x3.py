@@ -19,10 +19,10 @@ def bench_conv3x3(device):
         values = torch.randn(8, CHANNELS, SIDE, SIDE, device=device)
         return values.contiguous(memory_format=torch.channels_last)
 
-    x, of_y = maps().requires_grad_(), maps()
+    x, grad_y = maps().requires_grad_(), maps()
     weight = torch.randn(CHANNELS, CHANNELS, 3, 3, device=device) / 34
     weight = weight.contiguous(memory_format=torch.channels_last).requires_grad_()
     return {
-        "torch": lambda: torch.autograd.grad(F.conv2d(x, weight, padding=1), (x, weight), of_y),
-        "fasthg": lambda: torch.autograd.grad(conv3x3(x, weight), (x, weight), of_y),
+        "torch": lambda: torch.autograd.grad(F.conv2d(x, weight, padding=1), (x, weight), grad_y),
+        "fasthg": lambda: torch.autograd.grad(conv3x3(x, weight), (x, weight), grad_y),
     }

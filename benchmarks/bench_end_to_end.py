@@ -13,8 +13,8 @@ from reference.loader import reference_loader
 
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
-from fasthg.data.prefetch import Feeder
-from fasthg.data.sampler import Planner
+from fasthg.data.prefetch import Prefetcher
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.model import build_model
 from fasthg.train.step import TrainStep
@@ -26,8 +26,8 @@ class Ours:
     """fasthg's loader and step; counts the seconds that a step waited for its batch."""
 
     def __init__(self, cfg, index, device):
-        self.loader = make_loader(Planner(index, cfg, training=True, seed=0), cfg, device)
-        self.batches = Feeder(self.loader.batches(0, 10**9), device)
+        self.loader = make_loader(BatchSampler(index, cfg, training=True, seed=0), cfg, device)
+        self.batches = Prefetcher(self.loader.batches(0, 10**9), device)
         self.step = TrainStep(cfg, build_model(cfg).to(device), device)
         self.count, self.waited = 0, 0.0
 

@@ -6,9 +6,9 @@ import networks
 import pytest
 from race import race
 
-from fasthg.inference import predictor as inference
+from fasthg.inference import predictor
 from fasthg.model import build_model
-from fasthg.train.step import choose_precision
+from fasthg.runtime.device import choose_precision
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def bench_inference(device, stacks, batch):
     precision = choose_precision(cfg.PRECISION, device)
 
     def ours():
-        forward = inference.Forward(build_model(cfg).eval().to(device), cfg, precision)
+        forward = predictor.Forward(build_model(cfg).eval().to(device), cfg, precision)
         return lambda: forward(given.images)[-1]
 
     found["fasthg"] = lambda: networks.weighed(ours)

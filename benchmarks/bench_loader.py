@@ -16,7 +16,7 @@ from reference.loader import reference_loader
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, loader_choice, make_loader
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 
 BATCH, WORKERS, CORES = 32, 4, available_cores()
@@ -63,7 +63,7 @@ def bench_loader(device):
             yield from reference_loader(index, cfg, workers)
 
         def ours(kind):
-            loader = make_loader(Planner(index, cfg, training=True, seed=0), cfg, device, kind)
+            loader = make_loader(BatchSampler(index, cfg, training=True, seed=0), cfg, device, kind)
             try:
                 yield from loader.batches(0, 10**9)
             finally:

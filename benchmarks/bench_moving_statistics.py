@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from race import race
 
-from fasthg.model import MovingStatistics, StackedHourglass, decayed_parameters
-from fasthg.model.layers import BatchNorm, Found
-from fasthg.train.flat_params import FlatNetwork
+from fasthg.model import RunningStats, StackedHourglass, decayed_parameters
+from fasthg.model.layers import BatchNorm, BatchStats
+from fasthg.train.flat_params import FlatParameters
 
 STATISTICS = 121_728
 # Gathered (read and written), then running, batch and correction read and running written.
@@ -23,7 +23,7 @@ def found_in(net):
     """What one forward finds in each layer."""
     layers = [module for module in net.modules() if isinstance(module, BatchNorm)]
     return [
-        Found(layer, torch.randn_like(layer.bias), torch.rand_like(layer.bias), COUNT)
+        BatchStats(layer, torch.randn_like(layer.bias), torch.rand_like(layer.bias), COUNT)
         for layer in layers
     ]
 
@@ -55,8 +55,8 @@ def foreach(device):
 
 def at_once(device):
     net = network(device)
-    flat = FlatNetwork(net, *decayed_parameters(net))
-    statistics, found = MovingStatistics(net, flat.statistics), found_in(net)
+    flat = FlatParameters(net, *decayed_parameters(net))
+    statistics, found = RunningStats(net, flat.statistics), found_in(net)
     statistics.set_decay(DECAY)
     return lambda: statistics.apply(found)
 

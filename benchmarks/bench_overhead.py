@@ -180,7 +180,7 @@ def bench_overhead(device, operator, way):
         pytest.skip(f"{operator} has no gradient")
 
     def with_backward(function):
-        of_y = torch.ones_like(function(*tensors))
-        return lambda: torch.autograd.grad(function(*tensors), wanted, of_y)
+        grad_y = torch.ones_like(function(*tensors))
+        return lambda: torch.autograd.grad(function(*tensors), wanted, grad_y)
 
     return {"torch": with_backward(case.torch), "fasthg": with_backward(case.ours)}

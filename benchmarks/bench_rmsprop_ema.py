@@ -7,7 +7,7 @@ from race import race
 
 from fasthg.model import StackedHourglass, decayed_parameters
 from fasthg.ops import rmsprop_ema
-from fasthg.train.flat_params import FlatNetwork
+from fasthg.train.flat_params import FlatParameters
 
 WEIGHTS, STATISTICS = 25_278_904, 121_728
 # Weights, mean squares and averages are read and written, gradients read; and the statistics' part.
@@ -40,7 +40,7 @@ def foreach(device):
 
 def fused(device):
     network = StackedHourglass().to(device, memory_format=torch.channels_last)
-    flat = FlatNetwork(network, *decayed_parameters(network))
+    flat = FlatParameters(network, *decayed_parameters(network))
     flat.gradient.normal_()
     squares, averages = torch.ones_like(flat.weights), flat.values.clone()
     rate = torch.tensor(RATE, device=device)

@@ -27,7 +27,7 @@ def of(floors: Floors, name: str, group: str, device: str) -> dict[str, float]:
     """By provider. A group's own count before its benchmark's, `cpu bf16` before `cpu`."""
     keys = [device]
     if any(key.startswith(f"{device} ") for key in floors):
-        from fasthg.train.step import choose_precision
+        from fasthg.runtime.device import choose_precision
 
         keys.append(f"{device} {PRECISIONS[choose_precision('auto', torch.device(device))]}")
     found: dict[str, float] = {}

@@ -16,8 +16,9 @@ from turns import Run
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
+from fasthg.model import normalise
 from fasthg.ops import gaussian_heatmaps
-from fasthg.train.step import choose_precision, normalise
+from fasthg.runtime.device import choose_precision
 
 # What torch's users have: the recipe as it is, with the switches that cost nothing, and compiled.
 RIVALS = ("reference", "reference, TF32", "eager channels_last", "torch.compile")

@@ -31,7 +31,7 @@ from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import make_loader
 from fasthg.data.records.record import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 
 PARTS, SIDE = 7, 64
 _TEMPLATES = 1000
@@ -157,13 +157,13 @@ def plan_costs(pattern, batch):
     found = {}
     epoch = -(-len(index) // batch)
     for name, step in (("step 0", 0), ("mid epoch 0", epoch // 2), ("epoch 50", 50 * epoch + 7)):
-        planner = Planner(index, Config(BATCH_SIZE=batch), training=True, seed=0)
+        sampler = BatchSampler(index, Config(BATCH_SIZE=batch), training=True, seed=0)
         with Meter() as first:
-            planner.plan(step)
+            sampler.plan(step)
         times = []
         for ahead in range(1, 11):
             start = time.perf_counter()
-            planner.plan(step + ahead)
+            sampler.plan(step + ahead)
             times.append(time.perf_counter() - start)
         found[name] = {
             "first ms": 1e3 * first.seconds,
@@ -179,11 +179,11 @@ def loader_costs(pattern, batch, workers):
     config = Config(BATCH_SIZE=batch, NUM_INPUT_THREADS=workers)
     found = {}
     for name, epoch in (("step 0", 0), ("epoch 50", 50)):
-        planner = Planner(index, config, training=True, seed=0)
+        sampler = BatchSampler(index, config, training=True, seed=0)
         start = time.perf_counter()
-        loader = make_loader(planner, config, torch.device("cpu"), "portable")
+        loader = make_loader(sampler, config, torch.device("cpu"), "portable")
         try:
-            next(loader.batches(epoch * planner.batches_per_epoch, 10**9))
+            next(loader.batches(epoch * sampler.batches_per_epoch, 10**9))
             found[f"{name}, first batch s"] = time.perf_counter() - start
         finally:
             loader.close()

@@ -133,16 +133,16 @@ PYBIND11_MODULE(_C, m) {
                                           batch_stride, channels_last, ptr(loss), threads);
           });
         });
-  m.def(
-      "heatmap_mse_backward_cpu",
-      [](int dtype, const Targets& targets, int stacks, Pointer predictions, int64_t stack_stride,
-         int64_t batch_stride, bool channels_last, Pointer of_loss, Pointer gradient, int threads) {
-        call([&] {
-          return fasthg_heatmap_mse_backward_cpu(dtype, &targets, stacks, ptr(predictions),
-                                                 stack_stride, batch_stride, channels_last,
-                                                 ptr(of_loss), ptr(gradient), threads);
+  m.def("heatmap_mse_backward_cpu",
+        [](int dtype, const Targets& targets, int stacks, Pointer predictions, int64_t stack_stride,
+           int64_t batch_stride, bool channels_last, Pointer grad_loss, Pointer gradient,
+           int threads) {
+          call([&] {
+            return fasthg_heatmap_mse_backward_cpu(dtype, &targets, stacks, ptr(predictions),
+                                                   stack_stride, batch_stride, channels_last,
+                                                   ptr(grad_loss), ptr(gradient), threads);
+          });
         });
-      });
   m.def("heatmap_peaks_cpu", [](int dtype, Pointer heatmaps, const Four& strides, const Four& shape,
                                 int method, Pointer xy, Pointer score, int threads) {
     call([&] {
@@ -154,14 +154,15 @@ PYBIND11_MODULE(_C, m) {
                          int threads) {
     call([&] { return fasthg_bn_act_cpu(dtype, &norm, ptr(x), ptr(residual), ptr(y), threads); });
   });
-  m.def("bn_act_backward_cpu", [](int dtype, const BatchNorm& norm, Pointer x, Pointer y,
-                                  Pointer of_y, Pointer of_x, Pointer of_residual, Pointer of_beta,
-                                  Pointer of_gamma, int threads) {
-    call([&] {
-      return fasthg_bn_act_backward_cpu(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
-                                        ptr(of_residual), ptr(of_beta), ptr(of_gamma), threads);
-    });
-  });
+  m.def("bn_act_backward_cpu",
+        [](int dtype, const BatchNorm& norm, Pointer x, Pointer y, Pointer grad_y, Pointer grad_x,
+           Pointer grad_residual, Pointer grad_beta, Pointer grad_gamma, int threads) {
+          call([&] {
+            return fasthg_bn_act_backward_cpu(dtype, &norm, ptr(x), ptr(y), ptr(grad_y),
+                                              ptr(grad_x), ptr(grad_residual), ptr(grad_beta),
+                                              ptr(grad_gamma), threads);
+          });
+        });
   m.def("channel_covariance_cpu", [](int dtype, Pointer x, int64_t rows, int64_t channels,
                                      int64_t parts, Pointer workspace, Pointer mean,
                                      Pointer covariance, int threads) {
@@ -187,11 +188,11 @@ PYBIND11_MODULE(_C, m) {
                                        threads);
     });
   });
-  m.def("upsample2x_add_backward_cpu", [](int dtype, Pointer of_y, int64_t rows, int64_t width,
-                                          int64_t channels, Pointer of_low, int threads) {
+  m.def("upsample2x_add_backward_cpu", [](int dtype, Pointer grad_y, int64_t rows, int64_t width,
+                                          int64_t channels, Pointer grad_low, int threads) {
     call([&] {
-      return fasthg_upsample2x_add_backward_cpu(dtype, ptr(of_y), rows, width, channels,
-                                                ptr(of_low), threads);
+      return fasthg_upsample2x_add_backward_cpu(dtype, ptr(grad_y), rows, width, channels,
+                                                ptr(grad_low), threads);
     });
   });
   m.def("max_pool2x_cpu", [](int dtype, Pointer x, const Four& shape, Pointer y, Pointer index,
@@ -200,13 +201,13 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_max_pool2x_cpu(dtype, ptr(x), shape.data(), ptr(y), bytes(index), threads);
     });
   });
-  m.def("max_pool2x_backward_cpu",
-        [](int dtype, Pointer of_y, Pointer index, const Four& shape, Pointer of_x, int threads) {
-          call([&] {
-            return fasthg_max_pool2x_backward_cpu(dtype, ptr(of_y), bytes(index), shape.data(),
-                                                  ptr(of_x), threads);
-          });
-        });
+  m.def("max_pool2x_backward_cpu", [](int dtype, Pointer grad_y, Pointer index, const Four& shape,
+                                      Pointer grad_x, int threads) {
+    call([&] {
+      return fasthg_max_pool2x_backward_cpu(dtype, ptr(grad_y), bytes(index), shape.data(),
+                                            ptr(grad_x), threads);
+    });
+  });
   m.def("conv3x3_cpu", [](int dtype, Pointer x, const Four& shape, Pointer weight, int64_t outputs,
                           const Four& strides, Pointer bias, bool relu, Pointer workspace,
                           Pointer y, int threads) {
@@ -216,12 +217,12 @@ PYBIND11_MODULE(_C, m) {
     });
   });
   m.def("conv3x3_weight_backward_cpu",
-        [](int dtype, Pointer x, const Four& shape, Pointer of_y, int64_t outputs, int64_t parts,
-           Pointer workspace, Pointer of_weight, const Four& strides, int threads) {
+        [](int dtype, Pointer x, const Four& shape, Pointer grad_y, int64_t outputs, int64_t parts,
+           Pointer workspace, Pointer grad_weight, const Four& strides, int threads) {
           call([&] {
-            return fasthg_conv3x3_weight_backward_cpu(dtype, ptr(x), shape.data(), ptr(of_y),
+            return fasthg_conv3x3_weight_backward_cpu(dtype, ptr(x), shape.data(), ptr(grad_y),
                                                       outputs, parts, ptr(workspace),
-                                                      ptr(of_weight), strides.data(), threads);
+                                                      ptr(grad_weight), strides.data(), threads);
           });
         });
 
@@ -245,12 +246,12 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("heatmap_mse_backward_cuda", [](int dtype, const Targets& targets, int stacks,
                                         Pointer predictions, int64_t stack_stride,
-                                        int64_t batch_stride, bool channels_last, Pointer of_loss,
+                                        int64_t batch_stride, bool channels_last, Pointer grad_loss,
                                         Pointer gradient, int device, Pointer stream) {
     call([&] {
       return fasthg_heatmap_mse_backward_cuda(dtype, &targets, stacks, ptr(predictions),
                                               stack_stride, batch_stride, channels_last,
-                                              ptr(of_loss), ptr(gradient), device, ptr(stream));
+                                              ptr(grad_loss), ptr(gradient), device, ptr(stream));
     });
   });
   m.def("heatmap_peaks_cuda",
@@ -267,15 +268,16 @@ PYBIND11_MODULE(_C, m) {
       return fasthg_bn_act_cuda(dtype, &norm, ptr(x), ptr(residual), ptr(y), device, ptr(stream));
     });
   });
-  m.def("bn_act_backward_cuda",
-        [](int dtype, const BatchNorm& norm, Pointer x, Pointer y, Pointer of_y, Pointer of_x,
-           Pointer of_residual, Pointer of_beta, Pointer of_gamma, int device, Pointer stream) {
-          call([&] {
-            return fasthg_bn_act_backward_cuda(dtype, &norm, ptr(x), ptr(y), ptr(of_y), ptr(of_x),
-                                               ptr(of_residual), ptr(of_beta), ptr(of_gamma),
-                                               device, ptr(stream));
-          });
+  m.def(
+      "bn_act_backward_cuda",
+      [](int dtype, const BatchNorm& norm, Pointer x, Pointer y, Pointer grad_y, Pointer grad_x,
+         Pointer grad_residual, Pointer grad_beta, Pointer grad_gamma, int device, Pointer stream) {
+        call([&] {
+          return fasthg_bn_act_backward_cuda(dtype, &norm, ptr(x), ptr(y), ptr(grad_y), ptr(grad_x),
+                                             ptr(grad_residual), ptr(grad_beta), ptr(grad_gamma),
+                                             device, ptr(stream));
         });
+      });
   m.def("bn_fold_cuda", [](int dtype, const BnFold& fold, Pointer beta, Pointer folded,
                            Pointer offset, int device, Pointer stream) {
     call([&] {
@@ -285,12 +287,12 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("bn_fold_backward_cuda",
         [](int dtype, const BnFold& fold, Pointer product, Pointer total, int64_t rows,
-           Pointer workspace, Pointer of_weight, Pointer back, Pointer mix, Pointer constant,
+           Pointer workspace, Pointer grad_weight, Pointer back, Pointer mix, Pointer constant,
            int device, Pointer stream) {
           call([&] {
             return fasthg_bn_fold_backward_cuda(dtype, &fold, ptr(product), ptr(total), rows,
-                                                ptr(workspace), ptr(of_weight), ptr(back), ptr(mix),
-                                                ptr(constant), device, ptr(stream));
+                                                ptr(workspace), ptr(grad_weight), ptr(back),
+                                                ptr(mix), ptr(constant), device, ptr(stream));
           });
         });
   m.def("channel_covariance_cuda", [](int dtype, Pointer x, int64_t rows, int64_t channels,
@@ -322,11 +324,11 @@ PYBIND11_MODULE(_C, m) {
     });
   });
   m.def("upsample2x_add_backward_cuda",
-        [](int dtype, Pointer of_y, int64_t rows, int64_t width, int64_t channels, Pointer of_low,
-           int device, Pointer stream) {
+        [](int dtype, Pointer grad_y, int64_t rows, int64_t width, int64_t channels,
+           Pointer grad_low, int device, Pointer stream) {
           call([&] {
-            return fasthg_upsample2x_add_backward_cuda(dtype, ptr(of_y), rows, width, channels,
-                                                       ptr(of_low), device, ptr(stream));
+            return fasthg_upsample2x_add_backward_cuda(dtype, ptr(grad_y), rows, width, channels,
+                                                       ptr(grad_low), device, ptr(stream));
           });
         });
   m.def("max_pool2x_cuda", [](int dtype, Pointer x, const Four& shape, Pointer y, Pointer index,
@@ -336,11 +338,11 @@ PYBIND11_MODULE(_C, m) {
                                     ptr(stream));
     });
   });
-  m.def("max_pool2x_backward_cuda", [](int dtype, Pointer of_y, Pointer index, const Four& shape,
-                                       Pointer of_x, int device, Pointer stream) {
+  m.def("max_pool2x_backward_cuda", [](int dtype, Pointer grad_y, Pointer index, const Four& shape,
+                                       Pointer grad_x, int device, Pointer stream) {
     call([&] {
-      return fasthg_max_pool2x_backward_cuda(dtype, ptr(of_y), bytes(index), shape.data(),
-                                             ptr(of_x), device, ptr(stream));
+      return fasthg_max_pool2x_backward_cuda(dtype, ptr(grad_y), bytes(index), shape.data(),
+                                             ptr(grad_x), device, ptr(stream));
     });
   });
 #else

@@ -38,18 +38,18 @@ template <typename T>
 struct Pass {
   int64_t tile;
   bool relu;
-  const Real<T>*mean, *scale, *beta;    // mean is the origin in the pass of the moments
-  const Real<T>*of_centred, *constant;  // of the last pass
-  const T *x, *residual, *y, *of_y;     // residual of the forward, y of the backward, or null
-  T *result, *of_residual;              // of_residual or null
+  const Real<T>*mean, *scale, *beta;       // mean is the origin in the pass of the moments
+  const Real<T>*centred_scale, *constant;  // of the last pass
+  const T *x, *residual, *y, *grad_y;      // residual of the forward, y of the backward, or null
+  T *result, *grad_residual;               // grad_residual or null
 };
 
 template <bool relu, bool with_y, typename T>
-FASTHG_HD Real<T> behind_relu(const Pass<T>& p, int64_t at, int64_t i) {
-  const Real<T> of_y = widen(p.of_y[at]);
-  if (!relu) return of_y;
-  if (with_y) return rectified_backward(widen(p.y[at]), of_y);
-  return rectified_backward(normalised(widen(p.x[at]), p.mean[i], p.scale[i], p.beta[i]), of_y);
+FASTHG_HD Real<T> relu_backward(const Pass<T>& p, int64_t at, int64_t i) {
+  const Real<T> grad_y = widen(p.grad_y[at]);
+  if (!relu) return grad_y;
+  if (with_y) return rectified_backward(widen(p.y[at]), grad_y);
+  return rectified_backward(normalised(widen(p.x[at]), p.mean[i], p.scale[i], p.beta[i]), grad_y);
 }
 
 template <typename T>
@@ -89,8 +89,8 @@ FASTHG_HD void slopes_if(const Pass<T>& p, int64_t begin, int64_t end, Real<T>* 
   for (; at + 2 * tile <= end; at += 2 * tile) {
 #pragma omp simd
     for (int64_t i = 0; i < tile; ++i) {
-      const Real<T> a = behind_relu<relu, with_y>(p, at + i, i);
-      const Real<T> b = behind_relu<relu, with_y>(p, at + tile + i, i);
+      const Real<T> a = relu_backward<relu, with_y>(p, at + i, i);
+      const Real<T> b = relu_backward<relu, with_y>(p, at + tile + i, i);
       sum[i] += a + b;
       products[i] +=
           a * (widen(p.x[at + i]) - p.mean[i]) + b * (widen(p.x[at + tile + i]) - p.mean[i]);
@@ -100,7 +100,7 @@ FASTHG_HD void slopes_if(const Pass<T>& p, int64_t begin, int64_t end, Real<T>* 
     const int64_t length = std::min(tile, end - at);
 #pragma omp simd
     for (int64_t i = 0; i < length; ++i) {
-      const Real<T> value = behind_relu<relu, with_y>(p, at + i, i);
+      const Real<T> value = relu_backward<relu, with_y>(p, at + i, i);
       sum[i] += value;
       products[i] += value * (widen(p.x[at + i]) - p.mean[i]);
     }
@@ -145,10 +145,11 @@ FASTHG_HD void gradient_if(const Pass<T>& p, int64_t begin, int64_t end) {
     const int64_t length = std::min(p.tile, end - at);
 #pragma omp simd
     for (int64_t i = 0; i < length; ++i) {
-      const Real<T> of_y = behind_relu<relu, with_y>(p, at + i, i);
+      const Real<T> grad_y = relu_backward<relu, with_y>(p, at + i, i);
       const Real<T> centred = widen(p.x[at + i]) - p.mean[i];
-      store(of_y * p.scale[i] + (centred * p.of_centred[i] + p.constant[i]), p.result + at + i);
-      if (with_y) store(of_y, p.of_residual + at + i);
+      store(grad_y * p.scale[i] + (centred * p.centred_scale[i] + p.constant[i]),
+            p.result + at + i);
+      if (with_y) store(grad_y, p.grad_residual + at + i);
     }
   }
 }
@@ -297,8 +298,9 @@ const char* forward(const BatchNorm& norm, const void* x, const void* residual, 
 }
 
 template <typename T>
-const char* backward(const BatchNorm& norm, const void* x, const void* y, const void* of_y,
-                     void* of_x, void* of_residual, void* of_beta, void* of_gamma, int threads) {
+const char* backward(const BatchNorm& norm, const void* x, const void* y, const void* grad_y,
+                     void* grad_x, void* grad_residual, void* grad_beta, void* grad_gamma,
+                     int threads) {
   const Work<T> work(norm, threads);
   const Channels<T> channel(norm);
   const auto mean = work.repeated([&](int64_t c) { return channel.mean[c]; });
@@ -312,14 +314,14 @@ const char* backward(const BatchNorm& norm, const void* x, const void* y, const 
   pass.beta = beta.data();
   pass.x = static_cast<const T*>(x);
   pass.y = static_cast<const T*>(y);
-  pass.of_y = static_cast<const T*>(of_y);
-  pass.result = static_cast<T*>(of_x);
-  pass.of_residual = static_cast<T*>(of_residual);
+  pass.grad_y = static_cast<const T*>(grad_y);
+  pass.result = static_cast<T*>(grad_x);
+  pass.grad_residual = static_cast<T*>(grad_residual);
   const auto sums = work.sums([&](int64_t begin, int64_t end, Real<T>* first, Real<T>* second) {
     add_slopes(pass, begin, end, first, second);
   });
-  auto* for_beta = static_cast<Real<T>*>(of_beta);
-  auto* for_gamma = static_cast<Real<T>*>(of_gamma);
+  auto* for_beta = static_cast<Real<T>*>(grad_beta);
+  auto* for_gamma = static_cast<Real<T>*>(grad_gamma);
   for (int64_t c = 0; c < norm.channels; ++c) {
     for_beta[c] = static_cast<Real<T>>(sums[c]);
     for_gamma[c] = static_cast<Real<T>>(sums[norm.channels + c] * channel.deviation(c));
@@ -328,9 +330,9 @@ const char* backward(const BatchNorm& norm, const void* x, const void* y, const 
     return slope(channel.scale(c), channel.deviation(c), for_beta[c], for_gamma[c], norm.rows,
                  norm.frozen);
   };
-  const auto of_centred = work.repeated([&](int64_t c) { return slope_of(c).of_centred; });
+  const auto centred_scale = work.repeated([&](int64_t c) { return slope_of(c).centred_scale; });
   const auto constant = work.repeated([&](int64_t c) { return slope_of(c).constant; });
-  pass.of_centred = of_centred.data();
+  pass.centred_scale = centred_scale.data();
   pass.constant = constant.data();
   work.each_part(
       [&](int, int64_t, int64_t begin, int64_t end) { write_gradient(pass, begin, end); });
@@ -352,15 +354,18 @@ const char* fasthg_bn_act_cpu(int dtype, const fasthg::BatchNorm* norm, const vo
 }
 
 const char* fasthg_bn_act_backward_cpu(int dtype, const fasthg::BatchNorm* norm, const void* x,
-                                       const void* y, const void* of_y, void* of_x,
-                                       void* of_residual, void* of_beta, void* of_gamma,
+                                       const void* y, const void* grad_y, void* grad_x,
+                                       void* grad_residual, void* grad_beta, void* grad_gamma,
                                        int threads) {
   using namespace fasthg;
   if (dtype == kFloat32)
-    return backward<float>(*norm, x, y, of_y, of_x, of_residual, of_beta, of_gamma, threads);
+    return backward<float>(*norm, x, y, grad_y, grad_x, grad_residual, grad_beta, grad_gamma,
+                           threads);
   if (dtype == kFloat64)
-    return backward<double>(*norm, x, y, of_y, of_x, of_residual, of_beta, of_gamma, threads);
+    return backward<double>(*norm, x, y, grad_y, grad_x, grad_residual, grad_beta, grad_gamma,
+                            threads);
   if (dtype == kBFloat16)
-    return backward<BFloat16>(*norm, x, y, of_y, of_x, of_residual, of_beta, of_gamma, threads);
+    return backward<BFloat16>(*norm, x, y, grad_y, grad_x, grad_residual, grad_beta, grad_gamma,
+                              threads);
   return kWrongDtype;
 }

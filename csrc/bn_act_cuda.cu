@@ -108,15 +108,15 @@ __global__ void __launch_bounds__(kThreads)
     for (int turn = 0; turn < turns; ++turn, row += shape.down) {
       const int64_t at = row * shape.channels + here.channel;
       const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-      const Values incoming = *reinterpret_cast<const Values*>(maps.of_y + at);
-      Real of_y[vector];
+      const Values incoming = *reinterpret_cast<const Values*>(maps.grad_y + at);
+      Real grad_y[vector];
 #pragma unroll
-      for (int k = 0; k < vector; ++k) of_y[k] = static_cast<Real>(incoming.value[k]);
-      through_relu(norm, maps, at, channel, x, of_y);
+      for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(incoming.value[k]);
+      relu_backward_(norm, maps, at, channel, x, grad_y);
 #pragma unroll
       for (int k = 0; k < vector; ++k) {
-        sum[k] += of_y[k];
-        products[k] += of_y[k] * (static_cast<Real>(x.value[k]) - channel.mean[k]);
+        sum[k] += grad_y[k];
+        products[k] += grad_y[k] * (static_cast<Real>(x.value[k]) - channel.mean[k]);
       }
     }
   }
@@ -166,16 +166,16 @@ __global__ void __launch_bounds__(kFinishThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
-    bn_act_totals_kernel(BatchNorm norm, typename Accumulate<T>::type* of_beta,
-                         typename Accumulate<T>::type* of_gamma) {
+    bn_act_totals_kernel(BatchNorm norm, typename Accumulate<T>::type* grad_beta,
+                         typename Accumulate<T>::type* grad_gamma) {
   using Real = typename Accumulate<T>::type;
   FASTHG_SHARED(shared);
   const int channel = static_cast<int>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
   Pair sum;
   if (!add_parts<Real>(norm, channel, reinterpret_cast<Pair*>(shared), &sum)) return;
   const Real var = static_cast<const Real*>(norm.var)[channel];
-  of_beta[channel] = static_cast<Real>(sum.first);
-  of_gamma[channel] = static_cast<Real>(sum.second * reciprocal_deviation(var, norm.eps));
+  grad_beta[channel] = static_cast<Real>(sum.first);
+  grad_gamma[channel] = static_cast<Real>(sum.second * reciprocal_deviation(var, norm.eps));
 }
 
 template <typename T, int vector>
@@ -200,19 +200,19 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
     bn_act_gradient_kernel(BatchNorm norm, Shape shape, Maps<T> maps,
-                           const typename Accumulate<T>::type* __restrict__ of_beta,
-                           const typename Accumulate<T>::type* __restrict__ of_gamma) {
+                           const typename Accumulate<T>::type* __restrict__ grad_beta,
+                           const typename Accumulate<T>::type* __restrict__ grad_gamma) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   const Place here = place<vector>(shape);
   if (here.channel >= shape.channels) return;
   const Channels<Real, vector> channel(norm, here.channel);
-  Real of_centred[vector], constant[vector];
+  Real centred_scale[vector], constant[vector];
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
-    const Slope<Real> s = slope(channel.scale[k], channel.deviation[k], of_beta[here.channel + k],
-                                of_gamma[here.channel + k], norm.rows, norm.frozen);
-    of_centred[k] = s.of_centred;
+    const Slope<Real> s = slope(channel.scale[k], channel.deviation[k], grad_beta[here.channel + k],
+                                grad_gamma[here.channel + k], norm.rows, norm.frozen);
+    centred_scale[k] = s.centred_scale;
     constant[k] = s.constant;
   }
   const int64_t block = int64_t{kRowsPerThread} * shape.down;
@@ -222,17 +222,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t row = begin + here.line; row < end; row += shape.down) {
     const int64_t at = row * shape.channels + here.channel;
     const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-    Values values = *reinterpret_cast<const Values*>(maps.of_y + at);
-    Real of_y[vector];
+    Values values = *reinterpret_cast<const Values*>(maps.grad_y + at);
+    Real grad_y[vector];
 #pragma unroll
-    for (int k = 0; k < vector; ++k) of_y[k] = static_cast<Real>(values.value[k]);
-    through_relu(norm, maps, at, channel, x, of_y);
-    if (maps.of_residual) {
+    for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(values.value[k]);
+    relu_backward_(norm, maps, at, channel, x, grad_y);
+    if (maps.grad_residual) {
 #pragma unroll
-      for (int k = 0; k < vector; ++k) values.value[k] = static_cast<T>(of_y[k]);
-      *reinterpret_cast<Values*>(maps.of_residual + at) = values;
+      for (int k = 0; k < vector; ++k) values.value[k] = static_cast<T>(grad_y[k]);
+      *reinterpret_cast<Values*>(maps.grad_residual + at) = values;
     }
-    write_gradient(maps, at, channel, of_centred, constant, x, of_y);
+    write_gradient(maps, at, channel, centred_scale, constant, x, grad_y);
   }
 }
 
@@ -255,17 +255,17 @@ const char* launch(const BnActCall& call) {
   const dim3 parts(shape.parts, columns.y), finish(divide_up(norm.channels, kWarp));
   const dim3 pass(divide_up(norm.rows, int64_t{kRowsPerThread} * down), columns.y);
   const size_t sums = sizeof(Real) * 2 * kThreads * vector, pairs = sizeof(Pair) * kFinishThreads;
-  if (call.of_y) {
-    auto* of_beta = static_cast<Real*>(call.of_beta);
-    auto* of_gamma = static_cast<Real*>(call.of_gamma);
+  if (call.grad_y) {
+    auto* grad_beta = static_cast<Real*>(call.grad_beta);
+    auto* grad_gamma = static_cast<Real*>(call.grad_gamma);
     FASTHG_LAUNCH((bn_act_slopes_kernel<T, vector>), parts, threads, sums, call.stream, norm, shape,
                   maps);
     if (const char* refusal = launch_status()) return refusal;
     FASTHG_LAUNCH(bn_act_totals_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream, norm,
-                  of_beta, of_gamma);
+                  grad_beta, grad_gamma);
     if (const char* refusal = launch_status()) return refusal;
     FASTHG_LAUNCH((bn_act_gradient_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
-                  maps, of_beta, of_gamma);
+                  maps, grad_beta, grad_gamma);
     return launch_status();
   }
   if (!norm.frozen) {
@@ -302,9 +302,10 @@ const char* fasthg_bn_act_cuda(int dtype, const fasthg::BatchNorm* norm, const v
 }
 
 const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,
-                                        const void* y, const void* of_y, void* of_x,
-                                        void* of_residual, void* of_beta, void* of_gamma,
+                                        const void* y, const void* grad_y, void* grad_x,
+                                        void* grad_residual, void* grad_beta, void* grad_gamma,
                                         int device, void* stream) {
   return fasthg::launch(
-      dtype, {*norm, x, nullptr, y, of_y, of_x, of_residual, of_beta, of_gamma, stream}, device);
+      dtype, {*norm, x, nullptr, y, grad_y, grad_x, grad_residual, grad_beta, grad_gamma, stream},
+      device);
 }

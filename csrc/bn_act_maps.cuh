@@ -10,8 +10,8 @@ namespace fasthg {
 // The arguments of a launcher; null where a direction or a case does without.
 struct BnActCall {
   const BatchNorm& norm;
-  const void *x, *residual, *y, *of_y;
-  void *result, *of_residual, *of_beta, *of_gamma;
+  const void *x, *residual, *y, *grad_y;
+  void *result, *grad_residual, *grad_beta, *grad_gamma;
   void* stream;
 };
 
@@ -22,24 +22,24 @@ bool bn_act_on_chip(int dtype, const BnActCall& call, const char** refusal);
 // What the kernels read and write; null where a case does without.
 template <typename T>
 struct Maps {
-  const T *x, *residual, *y, *of_y;
-  T *result, *of_residual;
+  const T *x, *residual, *y, *grad_y;
+  T *result, *grad_residual;
 
   explicit Maps(const BnActCall& call)
       : x(static_cast<const T*>(call.x)),
         residual(static_cast<const T*>(call.residual)),
         y(static_cast<const T*>(call.y)),
-        of_y(static_cast<const T*>(call.of_y)),
+        grad_y(static_cast<const T*>(call.grad_y)),
         result(static_cast<T*>(call.result)),
-        of_residual(static_cast<T*>(call.of_residual)) {}
+        grad_residual(static_cast<T*>(call.grad_residual)) {}
 };
 
 // Whether every row is made of whole vectors.
 template <typename T>
 bool in_vectors(const BnActCall& call) {
   return call.norm.channels % kVectorLength<T> == 0 && aligned16(call.x) &&
-         aligned16(call.residual) && aligned16(call.y) && aligned16(call.of_y) &&
-         aligned16(call.result) && aligned16(call.of_residual);
+         aligned16(call.residual) && aligned16(call.y) && aligned16(call.grad_y) &&
+         aligned16(call.result) && aligned16(call.grad_residual);
 }
 
 // Per-channel values of `vector` neighbouring channels.
@@ -63,20 +63,21 @@ struct Channels {
   }
 };
 
-// The gradient behind the ReLU, which replaces of_y.
+// The gradient behind the ReLU, which replaces grad_y.
 template <typename T, int vector, typename Real>
-__device__ void through_relu(const BatchNorm& norm, const Maps<T>& maps, int64_t at,
-                             const Channels<Real, vector>& channel, const Vector<T, vector>& x,
-                             Real* of_y) {
+__device__ void relu_backward_(const BatchNorm& norm, const Maps<T>& maps, int64_t at,
+                               const Channels<Real, vector>& channel, const Vector<T, vector>& x,
+                               Real* grad_y) {
   if (!norm.relu) return;
   Vector<T, vector> y;
   if (maps.y) y = *reinterpret_cast<const Vector<T, vector>*>(maps.y + at);
 #pragma unroll
   for (int k = 0; k < vector; ++k)
-    of_y[k] = rectified_backward(maps.y ? static_cast<Real>(y.value[k])
-                                        : normalised(static_cast<Real>(x.value[k]), channel.mean[k],
-                                                     channel.scale[k], channel.beta[k]),
-                                 of_y[k]);
+    grad_y[k] =
+        rectified_backward(maps.y ? static_cast<Real>(y.value[k])
+                                  : normalised(static_cast<Real>(x.value[k]), channel.mean[k],
+                                               channel.scale[k], channel.beta[k]),
+                           grad_y[k]);
 }
 
 // One vector of the result.
@@ -95,18 +96,18 @@ __device__ void write_result(const BatchNorm& norm, const Maps<T>& maps, int64_t
   *reinterpret_cast<Vector<T, vector>*>(maps.result + at) = result;
 }
 
-// One vector of the gradient; of_y is the one behind the ReLU.
+// One vector of the gradient; grad_y is the one behind the ReLU.
 template <typename T, int vector, typename Real>
 __device__ void write_gradient(const Maps<T>& maps, int64_t at,
                                const Channels<Real, vector>& channel,
-                               const Real (&of_centred)[vector], const Real (&constant)[vector],
-                               const Vector<T, vector>& x, const Real* of_y) {
+                               const Real (&centred_scale)[vector], const Real (&constant)[vector],
+                               const Vector<T, vector>& x, const Real* grad_y) {
   Vector<T, vector> result;
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
     const Real centred = static_cast<Real>(x.value[k]) - channel.mean[k];
     result.value[k] =
-        static_cast<T>(of_y[k] * channel.scale[k] + (centred * of_centred[k] + constant[k]));
+        static_cast<T>(grad_y[k] * channel.scale[k] + (centred * centred_scale[k] + constant[k]));
   }
   *reinterpret_cast<Vector<T, vector>*>(maps.result + at) = result;
 }

@@ -26,8 +26,8 @@ FASTHG_HD T rectified(T value) {
 }
 
 template <typename T>
-FASTHG_HD T rectified_backward(T value, T of_result) {
-  return value <= 0 ? T(0) : of_result;
+FASTHG_HD T rectified_backward(T value, T grad_output) {
+  return value <= 0 ? T(0) : grad_output;
 }
 
 struct Moments {
@@ -42,18 +42,20 @@ FASTHG_HD Moments moments(double sum, double squares, double origin, int64_t row
   return {origin + mean, var < 0 ? 0 : var};
 }
 
-// of_x = of_y * of_normalised + (x - mean) * of_centred + constant, with of_y behind the ReLU.
+// grad_x = grad_y * grad_scale + (x - mean) * centred_scale + constant, with grad_y behind the
+// ReLU.
 template <typename T>
 struct Slope {
-  T of_normalised, of_centred, constant;
+  T grad_scale, centred_scale, constant;
 };
 
 // With frozen statistics x moves y alone; else it moves mean and variance as well.
 template <typename T>
-FASTHG_HD Slope<T> slope(T scale, T deviation, T of_beta, T of_gamma, int64_t rows, bool frozen) {
+FASTHG_HD Slope<T> slope(T scale, T deviation, T grad_beta, T grad_gamma, int64_t rows,
+                         bool frozen) {
   if (frozen) return {scale, 0, 0};
   const T share = scale / rows;
-  return {scale, -share * deviation * of_gamma, -share * of_beta};
+  return {scale, -share * deviation * grad_gamma, -share * grad_beta};
 }
 
 }  // namespace fasthg

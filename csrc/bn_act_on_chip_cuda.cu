@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 template <typename T>
 __global__ void __launch_bounds__(kMostThreads, 1)
     bn_act_backward_on_chip_kernel(BatchNorm norm, Maps<T> maps,
-                                   typename Accumulate<T>::type* of_beta,
-                                   typename Accumulate<T>::type* of_gamma) {
+                                   typename Accumulate<T>::type* grad_beta,
+                                   typename Accumulate<T>::type* grad_gamma) {
   constexpr int vector = kChannels<T>;
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
@@ -114,54 +114,54 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   // Of loops whose number of turns is known the compiler starts several loads at once.
   const int stride = blockDim.x,
             turns = (rows - static_cast<int>(threadIdx.x) + stride - 1) / stride;
-  Values *kept_x = reinterpret_cast<Values*>(shared), *kept_of_y = kept_x + rows;
+  Values *kept_x = reinterpret_cast<Values*>(shared), *kept_grad_y = kept_x + rows;
   const Channels<Real, vector> channel(norm, first);
   Real sums[2 * vector] = {};
 #pragma unroll 2
   for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride) {
     const int64_t at = row * norm.channels + first;
     const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-    Values values = *reinterpret_cast<const Values*>(maps.of_y + at);
-    Real of_y[vector];
+    Values values = *reinterpret_cast<const Values*>(maps.grad_y + at);
+    Real grad_y[vector];
 #pragma unroll
-    for (int k = 0; k < vector; ++k) of_y[k] = static_cast<Real>(values.value[k]);
-    through_relu(norm, maps, at, channel, x, of_y);
+    for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(values.value[k]);
+    relu_backward_(norm, maps, at, channel, x, grad_y);
 #pragma unroll
     for (int k = 0; k < vector; ++k) {
-      values.value[k] = static_cast<T>(of_y[k]);  // what came in, or 0: nothing is rounded
-      sums[k] += of_y[k];
-      sums[vector + k] += of_y[k] * (static_cast<Real>(x.value[k]) - channel.mean[k]);
+      values.value[k] = static_cast<T>(grad_y[k]);  // what came in, or 0: nothing is rounded
+      sums[k] += grad_y[k];
+      sums[vector + k] += grad_y[k] * (static_cast<Real>(x.value[k]) - channel.mean[k]);
     }
     kept_x[row] = x;
-    kept_of_y[row] = values;
-    if (maps.of_residual) *reinterpret_cast<Values*>(maps.of_residual + at) = values;
+    kept_grad_y[row] = values;
+    if (maps.grad_residual) *reinterpret_cast<Values*>(maps.grad_residual + at) = values;
   }
-  Real* totals = reinterpret_cast<Real*>(kept_of_y + rows);  // beta's gradients, then gamma's
+  Real* totals = reinterpret_cast<Real*>(kept_grad_y + rows);  // beta's gradients, then gamma's
   const Pair sum = block_sums<vector>(sums, totals + 2 * vector);
   if (threadIdx.x < vector) {
     const int here = first + static_cast<int>(threadIdx.x);
     const Real var = static_cast<const Real*>(norm.var)[here];
     const Real slope = static_cast<Real>(sum.second * reciprocal_deviation(var, norm.eps));
-    of_beta[here] = totals[threadIdx.x] = static_cast<Real>(sum.first);
-    of_gamma[here] = totals[vector + threadIdx.x] = slope;
+    grad_beta[here] = totals[threadIdx.x] = static_cast<Real>(sum.first);
+    grad_gamma[here] = totals[vector + threadIdx.x] = slope;
   }
   __syncthreads();  // every thread reads the totals that the first ones wrote
-  Real of_centred[vector], constant[vector];
+  Real centred_scale[vector], constant[vector];
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
     const Slope<Real> s = slope(channel.scale[k], channel.deviation[k], totals[k],
                                 totals[vector + k], norm.rows, norm.frozen);
-    of_centred[k] = s.of_centred;
+    centred_scale[k] = s.centred_scale;
     constant[k] = s.constant;
   }
 #pragma unroll 2
   for (int turn = 0, row = threadIdx.x; turn < turns; ++turn, row += stride) {
-    const Values incoming = load_whole(kept_of_y + row);
-    Real of_y[vector];
+    const Values incoming = load_whole(kept_grad_y + row);
+    Real grad_y[vector];
 #pragma unroll
-    for (int k = 0; k < vector; ++k) of_y[k] = static_cast<Real>(incoming.value[k]);
-    write_gradient(maps, row * norm.channels + first, channel, of_centred, constant,
-                   load_whole(kept_x + row), of_y);
+    for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(incoming.value[k]);
+    write_gradient(maps, row * norm.channels + first, channel, centred_scale, constant,
+                   load_whole(kept_x + row), grad_y);
   }
 }
 
@@ -170,7 +170,7 @@ bool run(const BnActCall& call, const char** refusal) {
   using Real = typename Accumulate<T>::type;
   const BatchNorm& norm = call.norm;
   constexpr int vector = kChannels<T>;
-  const bool backward = call.of_y;
+  const bool backward = call.grad_y;
   // The result by given statistics is one launch already.
   if (!norm.on_chip || (norm.frozen && !backward) || !in_vectors<T>(call)) return false;
   const size_t kept = sizeof(Vector<T, vector>) * norm.rows * (backward ? 2 : 1);
@@ -183,7 +183,7 @@ bool run(const BnActCall& call, const char** refusal) {
   if (backward) {
     if (allow_shared(bn_act_backward_on_chip_kernel<T>, bytes)) return false;
     FASTHG_LAUNCH(bn_act_backward_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm,
-                  maps, static_cast<Real*>(call.of_beta), static_cast<Real*>(call.of_gamma));
+                  maps, static_cast<Real*>(call.grad_beta), static_cast<Real*>(call.grad_gamma));
   } else {
     if (allow_shared(bn_act_on_chip_kernel<T>, bytes)) return false;
     FASTHG_LAUNCH(bn_act_on_chip_kernel<T>, blocks, threads, bytes, call.stream, norm, maps);

@@ -145,7 +145,7 @@ struct Incoming {
 // Gradients of four outputs' weights at kWidth inputs. The blocks side by side all find the slopes.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    bn_fold_slopes_kernel(BnFold fold, Incoming<Real> in, Real* of_weight) {
+    bn_fold_slopes_kernel(BnFold fold, Incoming<Real> in, Real* grad_weight) {
   FASTHG_SHARED(memory);
   auto* shared = reinterpret_cast<Shared<Real>*>(memory);
   const auto* weight = static_cast<const Real*>(fold.weight);
@@ -168,9 +168,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const FoldSlope<Real> slope =
       fold_slope(scale, product, total, static_cast<const Real*>(fold.mean_out)[output], in.rows);
   if (column < inputs)
-    of_weight[row + column] =
+    grad_weight[row + column] =
         scale * (in.product[row + column] - total * static_cast<const Real*>(fold.mean)[column] -
-                 slope.of_covariance * related);
+                 slope.grad_covariance * related);
   if (column) return;
   in.workspace[output] = scale;
   in.workspace[outputs + output] = slope.mix;
@@ -260,7 +260,7 @@ const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const voi
 
 const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, const void* product,
                                          const void* total, int64_t rows, void* workspace,
-                                         void* of_weight, void* back, void* mix, void* constant,
+                                         void* grad_weight, void* back, void* mix, void* constant,
                                          int device, void* stream) {
   using namespace fasthg;
   const DeviceGuard guard(device);
@@ -272,7 +272,7 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
                             rows, static_cast<Real*>(workspace)};
     FASTHG_LAUNCH(bn_fold_slopes_kernel<Real>, dim3(divide_up(fold->outputs, kRows), columns),
                   dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in,
-                  static_cast<Real*>(of_weight));
+                  static_cast<Real*>(grad_weight));
     if (const char* refusal = launch_status()) return refusal;
     FASTHG_LAUNCH((bn_fold_mix_kernel<Real, Out>), dim3(divide_up(fold->inputs, kRows), columns),
                   dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in.workspace,

@@ -132,9 +132,9 @@ const char* run(const void* x, int64_t rows, int64_t channels, int64_t parts, vo
   parallel_for(parts, worker_count(parts, work, threads), [&](int, int64_t begin, int64_t end) {
     std::vector<Panel<Real<T>>> packed(panels);
     for (int64_t part = begin; part < end; ++part) {
-      Real<T>* of_part = products + part * part_size;
-      std::fill_n(of_part, part_size, Real<T>(0));
-      add_part(Part<T>{in, origin.data(), packed.data(), of_part, of_part + square,
+      Real<T>* part_products = products + part * part_size;
+      std::fill_n(part_products, part_size, Real<T>(0));
+      add_part(Part<T>{in, origin.data(), packed.data(), part_products, part_products + square,
                        rows * part / parts, rows * (part + 1) / parts, channels});
     }
   });

@@ -233,17 +233,17 @@ __global__ void __launch_bounds__(kFinishThreads)
     scratch[(group * lines + line) * kWarp + lane] = sum[line];
   __syncthreads();  // the first warps read what all warps wrote
   if (group >= kFinishLines) return;
-  double products = 0, of_column = 0, of_row = 0;
+  double products = 0, column_sum = 0, row_sum = 0;
   for (int other = 0; other < kFinishGroups; ++other) {
     const double* from = scratch + other * lines * kWarp;
     products += from[group * kWarp + lane];
-    of_column += from[kFinishLines * kWarp + lane];
-    of_row += from[(kFinishLines + 1) * kWarp + group];
+    column_sum += from[kFinishLines * kWarp + lane];
+    row_sum += from[(kFinishLines + 1) * kWarp + group];
   }
   const int row = first_row + group;
   if (row >= channels || column > row) return;
-  const double mean_row = of_row / static_cast<double>(rows);
-  const double mean_column = of_column / static_cast<double>(rows);
+  const double mean_row = row_sum / static_cast<double>(rows);
+  const double mean_column = column_sum / static_cast<double>(rows);
   if (column == 0) mean[row] = static_cast<Real>(mean_row);
   const auto value =
       static_cast<Real>(row == column ? variance_of(products, mean_row, rows)

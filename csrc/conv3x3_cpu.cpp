@@ -277,13 +277,13 @@ FASTHG_VECTOR_CLONES void convolve(const Convolution& of, int64_t begin, int64_t
       finish(of, products + panel * rows + (tile - begin), distance, tile, panel * kAcross);
 }
 
-FASTHG_VECTOR_CLONES void add_products(const Maps<const float>& x, const Maps<const float>& of_y,
+FASTHG_VECTOR_CLONES void add_products(const Maps<const float>& x, const Maps<const float>& grad_y,
                                        int64_t begin, int64_t end, bool fresh, Line* inputs,
                                        Line* gradients, Line* sums) {
-  const int64_t panels = panels_of(x.channels), outputs = panels_of(of_y.channels);
+  const int64_t panels = panels_of(x.channels), outputs = panels_of(grad_y.channels);
   const int64_t rows = end - begin;
   transform_tiles<OfInput>(x, 1, begin, end, rows, inputs);
-  transform_tiles<OfGradient>(of_y, 0, begin, end, rows, gradients);
+  transform_tiles<OfGradient>(grad_y, 0, begin, end, rows, gradients);
   for (int64_t point = 0; point < kPoints; ++point)
     for (int64_t output = 0; output < outputs; ++output) {
       const Line* right = gradients + point * distance_of(outputs, rows) + output * rows;
@@ -333,16 +333,17 @@ const char* fasthg_conv3x3_cpu(int dtype, const void* x, const int64_t shape[4],
 }
 
 const char* fasthg_conv3x3_weight_backward_cpu(int dtype, const void* x, const int64_t shape[4],
-                                               const void* of_y, int64_t outputs, int64_t parts,
-                                               void* workspace, void* of_weight,
+                                               const void* grad_y, int64_t outputs, int64_t parts,
+                                               void* workspace, void* grad_weight,
                                                const int64_t strides[4], int threads) {
   using namespace fasthg;
   if (dtype != kFloat32) return "conv3x3 on the CPU takes float32";
   const int64_t batch = shape[0], height = shape[1], width = shape[2], in = shape[3];
-  const Weights weights{static_cast<float*>(of_weight), strides, outputs, in,
+  const Weights weights{static_cast<float*>(grad_weight), strides, outputs, in,
                         static_cast<Line*>(workspace)};
   const Maps<const float> maps{static_cast<const float*>(x), batch, height, width, in};
-  const Maps<const float> gradient{static_cast<const float*>(of_y), batch, height, width, outputs};
+  const Maps<const float> gradient{static_cast<const float*>(grad_y), batch, height, width,
+                                   outputs};
   const int64_t tiles = maps.tiles(), in_part = kPoints * weights.distance();
   const int64_t rows = std::min(kChunk, divide_up(tiles, parts));
   const int64_t work = divide_up(tiles, parts) * kPoints * in * outputs / kAcross;

@@ -3,7 +3,7 @@
 //
 // A correlation is a product of polynomials, and that follows from its values at the points 0, a,
 // -a, b, -b and infinity: y = A^T ((G w) * (B^T x)). Its transposes give the gradients: that of w
-// is G^T ((A of_y) * (B^T x)), summed over all tiles. The points a = 5/8 and b = 3/2 halve the
+// is G^T ((A grad_y) * (B^T x)), summed over all tiles. The points a = 5/8 and b = 3/2 halve the
 // rounding error of the usual 1 and 2 (measured), and all constants but those of G are exact in
 // binary.
 //
@@ -55,19 +55,19 @@ struct ToOutput {
   }
 };
 
-// A of_y
+// A grad_y
 struct OfGradient {
   static constexpr int kFrom = kTile, kTo = kReach;
   template <typename V>
-  static FASTHG_HD void apply(const V* of_y, V* out) {
-    const V even_a = of_y[0] + kA2 * of_y[2], odd_a = kA * (of_y[1] + kA2 * of_y[3]);
-    const V even_b = of_y[0] + kB2 * of_y[2], odd_b = kB * (of_y[1] + kB2 * of_y[3]);
-    out[0] = of_y[0];
+  static FASTHG_HD void apply(const V* grad_y, V* out) {
+    const V even_a = grad_y[0] + kA2 * grad_y[2], odd_a = kA * (grad_y[1] + kA2 * grad_y[3]);
+    const V even_b = grad_y[0] + kB2 * grad_y[2], odd_b = kB * (grad_y[1] + kB2 * grad_y[3]);
+    out[0] = grad_y[0];
     out[1] = even_a + odd_a;
     out[2] = even_a - odd_a;
     out[3] = even_b + odd_b;
     out[4] = even_b - odd_b;
-    out[5] = of_y[3];
+    out[5] = grad_y[3];
   }
 };
 

@@ -53,9 +53,9 @@ FASTHG_HD double block_loss(const T* prediction, const T* target, int64_t length
 
 template <typename T>
 FASTHG_HD void block_gradient(const T* __restrict__ prediction, const T* __restrict__ target,
-                              int64_t length, T of_loss, T* __restrict__ gradient) {
+                              int64_t length, T grad_loss, T* __restrict__ gradient) {
   for (int64_t i = 0; i < length; ++i)
-    gradient[i] = squared_error_backward(prediction[i], target[i], of_loss);
+    gradient[i] = squared_error_backward(prediction[i], target[i], grad_loss);
 }
 
 struct Predictions {
@@ -89,14 +89,14 @@ FASTHG_HD void image_losses(GaussianRows<T>& rows, const Item<T>& item, T* targe
 
 template <typename T>
 FASTHG_HD void image_gradients(GaussianRows<T>& rows, const Item<T>& item, T* target,
-                               const T* of_loss, T* gradient) {
+                               const T* grad_loss, T* gradient) {
   const int64_t stacks = item.last - item.first, height = block_rows(rows);
   for (int64_t row = 0; row < rows.rows(); row += height) {
     const int64_t offset = row * rows.length(), length = write_block(rows, row, height, target);
     for (int64_t k = 0; k < stacks; ++k) {
       const int64_t index = item.index(item.first + k);
       block_gradient(item.predictions + k * item.stack_stride + offset, target, length,
-                     of_loss[index], gradient + index * rows.image_size() + offset);
+                     grad_loss[index], gradient + index * rows.image_size() + offset);
     }
   }
 }
@@ -108,8 +108,8 @@ FASTHG_HD void image_gradients(GaussianRows<T>& rows, const Item<T>& item, T* ta
     image_losses(rows, item, target, totals, loss);                                             \
   }                                                                                             \
   FASTHG_VECTOR_CLONES void gradients_of(GaussianRows<T>& rows, const Item<T>& item, T* target, \
-                                         const T* of_loss, T* gradient) {                       \
-    image_gradients(rows, item, target, of_loss, gradient);                                     \
+                                         const T* grad_loss, T* gradient) {                     \
+    image_gradients(rows, item, target, grad_loss, gradient);                                   \
   }
 FASTHG_IMAGES(float)
 FASTHG_IMAGES(double)
@@ -155,10 +155,10 @@ void losses(const Targets& targets, const Predictions& predictions, T* loss, int
 }
 
 template <typename T>
-void gradients(const Targets& targets, const Predictions& predictions, const T* of_loss,
+void gradients(const Targets& targets, const Predictions& predictions, const T* grad_loss,
                T* gradient, int threads) {
   each_image<T>(targets, predictions, threads, [&](Scratch<T>& s, const Item<T>& item) {
-    gradients_of(s.rows, item, s.target.data(), of_loss, gradient);
+    gradients_of(s.rows, item, s.target.data(), grad_loss, gradient);
   });
 }
 
@@ -185,14 +185,14 @@ const char* fasthg_heatmap_mse_cpu(int dtype, const fasthg::Targets* targets, in
 const char* fasthg_heatmap_mse_backward_cpu(int dtype, const fasthg::Targets* targets, int stacks,
                                             const void* predictions, int64_t stack_stride,
                                             int64_t batch_stride, bool channels_last,
-                                            const void* of_loss, void* gradient, int threads) {
+                                            const void* grad_loss, void* gradient, int threads) {
   using namespace fasthg;
   const Predictions p{predictions, stacks, stack_stride, batch_stride, channels_last};
   if (dtype == kFloat32)
-    gradients(*targets, p, static_cast<const float*>(of_loss), static_cast<float*>(gradient),
+    gradients(*targets, p, static_cast<const float*>(grad_loss), static_cast<float*>(gradient),
               threads);
   else if (dtype == kFloat64)
-    gradients(*targets, p, static_cast<const double*>(of_loss), static_cast<double*>(gradient),
+    gradients(*targets, p, static_cast<const double*>(grad_loss), static_cast<double*>(gradient),
               threads);
   else
     return kWrongDtype;

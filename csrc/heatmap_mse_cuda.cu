@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kLossThreads)
 template <typename T, int vector, bool channels_last>
 __global__ void __launch_bounds__(kGradientThreads)
     heatmap_mse_backward_kernel(Targets targets, Predictions<T> predictions,
-                                const typename Accumulate<T>::type* __restrict__ of_loss,
+                                const typename Accumulate<T>::type* __restrict__ grad_loss,
                                 T* __restrict__ gradient) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kGradientThreads)
   const int index = stack * targets.batch + image;
   const T* prediction = predictions.image(stack, image);
   T* out = gradient + static_cast<int64_t>(index) * size;
-  const Real scale = of_loss[index];
+  const Real scale = grad_loss[index];
   const int begin = blockIdx.z * kElementsPerBlock;
   const int end = begin + kElementsPerBlock < size ? begin + kElementsPerBlock : size;
   for (int i = begin + threadIdx.x * vector; i < end; i += kGradientThreads * vector) {
@@ -90,8 +90,8 @@ struct Arguments {
   int stacks;
   const void* predictions;
   int64_t stack_stride, batch_stride;
-  void* loss;           // written, if gradient is null
-  const void* of_loss;  // else read
+  void* loss;             // written, if gradient is null
+  const void* grad_loss;  // else read
   void* gradient;
   void* stream;
 };
@@ -115,7 +115,7 @@ const char* launch(const Arguments& a) {
     const int size = targets.parts * targets.height * targets.width;
     const int blocks = (size + kElementsPerBlock - 1) / kElementsPerBlock;
     FASTHG_LAUNCH(kernel, dim3(targets.batch, a.stacks, blocks), dim3(kGradientThreads), tables,
-                  a.stream, targets, predictions, static_cast<const Real*>(a.of_loss),
+                  a.stream, targets, predictions, static_cast<const Real*>(a.grad_loss),
                   static_cast<T*>(a.gradient));
   }
   return launch_status();
@@ -153,9 +153,9 @@ const char* fasthg_heatmap_mse_cuda(int dtype, const fasthg::Targets* targets, i
 const char* fasthg_heatmap_mse_backward_cuda(int dtype, const fasthg::Targets* targets, int stacks,
                                              const void* predictions, int64_t stack_stride,
                                              int64_t batch_stride, bool channels_last,
-                                             const void* of_loss, void* gradient, int device,
+                                             const void* grad_loss, void* gradient, int device,
                                              void* stream) {
-  const fasthg::Arguments arguments{*targets, stacks,  predictions, stack_stride, batch_stride,
-                                    nullptr,  of_loss, gradient,    stream};
+  const fasthg::Arguments arguments{*targets, stacks,    predictions, stack_stride, batch_stride,
+                                    nullptr,  grad_loss, gradient,    stream};
   return fasthg::launch(dtype, arguments, channels_last, device);
 }

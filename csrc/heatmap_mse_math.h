@@ -14,8 +14,8 @@ FASTHG_HD T squared_error(T prediction, T target) {
 
 // d loss / d prediction, times the derivative with respect to the loss.
 template <typename T>
-FASTHG_HD T squared_error_backward(T prediction, T target, T of_loss) {
-  return (prediction - target) * of_loss;
+FASTHG_HD T squared_error_backward(T prediction, T target, T grad_loss) {
+  return (prediction - target) * grad_loss;
 }
 
 }  // namespace fasthg

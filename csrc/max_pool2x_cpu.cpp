@@ -77,25 +77,25 @@ FASTHG_HD void pool_row(const T* x, int64_t width, int64_t channels, T* y, uint8
 // A row of gradients is handed to the two rows of x above each other, the second of which may not
 // exist; a last odd column gets 0.
 template <typename T>
-FASTHG_HD void spread_row(const T* of_y, const uint8_t* index, int64_t width, int64_t channels,
-                          T* of_x) {
+FASTHG_HD void spread_row(const T* grad_y, const uint8_t* index, int64_t width, int64_t channels,
+                          T* grad_x) {
   const int64_t below = width * channels;
   for (int64_t column = 0; column < width / 2; ++column) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      const T value = of_y[c];
+      const T value = grad_y[c];
       const T which = index[c];
-      of_x[c] = pooled_backward<T, T>(value, which, 0);
-      of_x[channels + c] = pooled_backward<T, T>(value, which, 1);
-      of_x[below + c] = pooled_backward<T, T>(value, which, 2);
-      of_x[below + channels + c] = pooled_backward<T, T>(value, which, 3);
+      grad_x[c] = pooled_backward<T, T>(value, which, 0);
+      grad_x[channels + c] = pooled_backward<T, T>(value, which, 1);
+      grad_x[below + c] = pooled_backward<T, T>(value, which, 2);
+      grad_x[below + channels + c] = pooled_backward<T, T>(value, which, 3);
     }
-    of_x += 2 * channels;
-    of_y += channels;
+    grad_x += 2 * channels;
+    grad_y += channels;
     index += channels;
   }
   if (width % 2)
-    for (int64_t c = 0; c < channels; ++c) of_x[c] = of_x[below + c] = T{};
+    for (int64_t c = 0; c < channels; ++c) grad_x[c] = grad_x[below + c] = T{};
 }
 
 // Clones are made of plain functions only, so each type has its own. Gradients are passed on as
@@ -109,10 +109,10 @@ FASTHG_FORWARD(float)
 FASTHG_FORWARD(double)
 FASTHG_FORWARD(int16_t)
 #undef FASTHG_FORWARD
-#define FASTHG_BACKWARD(T)                                                               \
-  FASTHG_VECTOR_CLONES void backward(const T* of_y, const uint8_t* index, int64_t width, \
-                                     int64_t channels, T* of_x) {                        \
-    spread_row(of_y, index, width, channels, of_x);                                      \
+#define FASTHG_BACKWARD(T)                                                                 \
+  FASTHG_VECTOR_CLONES void backward(const T* grad_y, const uint8_t* index, int64_t width, \
+                                     int64_t channels, T* grad_x) {                        \
+    spread_row(grad_y, index, width, channels, grad_x);                                    \
   }
 FASTHG_BACKWARD(uint16_t)
 FASTHG_BACKWARD(uint32_t)
@@ -154,14 +154,14 @@ const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[
   });
 }
 
-const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* of_y, const uint8_t* index,
-                                           const int64_t shape[4], void* of_x, int threads) {
+const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* grad_y, const uint8_t* index,
+                                           const int64_t shape[4], void* grad_x, int threads) {
   using namespace fasthg;
   return dispatch(dtype, kWrongDtype, [&](auto zero) {
     using T = typename Bits<sizeof zero>::type;
-    auto* out = static_cast<T*>(of_x);
+    auto* out = static_cast<T*>(grad_x);
     each_row(shape, threads, [&](Place at) {
-      backward(static_cast<const T*>(of_y) + at.small, index + at.small, shape[2], shape[3],
+      backward(static_cast<const T*>(grad_y) + at.small, index + at.small, shape[2], shape[3],
                out + at.large);
     });
     const int64_t row = shape[2] * shape[3], image = shape[1] * row;

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    max_pool2x_backward_kernel(const T* of_y, const uint8_t* index, Shape shape, T* of_x) {
+    max_pool2x_backward_kernel(const T* grad_y, const uint8_t* index, Shape shape, T* grad_x) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   Place here;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
   Vector<uint8_t, vector> which;
   if (right && below) {
     const int64_t in = small(shape, here);
-    incoming = *reinterpret_cast<const Values*>(of_y + in);
+    incoming = *reinterpret_cast<const Values*>(grad_y + in);
     which = *reinterpret_cast<const Vector<uint8_t, vector>*>(index + in);
   } else {
 #pragma unroll
@@ -98,14 +98,14 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < vector; ++i)
       values.value[i] = static_cast<T>(
           pooled_backward(static_cast<Real>(incoming.value[i]), int{which.value[i]}, k));
-    *reinterpret_cast<Values*>(of_x + large(shape, here, k)) = values;
+    *reinterpret_cast<Values*>(grad_x + large(shape, here, k)) = values;
   }
 }
 
 struct Arguments {
-  const void *x, *of_y;
+  const void *x, *grad_y;
   const int64_t* shape;
-  void *y, *of_x;
+  void *y, *grad_x;
   uint8_t* index;
   void* stream;
 };
@@ -114,8 +114,8 @@ template <typename T, int vector>
 const char* launch(const Arguments& a) {
   const int64_t batch = a.shape[0], height = a.shape[1], width = a.shape[2], channels = a.shape[3];
   // In the backward, a last odd row or column has threads as well.
-  const int64_t rows = (height + (a.of_y != nullptr)) / 2;
-  const int64_t row_vectors = (width + (a.of_y != nullptr)) / 2 * (channels / vector);
+  const int64_t rows = (height + (a.grad_y != nullptr)) / 2;
+  const int64_t row_vectors = (width + (a.grad_y != nullptr)) / 2 * (channels / vector);
   const int64_t blocks = (row_vectors + kThreads - 1) / kThreads;
   if (row_vectors > INT32_MAX / 2 || batch * rows * blocks > INT32_MAX)
     return "max_pool2x: the map is too large for one launch";
@@ -126,9 +126,9 @@ const char* launch(const Arguments& a) {
                     static_cast<int>(blocks),
                     static_cast<int>(rows)};
   const dim3 grid(static_cast<unsigned>(batch * rows * blocks)), threads(kThreads);
-  if (a.of_y)
+  if (a.grad_y)
     FASTHG_LAUNCH((max_pool2x_backward_kernel<T, vector>), grid, threads, 0, a.stream,
-                  static_cast<const T*>(a.of_y), a.index, shape, static_cast<T*>(a.of_x));
+                  static_cast<const T*>(a.grad_y), a.index, shape, static_cast<T*>(a.grad_x));
   else
     FASTHG_LAUNCH((max_pool2x_kernel<T, vector>), grid, threads, 0, a.stream,
                   static_cast<const T*>(a.x), shape, static_cast<T*>(a.y), a.index);
@@ -140,8 +140,8 @@ const char* launch(int dtype, const Arguments& a, int device) {
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int vector = kVectorLength<T>;
-    const bool vectors = a.shape[3] % vector == 0 && aligned16(a.x) && aligned16(a.of_y) &&
-                         aligned16(a.y) && aligned16(a.of_x) && aligned16(a.index);
+    const bool vectors = a.shape[3] % vector == 0 && aligned16(a.x) && aligned16(a.grad_y) &&
+                         aligned16(a.y) && aligned16(a.grad_x) && aligned16(a.index);
     return vectors ? launch<T, vector>(a) : launch<T, 1>(a);
   });
 }
@@ -154,9 +154,9 @@ const char* fasthg_max_pool2x_cuda(int dtype, const void* x, const int64_t shape
   return fasthg::launch(dtype, {x, nullptr, shape, y, nullptr, index, stream}, device);
 }
 
-const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* of_y, const uint8_t* index,
-                                            const int64_t shape[4], void* of_x, int device,
+const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* grad_y, const uint8_t* index,
+                                            const int64_t shape[4], void* grad_x, int device,
                                             void* stream) {
   auto* read = const_cast<uint8_t*>(index);
-  return fasthg::launch(dtype, {nullptr, of_y, shape, nullptr, of_x, read, stream}, device);
+  return fasthg::launch(dtype, {nullptr, grad_y, shape, nullptr, grad_x, read, stream}, device);
 }

@@ -14,8 +14,8 @@ FASTHG_HD bool replaces(T value, T largest) {
 
 // The gradient of the value at `place`, where that at `index` was the largest.
 template <typename T, typename Index>
-FASTHG_HD T pooled_backward(T of_y, Index index, Index place) {
-  return index == place ? of_y : T{};
+FASTHG_HD T pooled_backward(T grad_y, Index index, Index place) {
+  return index == place ? grad_y : T{};
 }
 
 }  // namespace fasthg

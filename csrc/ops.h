@@ -33,16 +33,16 @@ const char* fasthg_heatmap_mse_cuda(int dtype, const fasthg::Targets* targets, i
                                     int64_t batch_stride, bool channels_last, void* loss,
                                     int device, void* stream);
 
-// Its gradient with respect to predictions. of_loss: real (stacks, batch), the derivative with
+// Its gradient with respect to predictions. grad_loss: real (stacks, batch), the derivative with
 // respect to each loss. gradient: as predictions, without any gaps.
 const char* fasthg_heatmap_mse_backward_cpu(int dtype, const fasthg::Targets* targets, int stacks,
                                             const void* predictions, int64_t stack_stride,
                                             int64_t batch_stride, bool channels_last,
-                                            const void* of_loss, void* gradient, int threads);
+                                            const void* grad_loss, void* gradient, int threads);
 const char* fasthg_heatmap_mse_backward_cuda(int dtype, const fasthg::Targets* targets, int stacks,
                                              const void* predictions, int64_t stack_stride,
                                              int64_t batch_stride, bool channels_last,
-                                             const void* of_loss, void* gradient, int device,
+                                             const void* grad_loss, void* gradient, int device,
                                              void* stream);
 
 // Peak of each map. heatmaps: dtype (batch, parts, height, width) with any strides (elements);
@@ -62,16 +62,16 @@ const char* fasthg_bn_act_cpu(int dtype, const fasthg::BatchNorm* norm, const vo
 const char* fasthg_bn_act_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,
                                const void* residual, void* y, int device, void* stream);
 
-// Its gradients. of_y, of_x: dtype (rows, channels); of_beta, of_gamma: real (channels,), both
-// always written. Where relu follows a residual, y (the forward's result) says where it let values
-// through and of_residual is written, both dtype (rows, channels); else they are null.
+// Its gradients. grad_y, grad_x: dtype (rows, channels); grad_beta, grad_gamma: real (channels,),
+// both always written. Where relu follows a residual, y (the forward's result) says where it let
+// values through and grad_residual is written, both dtype (rows, channels); else they are null.
 const char* fasthg_bn_act_backward_cpu(int dtype, const fasthg::BatchNorm* norm, const void* x,
-                                       const void* y, const void* of_y, void* of_x,
-                                       void* of_residual, void* of_beta, void* of_gamma,
+                                       const void* y, const void* grad_y, void* grad_x,
+                                       void* grad_residual, void* grad_beta, void* grad_gamma,
                                        int threads);
 const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,
-                                        const void* y, const void* of_y, void* of_x,
-                                        void* of_residual, void* of_beta, void* of_gamma,
+                                        const void* y, const void* grad_y, void* grad_x,
+                                        void* grad_residual, void* grad_beta, void* grad_gamma,
                                         int device, void* stream);
 
 // Mean and biased covariance of channels over rows, at least one. x: dtype (rows, channels);
@@ -92,12 +92,12 @@ const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const voi
 
 // The gradients of both. With d (rows, outputs) the gradient of the batch norm's result and a
 // (rows, inputs) the convolution's input: product: real (outputs, inputs), d^T a; total: real
-// (outputs,), sums of d; workspace: real (2, outputs); of_weight: real (outputs, inputs). The
+// (outputs,), sums of d; workspace: real (2, outputs); grad_weight: real (outputs, inputs). The
 // gradient of a is d back^T + a mix^T + constant: folded dtype (inputs, outputs) and (inputs,
 // inputs), real (inputs,).
 const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, const void* product,
                                          const void* total, int64_t rows, void* workspace,
-                                         void* of_weight, void* back, void* mix, void* constant,
+                                         void* grad_weight, void* back, void* mix, void* constant,
                                          int device, void* stream);
 
 // y = relu?(x weight^T + x2 weight2^T + bias + residual); see Conv1x1. float16 and bfloat16. Plain
@@ -113,25 +113,25 @@ const char* fasthg_upsample2x_add_cpu(int dtype, const void* low, const void* hi
 const char* fasthg_upsample2x_add_cuda(int dtype, const void* low, const void* high, int64_t rows,
                                        int64_t width, int64_t channels, void* y, int device,
                                        void* stream);
-const char* fasthg_upsample2x_add_backward_cpu(int dtype, const void* of_y, int64_t rows,
-                                               int64_t width, int64_t channels, void* of_low,
+const char* fasthg_upsample2x_add_backward_cpu(int dtype, const void* grad_y, int64_t rows,
+                                               int64_t width, int64_t channels, void* grad_low,
                                                int threads);
-const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* of_y, int64_t rows,
-                                                int64_t width, int64_t channels, void* of_low,
+const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* grad_y, int64_t rows,
+                                                int64_t width, int64_t channels, void* grad_low,
                                                 int device, void* stream);
 
 // The largest of each two by two values and which of the four it was, counted row by row.
 // x: dtype (batch, height, width, channels), shape: these four; y: dtype, index: uint8, both
-// (batch, height / 2, width / 2, channels), rounded down. The backward writes all of of_x, 0 where
-// nothing was passed on. CPU: float32, float64, bfloat16. CUDA: also float16.
+// (batch, height / 2, width / 2, channels), rounded down. The backward writes all of grad_x, 0
+// where nothing was passed on. CPU: float32, float64, bfloat16. CUDA: also float16.
 const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[4], void* y,
                                   uint8_t* index, int threads);
 const char* fasthg_max_pool2x_cuda(int dtype, const void* x, const int64_t shape[4], void* y,
                                    uint8_t* index, int device, void* stream);
-const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* of_y, const uint8_t* index,
-                                           const int64_t shape[4], void* of_x, int threads);
-const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* of_y, const uint8_t* index,
-                                            const int64_t shape[4], void* of_x, int device,
+const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* grad_y, const uint8_t* index,
+                                           const int64_t shape[4], void* grad_x, int threads);
+const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* grad_y, const uint8_t* index,
+                                            const int64_t shape[4], void* grad_x, int device,
                                             void* stream);
 
 // y = relu?(x * weight + bias), 3x3 taps, stride 1, padding 1. x: dtype (batch, height, width, in),
@@ -142,11 +142,11 @@ const char* fasthg_conv3x3_cpu(int dtype, const void* x, const int64_t shape[4],
                                int64_t outputs, const int64_t strides[4], const void* bias,
                                bool relu, void* workspace, void* y, int threads);
 
-// The gradient of weight. of_y: as y; workspace: as above for each part of the tiles; their number
-// alone decides the order of summation. float32.
+// The gradient of weight. grad_y: as y; workspace: as above for each part of the tiles; their
+// number alone decides the order of summation. float32.
 const char* fasthg_conv3x3_weight_backward_cpu(int dtype, const void* x, const int64_t shape[4],
-                                               const void* of_y, int64_t outputs, int64_t parts,
-                                               void* workspace, void* of_weight,
+                                               const void* grad_y, int64_t outputs, int64_t parts,
+                                               void* workspace, void* grad_weight,
                                                const int64_t strides[4], int threads);
 
 // RMSProp and moving averages in place, in one pass; see RmspropStep. float32 and float64.

@@ -29,7 +29,7 @@
 
 namespace fasthg {
 
-// The values are those of DTYPE_CODES in fasthg/ops/_native.py.
+// The values are those of DTYPE_CODES in fasthg/ops/_extension.py.
 enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // The type of the arithmetic for values stored as T.

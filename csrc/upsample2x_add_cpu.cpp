@@ -28,16 +28,16 @@ FASTHG_HD void add_row(const T* low, const T* high, int64_t width, int64_t chann
 }
 
 template <typename T>
-FASTHG_HD void sum_row(const T* of_y, int64_t width, int64_t channels, T* of_low) {
+FASTHG_HD void sum_row(const T* grad_y, int64_t width, int64_t channels, T* grad_low) {
   const int64_t below = 2 * width * channels;
   for (int64_t column = 0; column < width; ++column) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c)
-      store(upsampled_backward(widen(of_y[c]), widen(of_y[channels + c]), widen(of_y[below + c]),
-                               widen(of_y[below + channels + c])),
-            of_low + c);
-    of_y += 2 * channels;
-    of_low += channels;
+      store(upsampled_backward(widen(grad_y[c]), widen(grad_y[channels + c]),
+                               widen(grad_y[below + c]), widen(grad_y[below + channels + c])),
+            grad_low + c);
+    grad_y += 2 * channels;
+    grad_low += channels;
   }
 }
 
@@ -47,8 +47,9 @@ FASTHG_HD void sum_row(const T* of_y, int64_t width, int64_t channels, T* of_low
                                     T* y) {                                                       \
     add_row(low, high, width, channels, y);                                                       \
   }                                                                                               \
-  FASTHG_VECTOR_CLONES void backward(const T* of_y, int64_t width, int64_t channels, T* of_low) { \
-    sum_row(of_y, width, channels, of_low);                                                       \
+  FASTHG_VECTOR_CLONES void backward(const T* grad_y, int64_t width, int64_t channels,            \
+                                     T* grad_low) {                                               \
+    sum_row(grad_y, width, channels, grad_low);                                                   \
   }
 FASTHG_ROWS(float)
 FASTHG_ROWS(double)
@@ -82,16 +83,16 @@ const char* fasthg_upsample2x_add_cpu(int dtype, const void* low, const void* hi
   });
 }
 
-const char* fasthg_upsample2x_add_backward_cpu(int dtype, const void* of_y, int64_t rows,
-                                               int64_t width, int64_t channels, void* of_low,
+const char* fasthg_upsample2x_add_backward_cpu(int dtype, const void* grad_y, int64_t rows,
+                                               int64_t width, int64_t channels, void* grad_low,
                                                int threads) {
   using namespace fasthg;
   return dispatch(dtype, kWrongDtype, [&](auto zero) {
     using T = decltype(zero);
     const int64_t length = width * channels;
     each_row(rows, length, threads, [&](int64_t row) {
-      backward(static_cast<const T*>(of_y) + row * 4 * length, width, channels,
-               static_cast<T*>(of_low) + row * length);
+      backward(static_cast<const T*>(grad_y) + row * 4 * length, width, channels,
+               static_cast<T*>(grad_low) + row * length);
     });
   });
 }

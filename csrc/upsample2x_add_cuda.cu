@@ -58,34 +58,34 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    upsample2x_add_backward_kernel(const T* of_y, Shape shape, T* of_low) {
+    upsample2x_add_backward_kernel(const T* grad_y, Shape shape, T* grad_low) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   const Place here = place<vector>(shape);
   if (!here.inside) return;
   Values values[4], sum;
 #pragma unroll
-  for (int k = 0; k < 4; ++k) values[k] = *reinterpret_cast<const Values*>(of_y + here.large[k]);
+  for (int k = 0; k < 4; ++k) values[k] = *reinterpret_cast<const Values*>(grad_y + here.large[k]);
 #pragma unroll
   for (int i = 0; i < vector; ++i)
     sum.value[i] = static_cast<T>(upsampled_backward(
         static_cast<Real>(values[0].value[i]), static_cast<Real>(values[1].value[i]),
         static_cast<Real>(values[2].value[i]), static_cast<Real>(values[3].value[i])));
-  *reinterpret_cast<Values*>(of_low + here.small) = sum;
+  *reinterpret_cast<Values*>(grad_low + here.small) = sum;
 }
 
 template <typename T, int vector>
 const char* launch(const void* low, const void* high, int64_t rows, int64_t width, int64_t channels,
-                   const void* of_y, void* out, void* stream) {
+                   const void* grad_y, void* out, void* stream) {
   const int64_t length = width * channels, blocks = (length / vector + kThreads - 1) / kThreads;
   if (length > INT32_MAX / 2 || rows * blocks > INT32_MAX)
     return "upsample2x_add: the map is too large for one launch";
   const Shape shape{length, static_cast<int>(channels), static_cast<int>(length / vector),
                     static_cast<int>(blocks)};
   const dim3 grid(static_cast<unsigned>(rows * blocks)), threads(kThreads);
-  if (of_y)
+  if (grad_y)
     FASTHG_LAUNCH((upsample2x_add_backward_kernel<T, vector>), grid, threads, 0, stream,
-                  static_cast<const T*>(of_y), shape, static_cast<T*>(out));
+                  static_cast<const T*>(grad_y), shape, static_cast<T*>(out));
   else
     FASTHG_LAUNCH((upsample2x_add_kernel<T, vector>), grid, threads, 0, stream,
                   static_cast<const T*>(low), static_cast<const T*>(high), shape,
@@ -94,15 +94,15 @@ const char* launch(const void* low, const void* high, int64_t rows, int64_t widt
 }
 
 const char* launch(int dtype, const void* low, const void* high, int64_t rows, int64_t width,
-                   int64_t channels, const void* of_y, void* out, int device, void* stream) {
+                   int64_t channels, const void* grad_y, void* out, int device, void* stream) {
   const DeviceGuard guard(device);
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int vector = kVectorLength<T>;
     const bool vectors = channels % vector == 0 && aligned16(low) && aligned16(high) &&
-                         aligned16(of_y) && aligned16(out);
-    return vectors ? launch<T, vector>(low, high, rows, width, channels, of_y, out, stream)
-                   : launch<T, 1>(low, high, rows, width, channels, of_y, out, stream);
+                         aligned16(grad_y) && aligned16(out);
+    return vectors ? launch<T, vector>(low, high, rows, width, channels, grad_y, out, stream)
+                   : launch<T, 1>(low, high, rows, width, channels, grad_y, out, stream);
   });
 }
 
@@ -115,9 +115,9 @@ const char* fasthg_upsample2x_add_cuda(int dtype, const void* low, const void* h
   return fasthg::launch(dtype, low, high, rows, width, channels, nullptr, y, device, stream);
 }
 
-const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* of_y, int64_t rows,
-                                                int64_t width, int64_t channels, void* of_low,
+const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* grad_y, int64_t rows,
+                                                int64_t width, int64_t channels, void* grad_low,
                                                 int device, void* stream) {
-  return fasthg::launch(dtype, nullptr, nullptr, rows, width, channels, of_y, of_low, device,
+  return fasthg::launch(dtype, nullptr, nullptr, rows, width, channels, grad_y, grad_low, device,
                         stream);
 }

@@ -118,8 +118,8 @@ def _maps(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> tuple[Tensor,
     """Input, residual and incoming gradient, channels last."""
     random = torch.Generator().manual_seed(sum(shape))
     made = torch.randn(3, *shape, generator=random).to(dtype)
-    x, residual, of_y = (t.contiguous(memory_format=torch.channels_last) for t in made)
-    return x, residual, of_y
+    x, residual, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in made)
+    return x, residual, grad_y
 
 
 # One launch each way; one for the forward and three for the backward; three each way.
@@ -129,7 +129,7 @@ NORM_SHAPES = [*SHAPES, (2, 16, 24, 24), (2, 16, 48, 64), (3, 16, 64, 64)]
 def run_bn_act(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Result and statistics with everything on; gradients without the ReLU, whose corner rounds."""
     for shape in NORM_SHAPES:
-        x, residual, of_y = _maps(dtype, shape)
+        x, residual, grad_y = _maps(dtype, shape)
         beta = torch.linspace(-1, 1, shape[1], dtype=_wide(dtype))
         wanted = reference.bn_act(
             x.double(), beta.double(), None, residual.double(), relu=True, eps=1e-3
@@ -138,16 +138,16 @@ def run_bn_act(device: torch.device, dtype: torch.dtype, error: float) -> None:
         got = bn_act(x.to(device), beta.to(device), None, added, relu=True)
         for result, right in zip(got, wanted, strict=True):
             close("bn_act", result, right, error)
-        (masked,) = torch.autograd.grad(got[0], added, of_y.to(device))
-        close("bn_act's residual", masked, of_y.double() * (got[0] > 0).cpu(), 0)
+        (masked,) = torch.autograd.grad(got[0], added, grad_y.to(device))
+        close("bn_act's residual", masked, grad_y.double() * (got[0] > 0).cpu(), 0)
         # Copies: a leaf of one device must not be the other's.
         exact = [t.to(torch.float64, copy=True).requires_grad_() for t in (x, beta)]
-        reference.bn_act(*exact)[0].backward(of_y.double())
+        reference.bn_act(*exact)[0].backward(grad_y.double())
         given = [t.to(device, copy=True).requires_grad_() for t in (x, beta)]
         for relu in (True, False):
             for t in given:
                 t.grad = None
-            bn_act(*given, relu=relu)[0].backward(of_y.to(device))
+            bn_act(*given, relu=relu)[0].backward(grad_y.to(device))
         for t, right in zip(given, exact, strict=True):
             assert t.grad is not None and right.grad is not None
             close("bn_act's gradient", t.grad, right.grad, 2 * error)
@@ -170,11 +170,11 @@ def run_residual_block(device: torch.device, dtype: torch.dtype, error: float) -
 
     Their gradients are off by some hundredths where a ReLU switches by that rounding.
     """
-    of_gradient = 5 * error if dtype in (torch.float32, torch.float64) else 0.2
+    grad_gradient = 5 * error if dtype in (torch.float32, torch.float64) else 0.2
     for channels, out in ((16, 16), (16, 40), (5, 5)):
         half = out // 2
         x, _, _ = _maps(dtype, (2, channels, 13, 7))
-        _, _, of_y = _maps(dtype, (2, out, 13, 7))
+        _, _, grad_y = _maps(dtype, (2, out, 13, 7))
         random = torch.Generator().manual_seed(out)
         sizes = [(half, channels, 1, 1), (half,), (half, half, 3, 3), (half,), (out, half, 1, 1)]
         sizes += [(out,)] + ([] if out == channels else [(out, channels, 1, 1), (out,)])
@@ -186,9 +186,11 @@ def run_residual_block(device: torch.device, dtype: torch.dtype, error: float) -
         ):
             given = [t.to(place, as_dtype or t.dtype).requires_grad_() for t in (x, *weights)]
             y, statistics = function(*given)
-            gradients = torch.autograd.grad(y, given, of_y.to(y))
+            gradients = torch.autograd.grad(y, given, grad_y.to(y))
             values = [y, *(s for s in statistics if s.numel())]
-            results.append([(t, 5 * error) for t in values] + [(t, of_gradient) for t in gradients])
+            results.append(
+                [(t, 5 * error) for t in values] + [(t, grad_gradient) for t in gradients]
+            )
         for (right, _), (got, allowed) in zip(*results, strict=True):
             distance = (got.cpu().double() - right).norm() / right.norm().clamp(min=1.0)
             assert distance < allowed, f"residual_block: off by {distance:.3g}"
@@ -236,12 +238,12 @@ def run_bn_fold(device: torch.device, dtype: torch.dtype, error: float) -> None:
         there = [t.to(device) for t in given]
         got = bn_fold(*there[:4], eps, dtype)
         statistics = (*there[:3], *got[2:])
-        of_weight, _, *others = bn_fold_backward(*there[4:], *statistics, 97, eps, dtype)
+        grad_weight, _, *others = bn_fold_backward(*there[4:], *statistics, 97, eps, dtype)
         # Offset and constant belong to the rounded matrices.
         back, mix, _ = (t.cpu().double() for t in others)
         wanted = (wanted[0], forward[3] - got[0].cpu().double() @ forward[1], *wanted[2:])
         slopes = (*slopes[:3], -(mix @ forward[1]) - back @ (total / 97))
-        results = [*got, of_weight, *others]
+        results = [*got, grad_weight, *others]
         for result, right in zip(results, [*wanted, *slopes], strict=True):
             close("bn_fold", result, right, 20 * error if result.dtype == dtype else 2e-4)
 
@@ -252,7 +254,7 @@ def run_conv1x1_act(device: torch.device, dtype: torch.dtype, error: float) -> N
         for inputs, inputs2, outputs in ((40, parts, 72), (parts, 8, 136)):
             x, *_ = _maps(dtype, (batch, inputs, height, width))
             x2, *_ = _maps(dtype, (batch, inputs2, height, width))
-            _, residual, of_y = _maps(dtype, (batch, outputs, height, width))
+            _, residual, grad_y = _maps(dtype, (batch, outputs, height, width))
             random = torch.Generator().manual_seed(outputs)
             weight = (torch.randn(outputs, inputs, generator=random) / inputs**0.5).to(dtype)
             weight2 = (torch.randn(outputs, inputs2, generator=random) / inputs2**0.5).to(dtype)
@@ -268,7 +270,7 @@ def run_conv1x1_act(device: torch.device, dtype: torch.dtype, error: float) -> N
                     for op, t in ((reference.conv1x1_act, exact), (conv1x1_act, there))
                 )
                 close("conv1x1_act", got.detach(), wanted.detach(), error)
-                results = [(got, there, of_y.to(device)), (wanted, exact, of_y.double())]
+                results = [(got, there, grad_y.to(device)), (wanted, exact, grad_y.double())]
             gradients = (torch.autograd.grad(*result) for result in results)
             for gradient, right in zip(*gradients, strict=True):
                 close("conv1x1_act's gradient", gradient, right, 2 * error)
@@ -278,7 +280,7 @@ def run_conv3x3(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Result and gradients, with whole panels of channels and tiles, and without."""
     for batch, parts, height, width in SHAPES:
         x, *_ = _maps(dtype, (batch, parts, height, width))
-        _, of_y, _ = _maps(dtype, (batch, 2 * parts, height, width))
+        _, grad_y, _ = _maps(dtype, (batch, 2 * parts, height, width))
         random = torch.Generator().manual_seed(parts)
         weight = (torch.randn(2 * parts, parts, 3, 3, generator=random) / 3 / parts**0.5).to(dtype)
         bias = torch.linspace(-1, 1, 2 * parts).to(dtype)
@@ -286,7 +288,7 @@ def run_conv3x3(device: torch.device, dtype: torch.dtype, error: float) -> None:
         for place, op in ((device, conv3x3), (torch.float64, reference.conv3x3)):
             given = [t.to(place).detach().requires_grad_() for t in (x, weight, bias)]
             y = op(*given)
-            results.append((y.detach(), *torch.autograd.grad(y, given, of_y.to(place))))
+            results.append((y.detach(), *torch.autograd.grad(y, given, grad_y.to(place))))
         for got, right in zip(*results, strict=True):
             close("conv3x3", got, right, 2 * error)
 
@@ -323,13 +325,13 @@ def run_rmsprop_ema(device: torch.device, dtype: torch.dtype, error: float) -> N
 def run_upsample2x_add(device: torch.device, dtype: torch.dtype, error: float) -> None:
     """Result and gradient, with vectors of channels and without."""
     for batch, channels, height, width in (*SHAPES, (2, 64, 8, 8)):
-        _, high, of_y = _maps(dtype, (batch, channels, 2 * height, 2 * width))
+        _, high, grad_y = _maps(dtype, (batch, channels, 2 * height, 2 * width))
         low = _maps(dtype, (batch, channels, height, width))[0]
         given = [t.to(device).requires_grad_() for t in (low, high)]
         y = upsample2x_add(*given)
-        gradients = torch.autograd.grad(y, given, of_y.to(device))
+        gradients = torch.autograd.grad(y, given, grad_y.to(device))
         close("upsample2x_add", y, reference.upsample2x_add(low.double(), high.double()), error)
-        wanted = reference.upsample2x_add_backward(of_y.double()), of_y
+        wanted = reference.upsample2x_add_backward(grad_y.double()), grad_y
         for got, right in zip(gradients, wanted, strict=True):
             close("upsample2x_add's gradient", got, right, error)
 
@@ -338,13 +340,13 @@ def run_max_pool2x(device: torch.device, dtype: torch.dtype, error: float) -> No
     """Result, index and gradient, which are exact; with vectors of channels and without."""
     for batch, channels, height, width in (*SHAPES, (2, 64, 9, 8)):
         x = _maps(dtype, (batch, channels, height, width))[0]
-        of_y = _maps(dtype, (batch, channels, height // 2, width // 2))[0]
+        grad_y = _maps(dtype, (batch, channels, height // 2, width // 2))[0]
         given = x.to(device).requires_grad_()
         y, index = max_pool2x(given)
-        (of_x,) = torch.autograd.grad(y, given, of_y.to(device))
+        (grad_x,) = torch.autograd.grad(y, given, grad_y.to(device))
         wanted, which = reference.max_pool2x(x)
-        slope = reference.max_pool2x_backward(of_y, which, height, width)
-        for got, right in ((y, wanted), (index, which), (of_x, slope)):
+        slope = reference.max_pool2x_backward(grad_y, which, height, width)
+        for got, right in ((y, wanted), (index, which), (grad_x, slope)):
             assert torch.equal(got.cpu(), right), f"max_pool2x: wrong at {tuple(x.shape)}"
 
 

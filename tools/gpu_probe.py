@@ -188,7 +188,7 @@ def _norm(
     device = clock.device
     x = torch.randn(batch, channels, side, side, device=device).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    of_y = torch.randn_like(x)
+    grad_y = torch.randn_like(x)
     mean, bias = torch.zeros(channels, device=device), torch.zeros(channels, device=device)
     variance = torch.ones(channels, device=device)
     # torch has no gradient of an offset where there is no scale.
@@ -201,7 +201,7 @@ def _norm(
     y = forward()
 
     def backward() -> object:
-        return torch.autograd.grad(y, (x, bias), of_y, retain_graph=True)
+        return torch.autograd.grad(y, (x, bias), grad_y, retain_graph=True)
 
     name = f"{str(dtype).removeprefix('torch.')} {batch}x{channels}x{side}x{side}"
     name += " scaled" if scaled else ""
@@ -248,7 +248,7 @@ def probe_conv(device: torch.device) -> None:
             return F.conv2d(x, weight, stride=stride, padding=pad)
 
         y = forward()
-        of_y = torch.randn_like(y)
+        grad_y = torch.randn_like(y)
         name = f"{kernel}x{kernel} {channels}->{out} at {side}"
         seconds = clock.seconds(forward)
         operations = 2 * y.numel() * channels * kernel**2
@@ -256,8 +256,8 @@ def probe_conv(device: torch.device) -> None:
         figure(name, operations / seconds / 1e12, "TFLOP/s")
         for what, tensor in (("to input", x), ("to weight", weight)):
 
-            def backward(y: Tensor = y, tensor: Tensor = tensor, of_y: Tensor = of_y) -> object:
-                return torch.autograd.grad(y, tensor, of_y, retain_graph=True)
+            def backward(y: Tensor = y, tensor: Tensor = tensor, grad_y: Tensor = grad_y) -> object:
+                return torch.autograd.grad(y, tensor, grad_y, retain_graph=True)
 
             figure(name, clock.seconds(backward) * 1e6, f"us {what}")
 

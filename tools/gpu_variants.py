@@ -18,7 +18,7 @@ from device_clock import DeviceClock
 from gpu_report import figure
 
 from fasthg.model import build_model, layers
-from fasthg.runtime.distributed import ALONE, open_world
+from fasthg.runtime.distributed import SINGLE_PROCESS, open_process_group
 from fasthg.train import step as step_module
 from fasthg.train.step import TrainStep
 
@@ -42,13 +42,13 @@ def measure(variant: str, device: torch.device) -> None:
     small = {} if gpu else {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
     config = networks.config(stacks, batch, HEAD_INIT_SCALE=0.01, **small, **KEYS[variant])
     if variant == "paths in turn":
-        layers.path_beside = lambda x, level: None  # type: ignore[assignment]
+        layers.side_stream = lambda x, level: None  # type: ignore[assignment]
     if variant == "weights' gradients in turn":
-        step_module.weight_gradients_beside = lambda loss: contextlib.nullcontext()  # type: ignore[assignment]
-    world: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(ALONE)
+        step_module.overlap_weight_gradients = lambda loss: contextlib.nullcontext()  # type: ignore[assignment]
+    world: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(SINGLE_PROCESS)
     if variant.startswith("torchrun"):
         os.environ.update(ONE_PROCESS, MASTER_ADDR="localhost", MASTER_PORT="29513")
-        world = open_world(device.type)
+        world = open_process_group(device.type)
     with world as processes:
         step = TrainStep(config, build_model(config).to(device), device, processes)
         given = networks.example(config, device)

@@ -10,7 +10,7 @@ from reference.training import ReferenceTraining
 from torch import Tensor
 
 from fasthg.config import Config
-from fasthg.runtime.cuda_graph import Replayed
+from fasthg.runtime.cuda_graph import GraphedCallable
 
 
 class TunedTraining(ReferenceTraining):
@@ -29,7 +29,7 @@ class TunedTraining(ReferenceTraining):
         self.precision = precision
         super().__init__(cfg, device)
         self._forward, self._infer = self._maps, _last
-        self._replayed = Replayed(super().step, device)
+        self._replayed = GraphedCallable(super().step, device)
         self._captures = compiled and device.type == "cuda"
         if compiled:
             mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"

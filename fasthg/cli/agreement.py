@@ -31,10 +31,10 @@ def agreement(
     ] = None,
 ) -> None:
     """Compare the workers of a MARS project; prints OKS_SIGMAS measured on them."""
+    from fasthg.files import write_text
     from fasthg.report.agreement import measure, read_crowd
     from fasthg.report.agreement.page import write
     from fasthg.report.agreement.tables import as_dict, tables
-    from fasthg.runs.checkpoint import write_text
     from fasthg.runs.run_folder import plain
 
     found = measure(read_crowd(project), pixels_per_cm)

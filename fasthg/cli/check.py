@@ -25,7 +25,7 @@ def check(
     from fasthg.config import load_config
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
-    from fasthg.runs.checkpoint import write_text
+    from fasthg.files import write_text
 
     settings = load_config(config, list(overrides or []))
     splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}

@@ -28,7 +28,7 @@ def preview(
     from fasthg.data.index.record_index import RecordIndex
     from fasthg.data.preview import make_preview
     from fasthg.data.preview.sheet import as_page, as_png
-    from fasthg.runs.checkpoint import write_atomically
+    from fasthg.files import write_atomically
 
     kind = out.suffix.lower()
     if kind not in (".png", ".html"):

@@ -123,15 +123,15 @@ def evaluate(
 
     run, given = first_argument(run, overrides)
     folder = newest_run(given, Path()) if run is None else trained(Path(run))
-    of_run = folder if isinstance(folder, RunFolder) else None
-    settings = folder.config([*(moved(of_run) if of_run else []), *given])
+    run_folder = folder if isinstance(folder, RunFolder) else None
+    settings = folder.config([*(moved(run_folder) if run_folder else []), *given])
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
         raise ConfigError(f"{folder.path}: its DATA names no split; give --data GLOB")
-    if with_report and not of_run:
+    if with_report and not run_folder:
         raise ConfigError(f"--report: is a run's page, {folder.path} is of none; leave it out")
     found = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
-    paths = [report.write(of_run, settings, found)] if with_report and of_run else []
+    paths = [report.write(run_folder, settings, found)] if with_report and run_folder else []
     if not data:
         paths += report.write_performance(settings, found)
     if as_json:

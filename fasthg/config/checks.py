@@ -50,7 +50,7 @@ def find_problems(cfg: Config) -> list[Problem]:
 
 def _parts(parts: Parts) -> Iterator[Problem]:
     count = parts.NUM_PARTS
-    of_count = ("PARTS.NUM_PARTS",)
+    num_parts_keys = ("PARTS.NUM_PARTS",)
     for key, entries in (("NAMES", parts.NAMES), ("SIGMAS", parts.SIGMAS)):
         if len(entries) != count:
             origin = "entries" if key in parts.model_fields_set else "stock entries"
@@ -58,7 +58,7 @@ def _parts(parts: Parts) -> Iterator[Problem]:
                 f"PARTS.{key}",
                 f"{len(entries)} {origin} for PARTS.NUM_PARTS {count}",
                 "give one entry for each part",
-                of_count,
+                num_parts_keys,
             )
     for name, times in Counter(parts.NAMES).items():
         if times > 1:
@@ -73,7 +73,7 @@ def _parts(parts: Parts) -> Iterator[Problem]:
                 "PARTS.LEFT_RIGHT_PAIRS",
                 f"{stock}pair [{pair[0]}, {pair[1]}] points beyond the {count} parts",
                 f"indices run from 0 to {count - 1}; [] means no pairs",
-                of_count,
+                num_parts_keys,
             )
         elif pair[0] == pair[1]:
             yield Problem(

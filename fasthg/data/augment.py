@@ -1,8 +1,8 @@
 """Every random choice of the augmentation, drawn as data before an image is touched.
 
-A row of `Draws` depends only on (seed, epoch, instance): not on the batch, the loader, the number
-of workers or where a run was resumed. Frequencies and ranges come from the configuration, whose
-keys keep the meaning they have in MARS' documentation.
+A row of `AugmentParams` depends only on (seed, epoch, instance): not on the batch, the loader, the
+number of workers or where a run was resumed. Frequencies and ranges come from the configuration,
+whose keys keep the meaning they have in MARS' documentation.
 
 Both loaders apply the steps in this order, each from uint8 to uint8:
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fasthg.config import Config
 from fasthg.data.rng import uniforms
 
-# Values of Draws.colour. The letters are gamma, brightness and contrast in the order applied.
+# Values of AugmentParams.colour. The letters are gamma, brightness and contrast, as applied.
 COLOUR_NONE, COLOUR_GBCG, COLOUR_BCG, COLOUR_CBG, COLOUR_FAST = range(5)
 # Three orders, the last drawn twice as often: the reference picks one of four and two are the same.
 _ORDERS = np.array([COLOUR_GBCG, COLOUR_BCG, COLOUR_CBG, COLOUR_CBG], np.uint8)
@@ -35,7 +35,7 @@ _COUNT = 23
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentParams:
     """What happens to each instance of a batch; a value that changes nothing means "not drawn"."""
 
     pad: npt.NDArray[np.float64]
@@ -67,15 +67,17 @@ class Draws:
     quality: npt.NDArray[np.uint8]
     """(batch,) JPEG quality 1..100; 0 = none."""
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Draws:
+    def take(self, rows: npt.NDArray[np.int64]) -> AugmentParams:
         """The draws of the given rows, in that order; a row may be taken twice."""
-        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return AugmentParams(
+            **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        )
 
 
-def no_draws(cfg: Config, count: int) -> Draws:
-    """Draws that leave `count` instances as they are: the fixed padding and nothing else."""
+def no_augmentation(cfg: Config, count: int) -> AugmentParams:
+    """Parameters that leave `count` instances as they are: the fixed padding and nothing else."""
     one = np.ones(count, np.float32)
-    return Draws(
+    return AugmentParams(
         pad=np.full(count, cfg.LOOSE_BBOX_PAD_FACTOR if cfg.LOOSE_BBOX_CROP else 0.0),
         shift=np.zeros((count, 4)),
         flip=np.zeros(count, np.bool_),
@@ -93,7 +95,9 @@ def no_draws(cfg: Config, count: int) -> Draws:
     )
 
 
-def draw(cfg: Config, seed: int, epoch: npt.ArrayLike, instances: npt.NDArray[np.int64]) -> Draws:
+def draw(
+    cfg: Config, seed: int, epoch: npt.ArrayLike, instances: npt.NDArray[np.int64]
+) -> AugmentParams:
     """The augmentation of each instance in its epoch.
 
     epoch: `(batch,)` or a scalar, not negative. instances: `(batch,)` indices into the index.
@@ -101,7 +105,7 @@ def draw(cfg: Config, seed: int, epoch: npt.ArrayLike, instances: npt.NDArray[np
     off leaves the draws of the others unchanged.
     """
     u = uniforms(seed, _STREAM, epoch, instances, _COUNT)
-    plain = no_draws(cfg, len(instances))
+    plain = no_augmentation(cfg, len(instances))
 
     pad = plain.pad
     if cfg.LOOSE_BBOX_CROP and cfg.DO_RANDOM_PADDING:
@@ -122,7 +126,7 @@ def draw(cfg: Config, seed: int, epoch: npt.ArrayLike, instances: npt.NDArray[np
     lossy = u[21] < (cfg.RANDOM_JPEG_FREQ if cfg.DO_JPEG_ARTIFACTS else 0.0)
     low, high = cfg.RANDOM_JPEG_QUALITY_MIN, cfg.RANDOM_JPEG_QUALITY_MAX
 
-    return Draws(
+    return AugmentParams(
         pad=pad,
         shift=np.where(shifted, u[3:7] * cfg.RANDOM_BBOX_SHIFT_EXTENT, 0.0).T,
         flip=u[7] < cfg.DO_RANDOM_FLIP_LEFT_RIGHT,

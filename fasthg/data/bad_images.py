@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from typing import NoReturn
 
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import DataError
 
 log = logging.getLogger(__name__)
 
 
 class Faults:
-    """The records of a planner's index that turned out to be unusable."""
+    """The records of a sampler's index that turned out to be unusable."""
 
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
+    def __init__(self, sampler: BatchSampler) -> None:
+        self._planner = sampler
         self.records: dict[int, str] = {}
         """Record -> why, in the order met."""
 

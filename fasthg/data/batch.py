@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fasthg.data.sampler import BatchPlan
+from fasthg.data.sampler import BatchSpec
 
 READ_BY_STEP = ("images", "keypoints", "visibility", "sigmas")
 """What the network and its loss read; the rest of a batch is of use on the host alone."""
@@ -46,7 +46,7 @@ class Batch:
         return replace(self, **tensors)
 
 
-def make_batch(images: Tensor, plan: BatchPlan) -> Batch:
+def make_batch(images: Tensor, plan: BatchSpec) -> Batch:
     """A Batch from its images and the plan they were made by, row for row."""
     return Batch(
         images=images,

@@ -1,6 +1,6 @@
 """DALI's graph from encoded images to augmented network input, with a switch for the device.
 
-It holds no randomness and reads no file: `graph_inputs` turns a BatchPlan into its inputs. The
+It holds no randomness and reads no file: `graph_inputs` turns a BatchSpec into its inputs. The
 package comes as an argument, because only dali.py imports it.
 """
 
@@ -14,10 +14,10 @@ import torch
 
 from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE
 from fasthg.data.augment_ops import BLUR_WINDOW, smoothing_radius
-from fasthg.data.sampler import BatchPlan
+from fasthg.data.sampler import BatchSpec
 
 
-def graph_inputs(encoded: list[bytes], plan: BatchPlan, decode_window: bool) -> tuple[Any, ...]:
+def graph_inputs(encoded: list[bytes], plan: BatchSpec, decode_window: bool) -> tuple[Any, ...]:
     """A plan as the arrays that `build_graph`'s graph asks for, in its order."""
     draws, window = plan.draws, plan.window.astype(np.int32)
     matrix = plan.input_to_image.copy()

@@ -23,7 +23,7 @@ from fasthg.data.bad_images import Faults
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.dali_graph import build_graph, build_probe, graph_inputs
 from fasthg.data.records.jpeg import image_fault
-from fasthg.data.sampler import BatchPlan, Planner, replacement_rows
+from fasthg.data.sampler import BatchSampler, BatchSpec, replacement_rows
 from fasthg.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class _Fed(NamedTuple):
     """A batch that the graph has been given and has not yet returned."""
 
     step: int
-    plan: BatchPlan
+    plan: BatchSpec
     faults: dict[int, str]
 
 
@@ -55,7 +55,7 @@ class DaliLoader:
 
     def __init__(
         self,
-        planner: Planner,
+        sampler: BatchSampler,
         device: torch.device,
         threads: int,
         *,
@@ -69,13 +69,13 @@ class DaliLoader:
         Raises EnvironmentFault if DALI cannot be imported.
         """
         self._dali = import_dali()
-        self.planner = planner
+        self.sampler = sampler
         self.device = device
         self.threads = threads
         self.prefetch = prefetch
         self.decode_window = decode_window
-        self._bank = noise_bank(planner.cfg.INPUT_SIZE, planner.cfg.RANDOM_NOISE_SCALE)
-        self._faults = Faults(planner)
+        self._bank = noise_bank(sampler.cfg.INPUT_SIZE, sampler.cfg.RANDOM_NOISE_SCALE)
+        self._faults = Faults(sampler)
         self._undecodable: dict[int, str] = {}
         self._graph: Any = None
         self._fed: deque[_Fed] = deque()
@@ -95,7 +95,7 @@ class DaliLoader:
             raise RuntimeError("this loader is closed")
         self._pass += 1
         mine = self._pass
-        limit = self.planner.stop
+        limit = self.sampler.stop
         for step in range(start, stop if limit is None else min(stop, limit)):
             if mine != self._pass:
                 return
@@ -105,7 +105,7 @@ class DaliLoader:
             self._faults.report(fed.faults)
             if len(fed.plan):
                 yield make_batch(images, fed.plan)
-            elif self.planner.training:
+            elif self.sampler.training:
                 self._faults.give_up(step)
 
     def close(self) -> None:
@@ -148,8 +148,8 @@ class DaliLoader:
         self._graph = build_graph(
             self._dali,
             self._feed,
-            batch_size=self.planner.batch_size,
-            size=self.planner.cfg.INPUT_SIZE,
+            batch_size=self.sampler.batch_size,
+            size=self.sampler.cfg.INPUT_SIZE,
             bank=self._bank,
             device=self.device,
             threads=self.threads,
@@ -159,10 +159,10 @@ class DaliLoader:
 
     def _feed(self, _: int) -> tuple[Any, ...]:
         """The next batch as the graph's inputs; called ahead of its use."""
-        if self.planner.stop is not None and self._feeding >= self.planner.stop:
+        if self.sampler.stop is not None and self._feeding >= self.sampler.stop:
             raise StopIteration
-        index = self.planner.index
-        plan = self.planner.plan(self._feeding)
+        index = self.sampler.index
+        plan = self.sampler.plan(self._feeding)
         images = {record: index.jpeg(record) for record in set(plan.records.tolist())}
         faults = dict(self._undecodable)
         for record, data in images.items():
@@ -174,7 +174,7 @@ class DaliLoader:
         shown = plan
         if faults:
             bad = np.isin(plan.records, list(faults))
-            rows = replacement_rows(bad, self.planner.training)
+            rows = replacement_rows(bad, self.sampler.training)
             plan = shown = plan.take(rows)
             encoded = [images[record] for record in plan.records.tolist()]
             if not len(rows):
@@ -183,15 +183,15 @@ class DaliLoader:
         self._feeding += 1
         return graph_inputs(encoded, shown, self.decode_window)
 
-    def _blank(self) -> BatchPlan:
+    def _blank(self) -> BatchSpec:
         """One row that looks at the one pixel of `_blank_png`."""
-        plan = self.planner.plan(self._feeding).take(np.zeros(1, np.int64))
+        plan = self.sampler.plan(self._feeding).take(np.zeros(1, np.int64))
         plan.window[:] = [0, 0, 1, 1]
         return plan
 
     def _find_undecodable(self) -> dict[int, str]:
         """The records of the batches in flight that the decoder refuses when given alone."""
-        index = self.planner.index
+        index = self.sampler.index
         found: dict[int, str] = {}
         for record in dict.fromkeys(r for fed in self._fed for r in fed.plan.records.tolist()):
             probe = build_probe(self._dali, index.jpeg(record), self.device)

@@ -13,14 +13,14 @@ import torch
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.records.jpeg import image_fault
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, EnvironmentFault
 
 log = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
-    """Batches of a planner's plans, made ahead in the background.
+    """Batches of a sampler's plans, made ahead in the background.
 
     Images depend on the plan alone, not on threads, workers, prefetching or earlier passes; the two
     loaders differ by rounding only. A record whose image cannot be used is named in one warning,
@@ -58,9 +58,9 @@ def loader_choice(cfg: Config, device: torch.device) -> tuple[str, str]:
 
 
 def make_loader(
-    planner: Planner, cfg: Config, device: torch.device, kind: str | None = None
+    sampler: BatchSampler, cfg: Config, device: torch.device, kind: str | None = None
 ) -> Loader:
-    """A loader of the planner's batches; whoever asks closes it.
+    """A loader of the sampler's batches; whoever asks closes it.
 
     kind: "dali" or "portable"; as `loader_choice` decides unless given. NUM_INPUT_THREADS, at most
     the cores this process may use, is the number of processes or threads. Raises EnvironmentFault
@@ -74,27 +74,27 @@ def make_loader(
         try:
             import_dali()
         except EnvironmentFault as error:
-            log.warning("%s; the portable loader serves", error)
+            log.warning("%s; the portable loader has_kernel", error)
             chosen = "portable"
     if chosen == "portable":
         from fasthg.data.opencv_loader import PortableLoader
 
-        return PortableLoader(planner, threads)
+        return PortableLoader(sampler, threads)
     if chosen == "dali":
         from fasthg.data.dali_loader import DaliLoader, window_decoding_works
 
         windows = True
         if device.type == "cuda":
-            windows = window_decoding_works(_sound_image(planner), device)
+            windows = window_decoding_works(_sound_image(sampler), device)
             if not windows:
                 log.warning("DALI cannot decode part of an image here; it decodes whole images")
-        return DaliLoader(planner, device, max(threads, 1), decode_window=windows)
+        return DaliLoader(sampler, device, max(threads, 1), decode_window=windows)
     raise ConfigError(f"LOADER: {chosen!r} is not a loader; use auto, portable or dali")
 
 
-def _sound_image(planner: Planner) -> bytes:
+def _sound_image(sampler: BatchSampler) -> bytes:
     """The first image without a fault; the first of all where each has one."""
-    index = planner.index
+    index = sampler.index
     for record in range(index.num_records):
         data = index.jpeg(record)
         if image_fault(data, int(index.width[record]), int(index.height[record])) is None:

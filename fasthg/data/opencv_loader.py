@@ -1,6 +1,6 @@
 """Images by OpenCV in DataLoader workers; runs wherever Python does.
 
-Each worker makes whole batches from (planner, step), so results do not depend on how many workers
+Each worker makes whole batches from (sampler, step), so results do not depend on how many workers
 there are.
 """
 
@@ -35,7 +35,7 @@ from fasthg.data.bad_images import Faults
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.forks import end_with_parent
 from fasthg.data.records.jpeg import image_fault
-from fasthg.data.sampler import BatchPlan, Crops, Planner, replacement_rows
+from fasthg.data.sampler import BatchSampler, BatchSpec, CropTransforms, replacement_rows
 from fasthg.errors import DataError, EnvironmentFault
 from fasthg.geometry import from_pixel_centres
 
@@ -55,15 +55,15 @@ def decode_image(data: bytes) -> Image | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE) if data else None
 
 
-class Painter:
-    """Turns encoded images into network input by the recipe of a BatchPlan."""
+class CropRenderer:
+    """Turns encoded images into network input by the recipe of a BatchSpec."""
 
     def __init__(self, size: int, noise_scale: float) -> None:
         """size: side of the network input, px. noise_scale: RANDOM_NOISE_SCALE."""
         self.size = size
         self.bank = noise_bank(size, noise_scale)
 
-    def paint(self, data: bytes, plan: BatchPlan, row: int, out: Image) -> str | None:
+    def paint(self, data: bytes, plan: BatchSpec, row: int, out: Image) -> str | None:
         """Write row `row` of the plan into `out`, RGB uint8 (size, size, 3).
 
         data: the encoded image. Returns why the image is unusable, or None.
@@ -76,7 +76,7 @@ class Painter:
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
         return None
 
-    def warp(self, image: Image, plan: BatchPlan | Crops, row: int) -> Image:
+    def warp(self, image: Image, plan: BatchSpec | CropTransforms, row: int) -> Image:
         """Crop, stretch, flip and rotation in one bilinear resampling of the window."""
         x1, y1, x2, y2 = (int(edge) for edge in plan.window[row])
         region = image[y1:y2, x1:x2]
@@ -96,7 +96,7 @@ class Painter:
             borderMode=cv2.BORDER_REPLICATE,
         )
 
-    def augment(self, image: Image, plan: BatchPlan, row: int) -> Image:
+    def augment(self, image: Image, plan: BatchSpec, row: int) -> Image:
         """Colour, blur, noise and JPEG artefacts on a BGR image of the input's size."""
         draws = plan.draws
         order = int(draws.colour[row])
@@ -130,7 +130,7 @@ class _Painted(NamedTuple):
     """A batch on its way out of a worker: the images travel in shared memory, the rest pickled."""
 
     images: torch.Tensor
-    plan: BatchPlan
+    plan: BatchSpec
     faults: dict[int, str]
     error: DataError | None = None
     """What kept the worker from reading its files; raised by the parent, where it stays short."""
@@ -139,20 +139,20 @@ class _Painted(NamedTuple):
 class _Batches(Dataset[_Painted]):
     """Batch `step` as an item, made in whichever process asks for it."""
 
-    def __init__(self, planner: Planner) -> None:
-        self.planner = planner
-        cfg = planner.cfg
-        self.painter = Painter(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
+    def __init__(self, sampler: BatchSampler) -> None:
+        self.sampler = sampler
+        cfg = sampler.cfg
+        self.painter = CropRenderer(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
 
     def __getitem__(self, step: int) -> _Painted:
-        plan = self.planner.plan(step)
+        plan = self.sampler.plan(step)
         try:
             return self._paint(plan)
         except DataError as error:
             return _Painted(torch.empty(0), plan, {}, error)
 
-    def _paint(self, plan: BatchPlan) -> _Painted:
-        index = self.planner.index
+    def _paint(self, plan: BatchSpec) -> _Painted:
+        index = self.sampler.index
         size = self.painter.size
         images = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
         pixels = images.numpy()
@@ -167,7 +167,7 @@ class _Batches(Dataset[_Painted]):
             if fault is not None:
                 faults[record], bad[row] = fault, True
         if faults:
-            rows = replacement_rows(bad, self.planner.training)
+            rows = replacement_rows(bad, self.sampler.training)
             images, plan = images[torch.from_numpy(rows)], plan.take(rows)
         return _Painted(images, plan, faults)
 
@@ -193,14 +193,14 @@ class PortableLoader:
 
     name = "portable"
 
-    def __init__(self, planner: Planner, workers: int) -> None:
+    def __init__(self, sampler: BatchSampler, workers: int) -> None:
         """workers: processes that make batches; 0 makes them in this one."""
-        self.planner = planner
-        self._faults = Faults(planner)
+        self.sampler = sampler
+        self._faults = Faults(sampler)
         self._steps = _Steps()
         self._pass = 0
-        self._dataset = _Batches(planner)
-        self.workers = _affordable(workers, planner)
+        self._dataset = _Batches(sampler)
+        self.workers = _affordable(workers, sampler)
         self._data: DataLoader[_Painted] | None = self._with_new_workers()
 
     def _with_new_workers(self) -> DataLoader[_Painted]:
@@ -230,7 +230,7 @@ class PortableLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches start..stop-1; see loader.Loader."""
-        limit = self.planner.stop
+        limit = self.sampler.stop
         stop = stop if limit is None else min(stop, limit)
         painted_batches: Iterator[_Painted] | None = None
         mine, step, deaths = -1, start, 0
@@ -252,7 +252,7 @@ class PortableLoader:
             self._faults.report(painted.faults)
             if len(painted.plan):
                 yield make_batch(painted.images, painted.plan)
-            elif self.planner.training:
+            elif self.sampler.training:
                 self._faults.give_up(step)
             if mine != self._pass:
                 return
@@ -292,11 +292,11 @@ class PortableLoader:
             running._shutdown_workers()
 
 
-def _affordable(workers: int, planner: Planner) -> int:
+def _affordable(workers: int, sampler: BatchSampler) -> int:
     """Fewer workers where their finished batches would not fit into shared memory."""
     if not workers or not os.path.isdir("/dev/shm"):
         return workers
-    batch = planner.batch_size * planner.cfg.INPUT_SIZE**2 * 3
+    batch = sampler.batch_size * sampler.cfg.INPUT_SIZE**2 * 3
     room = shutil.disk_usage("/dev/shm").free
     fitting = int(room // (batch * (_PREFETCH + 1)))
     if fitting < workers:

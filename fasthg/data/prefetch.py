@@ -15,7 +15,7 @@ AHEAD = 2
 """Steps that the host may be ahead of a GPU: enough that the GPU never waits for a launch."""
 
 
-class Feeder(Iterator[Batch]):
+class Prefetcher(Iterator[Batch]):
     """A loader's batches with what a step reads on the device.
 
     On a GPU a batch is copied from page-locked memory on a stream of its own, while the steps

@@ -1,7 +1,7 @@
-"""Who is in a batch, where each is cropped and what happens to it: everything but the pixels.
+"""Samples, crop transforms and augmentation parameters of each batch: everything but the pixels.
 
-`Planner.plan(step)` is a pure function of the step, so a loader may make batches in any order and
-process, and a resumed run continues exactly where it stopped.
+`BatchSampler.plan(step)` is a pure function of the step, so a loader may make batches in any order
+and process, and a resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fasthg import geometry
 from fasthg.config import Config
-from fasthg.data.augment import Draws, draw, no_draws
+from fasthg.data.augment import AugmentParams, draw, no_augmentation
 from fasthg.data.augment_ops import smoothing, smoothing_radius
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.rng import first_words
@@ -28,7 +28,7 @@ _DRAWN_TOGETHER = 1 << 14
 
 
 @dataclass(frozen=True)
-class Crops:
+class CropTransforms:
     """Where boxes lie in the network's input; every array has the boxes as its first dimension."""
 
     image_to_input: npt.NDArray[np.float64]
@@ -47,13 +47,13 @@ class Crops:
     """(boxes, 2) width and height of the padded crop, image px."""
 
 
-def make_crops(
+def make_crop_transforms(
     cfg: Config,
     bbox: npt.ArrayLike,
     width: npt.ArrayLike,
     height: npt.ArrayLike,
-    draws: Draws,
-) -> Crops:
+    draws: AugmentParams,
+) -> CropTransforms:
     """The crop of each box, padded, shifted, flipped and turned as `draws` say.
 
     bbox: `(boxes, 4)` x1 y1 x2 y2 as shares of width and height. width, height: `(boxes,)` px.
@@ -69,7 +69,7 @@ def make_crops(
     window = geometry.source_window(
         to_image, cfg.INPUT_SIZE, smoothing_radius(sigma), width, height
     )
-    return Crops(
+    return CropTransforms(
         image_to_input=to_input,
         input_to_image=to_image,
         image_to_heatmap=to_heatmap,
@@ -81,7 +81,7 @@ def make_crops(
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchSpec:
     """One batch as a recipe; every array has the batch as its first dimension."""
 
     instances: npt.NDArray[np.int64]
@@ -96,7 +96,7 @@ class BatchPlan:
     """(batch, 4) x1 y1 x2 y2, the image px that smoothing and warp read."""
     smoothing: npt.NDArray[np.float32]
     """(batch, 2) sigma in x and y of the Gaussian before the warp, image px; 0 = none."""
-    draws: Draws
+    draws: AugmentParams
     keypoints: npt.NDArray[np.float32]
     """(batch, parts, 2) heatmap cells, left and right swapped where flipped; NaN = unlabelled."""
     visibility: npt.NDArray[np.uint8]
@@ -113,14 +113,14 @@ class BatchPlan:
     def __len__(self) -> int:
         return len(self.instances)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> BatchPlan:
+    def take(self, rows: npt.NDArray[np.int64]) -> BatchSpec:
         """The plan of the given rows, in that order; a row may be taken twice."""
         taken: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         draws = taken.pop("draws").take(rows)
-        return BatchPlan(draws=draws, **{name: array[rows] for name, array in taken.items()})
+        return BatchSpec(draws=draws, **{name: array[rows] for name, array in taken.items()})
 
 
-class Planner:
+class BatchSampler:
     """Plans of the batches of one split.
 
     Training: an endless stream that holds every instance once per epoch, each epoch in a fresh
@@ -178,7 +178,7 @@ class Planner:
         """The step after the last one; None while training, which never ends."""
         return None if self.training else self.batches_per_epoch
 
-    def plan(self, step: int) -> BatchPlan:
+    def plan(self, step: int) -> BatchSpec:
         """The plan of batch `step`, counted from 0. Raises IndexError beyond the last one."""
         if step < 0 or (self.stop is not None and step >= self.stop):
             raise IndexError(f"batch {step} of {self.batches_per_epoch}")
@@ -186,7 +186,7 @@ class Planner:
         size = self.batch_size
         if not self.training:
             instances = np.array(self._evaluated[step * size : (step + 1) * size], np.int64)
-            return self._build(instances, no_draws(self.cfg, len(instances)))
+            return self._build(instances, no_augmentation(self.cfg, len(instances)))
         place = np.arange(size) + (step * self.ranks + self.rank) * size
         epoch = place // count
         instances = np.empty(size, np.int64)
@@ -208,13 +208,13 @@ class Planner:
             self._orders[epoch] = keys.astype(np.uint32)  # the lower half
         return self._orders[epoch]
 
-    def _build(self, instances: npt.NDArray[np.int64], draws: Draws) -> BatchPlan:
+    def _build(self, instances: npt.NDArray[np.int64], draws: AugmentParams) -> BatchSpec:
         index, cfg = self.index, self.cfg
         records = np.asarray(index.record)[instances].astype(np.int64)
         width, height = np.asarray(index.width)[records], np.asarray(index.height)[records]
         area = np.asarray(index.area)[instances].astype(np.float32)
 
-        crops = make_crops(cfg, np.asarray(index.bbox)[instances], width, height, draws)
+        crops = make_crop_transforms(cfg, np.asarray(index.bbox)[instances], width, height, draws)
 
         keypoints = np.asarray(index.keypoints)[instances]
         visibility = np.asarray(index.visibility)[instances]
@@ -229,7 +229,7 @@ class Planner:
             scale = cfg.HEATMAP_SIZE / crops.side.max(axis=1) * np.sqrt(area) * 2
             sigmas = sigmas * scale[:, None]
 
-        return BatchPlan(
+        return BatchSpec(
             instances=instances,
             records=records,
             image_to_input=crops.image_to_input,

@@ -10,7 +10,7 @@ import torch
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, available_cores, make_loader
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Split:
     """One split of the data, ready to be loaded again and again; whoever opened it closes it."""
 
     index: RecordIndex
-    planner: Planner
+    sampler: BatchSampler
     loader: Loader
 
     def close(self) -> None:
@@ -35,7 +35,7 @@ def open_split(
     rank: int = 0,
     ranks: int = 1,
 ) -> Split:
-    """Index the files of a split and make its loader; rank, ranks: see `Planner`.
+    """Index the files of a split and make its loader; rank, ranks: see `BatchSampler`.
 
     Raises:
         DataError: a file cannot be used; nothing has been written yet.
@@ -43,8 +43,8 @@ def open_split(
     processes = min(config.NUM_INPUT_THREADS, available_cores())
     index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
     seed = int(config.RANDOM_SEED)
-    planner = Planner(index, config, training=training, seed=seed, rank=rank, ranks=ranks)
+    sampler = BatchSampler(index, config, training=training, seed=seed, rank=rank, ranks=ranks)
     if not training and len(index) < 512:
         # A small split is loaded in this process: starting workers costs more than it saves.
         config = config.model_copy(update={"NUM_INPUT_THREADS": 0})
-    return Split(index, planner, make_loader(planner, config, device))
+    return Split(index, sampler, make_loader(sampler, config, device))

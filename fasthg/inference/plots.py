@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import ConfigError
+from fasthg.files import write_atomically
 from fasthg.inference.predictor import Predictions
-from fasthg.runs.checkpoint import write_atomically
 
 MARGIN = 0.6
 """Image shown around the annotated box, as a fraction of its longer side."""

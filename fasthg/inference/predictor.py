@@ -13,12 +13,12 @@ from fasthg import geometry, metrics
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.model import StackedHourglass, fold_batch_norm
+from fasthg.model import StackedHourglass, fold_batch_norm, normalise
 from fasthg.model.loss import heatmap_loss
 from fasthg.ops import heatmap_peaks
 from fasthg.ops.heatmap_peaks import Method
-from fasthg.runtime.cuda_graph import Replayed
-from fasthg.train.step import autocast, normalise
+from fasthg.runtime.cuda_graph import GraphedCallable
+from fasthg.runtime.device import autocast
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Forward:
         self.config, self.precision = config, precision
         self.device = next(model.parameters()).device
         self._captures = self.device.type == "cuda" and config.STEP != "eager"
-        self._replayed = Replayed(self._run, self.device, eager=2)
+        self._replayed = GraphedCallable(self._run, self.device, eager=2)
 
     def __call__(self, images: Tensor) -> Tensor:
         """As `forward`; the next call may write over the result."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from fasthg.model.cuda_streams import weight_gradients_beside
+from fasthg.model.cuda_streams import overlap_weight_gradients
 from fasthg.model.fold_bn import fold_batch_norm
-from fasthg.model.hourglass import StackedHourglass, build_model
-from fasthg.model.layers import collect_statistics, decayed_parameters
-from fasthg.model.running_stats import MovingStatistics
+from fasthg.model.hourglass import StackedHourglass, build_model, normalise
+from fasthg.model.layers import collect_batch_stats, decayed_parameters
+from fasthg.model.running_stats import RunningStats
 
 __all__ = [
-    "MovingStatistics",
+    "RunningStats",
     "StackedHourglass",
     "build_model",
-    "collect_statistics",
+    "collect_batch_stats",
     "decayed_parameters",
     "fold_batch_norm",
-    "weight_gradients_beside",
+    "normalise",
+    "overlap_weight_gradients",
 ]

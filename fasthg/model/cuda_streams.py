@@ -25,7 +25,7 @@ def _captures(x: Tensor) -> bool:
     return torch.cuda.is_current_stream_capturing()
 
 
-def path_beside(x: Tensor, level: int) -> torch.cuda.Stream | None:
+def side_stream(x: Tensor, level: int) -> torch.cuda.Stream | None:
     """The stream for the full-size path of an hourglass; None: on the current one.
 
     Autograd runs the backward of each path on its stream, too.
@@ -42,7 +42,7 @@ def path_beside(x: Tensor, level: int) -> torch.cuda.Stream | None:
     return _paths[key]
 
 
-class _Beside:
+class _WeightGradientStream:
     """Gradients of weights on their way, and the maps that they read."""
 
     def __init__(self, device: torch.device) -> None:
@@ -57,11 +57,11 @@ class _Beside:
 
 
 # Of the backward that runs.
-_beside: _Beside | None = None
+_beside: _WeightGradientStream | None = None
 
 
 @contextlib.contextmanager
-def weight_gradients_beside(loss: Tensor) -> Iterator[None]:
+def overlap_weight_gradients(loss: Tensor) -> Iterator[None]:
     """While this is open, a backward of `loss` finds the gradients of `convolve` beside the rest.
 
     They are nobody's input: the backward of the layers before does not wait for them. At its end
@@ -71,7 +71,7 @@ def weight_gradients_beside(loss: Tensor) -> Iterator[None]:
     if not _captures(loss):
         yield
         return
-    before, _beside = _beside, _Beside(loss.device)
+    before, _beside = _beside, _WeightGradientStream(loss.device)
     try:
         yield
     finally:
@@ -79,18 +79,18 @@ def weight_gradients_beside(loss: Tensor) -> Iterator[None]:
         _beside = before
 
 
-def joined(x: Tensor) -> Tensor:
+def join_weight_gradients(x: Tensor) -> Tensor:
     """x; in its backward the gradients of weights found so far are waited for.
 
     Until then the maps that they read stay: without an end now and then, all of the network's.
     """
     if not (_captures(x) and x.requires_grad):
         return x
-    y: Tensor = _Joined.apply(x)
+    y: Tensor = _JoinWeightGradients.apply(x)
     return y
 
 
-class _Joined(torch.autograd.Function):
+class _JoinWeightGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.view_as(x)
@@ -108,11 +108,11 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if not (_captures(x) and torch.is_grad_enabled()) or x.dtype != weight.dtype:
         y: Tensor = conv(x)
     else:
-        y = _Convolved.apply(x, weight, conv.stride, conv.padding)
+        y = _OverlappedConvolution.apply(x, weight, conv.stride, conv.padding)
     return y
 
 
-class _Convolved(torch.autograd.Function):
+class _OverlappedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
@@ -124,23 +124,23 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight = ctx.needs_input_grad[:2]
+        grad_x, grad_weight = ctx.needs_input_grad[:2]
 
-        def gradients(of_x: bool, of_weight: bool) -> list[Tensor | None]:
-            if not (of_x or of_weight):
+        def gradients(grad_x: bool, grad_weight: bool) -> list[Tensor | None]:
+            if not (grad_x or grad_weight):
                 return [None, None]
             found: list[Tensor | None] = torch.ops.aten.convolution_backward(
                 *(slope, x, weight, None, *ctx.given, (1, 1), False, (0, 0), 1),
-                (of_x, of_weight, False),
+                (grad_x, grad_weight, False),
             )
             return found
 
         if _beside is None:
-            found = gradients(of_x, of_weight)
+            found = gradients(grad_x, grad_weight)
             return found[0], found[1], None, None
         beside = _beside
         beside.stream.wait_stream(torch.cuda.current_stream(beside.device))
         with torch.cuda.stream(beside.stream):
-            slope_of_weight = gradients(False, of_weight)[1]
+            grad_weight = gradients(False, grad_weight)[1]
         beside.read += (x, slope)
-        return gradients(of_x, False)[0], slope_of_weight, None, None
+        return gradients(grad_x, False)[0], grad_weight, None, None

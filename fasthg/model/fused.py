@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from fasthg.ops import serves
+from fasthg.ops import has_kernel
 
 
 def runs_fused(fused: str, x: Tensor, slower_on_cpu: Collection[torch.dtype] = ()) -> bool:
@@ -20,4 +20,4 @@ def runs_fused(fused: str, x: Tensor, slower_on_cpu: Collection[torch.dtype] = (
     """
     if fused != "auto":
         return fused == "on"
-    return serves(x) and not (x.device.type == "cpu" and x.dtype in slower_on_cpu)
+    return has_kernel(x) and not (x.device.type == "cpu" and x.dtype in slower_on_cpu)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fasthg.model.cuda_streams import joined
+from fasthg.model.cuda_streams import join_weight_gradients
 from fasthg.model.layers import (
     HOURGLASS_LEVELS,
     BatchNorm,
     ConvBN,
     Hourglass,
     Residual,
-    collect_statistics,
+    collect_batch_stats,
     halve,
 )
-from fasthg.model.sync_batchnorm import Peers
-from fasthg.ops import conv1x1_act, serves
+from fasthg.model.sync_batchnorm import SyncPeers
+from fasthg.ops import conv1x1_act, has_kernel
 
 if TYPE_CHECKING:
     from fasthg.config import Config
@@ -52,7 +52,7 @@ _Contexts = tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractCon
 
 def _once() -> _Contexts:
     """For forward and recomputation: what batch norms find in the second is thrown away."""
-    return contextlib.nullcontext(), collect_statistics()
+    return contextlib.nullcontext(), collect_batch_stats()
 
 
 class Stack(nn.Module):
@@ -87,7 +87,7 @@ class Stack(nn.Module):
         """Whether `conv1x1_act` does the convolutions with a bias."""
         if self.fused != "auto":
             return self.fused == "on"
-        return features.is_cuda and features.element_size() == 2 and serves(features)
+        return features.is_cuda and features.element_size() == 2 and has_kernel(features)
 
     def _fused(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         heatmap = conv1x1_act(features, *_full(self.heatmap))
@@ -113,6 +113,11 @@ def block_modules(block: str) -> tuple[str, ...]:
     return (
         tuple(f"{stack}.{n}" for n in ("hourglass", "residual", "features")) if body else (stack,)
     )
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 `(batch, height, width, 3)` -> float32 `(batch, 3, height, width)` in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float().mul_(1.0 / 127.5).sub_(1.0)
 
 
 class StackedHourglass(nn.Module):
@@ -177,7 +182,7 @@ class StackedHourglass(nn.Module):
         heatmaps = []
         recompute = self.recompute == "stack" and self.training and torch.is_grad_enabled()
         for stack in self.stacks:
-            x = joined(x)
+            x = join_weight_gradients(x)
             if recompute:
                 x, heatmap = checkpoint(
                     stack, x, use_reentrant=False, preserve_rng_state=False, context_fn=_once
@@ -187,7 +192,7 @@ class StackedHourglass(nn.Module):
             heatmaps.append(heatmap.permute(0, 2, 3, 1))
         return torch.stack(heatmaps).permute(0, 1, 4, 2, 3)
 
-    def set_peers(self, peers: Peers | None) -> None:
+    def set_peers(self, peers: SyncPeers | None) -> None:
         """Set over whose batches batch norms normalise in training: see `BatchNorm`."""
         for module in self.modules():
             if isinstance(module, BatchNorm):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasthg.model.cuda_streams import convolve, path_beside
+from fasthg.model.cuda_streams import convolve, side_stream
 from fasthg.model.fused import runs_fused
-from fasthg.model.sync_batchnorm import Peers, sync_norm
+from fasthg.model.sync_batchnorm import SyncPeers, sync_norm
 from fasthg.ops import (
     bn_act,
     bn_act_inference,
@@ -39,7 +39,7 @@ UNBIASED = 1 << 62
 """As a number of values: so many that biased and unbiased variance are the same."""
 
 
-class Found(NamedTuple):
+class BatchStats(NamedTuple):
     """What a batch norm found in one batch: see `BatchNorm.record`."""
 
     layer: BatchNorm
@@ -49,14 +49,14 @@ class Found(NamedTuple):
 
 
 # Of one forward; None = each layer moves its own statistics.
-_collected: list[Found] | None = None
+_collected: list[BatchStats] | None = None
 
 
 @contextlib.contextmanager
-def collect_statistics() -> Iterator[list[Found]]:
+def collect_batch_stats() -> Iterator[list[BatchStats]]:
     """While this is open, batch norms add what they find to the list instead of moving.
 
-    Whoever opens it applies the list (`MovingStatistics`); what is not applied moves nothing.
+    Whoever opens it applies the list (`RunningStats`); what is not applied moves nothing.
     """
     global _collected
     before, _collected = _collected, []
@@ -98,7 +98,7 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self.decay = decay
         self.fused = fused
-        self.peers: Peers | None = None
+        self.peers: SyncPeers | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
@@ -137,7 +137,7 @@ class BatchNorm(nn.Module):
         return y
 
     def record(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Take note of a batch's statistics: move by them, or hand over to `collect_statistics`.
+        """Take note of a batch's statistics: move by them, or hand over to `collect_batch_stats`.
 
         mean, var: (channels,) over `count` values a channel, var biased (UNBIASED: unbiased
         already); neither may change later.
@@ -145,7 +145,7 @@ class BatchNorm(nn.Module):
         if _collected is None:
             self.move(mean, var, count)
         else:
-            _collected.append(Found(self, mean, var, count))
+            _collected.append(BatchStats(self, mean, var, count))
 
     def move(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Move the running statistics towards those of a batch; see `record`."""
@@ -288,7 +288,7 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
-        branch = path_beside(x, self._levels) if self.beside else None
+        branch = side_stream(x, self._levels) if self.beside else None
         if branch is None:
             upper: Tensor = self.upper(x)
         else:

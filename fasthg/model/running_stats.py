@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fasthg.model.layers import BatchNorm, Found
+from fasthg.model.layers import BatchNorm, BatchStats
 from fasthg.ops import moving_statistics
 
 
-class MovingStatistics:
-    """Applies what the batch norms of a network found in one forward; see `collect_statistics`.
+class RunningStats:
+    """Applies what the batch norms of a network found in one forward; see `collect_batch_stats`.
 
     Args:
         network: its only buffers are the statistics of `BatchNorm`s, which are views of `running`,
             but for those that are frozen.
-        running: `(total,)` float32, the buffers in order, and gaps of zeros (`FlatNetwork`).
+        running: `(total,)` float32, the buffers in order, and gaps of zeros (`FlatParameters`).
 
     Raises:
         ValueError: the network's buffers are others, or lie elsewhere.
@@ -55,7 +55,7 @@ class MovingStatistics:
 
     @torch.no_grad()
     def apply(
-        self, found: Sequence[Found], average: Callable[[Tensor], None] | None = None
+        self, found: Sequence[BatchStats], average: Callable[[Tensor], None] | None = None
     ) -> None:
         """Move the statistics as each layer by itself would have: `BatchNorm.move`.
 

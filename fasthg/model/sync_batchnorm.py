@@ -12,8 +12,8 @@ from fasthg.ops import bn_act_inference
 _CHANNELS = (1, -1, 1, 1)
 
 
-class Peers(Protocol):
-    """The processes that train together; `fasthg.runtime.distributed.World` is one."""
+class SyncPeers(Protocol):
+    """The processes that train together; `fasthg.runtime.distributed.ProcessGroup` is one."""
 
     size: int
 
@@ -25,7 +25,7 @@ class Peers(Protocol):
 
 
 def sync_norm(
-    x: Tensor, bias: Tensor, residual: Tensor | None, peers: Peers, *, relu: bool, eps: float
+    x: Tensor, bias: Tensor, residual: Tensor | None, peers: SyncPeers, *, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`fasthg.ops.bn_act` with the statistics of all processes' batches, which are of one size.
 
@@ -56,7 +56,7 @@ class _SyncNorm(torch.autograd.Function):
         residual: Tensor | None,
         relu: bool,
         eps: float,
-        peers: Peers,
+        peers: SyncPeers,
     ) -> tuple[Tensor, Tensor, Tensor]:
         own_mean, own_var = _moments(x, eps)
         # Equal batches: the whole variance is the mean of theirs and the variance of their means.
@@ -94,10 +94,10 @@ def _sums(slope: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """`(2, channels)`: sums of the slope, and of its product with x - mean."""
     if x.is_cuda:
         asked = (True, False, False)
-        of_slope, of_product, *_ = torch.batch_norm_backward_reduce(
+        mean_grad, mean_grad_xhat, *_ = torch.batch_norm_backward_reduce(
             slope, x, mean, scale, torch.ones_like(mean), *asked
         )
-        return torch.stack((of_slope, of_product))
+        return torch.stack((mean_grad, mean_grad_xhat))
     wide, centred = _wide(slope), _wide(x) - mean.view(_CHANNELS)
     return torch.stack((wide.sum((0, 2, 3)), (wide * centred).sum((0, 2, 3))))
 
@@ -111,9 +111,9 @@ def _gradient(
         sizes = torch.full((processes,), size, dtype=torch.int32, device=x.device)
         ones = torch.ones_like(mean)
         return torch.batch_norm_backward_elemt(slope, x, mean, scale, ones, sums[0], sums[1], sizes)
-    of_slope, of_product = (sums / (size * processes)).view(2, *_CHANNELS)
+    mean_grad, mean_grad_xhat = (sums / (size * processes)).view(2, *_CHANNELS)
     centred = _wide(x) - mean.view(_CHANNELS)
-    found = _wide(slope) - of_slope - centred * (of_product * scale.view(_CHANNELS).square())
+    found = _wide(slope) - mean_grad - centred * (mean_grad_xhat * scale.view(_CHANNELS).square())
     return (found * scale.view(_CHANNELS)).to(x.dtype)
 
 

@@ -5,7 +5,7 @@ Usable alone: nothing here needs the rest of fasthg.
 
 from __future__ import annotations
 
-from fasthg.ops._extension import OpPath, paths, serves
+from fasthg.ops._extension import OpPath, has_kernel, paths
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
 from fasthg.ops.bn_fold import bn_fold, bn_fold_backward
 from fasthg.ops.channel_covariance import channel_covariance
@@ -35,6 +35,7 @@ __all__ = [
     "conv1x1_act",
     "conv3x3",
     "gaussian_heatmaps",
+    "has_kernel",
     "heatmap_mse",
     "heatmap_peaks",
     "max_pool2x",
@@ -43,7 +44,6 @@ __all__ = [
     "residual_block",
     "residual_block_inference",
     "rmsprop_ema",
-    "serves",
     "update_statistics",
     "upsample2x_add",
 ]

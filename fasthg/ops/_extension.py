@@ -91,7 +91,7 @@ def choose(device_type: str, device_index: int = 0) -> tuple[bool, str]:
     return True, f"{build}, {native.cuda_note}"
 
 
-def serves(tensor: torch.Tensor) -> bool:
+def has_kernel(tensor: torch.Tensor) -> bool:
     """Whether the compiled kernels serve this tensor's device and dtype."""
     if tensor.dtype not in DTYPE_CODES:
         return False

@@ -25,8 +25,8 @@ from fasthg.ops.bn_fold import gradients as bn_fold_gradients
 from fasthg.ops.bn_fold import run as bn_fold
 from fasthg.ops.channel_covariance import run as channel_covariance
 from fasthg.ops.conv1x1_act import run as conv1x1_act
-from fasthg.ops.conv3x3 import of_weight as conv3x3_of_weight
-from fasthg.ops.conv3x3 import of_x as conv3x3_of_x
+from fasthg.ops.conv3x3 import grad_weight as conv3x3_grad_weight
+from fasthg.ops.conv3x3 import grad_x as conv3x3_grad_x
 from fasthg.ops.conv3x3 import run as conv3x3
 from fasthg.ops.reference import arithmetic_dtype
 
@@ -44,10 +44,10 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return _layout.wide_product(rows_a, rows_b)
     # On a CPU oneDNN's gradient of a convolution is quicker than a product of its matrices.
     weight = a.new_empty(a.shape[1], b.shape[1], 1, 1)
-    _, of_weight, _ = torch.ops.aten.convolution_backward(
+    _, grad_weight, _ = torch.ops.aten.convolution_backward(
         a, b, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
     )
-    return of_weight.flatten(1).to(real)
+    return grad_weight.flatten(1).to(real)
 
 
 class _Folded(NamedTuple):
@@ -97,19 +97,19 @@ def train(
         third = _fold(a2, weight3, beta3, eps)
         if weight_skip is None or beta_skip is None:
             y = conv1x1_act(a2, third.weight, third.offset, read, None, None, False)
-            of_skip = [mean1.new_empty(0) for _ in range(4)]
+            grad_skip = [mean1.new_empty(0) for _ in range(4)]
         else:
             skip = _fold(read, weight_skip, beta_skip, eps)
             offset = third.offset + skip.offset
             y = conv1x1_act(a2, third.weight, offset, None, read, skip.weight, False)
-            of_skip = list(skip[2:])
-    of_third = list(third[2:])
-    moments = (*of_third[2:], *of_skip[2:])
-    return y, y1, y2, mean1, var1, mean2, var2, *of_third[:2], *of_skip[:2], *moments
+            grad_skip = list(skip[2:])
+    third_results = list(third[2:])
+    moments = (*third_results[2:], *grad_skip[2:])
+    return y, y1, y2, mean1, var1, mean2, var2, *third_results[:2], *grad_skip[:2], *moments
 
 
 def gradients(
-    of_y: Tensor,
+    grad_y: Tensor,
     x: Tensor,
     y1: Tensor,
     y2: Tensor,
@@ -127,41 +127,49 @@ def gradients(
     mean1, var1, mean2, var2, *others = statistics
     count = x.numel() // x.shape[1]
     with torch.autocast(x.device.type, enabled=False):
-        of_y, read = _last(x, of_y), _last(x, x)
+        grad_y, read = _last(x, grad_y), _last(x, x)
         # Some ten times quicker than torch's sum of a half type on a CPU.
-        total = bn_moments(of_y)[0] * count
+        total = bn_moments(grad_y)[0] * count
 
         def through(a: Tensor, weight: Tensor, moments: list[Tensor], found: list[Tensor]) -> Any:
             """Gradients of a folded convolution's weights and of its input a."""
-            sums = _product(of_y, a), total, _matrix(x, weight)
+            sums = _product(grad_y, a), total, _matrix(x, weight)
             (mean, covariance), (mean_out, var_out) = moments, found
             seen = mean, covariance, mean_out, var_out
-            of_weight, back, mix, constant = bn_fold_gradients(*sums, *seen, count, eps, x.dtype)
-            return of_weight, conv1x1_act(of_y, back, constant, None, a, mix, False)
+            grad_weight, back, mix, constant = bn_fold_gradients(*sums, *seen, count, eps, x.dtype)
+            return grad_weight, conv1x1_act(grad_y, back, constant, None, a, mix, False)
 
         a2 = bn_infer(y2, mean2, var2, beta2, None, None, True, eps)
-        of_weight3, of_a2 = through(a2, weight3, moments[:2], others[:2])
+        grad_weight3, grad_a2 = through(a2, weight3, moments[:2], others[:2])
         del a2
-        of_y2, of_beta2, _, _ = bn_gradients(
-            of_a2, y2, None, mean2, var2, beta2, None, True, False, eps
+        grad_y2, grad_beta2, _, _ = bn_gradients(
+            grad_a2, y2, None, mean2, var2, beta2, None, True, False, eps
         )
-        del of_a2
+        del grad_a2
         a1 = bn_infer(y1, mean1, var1, beta1, None, None, True, eps)
-        of_weight2 = conv3x3_of_weight(of_y2, a1, weight2)
+        grad_weight2 = conv3x3_grad_weight(grad_y2, a1, weight2)
         del a1
-        of_a1 = conv3x3_of_x(of_y2, weight2)
-        del of_y2
-        of_y1, of_beta1, _, _ = bn_gradients(
-            of_a1, y1, None, mean1, var1, beta1, None, True, False, eps
+        grad_a1 = conv3x3_grad_x(grad_y2, weight2)
+        del grad_y2
+        grad_y1, grad_beta1, _, _ = bn_gradients(
+            grad_a1, y1, None, mean1, var1, beta1, None, True, False, eps
         )
-        del of_a1
+        del grad_a1
         if weight_skip is None:
-            of_weight_skip, behind = total.new_empty(0), of_y
+            grad_weight_skip, behind = total.new_empty(0), grad_y
         else:
-            of_weight_skip, behind = through(read, weight_skip, moments[2:], others[2:])
+            grad_weight_skip, behind = through(read, weight_skip, moments[2:], others[2:])
         back1 = weight1.flatten(1).t().to(x.dtype).contiguous()
-        of_x = conv1x1_act(of_y1, back1, None, behind, None, None, False)
-        of_weight1 = _product(of_y1, read)
-        of_weight2 = of_weight2.to(total.dtype).contiguous()
-    of_weights = of_weight1, of_beta1, of_weight2, of_beta2, of_weight3, total, of_weight_skip
-    return of_x, *of_weights
+        grad_x = conv1x1_act(grad_y1, back1, None, behind, None, None, False)
+        grad_weight1 = _product(grad_y1, read)
+        grad_weight2 = grad_weight2.to(total.dtype).contiguous()
+    grad_weights = (
+        grad_weight1,
+        grad_beta1,
+        grad_weight2,
+        grad_beta2,
+        grad_weight3,
+        total,
+        grad_weight_skip,
+    )
+    return grad_x, *grad_weights

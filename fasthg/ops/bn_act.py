@@ -84,7 +84,7 @@ def _run(
             mean.zero_()
             var.zero_()
         return _layout.empty_like(x)
-    if not _extension.serves(x):
+    if not _extension.has_kernel(x):
         if not frozen:
             for out, value in zip((mean, var), reference.moments(x), strict=True):
                 out.copy_(value)
@@ -103,7 +103,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _channel_values(x), _channel_values(x)
     if not x.numel():
         return mean.zero_(), var.zero_()
-    if not _extension.serves(x):
+    if not _extension.has_kernel(x):
         return reference.moments(x)
     _launch(
         "bn_act", _layout.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, None, None
@@ -141,7 +141,7 @@ def infer(
 
 
 def gradients(
-    of_y: Tensor,
+    grad_y: Tensor,
     x: Tensor,
     y: Tensor | None,
     mean: Tensor,
@@ -153,31 +153,31 @@ def gradients(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, beta, gamma and, behind a ReLU, the residual (else empty)."""
-    of_beta, of_gamma = _channel_values(x), _channel_values(x)
+    grad_beta, grad_gamma = _channel_values(x), _channel_values(x)
     if not x.numel():
-        of_x = _layout.empty_like(x)
-        return of_x, of_beta.zero_(), of_gamma.zero_(), _of_residual(x, y)
-    mean, var = (_extension.as_dtype(t, of_beta.dtype).contiguous() for t in (mean, var))
-    if not _extension.serves(x):
+        grad_x = _layout.empty_like(x)
+        return grad_x, grad_beta.zero_(), grad_gamma.zero_(), _empty_grad_residual(x, y)
+    mean, var = (_extension.as_dtype(t, grad_beta.dtype).contiguous() for t in (mean, var))
+    if not _extension.has_kernel(x):
         found = reference.bn_act_backward(
-            of_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
+            grad_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
         )
-        outs = (_layout.empty_like(x), of_beta, of_gamma, _of_residual(x, y))
+        outs = (_layout.empty_like(x), grad_beta, grad_gamma, _empty_grad_residual(x, y))
         for out, value in zip(outs, found, strict=True):
             if out.numel():
                 out.copy_(value)
         return outs
-    read, incoming = _layout.readable(x, x.dtype), _layout.readable(of_y, x.dtype)
+    read, incoming = _layout.readable(x, x.dtype), _layout.readable(grad_y, x.dtype)
     result = None if y is None else _layout.readable(y, x.dtype)
-    of_x, of_residual = _layout.empty_like(read), _of_residual(read, y)
-    behind = None if y is None else of_residual
-    maps = (result, incoming, of_x, behind, of_beta, of_gamma)
+    grad_x, grad_residual = _layout.empty_like(read), _empty_grad_residual(read, y)
+    behind = None if y is None else grad_residual
+    maps = (result, incoming, grad_x, behind, grad_beta, grad_gamma)
     _launch("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
-    of_x, of_residual = (_extension.as_dtype(t, x.dtype) for t in (of_x, of_residual))
-    return of_x, of_beta, of_gamma, of_residual
+    grad_x, grad_residual = (_extension.as_dtype(t, x.dtype) for t in (grad_x, grad_residual))
+    return grad_x, grad_beta, grad_gamma, grad_residual
 
 
-def _of_residual(x: Tensor, y: Tensor | None) -> Tensor:
+def _empty_grad_residual(x: Tensor, y: Tensor | None) -> Tensor:
     """Room for the residual's gradient, or nothing where it is that of the result."""
     return x.new_empty(0) if y is None else _layout.empty_like(x)
 
@@ -202,20 +202,20 @@ def _save(
     ctx.residual_dtype = None if residual is None else residual.dtype
 
 
-def _spread(ctx: Any, of_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
+def _spread(ctx: Any, grad_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
     """Gradients of x, beta, gamma and residual."""
     x, y, mean, var, beta, gamma = ctx.saved_tensors
-    of_x, of_beta, of_gamma, masked = _backward_operator(
-        of_y, x, y, mean, var, beta, gamma, ctx.relu, frozen, ctx.eps
+    grad_x, grad_beta, grad_gamma, masked = _backward_operator(
+        grad_y, x, y, mean, var, beta, gamma, ctx.relu, frozen, ctx.eps
     )
-    of_residual = of_y if y is None else masked
+    grad_residual = grad_y if y is None else masked
     return (
-        of_x,
-        _extension.as_dtype(of_beta, beta.dtype),
-        None if gamma is None else _extension.as_dtype(of_gamma, gamma.dtype),
+        grad_x,
+        _extension.as_dtype(grad_beta, beta.dtype),
+        None if gamma is None else _extension.as_dtype(grad_gamma, gamma.dtype),
         None
         if ctx.residual_dtype is None
-        else _extension.as_dtype(of_residual, ctx.residual_dtype),
+        else _extension.as_dtype(grad_residual, ctx.residual_dtype),
     )
 
 
@@ -229,11 +229,11 @@ def _setup_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 @once_differentiable
 def _backward_train(
-    ctx: Any, of_y: Tensor | None, of_mean: None, of_var: None
+    ctx: Any, grad_y: Tensor | None, grad_mean: None, grad_var: None
 ) -> tuple[Tensor | None, ...]:
-    if of_y is None:
+    if grad_y is None:
         return (None,) * 6
-    return *_spread(ctx, of_y, False), None, None
+    return *_spread(ctx, grad_y, False), None, None
 
 
 def _setup_infer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -242,9 +242,9 @@ def _setup_infer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 @once_differentiable
-def _backward_infer(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
-    of_x, *others = _spread(ctx, of_y, True)
-    return of_x, None, None, *others, None, None
+def _backward_infer(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, *others = _spread(ctx, grad_y, True)
+    return grad_x, None, None, *others, None, None
 
 
 _operator = _extension.register(
@@ -264,14 +264,14 @@ _infer_operator = _extension.register(
     backward=_backward_infer,
 )
 _backward_operator = _extension.register(
-    "bn_act_backward(Tensor of_y, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor beta,"
+    "bn_act_backward(Tensor grad_y, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor beta,"
     " Tensor? gamma, bool relu, bool frozen, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     gradients,
-    lambda of_y, x, y, *others: (
+    lambda grad_y, x, y, *others: (
         _layout.empty_like(x),
         _channel_values(x),
         _channel_values(x),
-        _of_residual(x, y),
+        _empty_grad_residual(x, y),
     ),
 )
 

@@ -35,7 +35,7 @@ def _launch(
 
 def _serves(weight: Tensor) -> bool:
     """Whether there is a kernel: on the CPU torch's few small products leave nothing to gain."""
-    return weight.device.type == "cuda" and weight.numel() > 0 and _extension.serves(weight)
+    return weight.device.type == "cuda" and weight.numel() > 0 and _extension.has_kernel(weight)
 
 
 def _room(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -79,7 +79,7 @@ def gradients(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`bn_fold_backward` without checks and without `of_beta`, which is `total`."""
+    """`bn_fold_backward` without checks and without `grad_beta`, which is `total`."""
     product, total, weight = (t.contiguous() for t in (product, total, weight))
     mean, covariance, mean_out, var_out = (
         t.contiguous() for t in (mean, covariance, mean_out, var_out)
@@ -222,7 +222,7 @@ def bn_fold_backward(
         dtype: of back and mix, any floating one.
 
     Returns:
-        of_weight (outputs, inputs); of_beta (outputs,), which is `total` itself; back (inputs,
+        grad_weight (outputs, inputs); grad_beta (outputs,), which is `total` itself; back (inputs,
         outputs) and mix (inputs, inputs) in `dtype`; constant (inputs,), of the rounded two.
 
     Not differentiable.
@@ -232,16 +232,16 @@ def bn_fold_backward(
         m1 = total / rows  # the mean of d, and of d times the normalised result
         m2 = scale * ((product * weight).sum(1) / rows - mean_out * m1)
         related = weight @ covariance
-        of_weight = product - rows * (m1[:, None] * mean + (m2 * scale)[:, None] * related)
-        of_weight, back = scale[:, None] * of_weight, (scale[:, None] * weight).mT
+        grad_weight = product - rows * (m1[:, None] * mean + (m2 * scale)[:, None] * related)
+        grad_weight, back = scale[:, None] * grad_weight, (scale[:, None] * weight).mT
         mix = -weight.mT @ ((scale**2 * m2)[:, None] * weight)
         constant = -mix @ mean - back @ m1
 
     Error: 1e-5 of the largest value in float32 (of the largest term where they cancel), 1e-12 in
     float64, then one rounding to `dtype`. Sums run in a fixed order on CUDA.
 
-    Memory: product, weight and covariance are read, of_weight, back and mix are written; on CUDA by
-    three kernels that read the matrices once for every four rows, from the second-level cache.
+    Memory: product, weight and covariance are read, grad_weight, back and mix are written; on CUDA
+    by three kernels that read the matrices once for every four rows, from the second-level cache.
 
     Raises:
         ValueError: wrong shape, dtype or device.
@@ -256,7 +256,7 @@ def bn_fold_backward(
         "var_out": (var_out, "o"),
     }
     _check("bn_fold_backward", weight, dtype, like)
-    of_weight, back, mix, constant = _backward_operator(
+    grad_weight, back, mix, constant = _backward_operator(
         product, total, weight, mean, covariance, mean_out, var_out, rows, eps, dtype
     )
-    return of_weight, total, back, mix, constant
+    return grad_weight, total, back, mix, constant

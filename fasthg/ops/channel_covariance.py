@@ -24,7 +24,7 @@ def _room(x: Tensor) -> tuple[Tensor, Tensor]:
 def _serves(x: Tensor) -> bool:
     """Whether there is a kernel; of float32 and float64 on CUDA torch's own product is one."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return _extension.serves(x) and not (wide and x.device.type == "cuda")
+    return _extension.has_kernel(x) and not (wide and x.device.type == "cuda")
 
 
 def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,14 +54,14 @@ def _setup(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> No
 
 
 @once_differentiable
-def _backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+def _backward(ctx: Any, grad_mean: Tensor, grad_covariance: Tensor) -> Tensor:
     x, mean = ctx.saved_tensors
     rows = x.permute(0, 2, 3, 1)
     count = max(x.numel() // max(x.shape[1], 1), 1)
-    symmetric = (of_covariance + of_covariance.mT) / count
+    symmetric = (grad_covariance + grad_covariance.mT) / count
     with torch.autocast(x.device.type, enabled=False):
-        of_x: Tensor = (rows.to(mean.dtype) - mean) @ symmetric + of_mean / count
-    return of_x.to(x.dtype).permute(0, 3, 1, 2)
+        grad_x: Tensor = (rows.to(mean.dtype) - mean) @ symmetric + grad_mean / count
+    return grad_x.to(x.dtype).permute(0, 3, 1, 2)
 
 
 _operator = _extension.register(
@@ -86,7 +86,7 @@ def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         mean (channels,) and covariance (channels, channels), float64 for float64 x, else float32;
         zeros for an empty x. The covariance is symmetric to the last bit. Both are differentiable
-        once: `of_x = of_mean / n + (x - mean) (of_covariance + of_covariance^T) / n`.
+        once: `grad_x = grad_mean / n + (x - mean) (grad_covariance + grad_covariance^T) / n`.
 
     Equivalent to:
         rows = x.permute(0, 2, 3, 1).reshape(-1, channels)

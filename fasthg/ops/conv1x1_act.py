@@ -122,7 +122,7 @@ def run(
     given = (x, weight, bias, residual, x2, weight2, relu)
     if not x.numel() or not weight.shape[0]:
         pass
-    elif x.device.type == "cuda" and x.dtype in _HALVES and _extension.serves(x):
+    elif x.device.type == "cuda" and x.dtype in _HALVES and _extension.has_kernel(x):
         return _on_tensor_cores(*given)
     elif _onednn_serves(x):
         return _in_onednn(*given)
@@ -138,16 +138,16 @@ def _whole_chunks(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def _of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`of_y^T x` of rows, in the weight's dtype."""
+def _of_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`grad_y^T x` of rows, in the weight's dtype."""
     wide = x.device.type == "cuda" and x.dtype in _HALVES
     if x.device.type == "cpu" and x.dtype == torch.float16:
-        of_y, x = of_y.float(), x.float()  # which torch multiplies far faster there
+        grad_y, x = grad_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
         if wide and weight.dtype == torch.float32:
-            product = _layout.wide_product(_whole_chunks(of_y), _whole_chunks(x))
-            return product[: of_y.shape[1], : x.shape[1]].contiguous()
-        return torch.mm(of_y.t(), x).to(weight.dtype)
+            product = _layout.wide_product(_whole_chunks(grad_y), _whole_chunks(x))
+            return product[: grad_y.shape[1], : x.shape[1]].contiguous()
+        return torch.mm(grad_y.t(), x).to(weight.dtype)
 
 
 def _sum(rows: Tensor) -> Tensor:
@@ -165,29 +165,31 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 @once_differentiable
-def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, x2, weight2, y = ctx.saved_tensors
     bias_dtype, residual_dtype = ctx.dtypes
     needed = ctx.needs_input_grad
-    rows = _rows(of_y, x.dtype)
+    rows = _rows(grad_y, x.dtype)
     if y is not None:
         rows = torch.ops.aten.threshold_backward(rows, _rows(y, x.dtype), 0)
     maps = _as_maps(rows, x)
 
-    def of_pair(x: Tensor, weight: Tensor, of_x: bool, of_weight: bool) -> list[Tensor | None]:
+    def pair_gradients(
+        x: Tensor, weight: Tensor, grad_x: bool, grad_weight: bool
+    ) -> list[Tensor | None]:
         return [
-            _operator(maps, weight.t(), None, None, None, None, False) if of_x else None,
-            _of_weight(rows, _rows(x, x.dtype), weight) if of_weight else None,
+            _operator(maps, weight.t(), None, None, None, None, False) if grad_x else None,
+            _of_weight(rows, _rows(x, x.dtype), weight) if grad_weight else None,
         ]
 
-    of_bias = None
+    grad_bias = None
     if needed[2]:
-        of_bias = _sum(rows).to(bias_dtype)
+        grad_bias = _sum(rows).to(bias_dtype)
     return (
-        *of_pair(x, weight, needed[0], needed[1]),
-        of_bias,
+        *pair_gradients(x, weight, needed[0], needed[1]),
+        grad_bias,
         maps.to(residual_dtype) if needed[3] else None,
-        *((None, None) if x2 is None else of_pair(x2, weight2, needed[4], needed[5])),
+        *((None, None) if x2 is None else pair_gradients(x2, weight2, needed[4], needed[5])),
         None,
     )
 
@@ -206,13 +208,13 @@ _operator = _extension.register(
 def _matrix(name: str, x: Tensor, weight: Tensor) -> Tensor:
     """A weight as (out, in), after checks of it and its x; raises ValueError."""
     _layout.check("conv1x1_act", name, x)
-    of_kernel = weight.dim() == 4 and weight.shape[2:] == (1, 1)
-    if not (weight.dim() == 2 or of_kernel) or weight.shape[1] != x.shape[1]:
+    is_conv_weight = weight.dim() == 4 and weight.shape[2:] == (1, 1)
+    if not (weight.dim() == 2 or is_conv_weight) or weight.shape[1] != x.shape[1]:
         raise ValueError(
             f"conv1x1_act: weight of {name}: expected (out, {x.shape[1]}), with or without"
             f" (1, 1) behind, got {tuple(weight.shape)}"
         )
-    return weight.flatten(1) if of_kernel else weight
+    return weight.flatten(1) if is_conv_weight else weight
 
 
 def conv1x1_act(

@@ -29,8 +29,8 @@ def _tiles(maps: Tensor) -> int:
 
 
 def _serves(x: Tensor) -> bool:
-    of_kernel = x.is_cpu and x.dtype == torch.float32
-    return of_kernel and _tiles(x) >= FEWEST_TILES and _extension.serves(x)
+    is_conv_weight = x.is_cpu and x.dtype == torch.float32
+    return is_conv_weight and _tiles(x) >= FEWEST_TILES and _extension.has_kernel(x)
 
 
 def _memory_shape(maps: Tensor) -> tuple[int, int, int, int]:
@@ -84,37 +84,47 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fals
     return _launch(x, weight, outputs, 0, weight.stride(), bias, relu)
 
 
-def _torch_backward(of_y: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
-    with torch.autocast(of_y.device.type, enabled=False):
+def _torch_backward(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
+    with torch.autocast(grad_y.device.type, enabled=False):
         return torch.ops.aten.convolution_backward(
-            of_y, x, weight.to(of_y.dtype), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, wanted
+            grad_y,
+            x,
+            weight.to(grad_y.dtype),
+            None,
+            (1, 1),
+            (1, 1),
+            (1, 1),
+            False,
+            (0, 0),
+            1,
+            wanted,
         )
 
 
-def of_x(of_y: Tensor, weight: Tensor) -> Tensor:
+def grad_x(grad_y: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x: a convolution with the weights turned round."""
     inputs = weight.shape[1]
-    if not (of_y.numel() and inputs):
-        return _room(of_y, inputs).zero_()
-    if not _serves(of_y):
-        like = _room(of_y, inputs)
-        return like.copy_(_torch_backward(of_y, like, weight, [True, False, False])[0])
-    weight = weight.to(of_y.dtype)
+    if not (grad_y.numel() and inputs):
+        return _room(grad_y, inputs).zero_()
+    if not _serves(grad_y):
+        like = _room(grad_y, inputs)
+        return like.copy_(_torch_backward(grad_y, like, weight, [True, False, False])[0])
+    weight = weight.to(grad_y.dtype)
     outer, inner, row, column = weight.stride()
     strides = (inner, outer, -row, -column)
-    return _launch(of_y, weight, inputs, 2 * row + 2 * column, strides, None, False)
+    return _launch(grad_y, weight, inputs, 2 * row + 2 * column, strides, None, False)
 
 
-def of_weight(of_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weights, as they lie, in their dtype."""
     found = torch.empty_like(weight)
-    if not (of_y.numel() and x.numel()):
+    if not (grad_y.numel() and x.numel()):
         return found.zero_()
     if not _serves(x):
-        return found.copy_(_torch_backward(of_y, x, weight, [False, True, False])[1])
-    read = [_layout.readable(t, x.dtype) for t in (x, of_y)]
+        return found.copy_(_torch_backward(grad_y, x, weight, [False, True, False])[1])
+    read = [_layout.readable(t, x.dtype) for t in (x, grad_y)]
     out = _extension.as_dtype(found, x.dtype)
-    outputs = of_y.shape[1]
+    outputs = grad_y.shape[1]
     parts = min(max(_tiles(x) // PART, 1), MOST_PARTS)
     workspace = _workspace(x, outputs, parts)
     _extension.launch(
@@ -139,19 +149,21 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 @once_differentiable
-def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, y = ctx.saved_tensors
     wanted = ctx.needs_input_grad
-    of_y = of_y.contiguous(memory_format=torch.channels_last)
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
     if y is not None:
-        of_y = torch.ops.aten.threshold_backward(of_y, y, 0)
-    of_bias = None
+        grad_y = torch.ops.aten.threshold_backward(grad_y, y, 0)
+    grad_bias = None
     if wanted[2]:
-        of_bias = of_y.sum((0, 2, 3), dtype=reference.arithmetic_dtype(x.dtype)).to(ctx.bias_dtype)
+        grad_bias = grad_y.sum((0, 2, 3), dtype=reference.arithmetic_dtype(x.dtype)).to(
+            ctx.bias_dtype
+        )
     return (
-        _input_backward(of_y, weight) if wanted[0] else None,
-        _weight_backward(of_y, x, weight) if wanted[1] else None,
-        of_bias,
+        _input_backward(grad_y, weight) if wanted[0] else None,
+        _weight_backward(grad_y, x, weight) if wanted[1] else None,
+        grad_bias,
         None,
     )
 
@@ -165,14 +177,14 @@ _operator = _extension.register(
     cuda="cuDNN has the tensor cores; ours is for float32 on a CPU",
 )
 _input_backward = _extension.register(
-    "conv3x3_input_backward(Tensor of_y, Tensor weight) -> Tensor",
-    of_x,
-    lambda of_y, weight: _room(of_y, weight.shape[1]),
+    "conv3x3_input_backward(Tensor grad_y, Tensor weight) -> Tensor",
+    grad_x,
+    lambda grad_y, weight: _room(grad_y, weight.shape[1]),
 )
 _weight_backward = _extension.register(
-    "conv3x3_weight_backward(Tensor of_y, Tensor x, Tensor weight) -> Tensor",
-    of_weight,
-    lambda of_y, x, weight: torch.empty_like(weight),
+    "conv3x3_weight_backward(Tensor grad_y, Tensor x, Tensor weight) -> Tensor",
+    grad_weight,
+    lambda grad_y, x, weight: torch.empty_like(weight),
 )
 
 

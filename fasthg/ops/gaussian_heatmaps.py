@@ -52,7 +52,7 @@ def _implementation(
     # The CPU kernels write float32 and float64 only.
     stored = work if keypoints.device.type == "cpu" else dtype
     heatmaps = _empty(keypoints, height, width, stored, channels_last)
-    if not _extension.serves(heatmaps):
+    if not _extension.has_kernel(heatmaps):
         heatmaps.copy_(
             reference.gaussian_heatmaps(
                 keypoints, sigmas, height, width, visibility, subpixel=subpixel

@@ -86,7 +86,7 @@ def _forward(
     keypoints, sigmas, visibility = _gaussian_targets.normalise(
         keypoints, sigmas, visibility, loss.dtype
     )
-    if not _extension.serves(predictions):
+    if not _extension.has_kernel(predictions):
         return reference.heatmap_mse(predictions, keypoints, sigmas, visibility, subpixel=subpixel)
     if not predictions.numel():
         return loss.zero_()
@@ -96,7 +96,7 @@ def _forward(
 
 
 def _gradient(
-    of_loss: Tensor,
+    grad_loss: Tensor,
     predictions: Tensor,
     keypoints: Tensor,
     sigmas: Tensor,
@@ -107,18 +107,20 @@ def _gradient(
     work = reference.arithmetic_dtype(predictions.dtype)
     keypoints, sigmas, visibility = _gaussian_targets.normalise(keypoints, sigmas, visibility, work)
     # It comes with any strides, 0 among them: `.sum()` sends one number expanded.
-    of_loss = of_loss.to(work).contiguous()
-    if not _extension.serves(predictions):
+    grad_loss = grad_loss.to(work).contiguous()
+    if not _extension.has_kernel(predictions):
         height, width = predictions.shape[3:]
         targets = reference.gaussian_heatmaps(
             keypoints, sigmas, height, width, visibility, subpixel=subpixel
         )
-        return gradient.copy_((predictions.to(work) - targets) * of_loss[:, :, None, None, None])
+        return gradient.copy_((predictions.to(work) - targets) * grad_loss[:, :, None, None, None])
     if not predictions.numel():
         return gradient
     read = _readable(predictions)
     written = gradient if read.dtype == gradient.dtype else torch.empty_like(gradient, dtype=work)
-    _launch("heatmap_mse_backward", read, keypoints, sigmas, visibility, subpixel, of_loss, written)
+    _launch(
+        "heatmap_mse_backward", read, keypoints, sigmas, visibility, subpixel, grad_loss, written
+    )
     return gradient if written is gradient else gradient.copy_(written)
 
 
@@ -127,23 +129,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(predictions, keypoints, sigmas, visibility)
 
 
-def _backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
-    gradient = _backward_operator(of_loss, *ctx.saved_tensors, ctx.subpixel)
+def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = _backward_operator(grad_loss, *ctx.saved_tensors, ctx.subpixel)
     return gradient, None, None, None, None
 
 
 def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    of_loss, predictions, keypoints, sigmas, visibility, ctx.subpixel = inputs
-    ctx.save_for_backward(of_loss, predictions, keypoints, sigmas, visibility)
+    grad_loss, predictions, keypoints, sigmas, visibility, ctx.subpixel = inputs
+    ctx.save_for_backward(grad_loss, predictions, keypoints, sigmas, visibility)
 
 
-def _backward_twice(ctx: Any, of_gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient is `difference * of_loss`: a product rule, with torch's own operators."""
-    of_loss, *inputs = ctx.saved_tensors
-    difference = _backward_operator(torch.ones_like(of_loss), *inputs, ctx.subpixel)
-    for_of_loss = (of_gradient * difference).sum((2, 3, 4), dtype=of_loss.dtype)
-    for_predictions = of_gradient * of_loss[:, :, None, None, None]
-    return for_of_loss, for_predictions.to(of_gradient.dtype), None, None, None, None
+def _backward_twice(ctx: Any, grad_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient is `difference * grad_loss`: a product rule, with torch's own operators."""
+    grad_loss, *inputs = ctx.saved_tensors
+    difference = _backward_operator(torch.ones_like(grad_loss), *inputs, ctx.subpixel)
+    grad_grad_loss = (grad_gradient * difference).sum((2, 3, 4), dtype=grad_loss.dtype)
+    grad_predictions = grad_gradient * grad_loss[:, :, None, None, None]
+    return grad_grad_loss, grad_predictions.to(grad_gradient.dtype), None, None, None, None
 
 
 _operator = _extension.register(
@@ -155,10 +157,10 @@ _operator = _extension.register(
     backward=_backward,
 )
 _backward_operator = _extension.register(
-    "heatmap_mse_backward(Tensor of_loss, Tensor predictions, Tensor keypoints, Tensor sigmas,"
+    "heatmap_mse_backward(Tensor grad_loss, Tensor predictions, Tensor keypoints, Tensor sigmas,"
     " Tensor? visibility, bool subpixel) -> Tensor",
     _gradient,
-    lambda of_loss, predictions, *others: _empty_gradient(predictions),
+    lambda grad_loss, predictions, *others: _empty_gradient(predictions),
     setup_context=_setup_context_twice,
     backward=_backward_twice,
 )

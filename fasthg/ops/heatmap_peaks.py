@@ -28,7 +28,7 @@ def _fake(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
 
 
 def _implementation(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    if not _extension.serves(heatmaps):
+    if not _extension.has_kernel(heatmaps):
         return reference.heatmap_peaks(heatmaps, method)
     xy, score = _fake(heatmaps, method)
     if score.numel():

@@ -22,7 +22,7 @@ def _memory_shape(batch: int, channels: int, height: int, width: int) -> tuple[i
 
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     index = _halved(x, torch.uint8)
-    if not _extension.serves(x):
+    if not _extension.has_kernel(x):
         y = _halved(x, x.dtype)
         for out, values in zip((y, index), reference.max_pool2x(x), strict=True):
             out.copy_(values)
@@ -35,25 +35,25 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return _extension.as_dtype(y, x.dtype), index
 
 
-def _of_x(of_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
-    shape = (*of_y.shape[:2], height, width)
-    if not of_y.numel():
-        return _layout.empty(shape, of_y.dtype, of_y.device).zero_()
-    if not _extension.serves(of_y):
-        of_x = _layout.empty(shape, of_y.dtype, of_y.device)
-        return of_x.copy_(reference.max_pool2x_backward(of_y, index, height, width))
-    incoming = _layout.readable(of_y, of_y.dtype)
+def _grad_x(grad_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
+    shape = (*grad_y.shape[:2], height, width)
+    if not grad_y.numel():
+        return _layout.empty(shape, grad_y.dtype, grad_y.device).zero_()
+    if not _extension.has_kernel(grad_y):
+        grad_x = _layout.empty(shape, grad_y.dtype, grad_y.device)
+        return grad_x.copy_(reference.max_pool2x_backward(grad_y, index, height, width))
+    incoming = _layout.readable(grad_y, grad_y.dtype)
     index = index.contiguous(memory_format=torch.channels_last)
-    of_x = _layout.empty(shape, incoming.dtype, of_y.device)
+    grad_x = _layout.empty(shape, incoming.dtype, grad_y.device)
     _extension.launch(
         "max_pool2x_backward",
         incoming,
         incoming.data_ptr(),
         index.data_ptr(),
         _memory_shape(*shape),
-        of_x.data_ptr(),
+        grad_x.data_ptr(),
     )
-    return _extension.as_dtype(of_x, of_y.dtype)
+    return _extension.as_dtype(grad_x, grad_y.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -65,8 +65,8 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor
 
 
 @once_differentiable
-def _backward(ctx: Any, of_y: Tensor | None, of_index: None) -> Tensor | None:
-    return None if of_y is None else _backward_operator(of_y, *ctx.saved_tensors, *ctx.size)
+def _backward(ctx: Any, grad_y: Tensor | None, grad_index: None) -> Tensor | None:
+    return None if grad_y is None else _backward_operator(grad_y, *ctx.saved_tensors, *ctx.size)
 
 
 _operator = _extension.register(
@@ -77,10 +77,10 @@ _operator = _extension.register(
     backward=_backward,
 )
 _backward_operator = _extension.register(
-    "max_pool2x_backward(Tensor of_y, Tensor index, SymInt height, SymInt width) -> Tensor",
-    _of_x,
-    lambda of_y, index, height, width: _layout.empty(
-        (*of_y.shape[:2], height, width), of_y.dtype, of_y.device
+    "max_pool2x_backward(Tensor grad_y, Tensor index, SymInt height, SymInt width) -> Tensor",
+    _grad_x,
+    lambda grad_y, index, height, width: _layout.empty(
+        (*grad_y.shape[:2], height, width), grad_y.dtype, grad_y.device
     ),
 )
 

@@ -9,7 +9,7 @@ from fasthg.ops import _extension, reference
 
 
 def _run(running: Tensor, batch: Tensor, correction: Tensor, weight: Tensor) -> None:
-    if not _extension.serves(running):
+    if not _extension.has_kernel(running):
         reference.moving_statistics(running, batch, correction, weight)
     elif running.numel():
         addresses = (t.data_ptr() for t in (running, batch, correction, weight))

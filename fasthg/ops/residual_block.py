@@ -47,11 +47,11 @@ def _train_promise(
     *others: Any,
 ) -> tuple[Tensor, ...]:
     half, full = len(weight1), len(weight3)
-    of_skip: list[tuple[int, ...]] = [(0,)] * 2
-    of_x = list(of_skip)
+    grad_skip: list[tuple[int, ...]] = [(0,)] * 2
+    grad_x = list(grad_skip)
     if weight_skip is not None:
-        of_skip, of_x = [(full,)] * 2, [(x.shape[1],), (x.shape[1], x.shape[1])]
-    shapes = [*[(half,)] * 4, *[(full,)] * 2, *of_skip, (half,), (half, half), *of_x]
+        grad_skip, grad_x = [(full,)] * 2, [(x.shape[1],), (x.shape[1], x.shape[1])]
+    shapes = [*[(half,)] * 4, *[(full,)] * 2, *grad_skip, (half,), (half, half), *grad_x]
     real = arithmetic_dtype(x.dtype)
     values = [x.new_empty(shape, dtype=real) for shape in shapes]
     maps = (_room(x, channels) for channels in (full, half, half))
@@ -59,7 +59,7 @@ def _train_promise(
 
 
 def _gradients_promise(
-    of_y: Tensor,
+    grad_y: Tensor,
     x: Tensor,
     y1: Tensor,
     y2: Tensor,
@@ -96,20 +96,22 @@ def _setup_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 @once_differentiable
-def _backward_train(ctx: Any, of_y: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
-    if of_y is None:
+def _backward_train(ctx: Any, grad_y: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
         return (None,) * 10
     x, y1, y2, *values = ctx.saved_tensors
     weights = values[12:]
-    of_x, *found = _backward_operator(of_y, x, y1, y2, values[:8], values[8:12], *weights, ctx.eps)
+    grad_x, *found = _backward_operator(
+        grad_y, x, y1, y2, values[:8], values[8:12], *weights, ctx.eps
+    )
     weight1, _, weight2, _, weight3, weight_skip = weights
-    of_weight1, of_beta1, of_weight2, of_beta2, of_weight3, of_beta3, of_skip = found
+    grad_weight1, grad_beta1, grad_weight2, grad_beta2, grad_weight3, grad_beta3, grad_skip = found
     skips = weight_skip is not None
     return (
-        of_x,
-        *(of_weight1.view(weight1.shape), of_beta1, of_weight2, of_beta2),
-        *(of_weight3.view(weight3.shape), of_beta3),
-        *((of_skip.view(weight_skip.shape), of_beta3) if skips else (None, None)),
+        grad_x,
+        *(grad_weight1.view(weight1.shape), grad_beta1, grad_weight2, grad_beta2),
+        *(grad_weight3.view(weight3.shape), grad_beta3),
+        *((grad_skip.view(weight_skip.shape), grad_beta3) if skips else (None, None)),
         None,
     )
 
@@ -124,7 +126,7 @@ _operator = _extension.register(
     backward=_backward_train,
 )
 _backward_operator = _extension.register(
-    "residual_block_backward(Tensor of_y, Tensor x, Tensor y1, Tensor y2, Tensor[] statistics,"
+    "residual_block_backward(Tensor grad_y, Tensor x, Tensor y1, Tensor y2, Tensor[] statistics,"
     f" Tensor[] moments, {_WEIGHTS}, Tensor? weight_skip, float eps)"
     f" -> ({', '.join(['Tensor'] * 8)})",
     gradients,

@@ -26,7 +26,7 @@ def _run(
 ) -> None:
     buffers = (values, gradient, squares, momenta, averages, bfloat16)
     scalars = (rate, average_weight, found_inf)
-    if not _extension.serves(values):
+    if not _extension.has_kernel(values):
         reference.rmsprop_ema(*buffers, *scalars, decayed, weight_decay, decay, momentum, eps)
     elif values.numel():
         tensors = dict(zip(_NAMES, (*buffers, *scalars), strict=True))

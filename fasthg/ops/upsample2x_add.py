@@ -13,7 +13,7 @@ from fasthg.ops import _extension, _layout, reference
 def _forward(low: Tensor, high: Tensor) -> Tensor:
     if not high.numel():
         return _layout.empty_like(high)
-    if not _extension.serves(high):
+    if not _extension.has_kernel(high):
         return _layout.empty_like(high).copy_(reference.upsample2x_add(low, high))
     batch, channels, height, width = low.shape
     small, large = (_layout.readable(t, high.dtype) for t in (low, high))
@@ -25,29 +25,29 @@ def _forward(low: Tensor, high: Tensor) -> Tensor:
     return _extension.as_dtype(y, high.dtype)
 
 
-def _empty_low(of_y: Tensor) -> Tensor:
-    batch, channels, height, width = of_y.shape
-    return _layout.empty((batch, channels, height // 2, width // 2), of_y.dtype, of_y.device)
+def _empty_low(grad_y: Tensor) -> Tensor:
+    batch, channels, height, width = grad_y.shape
+    return _layout.empty((batch, channels, height // 2, width // 2), grad_y.dtype, grad_y.device)
 
 
-def _of_low(of_y: Tensor) -> Tensor:
-    if not of_y.numel():
-        return _empty_low(of_y)
-    if not _extension.serves(of_y):
-        return _empty_low(of_y).copy_(reference.upsample2x_add_backward(of_y))
-    incoming = _layout.readable(of_y, of_y.dtype)
-    of_low = _empty_low(incoming)
-    batch, channels, height, width = of_low.shape
+def _of_low(grad_y: Tensor) -> Tensor:
+    if not grad_y.numel():
+        return _empty_low(grad_y)
+    if not _extension.has_kernel(grad_y):
+        return _empty_low(grad_y).copy_(reference.upsample2x_add_backward(grad_y))
+    incoming = _layout.readable(grad_y, grad_y.dtype)
+    grad_low = _empty_low(incoming)
+    batch, channels, height, width = grad_low.shape
     sizes = batch * height, width, channels
     _extension.launch(
-        "upsample2x_add_backward", incoming, incoming.data_ptr(), *sizes, of_low.data_ptr()
+        "upsample2x_add_backward", incoming, incoming.data_ptr(), *sizes, grad_low.data_ptr()
     )
-    return _extension.as_dtype(of_low, of_y.dtype)
+    return _extension.as_dtype(grad_low, grad_y.dtype)
 
 
 @once_differentiable
-def _backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, Tensor]:
-    return _backward_operator(of_y) if ctx.needs_input_grad[0] else None, of_y
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor]:
+    return _backward_operator(grad_y) if ctx.needs_input_grad[0] else None, grad_y
 
 
 _operator = _extension.register(
@@ -58,7 +58,7 @@ _operator = _extension.register(
     backward=_backward,
 )
 _backward_operator = _extension.register(
-    "upsample2x_add_backward(Tensor of_y) -> Tensor", _of_low, _empty_low
+    "upsample2x_add_backward(Tensor grad_y) -> Tensor", _of_low, _empty_low
 )
 
 

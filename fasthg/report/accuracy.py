@@ -11,8 +11,7 @@ import numpy as np
 from fasthg import html, metrics
 from fasthg.config import Config
 from fasthg.html import Fixed
-from fasthg.report import calibration as diagnosis
-from fasthg.report import figures
+from fasthg.report import calibration, figures
 from fasthg.report.calibration import Floats
 from fasthg.report.chart import charts
 from fasthg.report.evaluate import Evaluation
@@ -38,7 +37,7 @@ class Known:
         """Draws the resamples."""
         distances = evaluation.predictions.errors()
         frames = evaluation.index.record[evaluation.predictions.instance]
-        ends = diagnosis.bootstrap_mean(
+        ends = calibration.bootstrap_mean(
             distances, frames, resamples=RESAMPLES, seed=SEED, level=LEVEL
         )
         names = tuple(config.PARTS.NAMES)
@@ -110,7 +109,7 @@ def oks(config: Config, known: Known) -> Iterator[str]:
     drawn = []
     for rule, area in zip(m["area"], areas, strict=True):
         similarity = metrics.oks(known.distances, sigmas, area)
-        drawn.append(figures.oks(rule, *diagnosis.histogram_of_oks(similarity)))
+        drawn.append(figures.oks(rule, *calibration.histogram_of_oks(similarity)))
     yield charts(drawn)
     rows = [
         [rule, *(_fixed(row[key], 3) for key in ("ap", "ap50", "ap75", "ar")), row["count"]]
@@ -129,7 +128,7 @@ def confidence(config: Config, known: Known) -> Iterator[str]:
     """Errors by the height of the peak."""
     yield html.heading("Is a low confidence a warning?")
     radius = float(middle(config.PCK_RADII))
-    found = diagnosis.calibration(known.distances, known.evaluation.predictions.scores, radius)
+    found = calibration.calibration(known.distances, known.evaluation.predictions.scores, radius)
     if not found.count.size:
         yield html.note("No label to compare with.")
         return
@@ -155,7 +154,7 @@ def sides(config: Config, known: Known) -> Iterator[str]:
             *(_of(count, found.judged) for count in (found.first, found.second, found.both)),
         ]
         for (a, b), found in zip(
-            pairs, diagnosis.exchanges(p.keypoints, p.truth, p.visibility, pairs), strict=True
+            pairs, calibration.exchanges(p.keypoints, p.truth, p.visibility, pairs), strict=True
         )
     ]
     yield html.table(["pair", "animals", "first at second", "second at first", "both"], rows)

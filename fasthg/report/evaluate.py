@@ -17,16 +17,16 @@ from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, DataError
+from fasthg.files import write_text
 from fasthg.inference.plots import draw_instances, save_figure
 from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import StackedHourglass
 from fasthg.ops.heatmap_peaks import METHODS, Method
-from fasthg.runs.checkpoint import write_text
 from fasthg.runs.run_folder import RunFolder, plain
 from fasthg.runs.weights import WeightsFile, load_model
-from fasthg.train.step import choose_device, choose_precision
+from fasthg.runtime.device import choose_device, choose_precision
 
 PICTURED = 12
 """Instances in each picture."""
@@ -172,10 +172,10 @@ def evaluate_model(
 ) -> tuple[dict[str, Predictions], int]:
     """Predictions on every instance of `index` for each decode method; the unreadable images."""
     device = choose_device(config.DEVICE)
-    planner = Planner(index, config, training=False, seed=int(config.RANDOM_SEED))
-    loader = make_loader(planner, config, device)
+    sampler = BatchSampler(index, config, training=False, seed=int(config.RANDOM_SEED))
+    loader = make_loader(sampler, config, device)
     try:
-        batches: Iterator[Batch] = loader.batches(0, planner.batches_per_epoch)
+        batches: Iterator[Batch] = loader.batches(0, sampler.batches_per_epoch)
         precision = choose_precision(config.PRECISION, device)
         result = predict(model.to(device), batches, index, config, precision, methods=methods)
     finally:

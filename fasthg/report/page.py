@@ -11,12 +11,12 @@ from typing import Any
 
 from fasthg import html
 from fasthg.config import Config, dump_config
+from fasthg.files import write_text
 from fasthg.report import accuracy, figures
 from fasthg.report.accuracy import LEVEL, Known, middle, span, text
 from fasthg.report.chart import STYLE, charts
 from fasthg.report.evaluate import Evaluation
 from fasthg.report.gallery import colours, worst_frames
-from fasthg.runs.checkpoint import write_text
 from fasthg.runs.run_folder import RunFolder
 
 NAME = "report.html"

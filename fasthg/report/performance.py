@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 from fasthg import metrics
 from fasthg.config import Config
-from fasthg.data.augment import no_draws
-from fasthg.data.sampler import make_crops
+from fasthg.data.augment import no_augmentation
+from fasthg.data.sampler import make_crop_transforms
+from fasthg.files import write_text
 from fasthg.inference.plots import save_figure
 from fasthg.report.calibration import Floats
 from fasthg.report.evaluate import Evaluation
 from fasthg.report.human import Human, people
-from fasthg.runs.checkpoint import write_text
 
 FILE, FIGURE = "performance_pose.json", "pck.png"
 _COLUMNS = 4
@@ -117,12 +117,12 @@ def _crops(config: Config, evaluation: Evaluation) -> Floats:
     """(animals, 4) x, y, width, height of the padded crops, image px."""
     index, rows = evaluation.index, evaluation.predictions.instance
     records = index.record[rows]
-    crops = make_crops(
+    crops = make_crop_transforms(
         config,
         index.bbox[rows],
         index.width[records],
         index.height[records],
-        no_draws(config, len(rows)),
+        no_augmentation(config, len(rows)),
     )
     # Where the heatmap's first cell lies is the crop's corner.
     return np.concatenate([crops.crop_to_image[:, :, 2].astype(float), crops.side], axis=1)

@@ -7,7 +7,7 @@ the zip archive that it is; torch, which reads archives without looking at their
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import pickle
 import shutil
@@ -22,7 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fasthg.errors import DataError, FasthgError
+from fasthg.errors import DataError
+from fasthg.files import write_atomically
 
 FORMAT = 3
 CHECKSUM = "crc32"
@@ -47,56 +48,6 @@ class UnreadableFile(DataError):
     """The disk does not give a file of a run back."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path in the same folder, then move it to `path`.
-
-    Raises:
-        FasthgError: the disk is full or the folder cannot be written; an older `path` is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        _to_disk(temporary)
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        # safetensors reports a failed write as an error of its own.
-        reason = error.strerror if isinstance(error, OSError) else _cause(error)
-        raise FasthgError(
-            f"{path}: cannot write ({reason}); free disk space or write elsewhere"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _cause(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until the content is on the disk: moved before, it could be empty after a blackout."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what writes that were killed left in `folder`; nobody else may write there."""
-    for path in folder.glob(".*.*"):
-        # .<name>.<process>, see write_atomically
-        if path.suffix[1:].isdigit() and path.is_file():
-            path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, UTF-8."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(text.encode())
-
-    write_atomically(path, write)
-
-
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Save a training state: nested dicts and lists of tensors and plain values."""
 
@@ -112,6 +63,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         _seal(temporary)
 
     write_atomically(path, write)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _checksum(path: Path, length: int) -> bytes:
@@ -176,7 +131,7 @@ def load_state(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # It is what was written: no damage.
         raise DataError(
-            f"{path}: not a readable checkpoint ({_cause(error)}); use an older one"
+            f"{path}: not a readable checkpoint ({_first_line(error)}); use an older one"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(
@@ -230,7 +185,11 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     described = {**metadata, CHECKSUM: _sum_of(plain)}
 
     def write(temporary: Path) -> None:
-        safetensors.torch.save_file(plain, temporary, described)
+        try:
+            safetensors.torch.save_file(plain, temporary, described)
+        except safetensors.SafetensorError as error:
+            # A failed write is reported as an error of its own.
+            raise OSError(errno.EIO, _first_line(error)) from error
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
 
     write_atomically(path, write)

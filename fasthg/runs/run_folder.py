@@ -20,7 +20,7 @@ import numpy as np
 
 from fasthg.config import Config, dump_config, load_config
 from fasthg.errors import DataError, FasthgError
-from fasthg.runs.checkpoint import remove_leftovers, write_text
+from fasthg.files import remove_leftovers, write_text
 
 try:
     import fcntl

@@ -33,14 +33,14 @@ class Graph:
         return self._result
 
 
-class Replayed:
+class GraphedCallable:
     """Work that is captured for the shapes of its inputs, and from then on replayed.
 
     Args:
         work: of the inputs; see `capture` for what it may do.
         device: where it runs.
         eager: so many calls with the same shapes run as they are before one is captured.
-        undone: entered around the runs before a capture; its end undoes what they changed.
+        restore_state: entered around the runs before a capture; its end undoes what they changed.
     """
 
     def __init__(
@@ -49,9 +49,14 @@ class Replayed:
         device: torch.device,
         *,
         eager: int = 0,
-        undone: Callable[[], AbstractContextManager[object]] = nullcontext,
+        restore_state: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._work, self._device, self._eager, self._undone = work, device, eager, undone
+        self._work, self._device, self._eager, self._restore_state = (
+            work,
+            device,
+            eager,
+            restore_state,
+        )
         self._shapes: list[torch.Size] | None = None
         self._times = 0
         self._inputs: tuple[Tensor, ...] = ()
@@ -68,7 +73,7 @@ class Replayed:
             return self._work(*inputs)
         if self.captured is None:
             held = tuple(tensor.clone() for tensor in inputs)
-            with self._undone():
+            with self._restore_state():
                 captured = capture(lambda: self._work(*held), self._device)
             self._inputs, self.captured = held, captured
         for place, given in zip(self._inputs, inputs, strict=True):

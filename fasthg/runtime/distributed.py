@@ -27,7 +27,7 @@ class LostProcess(FasthgError):
     """Another process of this training ended, and what it owed does not come."""
 
 
-class World:
+class ProcessGroup:
     """All processes of this training; one alone where nothing else was started.
 
     The methods that talk have to be called by every process, in the same order.
@@ -75,10 +75,10 @@ class World:
         """Leave the others; afterwards each is alone."""
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class ProcessWorld(World):
+class ProcessWorld(ProcessGroup):
     """The processes that torchrun started, or whatever sets its variables.
 
     Args:
@@ -131,41 +131,41 @@ class ProcessWorld(World):
             self._host = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def sum(self, tensor: Tensor) -> None:
-        """See `World`."""
+        """See `ProcessGroup`."""
         dist.all_reduce(tensor)
 
     def mean(self, tensor: Tensor) -> None:
-        """See `World`."""
+        """See `ProcessGroup`."""
         # gloo has no mean of its own.
         dist.all_reduce(tensor)
         tensor.mul_(1.0 / self.size)
 
     def stacked(self, tensor: Tensor) -> Tensor:
-        """See `World`."""
+        """See `ProcessGroup`."""
         every = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(every, tensor.contiguous())
         return torch.stack(every)
 
     def largest(self, *values: float) -> list[float]:
-        """See `World`."""
+        """See `ProcessGroup`."""
         every = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(every, dist.ReduceOp.MAX, group=self._host)
         return every.tolist()
 
     def added(self, values: Tensor) -> Tensor:
-        """See `World`."""
+        """See `ProcessGroup`."""
         values = values.clone()
         dist.all_reduce(values, group=self._host)
         return values
 
     def gathered(self, value: Any) -> list[Any]:
-        """See `World`."""
+        """See `ProcessGroup`."""
         every: list[Any] = [None] * self.size
         dist.all_gather_object(every, value, group=self._host)
         return every
 
     def close(self) -> None:
-        """See `World`."""
+        """See `ProcessGroup`."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -190,7 +190,7 @@ def launched() -> bool:
 
 
 @contextlib.contextmanager
-def open_world(device: str) -> Iterator[World]:
+def open_process_group(device: str) -> Iterator[ProcessGroup]:
     """The processes that train together; just this one where nothing else was started.
 
     Args:
@@ -201,7 +201,7 @@ def open_world(device: str) -> Iterator[World]:
         ConfigError, EnvironmentFault: see `ProcessWorld`.
     """
     if not launched():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     gpus = device != "cpu" and torch.cuda.is_available()
     world = ProcessWorld(os.environ, gpus=gpus)

@@ -20,15 +20,16 @@ from rich.table import Table
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.loader import Loader, available_cores, loader_choice, make_loader
-from fasthg.data.prefetch import Feeder
+from fasthg.data.prefetch import Prefetcher
 from fasthg.data.split import open_split
 from fasthg.errors import ConfigError
 from fasthg.model import build_model
 from fasthg.ops import paths
+from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.process import peak_bytes
 from fasthg.train.environment import describe_environment
 from fasthg.train.memory import GIB, is_out_of_memory, out_of_memory
-from fasthg.train.step import TrainStep, choose_device, choose_precision
+from fasthg.train.step import TrainStep
 
 FRAMES, FRAME_SIZE = 48, (1024, 570)
 """The synthetic data that stands in where DATA.TRAIN is not set; MARS films 1024x570 px."""
@@ -126,7 +127,7 @@ def bench(
             step = TrainStep(config, build_model(config).to(device), device)
             stepping = _step_alone(step, batch, seconds)
             say(f"measuring both, {seconds:g} s")
-            loader = make_loader(split.planner, config, device)
+            loader = make_loader(split.sampler, config, device)
             stack.callback(loader.close)
             both = _both(loader, step, config, seconds)
         except RuntimeError as error:
@@ -278,7 +279,7 @@ def _step_alone(step: TrainStep, batch: Batch, seconds: float) -> dict[str, Any]
 
 def _both(loader: Loader, step: TrainStep, config: Config, seconds: float) -> dict[str, Any]:
     """Speed as in training, and the share of the time that the step waited for data."""
-    feeder = Feeder(loader.batches(0, _ENDLESS), step.device)
+    feeder = Prefetcher(loader.batches(0, _ENDLESS), step.device)
     numbers = itertools.count()
     waited: list[float] = []
 

@@ -19,11 +19,11 @@ from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.loader import Loader
 from fasthg.runs.run_folder import RunFolder
+from fasthg.runtime.device import choose_device
 from fasthg.runtime.process import peak_bytes
 from fasthg.runtime.progress import ProgressLine
 from fasthg.train.finetune import starting_weights
 from fasthg.train.memory import GIB, estimate, is_out_of_memory, out_of_memory
-from fasthg.train.step import choose_device
 from fasthg.train.tensorboard import Summary
 from fasthg.train.trainer import Training, open_data
 
@@ -93,8 +93,8 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
             raise
         seconds = training.validating
         if validation and some and some.given:
-            seconds += some.seconds * (validation.planner.batches_per_epoch / some.given - 1)
-        first_step, step = _seconds_of_steps(run, config.BATCH_SIZE)
+            seconds += some.seconds * (validation.sampler.batches_per_epoch / some.given - 1)
+        first_step, step = _step_seconds(run, config.BATCH_SIZE)
         facts = Facts(
             first_step=first_step,
             step=step,
@@ -105,8 +105,8 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
         )
     for line in describe(config, facts, device):
         _say(console, line)
-    if some and validation and some.given < validation.planner.batches_per_epoch:
-        whole = validation.planner.batches_per_epoch
+    if some and validation and some.given < validation.sampler.batches_per_epoch:
+        whole = validation.sampler.batches_per_epoch
         _say(console, f"         a validation was tried on {some.given} of its {whole} batches")
     return facts
 
@@ -204,7 +204,7 @@ def _temporary_run(config: Config, source: Path | None) -> Iterator[RunFolder]:
                 folder.rmdir()
 
 
-def _seconds_of_steps(run: RunFolder, batch_size: int) -> tuple[float, float]:
+def _step_seconds(run: RunFolder, batch_size: int) -> tuple[float, float]:
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     first, second = (batch_size / row["images_per_s"] for row in rows if "images_per_s" in row)
     return first, second

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from fasthg.runs.checkpoint import write_text
+from fasthg.files import write_text
 
 
 class Restarts:

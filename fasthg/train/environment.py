@@ -12,7 +12,7 @@ import torch
 from fasthg import __version__, ops
 from fasthg.config import Config
 from fasthg.data.loader import loader_choice
-from fasthg.train.step import choose_device, choose_precision
+from fasthg.runtime.device import choose_device, choose_precision
 
 PACKAGES = (
     "torch",

@@ -19,7 +19,7 @@ for convolutions ask for it. The gaps stay 0."""
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class FlatNetwork(Generic[Network]):
+class FlatParameters(Generic[Network]):
     """Weights, their gradients and the moving statistics of a network in flat buffers.
 
     The gradients of the parameters become views as well: `set_gradient` writes all at once, and

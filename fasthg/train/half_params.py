@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasthg.train.flat_params import FlatNetwork
+from fasthg.train.flat_params import FlatParameters
 
 
-def rounded(flat: FlatNetwork[Any]) -> int:
+def rounded(flat: FlatParameters[Any]) -> int:
     """How many of the first values of `flat` hold the weights of all convolutions."""
     return flat.decayed if flat.unmoved == len(flat.weights) else flat.unmoved
 
 
-class HalfWeights:
+class HalfParameters:
     """Leaves in half precision that stand in for weights and biases of all convolutions.
 
     Results are those of autocast, bit for bit: it rounds the same weights. A module that wants a
@@ -35,7 +35,7 @@ class HalfWeights:
     leaves: list[Tensor | None]
     """In the order of `flat.parameters`; None for those that nothing stands in for."""
 
-    def __init__(self, flat: FlatNetwork[Any], dtype: torch.dtype) -> None:
+    def __init__(self, flat: FlatParameters[Any], dtype: torch.dtype) -> None:
         self._weights = flat.values[: rounded(flat)]
         self._values = torch.zeros_like(self._weights, dtype=dtype)
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []

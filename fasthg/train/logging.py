@@ -12,7 +12,7 @@ from torch import Tensor
 from fasthg.config import Config
 from fasthg.data.prefetch import AHEAD
 from fasthg.runs.run_folder import RunFolder
-from fasthg.runtime.distributed import ALONE, World
+from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.runtime.progress import Meter, ProgressLine
 from fasthg.train.step import StepResult
 from fasthg.train.tensorboard import Summary
@@ -41,7 +41,7 @@ class Reading:
         return self._losses.double()
 
 
-class Reporter:
+class MetricLogger:
     """Checks the losses of every step and writes some, while later ones wait on the device.
 
     Args:
@@ -60,7 +60,7 @@ class Reporter:
         summary: Summary,
         progress: ProgressLine,
         refuse: Callable[[int, Tensor, Tensor], None],
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._config, self._run, self._refuse, self._world = config, run, refuse, world
         self._summary, self._progress = summary, progress
@@ -92,17 +92,17 @@ class Reporter:
         world = self._world
         images_per_s *= world.size
         (wait,) = world.largest(wait)
-        of_stacks = world.added(losses.sum(1))
+        stack_losses = world.added(losses.sum(1))
         if self._config.LOSS_SCALING == "mean":
-            of_stacks /= world.size
+            stack_losses /= world.size
         if not world.first:
             return
-        loss = float(of_stacks.sum())
+        loss = float(stack_losses.sum())
         self._progress.update(reading.step, loss, reading.rate, images_per_s, step_s, wait)
         row = {
             "step": reading.step,
             "loss": loss,
-            "loss_per_stack": of_stacks.tolist(),
+            "loss_per_stack": stack_losses.tolist(),
             "learning_rate": reading.rate,
             "images_per_s": images_per_s,
             "wait_share": wait,

@@ -18,16 +18,18 @@ from fasthg.errors import FasthgError
 from fasthg.model import (
     StackedHourglass,
     build_model,
-    collect_statistics,
+    collect_batch_stats,
     decayed_parameters,
+    normalise,
 )
 from fasthg.model.hourglass import Stack
 from fasthg.model.layers import Residual
 from fasthg.model.loss import heatmap_loss
 from fasthg.ops import paths
-from fasthg.train.flat_params import FlatNetwork
+from fasthg.runtime.device import autocast, choose_precision
+from fasthg.train.flat_params import FlatParameters
 from fasthg.train.half_params import rounded
-from fasthg.train.step import autocast, choose_mode, choose_precision, normalise
+from fasthg.train.step import choose_mode
 
 GIB = 2.0**30
 
@@ -63,11 +65,11 @@ def estimate(config: Config, device: torch.device) -> Memory:
         model = build_model(config)
     kept = _kept(config, model, device)
     with FakeTensorMode():
-        _materialise(model, _half_of_weights(config, device))
-        return Memory(kept, _layout(config, model, device))
+        _materialise(model, _half_weights(config, device))
+        return Memory(kept, _maps(config, model, device))
 
 
-def _layout(config: Config, model: StackedHourglass, device: torch.device) -> int:
+def _maps(config: Config, model: StackedHourglass, device: torch.device) -> int:
     """`Memory.maps` of a model that lies on a CPU, as it would be on `device`."""
     _choose_as_on(model, config, device)
     batch, side, parts = config.BATCH_SIZE, config.INPUT_SIZE, config.PARTS.NUM_PARTS
@@ -80,7 +82,7 @@ def _layout(config: Config, model: StackedHourglass, device: torch.device) -> in
             torch.ones(batch, parts, dtype=torch.uint8),
             torch.ones(batch, parts),
         )
-        with collect_statistics():
+        with collect_batch_stats():
             with autocast(images.device, _precision(config, device)):
                 predictions = model(normalise(images))
             loss = heatmap_loss(predictions, *targets, scaling=config.LOSS_SCALING)
@@ -142,7 +144,7 @@ def _supply(device: torch.device) -> str:
 
 
 def _kept(config: Config, model: StackedHourglass, device: torch.device) -> int:
-    flat = FlatNetwork(model, *decayed_parameters(model), model.frozen())
+    flat = FlatParameters(model, *decayed_parameters(model), model.frozen())
     total, weights, statistics = (len(t) for t in (flat.values, flat.weights, flat.statistics))
     states = _states(config) * weights
     # Values and averages, the gradient, and what the batch norms of one batch found.
@@ -150,7 +152,7 @@ def _kept(config: Config, model: StackedHourglass, device: torch.device) -> int:
     if device.type == "cuda" and choose_mode(config, device).name != "eager":
         # A capture puts back what the runs before it changed.
         values += 2 * total + (states if config.OPTIMIZER == "rmsprop" else 0)
-    half = _half_of_weights(config, device)
+    half = _half_weights(config, device)
     halves = rounded(flat) * half.itemsize if half else 0
     return values * flat.values.itemsize + halves
 
@@ -172,7 +174,7 @@ def _states(config: Config) -> int:
 def _materialise(model: nn.Module, half: torch.dtype | None) -> None:
     """Put tensors of the open mode in place of a model's own.
 
-    half: of what stands in for convolutions' weights, see `HalfWeights`; None = nothing does.
+    half: of what stands in for convolutions' weights, see `HalfParameters`; None = nothing does.
     """
 
     def parameter(like: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -200,8 +202,8 @@ def _precision(config: Config, device: torch.device) -> torch.dtype:
     return choose_precision(config.PRECISION, device)
 
 
-def _half_of_weights(config: Config, device: torch.device) -> torch.dtype | None:
-    """The dtype of a `TrainStep`'s `HalfWeights`, where it has some."""
+def _half_weights(config: Config, device: torch.device) -> torch.dtype | None:
+    """The dtype of a `TrainStep`'s `HalfParameters`, where it has some."""
     precision = _precision(config, device)
     compiled = choose_mode(config, device).name == "compile"
     return None if compiled or precision == torch.float32 else precision

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from fasthg.errors import ConfigError
 from fasthg.ops import rmsprop_ema
-from fasthg.train.flat_params import FlatNetwork
+from fasthg.train.flat_params import FlatParameters
 
 if TYPE_CHECKING:
     from fasthg.config import Config
@@ -32,7 +32,7 @@ class RMSProp(Optimizer):
 
     Args:
         flat: weights, gradients and moving statistics.
-        averages: `(total,)`, see `FlatNetwork.copy`.
+        averages: `(total,)`, see `FlatParameters.copy`.
         average_weight: one value, share of the value in its new average.
         lr: learning rate, kept as a tensor in `param_groups[0]["lr"]`.
         decay, momentum, eps: RMSPROP_DECAY, RMSPROP_MOMENTUM, RMSPROP_EPSILON.
@@ -45,7 +45,7 @@ class RMSProp(Optimizer):
 
     def __init__(
         self,
-        flat: FlatNetwork[Any],
+        flat: FlatParameters[Any],
         averages: Tensor,
         average_weight: Tensor,
         lr: float,
@@ -103,7 +103,7 @@ class RMSProp(Optimizer):
 
 
 def build_optimizer(
-    config: Config, flat: FlatNetwork[Any], averages: Tensor, average_weight: Tensor
+    config: Config, flat: FlatParameters[Any], averages: Tensor, average_weight: Tensor
 ) -> Optimizer:
     """The optimiser that OPTIMIZER names, over the weights of `flat`.
 

@@ -19,7 +19,7 @@ from fasthg.errors import DataError
 _PLACES = ("DATA", "INIT", "RUNS_DIR", "RUN_NAME", "MARS_PROJECT")
 
 
-def circumstances(
+def resume_fingerprint(
     config: Config,
     data: str,
     validation: str | None,
@@ -60,7 +60,7 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
 
     Args:
         path: the state's, for messages.
-        state, now: as `circumstances` makes them, of then and now.
+        state, now: as `resume_fingerprint` makes them, of then and now.
 
     Raises:
         DataError: they differ.

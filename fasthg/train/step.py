@@ -14,60 +14,21 @@ from fasthg.config import Config
 from fasthg.data.batch import READ_BY_STEP, Batch
 from fasthg.errors import EnvironmentFault
 from fasthg.model import (
-    MovingStatistics,
+    RunningStats,
     StackedHourglass,
-    collect_statistics,
+    collect_batch_stats,
     decayed_parameters,
-    weight_gradients_beside,
+    normalise,
+    overlap_weight_gradients,
 )
 from fasthg.model.loss import heatmap_loss
-from fasthg.runtime.cuda_graph import Replayed
-from fasthg.runtime.distributed import ALONE, World
+from fasthg.runtime.cuda_graph import GraphedCallable
+from fasthg.runtime.device import autocast, choose_precision
+from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.runtime.process import keep_freed_memory
-from fasthg.train.flat_params import FlatNetwork
-from fasthg.train.half_params import HalfWeights
+from fasthg.train.flat_params import FlatParameters
+from fasthg.train.half_params import HalfParameters
 from fasthg.train.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that DEVICE names; auto takes a GPU where torch sees one.
-
-    Raises:
-        EnvironmentFault: cuda is asked for and torch has none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFault("DEVICE: cuda, but torch finds no GPU; set DEVICE=cpu or auto")
-    return torch.device(name)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that PRECISION names; auto takes bfloat16 where the hardware multiplies it."""
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 `(batch, height, width, 3)` -> float32 `(batch, 3, height, width)` in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float().mul_(1.0 / 127.5).sub_(1.0)
-
-
-def autocast(
-    device: torch.device, precision: torch.dtype
-) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision for `precision`; a no-op for float32."""
-    if precision == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=precision)
 
 
 class StepResult(NamedTuple):
@@ -123,7 +84,7 @@ class TrainStep:
         config: Config,
         model: StackedHourglass,
         device: torch.device,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.config = config
         self.world = world
@@ -131,9 +92,9 @@ class TrainStep:
         self.device = device
         self.precision = choose_precision(config.PRECISION, device)
         self.mode = choose_mode(config, device)
-        self.flat = FlatNetwork(model, *decayed_parameters(model), model.frozen())
+        self.flat = FlatParameters(model, *decayed_parameters(model), model.frozen())
         self._ema_model, self.averages = self.flat.copy()
-        self._statistics = MovingStatistics(model, self.flat.statistics)
+        self._statistics = RunningStats(model, self.flat.statistics)
         self._synced = config.BATCHNORM_SYNC and world.active
         if self._synced:
             model.set_peers(world)
@@ -144,9 +105,9 @@ class TrainStep:
             device.type, init_scale=256.0, enabled=self.precision == torch.float16
         )
         self._loss_of: Callable[..., Tensor] = self._forward
-        self._half: HalfWeights | None = None
+        self._half: HalfParameters | None = None
         if self.precision != torch.float32 and self.mode.name != "compile":
-            self._half = HalfWeights(self.flat, self.precision)
+            self._half = HalfParameters(self.flat, self.precision)
         if self.mode.name == "compile":
             # inductor fuses torch's own modules; to it, operators of ours are walls.
             model.set_fused("off")
@@ -165,7 +126,9 @@ class TrainStep:
                 torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._captures = device.type == "cuda" and self.mode.name != "eager"
         # Training has batches of one shape.
-        self._replayed = Replayed(self._device_work, device, undone=self._undone)
+        self._replayed = GraphedCallable(
+            self._device_work, device, restore_state=self._restore_state
+        )
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
         """Train on `batch` as step number `step` (the first is 0).
@@ -222,7 +185,7 @@ class TrainStep:
         """
         with self._half.used() if self._half else contextlib.nullcontext():
             # Of a forward that fails, nothing is left over.
-            with collect_statistics() as found:
+            with collect_batch_stats() as found:
                 loss = self._loss_of(*given)
             apart = self.world.active and not self._synced
             self._statistics.apply(found, self.world.mean if apart else None)
@@ -238,7 +201,7 @@ class TrainStep:
         # Operators that want full precision take the weight behind a stand-in.
         halves = self._half.leaves if self._half else [None] * len(weights)
         leaves = [*weights, *(half for half in halves if half is not None)]
-        with weight_gradients_beside(loss):
+        with overlap_weight_gradients(loss):
             found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
         full = [next(found) for _ in weights]
         rounded = [None if half is None else next(found) for half in halves]
@@ -263,7 +226,7 @@ class TrainStep:
         self.scaler.update()
 
     @contextlib.contextmanager
-    def _undone(self) -> Iterator[None]:
+    def _restore_state(self) -> Iterator[None]:
         """Undo what the steps inside change."""
         tensors = self._changed_on_device()
         before = [tensor.clone() for tensor in tensors]

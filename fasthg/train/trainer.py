@@ -17,7 +17,7 @@ from torch import Tensor
 from fasthg import metrics
 from fasthg.config import Config, dump_config, inert_keys
 from fasthg.data.loader import available_cores, loader_choice
-from fasthg.data.prefetch import Feeder
+from fasthg.data.prefetch import Prefetcher
 from fasthg.data.split import Split, open_split
 from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.inference.plots import as_array, draw_instances, part_colors
@@ -34,16 +34,17 @@ from fasthg.runs.checkpoint import (
 )
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import weights_metadata
-from fasthg.runtime.distributed import ALONE, World, open_world
+from fasthg.runtime.device import choose_device
+from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_process_group
 from fasthg.runtime.progress import ProgressLine
 from fasthg.runtime.signals import Signals
 from fasthg.train.elastic import Restarts
 from fasthg.train.environment import describe_environment
 from fasthg.train.finetune import Start, starting_weights
-from fasthg.train.logging import Reporter
+from fasthg.train.logging import MetricLogger
 from fasthg.train.memory import is_out_of_memory, out_of_memory
-from fasthg.train.resume import circumstances, differences, refuse_another_plan
-from fasthg.train.step import TrainStep, choose_device
+from fasthg.train.resume import differences, refuse_another_plan, resume_fingerprint
+from fasthg.train.step import TrainStep
 from fasthg.train.tensorboard import Summary
 
 PICTURED = 8
@@ -51,7 +52,7 @@ PICTURED = 8
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """How a training ended."""
 
     run: RunFolder
@@ -62,7 +63,7 @@ class Outcome:
     """Of this process; what follows a training is the work of rank 0."""
 
 
-class Wishes(NamedTuple):
+class ControlRequests(NamedTuple):
     """What is asked of a training between two steps."""
 
     stop: int | None
@@ -91,7 +92,7 @@ class Training:
         validation: Split | None,
         run: RunFolder,
         console: Console,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.config = config
         self.device = device
@@ -101,7 +102,7 @@ class Training:
         self.run = run
         self.console = console
         self.step = TrainStep(config, build_model(config).to(device), device, world)
-        self.circumstances = circumstances(
+        self.resume_fingerprint = resume_fingerprint(
             config,
             train.index.fingerprint(),
             None if validation is None else validation.index.fingerprint(),
@@ -145,8 +146,8 @@ class Training:
             self.begin(starting_weights(self.config))
             return
         for error in damaged:
-            say(f"{error}; {path.name} serves", highlight=False, soft_wrap=True)
-        refuse_another_plan(path, state, self.circumstances)
+            say(f"{error}; {path.name} has_kernel", highlight=False, soft_wrap=True)
+        refuse_another_plan(path, state, self.resume_fingerprint)
         try:
             self.step.load_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -159,7 +160,7 @@ class Training:
         self.train.loader.corrupt.update(state["corrupt"])
         if self.world.first:
             self.run.truncate_log(self.done)
-        if state["validation"] != self.circumstances["validation"]:
+        if state["validation"] != self.resume_fingerprint["validation"]:
             say("changed  DATA.VAL: the best so far does not count any more", highlight=False)
             self.best = float("inf")
         elif self.run.best.exists():
@@ -174,7 +175,7 @@ class Training:
             highlight=False,
             soft_wrap=True,
         )
-        for line in differences(state, self.circumstances):
+        for line in differences(state, self.resume_fingerprint):
             say(f"changed  {line}", markup=False, highlight=False, soft_wrap=True)
 
     def refuse_other_weights(self) -> None:
@@ -236,19 +237,19 @@ class Training:
         for key, why in inert_keys(config):
             say(f"no effect: {key}: {why}", markup=False, highlight=False, soft_wrap=True)
 
-    def fit(self) -> Outcome:
+    def fit(self) -> TrainResult:
         """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""
         config, world = self.config, self.world
         total = config.NUM_TRAIN_ITERATIONS
         summary = Summary(self.run.path if world.first else None, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
-        reporter = Reporter(config, self.run, summary, progress, self._refuse_nan, world)
+        reporter = MetricLogger(config, self.run, summary, progress, self._refuse_nan, world)
         meter = reporter.meter
         try:
             with Signals(patient=world.active) as signals, progress:
-                batches = Feeder(self.train.loader.batches(self.done, total), self.device)
-                wishes = self._wishes(signals)
-                while self.done < total and not wishes.stop:
+                batches = Prefetcher(self.train.loader.batches(self.done, total), self.device)
+                requests = self._control_requests(signals)
+                while self.done < total and not requests.stop:
                     batch = next(batches)
                     result = self.step(batch, self.done)
                     self.done += 1
@@ -260,13 +261,13 @@ class Training:
                         paused = time.monotonic()
                         self._validate(summary, progress)
                         meter.pause(time.monotonic() - paused)
-                    wishes = self._wishes(signals)
-                    if (wishes.due or wishes.save) and self.done < total:
+                    requests = self._control_requests(signals)
+                    if (requests.due or requests.save) and self.done < total:
                         reporter.report()
                         paused = time.monotonic()
                         self._save()
                         meter.pause(time.monotonic() - paused)
-                    if wishes.save:
+                    if requests.save:
                         progress.note(f"step {self.done}: saved, as SIGUSR1 asks")
                 reporter.report()
                 self._save()
@@ -277,14 +278,14 @@ class Training:
         count = len(self._corrupt())
         if count:
             progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
-        signal = wishes.stop if self.done < total else None
-        return Outcome(self.run, self.done, signal, world.rank)
+        signal = requests.stop if self.done < total else None
+        return TrainResult(self.run, self.done, signal, world.rank)
 
-    def _wishes(self, signals: Signals) -> Wishes:
+    def _control_requests(self, signals: Signals) -> ControlRequests:
         """What the signals of all processes and the first one's clock ask for."""
         asked = (signals.stop or 0, signals.save_wanted(), self.world.first and self.keeper.due())
         stop, save, due = self.world.largest(*asked)
-        return Wishes(int(stop) or None, bool(save), bool(due))
+        return ControlRequests(int(stop) or None, bool(save), bool(due))
 
     def _corrupt(self) -> dict[int, str]:
         """Records whose image cannot be used, of all processes."""
@@ -331,7 +332,7 @@ class Training:
         part = self.validation
         own = predict(
             self.step.ema_model(),
-            part.loader.batches(0, part.planner.batches_per_epoch),
+            part.loader.batches(0, part.sampler.batches_per_epoch),
             part.index,
             self.config,
             self.step.precision,
@@ -389,14 +390,14 @@ class Training:
             "step": self.done,
             "best": self.best,
             "corrupt": corrupt,
-            **self.circumstances,
+            **self.resume_fingerprint,
             **self.step.state(),
         }
 
 
 @contextlib.contextmanager
 def open_data(
-    config: Config, device: torch.device, world: World = ALONE
+    config: Config, device: torch.device, world: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[tuple[Split, Split | None]]:
     """The splits to train on and to validate with, if any; nothing has been written yet.
 
@@ -436,7 +437,7 @@ def train(
     source: Path | None = None,
     stem: str = "run",
     resume: Path | None = None,
-) -> Outcome:
+) -> TrainResult:
     """Train as `config` says.
 
     Args:
@@ -449,7 +450,7 @@ def train(
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
-    with open_world(config.DEVICE) as world:
+    with open_process_group(config.DEVICE) as world:
         device = choose_device(config.DEVICE)
         if world.active and device.type == "cuda":
             device = torch.device("cuda", world.local_rank)
@@ -476,16 +477,16 @@ def train(
 
 
 def _refuse_other_data(
-    world: World, config: Config, train: Split, validation: Split | None
+    world: ProcessGroup, config: Config, train: Split, validation: Split | None
 ) -> None:
     """Refuse to begin where a process has another configuration or other data than the first."""
     if not world.active:
         return
-    of_validation = None if validation is None else validation.index.fingerprint()
+    validation_data = None if validation is None else validation.index.fingerprint()
     own = {
         "configuration": dump_config(config),
         "training data": train.index.fingerprint(),
-        "validation data": of_validation,
+        "validation data": validation_data,
     }
     every = world.gathered(own)
     for rank, other in enumerate(every):
@@ -501,7 +502,7 @@ def _open_run(
     source: Path | None,
     stem: str,
     resume: Path | None,
-    world: World,
+    world: ProcessGroup,
     restarts: Restarts | None,
 ) -> tuple[RunFolder, bool]:
     """The run folder, which the first process makes for all, and whether it is gone on in."""
@@ -522,7 +523,7 @@ def _open_run(
     return RunFolder(path), resumed
 
 
-def _run(training: Training, resumed: bool) -> Outcome:
+def _run(training: Training, resumed: bool) -> TrainResult:
     run, config = training.run, training.config
     if training.world.first:
         if resumed:
@@ -530,7 +531,7 @@ def _run(training: Training, resumed: bool) -> Outcome:
         run.write_json("env.json", describe_environment())
     if training.done >= config.NUM_TRAIN_ITERATIONS:
         training.console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
-        return Outcome(run, training.done, rank=training.world.rank)
+        return TrainResult(run, training.done, rank=training.world.rank)
     return training.fit()
 
 

@@ -20,13 +20,13 @@ import torch
 import turns
 
 CPU = torch.device("cpu")
-ALONE = {"PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS"}
+SINGLE_PROCESS = {"PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS"}
 
 
 def bench(repository, folder, plugin, *options):
     """Three rounds of heatmap_mse in a process of its own; `plugin` is code that runs first."""
     (folder / "planted.py").write_text(textwrap.dedent(plugin))
-    environment = {k: v for k, v in os.environ.items() if k not in ALONE}
+    environment = {k: v for k, v in os.environ.items() if k not in SINGLE_PROCESS}
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "planted", "--bench-rounds=3"]
     done = subprocess.run(
         [sys.executable, *command, *options, "benchmarks/bench_heatmap_mse.py"],

@@ -20,7 +20,7 @@ from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import PortableLoader
 from fasthg.data.records.record import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.model import StackedHourglass
 from fasthg.ops import gaussian_heatmaps
@@ -102,7 +102,7 @@ def test_heatmaps_are_those_of_fasthg(mice: RecordIndex, subpixel: bool) -> None
     """Crop and targets without augmentation, against plan and operator of fasthg."""
     cfg = Config(**PLAIN, SUBPIXEL_TARGETS=subpixel)
     dataset = MarsDataset(mice, cfg)
-    plan = Planner(mice, cfg, training=False, seed=0, batch_size=len(mice)).plan(0)
+    plan = BatchSampler(mice, cfg, training=False, seed=0, batch_size=len(mice)).plan(0)
     wanted = gaussian_heatmaps(
         torch.from_numpy(plan.keypoints),
         torch.from_numpy(plan.sigmas),
@@ -117,8 +117,8 @@ def test_heatmaps_are_those_of_fasthg(mice: RecordIndex, subpixel: bool) -> None
 def test_images_are_those_of_fasthg(mice: RecordIndex) -> None:
     """But for what resampling makes of them: MARS averages areas, fasthg smooths and samples."""
     cfg = Config(**PLAIN)
-    planner = Planner(mice, cfg, training=False, seed=0, batch_size=len(mice))
-    (batch,) = PortableLoader(planner, 0).batches(0, 1)
+    sampler = BatchSampler(mice, cfg, training=False, seed=0, batch_size=len(mice))
+    (batch,) = PortableLoader(sampler, 0).batches(0, 1)
     wanted = batch.images.permute(0, 3, 1, 2) / 127.5 - 1
     dataset = MarsDataset(mice, cfg)
     got = torch.stack([dataset[item][0] for item in range(len(mice))])

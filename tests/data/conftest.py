@@ -15,7 +15,7 @@ from fasthg.data.loader import Loader
 from fasthg.data.opencv_loader import PortableLoader
 from fasthg.data.records.record import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 
 # Every augmentation off; a test turns on what it is about.
@@ -73,17 +73,22 @@ def open_loader() -> Iterator[Callable[..., Loader]]:
     opened: list[Loader] = []
 
     def make(
-        kind: str, planner: Planner, *, threads: int = 0, prefetch: int = 2, window: bool = True
+        kind: str,
+        sampler: BatchSampler,
+        *,
+        threads: int = 0,
+        prefetch: int = 2,
+        window: bool = True,
     ) -> Loader:
         if kind == "portable":
-            opened.append(PortableLoader(planner, threads))
+            opened.append(PortableLoader(sampler, threads))
         else:
             pytest.importorskip("nvidia.dali", reason="DALI is not installed")
             from fasthg.data.dali_loader import DaliLoader
 
             opened.append(
                 DaliLoader(
-                    planner,
+                    sampler,
                     torch.device("cpu"),
                     max(1, threads),
                     prefetch=prefetch,

@@ -14,9 +14,9 @@ from fasthg.data.augment import (
     COLOUR_FAST,
     COLOUR_GBCG,
     COLOUR_NONE,
-    Draws,
+    AugmentParams,
     draw,
-    no_draws,
+    no_augmentation,
 )
 from fasthg.data.augment_ops import colour_table, noise_bank, saturate
 from fasthg.data.records.jpeg import image_fault
@@ -26,8 +26,8 @@ MANY = np.arange(20_000)
 Make = Callable[..., Config]
 
 
-def same(first: Draws, second: Draws) -> bool:
-    pairs = ((getattr(first, f.name), getattr(second, f.name)) for f in fields(Draws))
+def same(first: AugmentParams, second: AugmentParams) -> bool:
+    pairs = ((getattr(first, f.name), getattr(second, f.name)) for f in fields(AugmentParams))
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -76,16 +76,16 @@ def test_a_draw_depends_on_seed_epoch_and_instance_only(configure: Make) -> None
 
 def test_switching_one_augmentation_leaves_the_others_alone() -> None:
     full, without = draw(Config(), 1, 0, MANY), draw(Config(DO_RANDOM_NOISE=False), 1, 0, MANY)
-    changed = {f.name for f in fields(Draws)}
+    changed = {f.name for f in fields(AugmentParams)}
     changed = {n for n in changed if not np.array_equal(getattr(full, n), getattr(without, n))}
     assert changed == {"noise", "noise_offset"}
 
 
 def test_everything_off_draws_nothing(configure: Make) -> None:
     cfg = configure()
-    assert same(draw(cfg, 1, 0, np.arange(100)), no_draws(cfg, 100))
-    assert (no_draws(cfg, 3).pad == 0.65).all()
-    assert (no_draws(configure(LOOSE_BBOX_CROP=False), 3).pad == 0).all()
+    assert same(draw(cfg, 1, 0, np.arange(100)), no_augmentation(cfg, 100))
+    assert (no_augmentation(cfg, 3).pad == 0.65).all()
+    assert (no_augmentation(configure(LOOSE_BBOX_CROP=False), 3).pad == 0).all()
 
 
 def test_frequencies_are_what_the_configuration_says(configure: Make) -> None:

@@ -22,7 +22,7 @@ def run(given: Sequence[Item], folder: Path, **options: object) -> dict[str, str
     return splits.frames
 
 
-def of_videos(frames: dict[str, str]) -> dict[str, set[str]]:
+def splits_by_video(frames: dict[str, str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for image_id, split in frames.items():
         found.setdefault(image_id.rpartition("/")[0], set()).add(split)
@@ -44,7 +44,7 @@ def test_by_frame_as_in_mars(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_video_lands_in_one_split(tmp_path: Path, seed: int) -> None:
     frames = run(items(*((f"v{n}", 50) for n in range(20))), tmp_path, split_by="video", seed=seed)
-    assert all(len(splits) == 1 for splits in of_videos(frames).values())
+    assert all(len(splits) == 1 for splits in splits_by_video(frames).values())
     assert counts(frames) == (850, 50, 100)
 
 
@@ -95,7 +95,7 @@ def test_sessions(tmp_path: Path) -> None:
     names = [f"mouse{n}_day{d}_cam{c}" for n in range(4) for d in range(3) for c in range(2)]
     frames = run(items(*((name, 3) for name in names)), tmp_path, split_by="session")
     by_session: dict[str, set[str]] = {}
-    for video, splits in of_videos(frames).items():
+    for video, splits in splits_by_video(frames).items():
         by_session.setdefault(video.rpartition("_")[0], set()).update(splits)
     assert len(by_session) == 12 and all(len(splits) == 1 for splits in by_session.values())
     assert min(counts(frames)) > 0
@@ -138,7 +138,7 @@ def test_known_frames_stay_whatever_changes(tmp_path: Path, by: str) -> None:
     assert f"splits from {tmp_path / NAME}: 88 new frames" in notes[-1]
     if by == "video":
         # New frames of a known video go with it, new videos are not cut either.
-        assert all(len(found) == 1 for found in of_videos(splits.frames).values())
+        assert all(len(found) == 1 for found in splits_by_video(splits.frames).values())
     train, val, test = (count / 168 for count in counts(splits.frames))
     assert abs(train - 0.85) < 0.1 and val > 0 and test > 0
 
@@ -162,7 +162,7 @@ def test_the_file_may_be_edited(tmp_path: Path) -> None:
     stored["frames"] = {}
     stored["groups"] = {"a": "test", "b": "test", "c": "val"}
     path.write_text(json.dumps(stored))
-    found = of_videos(run(items(("a", 4), ("b", 4), ("c", 4)), tmp_path))
+    found = splits_by_video(run(items(("a", 4), ("b", 4), ("c", 4)), tmp_path))
     assert found == {"a": {"test"}, "b": {"test"}, "c": {"val"}}
 
 

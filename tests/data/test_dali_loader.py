@@ -10,7 +10,7 @@ import torch
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, make_loader
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import EnvironmentFault
 
 Open = Callable[..., Loader]
@@ -18,31 +18,31 @@ Pixels = Callable[[Loader, int, int], np.ndarray]
 
 
 @pytest.fixture
-def planner(mice: RecordIndex) -> Planner:
-    return Planner(mice, Config(BATCH_SIZE=5), training=True, seed=4)
+def sampler(mice: RecordIndex) -> BatchSampler:
+    return BatchSampler(mice, Config(BATCH_SIZE=5), training=True, seed=4)
 
 
 def test_threads_and_prefetching_make_no_difference(
-    planner: Planner, open_loader: Open, pixels_of: Pixels
+    sampler: BatchSampler, open_loader: Open, pixels_of: Pixels
 ) -> None:
-    first = pixels_of(open_loader("dali", planner, threads=1, prefetch=1), 0, 5)
+    first = pixels_of(open_loader("dali", sampler, threads=1, prefetch=1), 0, 5)
     assert np.array_equal(
-        pixels_of(open_loader("dali", planner, threads=2, prefetch=3), 0, 5), first
+        pixels_of(open_loader("dali", sampler, threads=2, prefetch=3), 0, 5), first
     )
 
 
 def test_decoding_the_window_only_differs_by_rounding(
-    planner: Planner, configure: Callable[..., Config], open_loader: Open, pixels_of: Pixels
+    sampler: BatchSampler, configure: Callable[..., Config], open_loader: Open, pixels_of: Pixels
 ) -> None:
     cfg = configure(DO_RANDOM_ROTATION=True, DO_RANDOM_PADDING=True)
-    planner = Planner(planner.index, cfg, training=True, seed=4)
-    window = pixels_of(open_loader("dali", planner), 0, 3).astype(int)
-    whole = pixels_of(open_loader("dali", planner, window=False), 0, 3)
+    sampler = BatchSampler(sampler.index, cfg, training=True, seed=4)
+    window = pixels_of(open_loader("dali", sampler), 0, 3).astype(int)
+    whole = pixels_of(open_loader("dali", sampler, window=False), 0, 3)
     assert np.abs(window - whole).max() <= 1
 
 
-def test_any_range_can_follow(planner: Planner, open_loader: Open, pixels_of: Pixels) -> None:
-    loader = open_loader("dali", planner)
+def test_any_range_can_follow(sampler: BatchSampler, open_loader: Open, pixels_of: Pixels) -> None:
+    loader = open_loader("dali", sampler)
     whole = pixels_of(loader, 0, 6).reshape(6, 5, 256, 256, 3)
     assert np.array_equal(pixels_of(loader, 3, 6), whole[3:].reshape(-1, 256, 256, 3))
     abandoned = loader.batches(0, 6)
@@ -52,9 +52,9 @@ def test_any_range_can_follow(planner: Planner, open_loader: Open, pixels_of: Pi
 
 
 def test_a_batch_keeps_its_pixels_while_others_are_made(
-    planner: Planner, open_loader: Open
+    sampler: BatchSampler, open_loader: Open
 ) -> None:
-    loader = open_loader("dali", planner)
+    loader = open_loader("dali", sampler)
     running = loader.batches(0, 8)
     first = next(running).images
     copy = first.clone()
@@ -66,16 +66,16 @@ def test_a_batch_keeps_its_pixels_while_others_are_made(
 def test_an_evaluation_ends_with_its_short_batch_and_can_be_repeated(
     mice: RecordIndex, open_loader: Open
 ) -> None:
-    planner = Planner(mice, Config(), training=False, seed=0, batch_size=10)
-    loader = open_loader("dali", planner)
+    sampler = BatchSampler(mice, Config(), training=False, seed=0, batch_size=10)
+    loader = open_loader("dali", sampler)
     for _ in range(2):
         batches = list(loader.batches(0, 99))
         assert [len(batch) for batch in batches] == [10, 10, 4]
         assert [batch.images.shape[0] for batch in batches] == [10, 10, 4]
 
 
-def test_closing_frees_the_graph(planner: Planner, open_loader: Open) -> None:
-    loader = open_loader("dali", planner)
+def test_closing_frees_the_graph(sampler: BatchSampler, open_loader: Open) -> None:
+    loader = open_loader("dali", sampler)
     next(loader.batches(0, 1))
     loader.close()
     loader.close()
@@ -84,22 +84,22 @@ def test_closing_frees_the_graph(planner: Planner, open_loader: Open) -> None:
 
 
 def test_without_dali_the_error_names_package_and_remedy(
-    planner: Planner, monkeypatch: pytest.MonkeyPatch
+    sampler: BatchSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(EnvironmentFault, match=r"nvidia-dali-cuda130.*LOADER: portable"):
-        make_loader(planner, Config(), torch.device("cpu"), "dali")
+        make_loader(sampler, Config(), torch.device("cpu"), "dali")
 
 
 def test_the_trial_of_window_decoding_tells_success_from_failure(
     mice: RecordIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    from fasthg.data import dali_loader as dali
+    from fasthg.data import dali_loader
 
     cpu = torch.device("cpu")
-    monkeypatch.setattr(dali, "_windows_work", {})
-    assert not dali.window_decoding_works(b"no image", cpu)
-    assert not dali.window_decoding_works(mice.jpeg(0), cpu)  # once for a device
-    dali._windows_work.clear()
-    assert dali.window_decoding_works(mice.jpeg(0), cpu)
+    monkeypatch.setattr(dali_loader, "_windows_work", {})
+    assert not dali_loader.window_decoding_works(b"no image", cpu)
+    assert not dali_loader.window_decoding_works(mice.jpeg(0), cpu)  # once for a device
+    dali_loader._windows_work.clear()
+    assert dali_loader.window_decoding_works(mice.jpeg(0), cpu)

@@ -1,4 +1,4 @@
-"""Crops, part locations and sigmas against those that MARS itself wrote."""
+"""CropTransforms, part locations and sigmas against those that MARS itself wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader
 from fasthg.data.records.record import Record
-from fasthg.data.sampler import BatchPlan, Planner
+from fasthg.data.sampler import BatchSampler, BatchSpec
 
 Make = Callable[..., Config]
 Golden = dict[str, np.ndarray]
@@ -81,7 +81,7 @@ def test_part_locations_are_exact(
     # The index forgets where invisible parts are; the reference writes their locations too.
     keypoints = record.keypoints * np.float32([record.width, record.height])
     index = replace(index_of([record]), keypoints=keypoints)
-    plan = Planner(index, config(configure, golden, loose), training=False, seed=0).plan(0)
+    plan = BatchSampler(index, config(configure, golden, loose), training=False, seed=0).plan(0)
     expected = golden[f"{case}__loose{int(loose)}__part_locs"].reshape(-1, 4, 2) * 64
     np.testing.assert_array_equal(np.rint(plan.keypoints), expected)
 
@@ -98,11 +98,11 @@ def test_crops(
     kind: str,
 ) -> None:
     index = index_of([record_of(golden, case)])
-    planner = Planner(index, config(configure, golden, loose), training=False, seed=0)
-    (batch,) = open_loader(kind, planner).batches(0, 1)
+    sampler = BatchSampler(index, config(configure, golden, loose), training=False, seed=0)
+    (batch,) = open_loader(kind, sampler).batches(0, 1)
     expected = golden[f"{case}__loose{int(loose)}__crops"]
     assert batch.images.shape == expected.shape
-    sides = np.rint(np.abs(planner.plan(0).input_to_image[:, [0, 1], [0, 1]]) * 256).astype(int)
+    sides = np.rint(np.abs(sampler.plan(0).input_to_image[:, [0, 1], [0, 1]]) * 256).astype(int)
     for got, crop, (width, height) in zip(batch.images.numpy(), expected, sides, strict=True):
         if max(width, height) > 256:
             # The reference averages areas, which repeats source px along the enlarged axis.
@@ -126,8 +126,10 @@ def test_shrinking_is_close_to_area_averaging(
     record = record_of(golden, "left")
     x1, y1, x2, y2 = box
     record = replace(record, bbox=np.float32([[x1 / 640, y1 / 480, x2 / 640, y2 / 480]]))
-    planner = Planner(index_of([record]), config(configure, golden, False), training=False, seed=0)
-    (batch,) = open_loader(kind, planner).batches(0, 1)
+    sampler = BatchSampler(
+        index_of([record]), config(configure, golden, False), training=False, seed=0
+    )
+    (batch,) = open_loader(kind, sampler).batches(0, 1)
     crop = golden["left__image"][y1:y2, x1:x2]
     averaged = cv2.resize(crop, (256, 256), interpolation=cv2.INTER_AREA)
     assert psnr(batch.images[0].numpy(), averaged) >= 45
@@ -150,12 +152,12 @@ def test_plans_describe_the_heatmaps_of_mars(
     if variant == "scale1_small":
         index = replace(index, area=golden[f"{case}__areas_small"])
     cfg = config(configure, golden, loose, by_area)
-    plan = Planner(index, cfg, training=False, seed=0).plan(0)
+    plan = BatchSampler(index, cfg, training=False, seed=0).plan(0)
     expected = golden[f"{case}__loose{int(loose)}__{variant}__heatmaps"]
     np.testing.assert_allclose(heatmaps(plan), expected, atol=2e-5)
 
 
-def heatmaps(plan: BatchPlan) -> np.ndarray:
+def heatmaps(plan: BatchSpec) -> np.ndarray:
     """The Gaussians a plan describes, (instances, 64, 64, parts)."""
     cell = np.arange(64)
     centre = np.rint(plan.keypoints.astype(np.float64))[:, None, None]

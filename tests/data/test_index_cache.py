@@ -19,7 +19,7 @@ from fasthg.data.index import gather
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.records.record import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import DataError, EnvironmentFault
 
 PARTS = 2
@@ -118,7 +118,7 @@ def test_an_index_is_kept_and_mapped(
         BATCH_SIZE=4,
         PARTS={"NUM_PARTS": PARTS, "NAMES": ["a", "b"], "SIGMAS": [1, 1], "LEFT_RIGHT_PAIRS": []},
     )
-    plans = [Planner(i, cfg, training=True, seed=0).plan(9) for i in (built, again)]
+    plans = [BatchSampler(i, cfg, training=True, seed=0).plan(9) for i in (built, again)]
     np.testing.assert_array_equal(plans[0].keypoints, plans[1].keypoints)
 
 
@@ -199,17 +199,23 @@ def test_what_cannot_be_read_or_written_is_made_anew(
 
 
 def test_every_reader_is_in_the_digest() -> None:
-    """What reads an index, by the imports of `gather` and `index` and of what they import."""
-    data = Path(index_cache.__file__).parent
-    todo, seen = ["gather", "index"], set()
+    """What reads an index, by the imports of `record_index` and of what it imports."""
+    data = Path(index_cache.__file__).parent.parent
+    todo, seen = {data / "index" / "record_index.py"}, set[Path]()
     while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            source = (data / f"{name}.py").read_text(encoding="utf-8")
-            todo += re.findall(r"^from fasthg\.data\.(\w+) import", source, re.MULTILINE)
-    # Records and what runs readers decide nothing that is in an index.
-    assert seen - set(index_cache._READERS) <= {"forks", "records"}
+        path = todo.pop()
+        seen.add(path)
+        source = path.read_text(encoding="utf-8")
+        names = re.findall(r"^from fasthg\.data\.([\w.]+) import", source, re.MULTILINE)
+        names += [
+            f"index.{n}"
+            for n in re.findall(r"^from fasthg\.data\.index import (\w+)", source, re.M)
+        ]
+        paths = {data / f"{name.replace('.', '/')}.py" for name in names}
+        todo |= {path for path in paths if path.exists()} - seen
+    # What runs readers decides nothing that is in an index.
+    digested = set(index_cache.reader_sources())
+    assert len(digested) >= 9 and seen - digested <= {data / "forks.py"}
 
 
 def test_unused_indices_are_removed(folder: Path, kept: Path) -> None:

@@ -19,7 +19,7 @@ from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, make_loader
 from fasthg.data.records.record import Record
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import make_record
 from fasthg.errors import DataError
 
@@ -61,16 +61,16 @@ def test_pixels_agree(
     mice: RecordIndex, configure: Make, open_loader: Open, pixels_of: Pixels, name: str
 ) -> None:
     keys, bounds = BOUNDS[name]
-    planner = Planner(mice, configure(**keys), training=True, seed=9)
-    first, second = (pixels_of(open_loader(kind, planner), 0, 6).astype(int) for kind in KINDS)
+    sampler = BatchSampler(mice, configure(**keys), training=True, seed=9)
+    first, second = (pixels_of(open_loader(kind, sampler), 0, 6).astype(int) for kind in KINDS)
     difference = np.abs(first - second)
     for levels, share in bounds.items():
         assert (difference <= levels).mean() >= share, np.bincount(difference.ravel())[:12]
 
 
 def test_stock_augmentation_agrees(mice: RecordIndex, open_loader: Open, pixels_of: Pixels) -> None:
-    planner = Planner(mice, Config(BATCH_SIZE=8), training=True, seed=9)
-    first, second = (pixels_of(open_loader(kind, planner), 0, 9).astype(int) for kind in KINDS)
+    sampler = BatchSampler(mice, Config(BATCH_SIZE=8), training=True, seed=9)
+    first, second = (pixels_of(open_loader(kind, sampler), 0, 9).astype(int) for kind in KINDS)
     assert (np.abs(first - second) <= 2).mean() >= 0.99
 
 
@@ -80,10 +80,10 @@ def test_the_gpu_agrees_where_no_jpeg_is_involved(mice: RecordIndex) -> None:
     pytest.importorskip("nvidia.dali")
     # JPEG artefacts are left out: DALI has another algorithm for them on a GPU.
     cfg = Config(BATCH_SIZE=8, DO_JPEG_ARTIFACTS=False)
-    planner = Planner(mice, cfg, training=True, seed=9)
+    sampler = BatchSampler(mice, cfg, training=True, seed=9)
     pixels = []
     for kind, device in (("portable", "cpu"), ("dali", "cuda")):
-        loader = make_loader(planner, cfg, torch.device(device), kind)
+        loader = make_loader(sampler, cfg, torch.device(device), kind)
         batches = [batch.to("cpu") for batch in loader.batches(0, 9)]
         pixels.append(np.concatenate([batch.images.numpy() for batch in batches]).astype(int))
         loader.close()
@@ -94,9 +94,9 @@ def test_the_gpu_agrees_where_no_jpeg_is_involved(mice: RecordIndex) -> None:
 def test_a_run_can_continue_anywhere(
     mice: RecordIndex, open_loader: Open, pixels_of: Pixels, kind: str
 ) -> None:
-    planner = Planner(mice, Config(BATCH_SIZE=5), training=True, seed=4)
-    whole = pixels_of(open_loader(kind, planner), 0, 7)
-    assert np.array_equal(pixels_of(open_loader(kind, planner), 4, 7), whole[4 * 5 :])
+    sampler = BatchSampler(mice, Config(BATCH_SIZE=5), training=True, seed=4)
+    whole = pixels_of(open_loader(kind, sampler), 0, 7)
+    assert np.array_equal(pixels_of(open_loader(kind, sampler), 4, 7), whole[4 * 5 :])
 
 
 def dot(x: float, y: float, part: int) -> Record:
@@ -127,11 +127,11 @@ def test_keypoints_follow_the_pixels(
     places = rng.uniform([145, 100], [175, 130], (24, 2))
     index = index_of([dot(x, y, i % 4) for i, (x, y) in enumerate(places)])
     cfg = configure(parts=4, **GEOMETRY, INPUT_SIZE=size, HEATMAP_SIZE=size // 4)
-    planner = Planner(index, cfg, training=True, seed=2)
+    sampler = BatchSampler(index, cfg, training=True, seed=2)
     centre = np.arange(size) + 0.5
     flips = 0
-    for step, batch in enumerate(open_loader(kind, planner).batches(0, 9)):
-        draws = planner.plan(step).draws
+    for step, batch in enumerate(open_loader(kind, sampler).batches(0, 9)):
+        draws = sampler.plan(step).draws
         flips += int(draws.flip.sum())
         assert (draws.angle != 0).all()
         for row, image in enumerate(batch.images.numpy()):
@@ -173,11 +173,11 @@ def test_corrupt_images_are_named_counted_and_skipped_alike(
     caplog: pytest.LogCaptureFixture,
     training: bool,
 ) -> None:
-    planner = Planner(partly_corrupt, configure(BATCH_SIZE=6), training=training, seed=3)
+    sampler = BatchSampler(partly_corrupt, configure(BATCH_SIZE=6), training=training, seed=3)
     results = []
     for kind in KINDS:
         caplog.clear()
-        loader = open_loader(kind, planner)
+        loader = open_loader(kind, sampler)
         with caplog.at_level(logging.WARNING, logger="fasthg"):
             batches = list(loader.batches(0, 7))
         assert sorted(loader.corrupt) == [1, 3, 5, 7]
@@ -206,9 +206,9 @@ def test_batches_without_any_usable_image(
     records[1] = damaged(records[1])["cannot be decoded"]
     index = index_of(records)
     cfg = configure(BATCH_SIZE=2)
-    shown = list(open_loader(kind, Planner(index, cfg, training=False, seed=0)).batches(0, 3))
+    shown = list(open_loader(kind, BatchSampler(index, cfg, training=False, seed=0)).batches(0, 3))
     assert [batch.instance.tolist() for batch in shown] == [[0, 1], [4, 5]]
 
     index = index_of(records[1:2])
     with pytest.raises(DataError, match=r"record 0 .*cannot be decoded.*data check"):
-        next(open_loader(kind, Planner(index, cfg, training=True, seed=0)).batches(0, 1))
+        next(open_loader(kind, BatchSampler(index, cfg, training=True, seed=0)).batches(0, 1))

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from fasthg.config import Config
-from fasthg.data import opencv_loader as portable
+from fasthg.data import opencv_loader
 from fasthg.data.batch import Batch
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, loader_choice, make_loader
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError
 
@@ -30,19 +30,19 @@ Pixels = Callable[[Loader, int, int], np.ndarray]
 def test_workers_make_no_difference(
     mice: RecordIndex, open_loader: Open, pixels_of: Pixels
 ) -> None:
-    planner = Planner(mice, Config(BATCH_SIZE=5), training=True, seed=4)
-    alone = pixels_of(open_loader("portable", planner), 0, 6)
+    sampler = BatchSampler(mice, Config(BATCH_SIZE=5), training=True, seed=4)
+    alone = pixels_of(open_loader("portable", sampler), 0, 6)
     for workers in (1, 2):
         assert np.array_equal(
-            pixels_of(open_loader("portable", planner, threads=workers), 0, 6), alone
+            pixels_of(open_loader("portable", sampler, threads=workers), 0, 6), alone
         )
 
 
 def test_workers_outlive_a_pass_and_any_range_can_follow(
     mice: RecordIndex, open_loader: Open, pixels_of: Pixels
 ) -> None:
-    planner = Planner(mice, Config(BATCH_SIZE=4), training=True, seed=4)
-    loader = open_loader("portable", planner, threads=2)
+    sampler = BatchSampler(mice, Config(BATCH_SIZE=4), training=True, seed=4)
+    loader = open_loader("portable", sampler, threads=2)
     whole = pixels_of(loader, 0, 6).reshape(6, 4, 256, 256, 3)
     assert np.array_equal(pixels_of(loader, 3, 6), whole[3:].reshape(-1, 256, 256, 3))
     abandoned = loader.batches(0, 6)
@@ -59,17 +59,17 @@ def test_opencv_threads_before_the_fork_do_no_harm(
     try:
         # Large enough for OpenCV to start its threads.
         cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
-        planner = Planner(mice, Config(BATCH_SIZE=4), training=True, seed=4)
-        assert pixels_of(open_loader("portable", planner, threads=1), 0, 2).any()
+        sampler = BatchSampler(mice, Config(BATCH_SIZE=4), training=True, seed=4)
+        assert pixels_of(open_loader("portable", sampler, threads=1), 0, 2).any()
         assert cv2.getNumThreads() == 2
     finally:
         cv2.setNumThreads(before)
 
 
 def test_a_batch_is_its_plan_and_images(mice: RecordIndex, open_loader: Open) -> None:
-    planner = Planner(mice, Config(BATCH_SIZE=5), training=True, seed=4)
-    (batch,) = open_loader("portable", planner).batches(2, 3)
-    plan = planner.plan(2)
+    sampler = BatchSampler(mice, Config(BATCH_SIZE=5), training=True, seed=4)
+    (batch,) = open_loader("portable", sampler).batches(2, 3)
+    plan = sampler.plan(2)
     assert batch.images.shape == (5, 256, 256, 3)
     assert batch.images.dtype == torch.uint8
     for name in ("keypoints", "visibility", "sigmas", "crop_to_image", "area", "crop_area"):
@@ -92,13 +92,13 @@ def test_colours_are_rgb(index_of: Callable, configure: Make, open_loader: Open)
         bbox=np.float32([[0.2, 0.2, 0.8, 0.8]]),
         keypoints=np.full((1, 1, 2), 0.5, np.float32),
     )
-    planner = Planner(index_of([record]), configure(parts=1), training=False, seed=0)
-    (batch,) = open_loader("portable", planner).batches(0, 1)
+    sampler = BatchSampler(index_of([record]), configure(parts=1), training=False, seed=0)
+    (batch,) = open_loader("portable", sampler).batches(0, 1)
     assert (batch.images == torch.tensor([200, 0, 0], dtype=torch.uint8)).all()
 
 
 def test_closing_ends_the_workers(mice: RecordIndex) -> None:
-    loader = portable.PortableLoader(Planner(mice, Config(), training=True, seed=0), 2)
+    loader = opencv_loader.PortableLoader(BatchSampler(mice, Config(), training=True, seed=0), 2)
     running = loader.batches(0, 100)
     next(running)
     workers = list(loader._data._iterator._workers)  # type: ignore[union-attr]
@@ -115,10 +115,10 @@ def test_workers_shrink_to_the_shared_memory(
 ) -> None:
     batch = 8 * 256 * 256 * 3
     usage = type("usage", (), {"free": batch * 3 * 2 + 5})
-    monkeypatch.setattr(portable.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(portable.os.path, "isdir", lambda _: True)
-    planner = Planner(mice, Config(BATCH_SIZE=8), training=True, seed=0)
-    assert portable.PortableLoader(planner, 6).workers == 2
+    monkeypatch.setattr(opencv_loader.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(opencv_loader.os.path, "isdir", lambda _: True)
+    sampler = BatchSampler(mice, Config(BATCH_SIZE=8), training=True, seed=0)
+    assert opencv_loader.PortableLoader(sampler, 6).workers == 2
     assert "shm-size" in caplog.text
 
 
@@ -129,9 +129,9 @@ def test_a_vanished_file_is_one_line(
     (path,) = write_dataset(tmp_path, seed=1, frames={"train": 2}, size=(200, 160))
     index = RecordIndex.build(path, 7)
     path.unlink()
-    planner = Planner(index, configure(), training=True, seed=0)
+    sampler = BatchSampler(index, configure(), training=True, seed=0)
     with pytest.raises(DataError, match="train_dataset-00000-of-00001 record") as caught:
-        next(open_loader("portable", planner, threads=workers).batches(0, 1))
+        next(open_loader("portable", sampler, threads=workers).batches(0, 1))
     assert "\n" not in str(caught.value)
 
 
@@ -147,20 +147,20 @@ def test_the_choice_of_a_loader(mice: RecordIndex, monkeypatch: pytest.MonkeyPat
     assert loader_choice(Config(), gpu)[0] == "portable"
     assert "nvidia-dali" in loader_choice(Config(), gpu)[1]
 
-    planner = Planner(mice, Config(), training=True, seed=0)
-    made = make_loader(planner, Config(NUM_INPUT_THREADS=64), cpu)
-    assert isinstance(made, portable.PortableLoader)
+    sampler = BatchSampler(mice, Config(), training=True, seed=0)
+    made = make_loader(sampler, Config(NUM_INPUT_THREADS=64), cpu)
+    assert isinstance(made, opencv_loader.PortableLoader)
     assert made.workers <= module.available_cores()
     made.close()
     with pytest.raises(ConfigError, match="'tf' is not a loader"):
-        make_loader(planner, Config(), cpu, "tf")
+        make_loader(sampler, Config(), cpu, "tf")
 
 
 def test_a_worker_that_dies_between_passes_is_replaced(
     mice: RecordIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
-    planner = Planner(mice, Config(), training=True, seed=0)
-    loader = portable.PortableLoader(planner, 1)
+    sampler = BatchSampler(mice, Config(), training=True, seed=0)
+    loader = opencv_loader.PortableLoader(sampler, 1)
     try:
         wanted = [batch.images for batch in loader.batches(0, 2)]
         (worker,) = loader._data._iterator._workers  # type: ignore[union-attr]
@@ -179,8 +179,8 @@ def test_an_error_in_a_worker_is_no_kill(
     def fail(*_: object) -> str | None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(portable.Painter, "paint", fail)
-    loader = portable.PortableLoader(Planner(mice, Config(), training=True, seed=0), 1)
+    monkeypatch.setattr(opencv_loader.CropRenderer, "paint", fail)
+    loader = opencv_loader.PortableLoader(BatchSampler(mice, Config(), training=True, seed=0), 1)
     try:
         with pytest.raises(RuntimeError, match="planted"):
             next(loader.batches(0, 2))
@@ -193,12 +193,12 @@ INTERRUPTED = """
 import sys, time
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.opencv_loader import PortableLoader
 
 cfg = Config(BATCH_SIZE=int(sys.argv[2]), INPUT_SIZE=64, HEATMAP_SIZE=16)
-planner = Planner(RecordIndex.build(sys.argv[1], 7), cfg, training=True, seed=0)
-loader = PortableLoader(planner, 2)
+sampler = BatchSampler(RecordIndex.build(sys.argv[1], 7), cfg, training=True, seed=0)
+loader = PortableLoader(sampler, 2)
 try:
     for step, _ in enumerate(loader.batches(0, 10**6)):
         if step == 1:

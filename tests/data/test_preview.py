@@ -19,7 +19,7 @@ from fasthg.data.loader import Loader
 from fasthg.data.preview import AUGMENTATIONS, Crop, Preview, make_preview
 from fasthg.data.preview.sheet import DISC, RING, SQUARE, as_page, as_png, draw, marks
 from fasthg.data.records.record import Record
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError
 from fasthg.runs import checkpoint
@@ -122,8 +122,8 @@ def test_the_last_row_is_what_the_loader_gives(
 ) -> None:
     cfg = Config(RANDOM_SEED=3, DO_RANDOM_BBOX_SHIFT=0.5)
     preview = make_preview(mice, cfg, count=5)
-    planner = Planner(mice, cfg, training=True, seed=3, batch_size=5)
-    (batch,) = open_loader("portable", planner).batches(0, 1)
+    sampler = BatchSampler(mice, cfg, training=True, seed=3, batch_size=5)
+    (batch,) = open_loader("portable", sampler).batches(0, 1)
     assert preview.instances == tuple(map(mice.describe, batch.instance.tolist()))
     for number, crop in enumerate(preview.rows[-1].crops):
         assert np.array_equal(crop.image, batch.images[number].numpy())

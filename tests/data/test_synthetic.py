@@ -10,7 +10,7 @@ import pytest
 
 from fasthg.data.check import check
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.synthetic import dataset as synthetic
+from fasthg.data.synthetic import dataset
 
 PAIRS = [(2, 1), (5, 4)]
 
@@ -18,7 +18,7 @@ PAIRS = [(2, 1), (5, 4)]
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     out = tmp_path_factory.mktemp("synthetic")
-    return synthetic.write_dataset(
+    return dataset.write_dataset(
         out, seed=1, frames={"train": 25, "val": 4}, size=(320, 240), shard_size=10
     )
 
@@ -38,16 +38,16 @@ def test_files_and_records(files: list[Path]) -> None:
 
 def test_check_finds_nothing(files: list[Path]) -> None:
     splits = {path.name: str(path) for path in files}
-    report, _ = check(splits, 7, names=synthetic.PART_NAMES, pairs=PAIRS)
+    report, _ = check(splits, 7, names=dataset.PART_NAMES, pairs=PAIRS)
     assert report.lines() == ["no problem found"]
     assert sum(counts.instances for counts in report.splits.values()) == 58
 
 
 def test_frames_depend_on_seed_split_and_number_only(files: list[Path], tmp_path: Path) -> None:
-    again = synthetic.write_dataset(tmp_path, seed=1, frames={"val": 4}, size=(320, 240))
+    again = dataset.write_dataset(tmp_path, seed=1, frames={"val": 4}, size=(320, 240))
     assert again[0].read_bytes() == files[-1].read_bytes()
     images = [
-        synthetic.render(seed, split, number, (320, 240)).image
+        dataset.render(seed, split, number, (320, 240)).image
         for seed, split, number in ((1, "val", 0), (1, "val", 1), (1, "train", 0), (2, "val", 0))
     ]
     for i, one in enumerate(images):
@@ -56,7 +56,7 @@ def test_frames_depend_on_seed_split_and_number_only(files: list[Path], tmp_path
 
 def test_the_black_mouse_is_dark_and_the_white_one_bright() -> None:
     for number in range(8):
-        frame = synthetic.render(0, "train", number)
+        frame = dataset.render(0, "train", number)
         grey = cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY).astype(float)
         # Between neck and base of tail lies the back.
         backs = frame.keypoints[:, [3, 4, 5, 6]].mean(axis=1)
@@ -72,7 +72,7 @@ def test_the_black_mouse_is_dark_and_the_white_one_bright() -> None:
 def test_right_is_right() -> None:
     """Facing up the image, the right side of an animal seen from above has the larger x."""
     for number in range(10):
-        for points in synthetic.render(0, "train", number, (256, 256)).keypoints:
+        for points in dataset.render(0, "train", number, (256, 256)).keypoints:
             ahead = points[0] - points[6]
             right = np.array([-ahead[1], ahead[0]])
             assert (points[4] - points[5]) @ right > 0
@@ -81,7 +81,7 @@ def test_right_is_right() -> None:
 
 
 def test_parts_under_the_other_mouse_are_occluded() -> None:
-    frames = [synthetic.render(0, "train", number, (256, 192)) for number in range(60)]
+    frames = [dataset.render(0, "train", number, (256, 192)) for number in range(60)]
     flags = np.stack([frame.visibility for frame in frames])
     assert set(np.unique(flags)) == {1, 2}
     assert not (flags == 1).any(axis=2).all(axis=1).any(), "both animals lie on top of each other"
@@ -89,7 +89,7 @@ def test_parts_under_the_other_mouse_are_occluded() -> None:
 
 def test_too_small_frames_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"100x200: .* at least 128x128"):
-        synthetic.write_dataset(tmp_path, seed=0, frames={"train": 1}, size=(100, 200))
+        dataset.write_dataset(tmp_path, seed=0, frames={"train": 1}, size=(100, 200))
     for number in range(5):
-        points = synthetic.render(0, "train", number, (128, 128)).keypoints
+        points = dataset.render(0, "train", number, (128, 128)).keypoints
         assert (points > 0).all() and (points < 128).all()

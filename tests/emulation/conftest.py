@@ -131,7 +131,7 @@ class Kernels:
         """predictions: (stacks, batch, cells of an image in memory order), maybe with gaps."""
         real = torch.float64 if predictions.dtype == torch.float64 else torch.float32
         loss = torch.full(predictions.shape[:2], torch.nan, dtype=real)
-        of_loss = torch.linspace(0.5, 2, loss.numel(), dtype=real).view(loss.shape)
+        grad_loss = torch.linspace(0.5, 2, loss.numel(), dtype=real).view(loss.shape)
         gradient = torch.full(predictions.shape, torch.nan).to(predictions.dtype)
         shared = (
             CODES[predictions.dtype],
@@ -142,7 +142,7 @@ class Kernels:
             ctypes.c_int64(predictions.stride(1)),
             last,
         )
-        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (loss, of_loss, gradient)]
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (loss, grad_loss, gradient)]
         self.call("heatmap_mse", *shared, pointers[0])
         self.call("heatmap_mse_backward", *shared, *pointers[1:])
         return loss, gradient
@@ -151,7 +151,7 @@ class Kernels:
         self,
         x: Tensor,
         residual: Tensor | None,
-        of_y: Tensor,
+        grad_y: Tensor,
         beta: Tensor,
         gamma: Tensor | None,
         *,
@@ -160,17 +160,17 @@ class Kernels:
         parts: int = 3,
         on_chip: bool = False,
     ) -> list[Tensor]:
-        """x, residual, of_y: (rows, channels). given: mean and variance to take.
+        """x, residual, grad_y: (rows, channels). given: mean and variance to take.
 
         Returns y, mean, var and the gradients: of x, beta, gamma and, behind a ReLU, the residual.
         `sums_in_workspace` then says whether the forward and the backward left any there.
         """
         rows, channels = x.shape
-        mean, var, of_beta, of_gamma = torch.full((4, channels), torch.nan, dtype=beta.dtype)
+        mean, var, grad_beta, grad_gamma = torch.full((4, channels), torch.nan, dtype=beta.dtype)
         if given:
             mean, var = given
         workspace = torch.full((parts, 2, channels), torch.nan, dtype=beta.dtype)
-        y, of_x, of_residual = (torch.full_like(x, torch.nan) for _ in range(3))
+        y, grad_x, grad_residual = (torch.full_like(x, torch.nan) for _ in range(3))
         masked = relu and residual is not None
 
         def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
@@ -184,8 +184,8 @@ class Kernels:
         self.call("bn_act", *shared, *pointers(x, residual, y))
         by_forward = not workspace.isnan().all()
         workspace.fill_(torch.nan)
-        gradients = (of_x, of_residual if masked else None, of_beta, of_gamma)
-        read = (x, y if masked else None, of_y)
+        gradients = (grad_x, grad_residual if masked else None, grad_beta, grad_gamma)
+        read = (x, y if masked else None, grad_y)
         self.call("bn_act_backward", *shared, *pointers(*read, *gradients))
         self.sums_in_workspace = (by_forward, not workspace.isnan().all())
         return [y, mean, var, *(t for t in gradients if t is not None)]
@@ -299,23 +299,25 @@ class Kernels:
 
         Returns y, and the gradient of low where high is that of y.
         """
-        y, of_low = torch.full_like(high, torch.nan), torch.full_like(low, torch.nan)
+        y, grad_low = torch.full_like(high, torch.nan), torch.full_like(low, torch.nan)
         sizes = [ctypes.c_int64(size) for size in low.shape]
-        small, large, out, out_low = (ctypes.c_void_p(t.data_ptr()) for t in (low, high, y, of_low))
+        small, large, out, out_low = (
+            ctypes.c_void_p(t.data_ptr()) for t in (low, high, y, grad_low)
+        )
         code = CODES[low.dtype]
         self.call("upsample2x_add", code, small, large, *sizes, out)
         self.call("upsample2x_add_backward", code, large, *sizes, out_low)
-        return y, of_low
+        return y, grad_low
 
-    def max_pool2x(self, x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def max_pool2x(self, x: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: (batch, height, width, channels). Returns y, index and the gradient of x."""
-        y, of_x = torch.full_like(of_y, torch.nan), torch.full_like(x, torch.nan)
-        index = torch.full(of_y.shape, 255, dtype=torch.uint8)
+        y, grad_x = torch.full_like(grad_y, torch.nan), torch.full_like(x, torch.nan)
+        index = torch.full(grad_y.shape, 255, dtype=torch.uint8)
         code, shape = CODES[x.dtype], (ctypes.c_int64 * 4)(*x.shape)
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y, index, of_y, of_x)]
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y, index, grad_y, grad_x)]
         self.call("max_pool2x", code, pointers[0], shape, *pointers[1:3])
         self.call("max_pool2x_backward", code, pointers[3], pointers[2], shape, pointers[4])
-        return y, index, of_x
+        return y, index, grad_x
 
     def heatmap_peaks(self, maps: Tensor, method: int) -> tuple[Tensor, Tensor]:
         real = torch.float64 if maps.dtype == torch.float64 else torch.float32

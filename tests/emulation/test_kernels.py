@@ -85,9 +85,9 @@ def test_heatmap_peaks(scene, cpu, cuda, dtype, error, shape, method):
 def bn_act_case(shape, dtype, residual, frozen):
     """Arguments of `Kernels.bn_act`, and given statistics or None."""
     random = torch.Generator().manual_seed(3)
-    x, added, of_y = torch.randn(3, *shape, generator=random).to(dtype)
+    x, added, grad_y = torch.randn(3, *shape, generator=random).to(dtype)
     beta, gamma, mean, var = (torch.rand(4, shape[1], generator=random) + 0.1).to(widened(dtype))
-    arguments = (x, added if residual else None, of_y, beta, gamma)
+    arguments = (x, added if residual else None, grad_y, beta, gamma)
     return arguments, (mean, var) if frozen else None
 
 
@@ -146,8 +146,8 @@ def test_bn_act_takes_one_launch_where_its_channels_fit(cuda):
 
 
 def test_bn_act_without_gamma(cpu, cuda):
-    x, of_y = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(4))
-    arguments = (x, None, of_y, torch.ones(16), None)
+    x, grad_y = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(4))
+    arguments = (x, None, grad_y, torch.ones(16), None)
     got, wanted = (kernels.bn_act(*arguments, relu=True) for kernels in (cuda, cpu))
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
@@ -235,8 +235,8 @@ def test_bn_fold_of_no_rows(cuda):
     _, backward = cuda.bn_fold(
         weight, (mean, covariance), nothing, 0 * weight, nothing, 0, torch.float32
     )
-    of_weight, back, mix, constant = backward
-    assert not any(t.any() for t in (of_weight, mix, constant))
+    grad_weight, back, mix, constant = backward
+    assert not any(t.any() for t in (grad_weight, mix, constant))
     torch.testing.assert_close(back, torch.full((5, 3), 1e-3**-0.5))
 
 
@@ -316,7 +316,7 @@ def test_conv1x1_act_of_unaligned_rows(cuda, moved):
 @pytest.mark.parametrize("relu", [False, True])
 def test_conv1x1_act_as_its_operator_calls_it(cuda, monkeypatch, relu):
     module = sys.modules["fasthg.ops.conv1x1_act"]
-    monkeypatch.setattr(module, "_native", cuda.door())
+    monkeypatch.setattr(module, "_extension", cuda.door())
     weight, weight2 = rows_of((24, 16), (24, 5), dtype=torch.float32)
     x, x2, residual = (
         torch.randn(shape, generator=torch.Generator().manual_seed(shape[1])).to(torch.bfloat16)
@@ -427,17 +427,17 @@ def test_max_pool2x(cpu, cuda, dtype, first, shape):
     x = torch.randn(first + batch * height * width * channels, generator=random)
     x = (x * 3).round().to(dtype)[first:].view(shape)
     x.view(-1)[::17] = torch.nan
-    of_y = torch.randn(halved, generator=random).to(dtype)
-    wanted = cpu.max_pool2x(x.to(widened(dtype)), of_y.to(widened(dtype)))
-    for got, right in zip(cuda.max_pool2x(x, of_y), wanted, strict=True):
+    grad_y = torch.randn(halved, generator=random).to(dtype)
+    wanted = cpu.max_pool2x(x.to(widened(dtype)), grad_y.to(widened(dtype)))
+    for got, right in zip(cuda.max_pool2x(x, grad_y), wanted, strict=True):
         torch.testing.assert_close(got.to(right.dtype), right, rtol=0, atol=0, equal_nan=True)
 
 
 def test_max_pool2x_of_bfloat16_is_the_same_on_both_sides(cpu, cuda):
     x = torch.randint(-(2**15), 2**15, (1, 64, 64, 24), generator=torch.Generator().manual_seed(7))
     x = x.to(torch.int16).view(torch.bfloat16)  # every kind of number
-    of_y = x[:, ::2, ::2].contiguous()
-    for got, right in zip(cuda.max_pool2x(x, of_y), cpu.max_pool2x(x, of_y), strict=True):
+    grad_y = x[:, ::2, ::2].contiguous()
+    for got, right in zip(cuda.max_pool2x(x, grad_y), cpu.max_pool2x(x, grad_y), strict=True):
         torch.testing.assert_close(got, right, rtol=0, atol=0, equal_nan=True)
 
 

@@ -20,16 +20,16 @@ __global__ void product_kernel(const T* a, const T* b, bool transposed, float* c
   for (int i = lane; i < 256; i += kWarp) tile[i] = a[i];
   for (int i = lane; i < 128; i += kWarp) tile[256 + i] = b[i];
   __syncthreads();
-  uint32_t of_a[4], of_b[4];
-  load_matrices<false>(tile + (lane / 8 % 2 * 8 + lane % 8) * 16 + lane / 16 * 8, of_a);
+  uint32_t grad_a[4], grad_b[4];
+  load_matrices<false>(tile + (lane / 8 % 2 * 8 + lane % 8) * 16 + lane / 16 * 8, grad_a);
   const T* second = tile + 256;
   if (transposed)
-    load_matrices<false>(second + lane % 8 * 16 + lane / 8 % 2 * 8, of_b);
+    load_matrices<false>(second + lane % 8 * 16 + lane / 8 % 2 * 8, grad_b);
   else
-    load_matrices<true>(second + lane % 16 * 8, of_b);
-  const uint32_t pair[2] = {of_b[0], of_b[1]};
+    load_matrices<true>(second + lane % 16 * 8, grad_b);
+  const uint32_t pair[2] = {grad_b[0], grad_b[1]};
   float sums[4] = {};
-  mma_16x8x16<T>(of_a, pair, sums);
+  mma_16x8x16<T>(grad_a, pair, sums);
   for (int i = 0; i < 4; ++i) c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
 }
 extern "C" const char* product(int dtype, const void* a, const void* b, bool transposed, float* c) {

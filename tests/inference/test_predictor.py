@@ -12,13 +12,13 @@ import torch
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.errors import DataError
-from fasthg.inference import predictor as inference
+from fasthg.inference import predictor
 from fasthg.inference.predictor import flip_back, forward
 from fasthg.model import StackedHourglass, build_model, fold_batch_norm
 from fasthg.ops import gaussian_heatmaps
 from fasthg.runs.checkpoint import save_weights
 from fasthg.runs.weights import load_model, weights_metadata
-from fasthg.runtime import cuda_graph as graph
+from fasthg.runtime import cuda_graph
 
 SMALL = {"NUM_STACKS": 1, "FEATURES": 8, "STEM_FEATURES": 4, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16}
 
@@ -88,9 +88,9 @@ def test_images_of_one_shape_are_captured_at_the_third_time(monkeypatch) -> None
         result = work()
         return SimpleNamespace(replay=lambda: result.copy_(work()))
 
-    monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
     config = Config(**SMALL)
-    run = inference.Forward(build_model(config).eval(), config, torch.float32)
+    run = predictor.Forward(build_model(config).eval(), config, torch.float32)
     monkeypatch.setattr(run, "_captures", True)
     for size, captured in ((2, 0), (2, 0), (2, 1), (2, 1), (1, 1), (2, 1), (2, 1), (2, 2)):
         images = torch.randint(0, 256, (size, 64, 64, 3), dtype=torch.uint8)
@@ -107,7 +107,7 @@ def test_predict_folds_unless_fused_is_off(monkeypatch: pytest.MonkeyPatch, dtyp
         folded.append(as_dtype)
         return fold_batch_norm(model, as_dtype)
 
-    monkeypatch.setattr(inference, "fold_batch_norm", spy)
+    monkeypatch.setattr(predictor, "fold_batch_norm", spy)
     batch = Batch(
         images=torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8),
         keypoints=torch.full((2, 7, 2), 8.0),
@@ -122,7 +122,7 @@ def test_predict_folds_unless_fused_is_off(monkeypatch: pytest.MonkeyPatch, dtyp
     scores = []
     for fused in ("off", "auto"):
         config = Config(**SMALL, FUSED=fused)
-        found = inference.predict(build_model(config).eval(), [batch], index, config, dtype)
+        found = predictor.predict(build_model(config).eval(), [batch], index, config, dtype)
         scores.append(torch.from_numpy(found[config.DECODE].scores))
     assert folded == [dtype]
     # Folded, the 3x3 convolutions of float32 run by Winograd, which rounds some five times as much.

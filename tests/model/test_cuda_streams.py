@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from fasthg.model import cuda_streams as branches
-from fasthg.model.cuda_streams import convolve, joined, weight_gradients_beside
+from fasthg.model import cuda_streams
+from fasthg.model.cuda_streams import convolve, join_weight_gradients, overlap_weight_gradients
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (7, 2)])
-@pytest.mark.parametrize("of_x", [True, False])
+@pytest.mark.parametrize("grad_x", [True, False])
 def test_a_captured_convolution_is_torchs(
-    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, of_x: bool
+    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, grad_x: bool
 ) -> None:
-    monkeypatch.setattr(branches, "_captures", lambda _: True)
+    monkeypatch.setattr(cuda_streams, "_captures", lambda _: True)
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, kernel, stride, kernel // 2, bias=False)
-    x = torch.randn(2, 4, 9, 9).to(memory_format=torch.channels_last).requires_grad_(of_x)
-    leaves = [conv.weight, x][: 2 if of_x else 1]
+    x = torch.randn(2, 4, 9, 9).to(memory_format=torch.channels_last).requires_grad_(grad_x)
+    leaves = [conv.weight, x][: 2 if grad_x else 1]
     found = []
     for y in (convolve(conv, x), conv(x)):
         slopes = torch.autograd.grad(y.square().sum(), leaves)
@@ -30,7 +30,7 @@ def test_a_captured_convolution_is_torchs(
 
 
 def test_a_frozen_weight_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branches, "_captures", lambda _: True)
+    monkeypatch.setattr(cuda_streams, "_captures", lambda _: True)
     conv = nn.Conv2d(2, 2, 3, bias=False).requires_grad_(False)
     x = torch.randn(1, 2, 5, 5, requires_grad=True)
     convolve(conv, x).sum().backward()
@@ -39,9 +39,9 @@ def test_a_frozen_weight_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_outside_a_capture_nothing_happens() -> None:
     x = torch.randn(1, 2, 4, 4, requires_grad=True)
-    assert joined(x) is x
-    with weight_gradients_beside(x):
-        assert branches._beside is None
+    assert join_weight_gradients(x) is x
+    with overlap_weight_gradients(x):
+        assert cuda_streams._beside is None
 
 
 @pytest.mark.gpu
@@ -58,9 +58,9 @@ def test_a_graph_waits_for_what_ran_beside() -> None:
     def work() -> list[torch.Tensor]:
         y = x
         for conv in convs:
-            y = convolve(conv, joined(y))
+            y = convolve(conv, join_weight_gradients(y))
         loss = y.square().mean()
-        with weight_gradients_beside(loss):
+        with overlap_weight_gradients(loss):
             return list(torch.autograd.grad(loss, weights))
 
     side = torch.cuda.Stream()

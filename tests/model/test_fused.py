@@ -118,9 +118,9 @@ def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchNorm, "_fused", lambda *_: runs.append("fused"))
     layer, x = BatchNorm(3), torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
     for served in (True, False):
-        monkeypatch.setattr("fasthg.model.fused.serves", lambda _, served=served: served)
+        monkeypatch.setattr("fasthg.model.fused.has_kernel", lambda _, served=served: served)
         layer(x)
-    monkeypatch.setattr("fasthg.model.fused.serves", lambda _: True)
+    monkeypatch.setattr("fasthg.model.fused.has_kernel", lambda _: True)
     layer(x.float())
     assert runs == ["fused"]
 
@@ -129,7 +129,7 @@ def test_auto_takes_whole_blocks_where_they_gain() -> None:
     block = Residual(4, 4)
     small, large = torch.zeros(1, 4, 16, 16), torch.zeros(8, 4, 64, 64)
     cases = [(small, False), (large, True), (large.bfloat16(), False)]
-    if not ops.serves(small):
+    if not ops.has_kernel(small):
         cases = [(x, False) for x, _ in cases]
     assert [block.fused_for(x) for x, _ in cases] == [wanted for _, wanted in cases]
     if torch.cuda.is_available():

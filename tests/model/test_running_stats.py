@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from fasthg.config import Config
 from fasthg.model import (
-    MovingStatistics,
+    RunningStats,
     StackedHourglass,
     build_model,
-    collect_statistics,
+    collect_batch_stats,
     decayed_parameters,
+    normalise,
 )
-from fasthg.model.layers import BatchNorm, Found, Residual
+from fasthg.model.layers import BatchNorm, BatchStats, Residual
 from fasthg.model.running_stats import moving_statistics
-from fasthg.train.flat_params import FlatNetwork
-from fasthg.train.step import TrainStep, normalise
+from fasthg.train.flat_params import FlatParameters
+from fasthg.train.step import TrainStep
 
 SMALL = {"NUM_STACKS": 1, "FEATURES": 16, "STEM_FEATURES": 8, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16}
 KEYS = {**SMALL, "PRECISION": "fp32", "FUSED": "on", "HEAD_INIT_SCALE": 0.01}
@@ -42,17 +43,17 @@ def network(decay: float = 0.9) -> StackedHourglass:
     return small.to(memory_format=torch.channels_last)
 
 
-def collected(net: StackedHourglass) -> list[Found]:
-    with collect_statistics() as found:
+def collected(net: StackedHourglass) -> list[BatchStats]:
+    with collect_batch_stats() as found:
         net(IMAGES)
     return found
 
 
 @pytest.fixture
-def flattened() -> tuple[StackedHourglass, MovingStatistics]:
+def flattened() -> tuple[StackedHourglass, RunningStats]:
     net = network()
-    flat = FlatNetwork(net, *decayed_parameters(net))
-    statistics = MovingStatistics(net, flat.statistics)
+    flat = FlatParameters(net, *decayed_parameters(net))
+    statistics = RunningStats(net, flat.statistics)
     statistics.set_decay(0.9)
     return net, statistics
 
@@ -93,7 +94,7 @@ def test_another_size_of_batch_has_its_own_correction(flattened) -> None:
     (net, statistics), plain = flattened, network()
     for images in (IMAGES, IMAGES[:1], IMAGES):
         plain(images)
-        with collect_statistics() as found:
+        with collect_batch_stats() as found:
             net(images)
         statistics.apply(found)
         equal(net, plain)
@@ -124,7 +125,7 @@ def test_two_forwards_move_twice(flattened, launches: list[int]) -> None:
     (net, statistics), plain = flattened, network()
     plain(IMAGES)
     plain(IMAGES * 2)
-    with collect_statistics() as found:
+    with collect_batch_stats() as found:
         net(IMAGES)
         net(IMAGES * 2)
     statistics.apply(found)
@@ -134,7 +135,7 @@ def test_two_forwards_move_twice(flattened, launches: list[int]) -> None:
 
 def test_an_empty_batch_moves_nothing(flattened) -> None:
     net, statistics = flattened
-    with collect_statistics() as found:
+    with collect_batch_stats() as found:
         for layer in statistics.layers:
             layer.record(torch.zeros(len(layer.bias)), torch.zeros(len(layer.bias)), 0)
     statistics.apply(found)
@@ -144,7 +145,7 @@ def test_an_empty_batch_moves_nothing(flattened) -> None:
 def test_what_is_not_applied_moves_nothing(flattened) -> None:
     net, _ = flattened
     collected(net)
-    with pytest.raises(RuntimeError), collect_statistics():
+    with pytest.raises(RuntimeError), collect_batch_stats():
         net(IMAGES[:, :2])
     equal(net, network())
     net(IMAGES)  # nobody collects any more: the layers move by themselves
@@ -156,9 +157,9 @@ def test_what_is_not_applied_moves_nothing(flattened) -> None:
 def test_a_collection_within_another_keeps_its_own() -> None:
     layer = BatchNorm(3, fused="on")
     x = torch.randn(2, 3, 4, 4)
-    with collect_statistics() as outer:
+    with collect_batch_stats() as outer:
         layer(x)
-        with collect_statistics() as inner:
+        with collect_batch_stats() as inner:
             layer(x)
             layer(x)
         layer(x)
@@ -170,8 +171,8 @@ def test_torchs_own_kernels_are_collected_too(launches: list[int]) -> None:
     net, plain = network(), network()
     for model in (net, plain):
         model.set_fused("off")
-    flat = FlatNetwork(net, *decayed_parameters(net))
-    statistics = MovingStatistics(net, flat.statistics)
+    flat = FlatParameters(net, *decayed_parameters(net))
+    statistics = RunningStats(net, flat.statistics)
     statistics.set_decay(0.9)
     before = copy.deepcopy(net)
     found = collected(net)
@@ -188,7 +189,7 @@ def test_what_is_made_again_in_the_backward_moves_once() -> None:
         net.set_fused(fused)
         plain.set_fused(fused)
         net.recompute = "stack"
-        with collect_statistics() as found:
+        with collect_batch_stats() as found:
             loss = net(IMAGES).square().sum()
         loss.backward()
         for layer, mean, var, count in found:
@@ -212,7 +213,7 @@ def test_a_block_that_collects_compiles_without_a_graph_break() -> None:
             module.fused = "on"
     other = copy.deepcopy(block)
     x = torch.randn(2, 4, 8, 8)
-    with collect_statistics() as found:
+    with collect_batch_stats() as found:
         torch.compile(block, fullgraph=True, backend="aot_eager")(x)
     for layer, mean, var, count in found:
         layer.move(mean, var, count)
@@ -266,7 +267,7 @@ def test_decay_warms_up(launches: list[int]) -> None:
 def test_what_is_refused() -> None:
     net = network()
     with pytest.raises(ValueError, match="views of `running`"):
-        MovingStatistics(net, torch.zeros(10_000))
+        RunningStats(net, torch.zeros(10_000))
     net.register_buffer("other", torch.zeros(3))
     with pytest.raises(ValueError, match="only buffers are those of its batch norms"):
-        MovingStatistics(net, torch.zeros(10_000))
+        RunningStats(net, torch.zeros(10_000))

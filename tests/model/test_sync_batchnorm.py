@@ -63,7 +63,7 @@ def leaves(tensors: list[Tensor], rows: slice) -> list[Tensor]:
     return [part.clone().requires_grad_() for part in parts]
 
 
-def of_torch(tensors: list[Tensor], slope: Tensor, relu: bool) -> list[Tensor]:
+def torch_gradients(tensors: list[Tensor], slope: Tensor, relu: bool) -> list[Tensor]:
     """y and the gradients, by torch, of all images together."""
     x, bias, *residual = whole = leaves(tensors, slice(None))
     y = F.batch_norm(x, None, None, torch.ones_like(bias), bias, True, eps=1e-3)
@@ -91,7 +91,7 @@ def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -
         torch.testing.assert_close(one[0], mean, **close)
         torch.testing.assert_close(one[1], var, **close)
     for one, other, right in zip(
-        first[2:], second[2:], of_torch(tensors, slope, relu), strict=True
+        first[2:], second[2:], torch_gradients(tensors, slope, relu), strict=True
     ):
         # Each has the bias's gradient of its own images.
         both = one + other if right.dim() == 1 else torch.cat([one, other])
@@ -119,7 +119,7 @@ def test_kernels_of_a_gpu(dtype: torch.dtype, relu: bool, with_residual: bool) -
     """Alone: a GPU has one thread for all backwards, where two could not wait for each other."""
     tensors, slope = given(torch.device("cuda"), torch.float32, with_residual)
     tensors = [t if t.dim() == 1 else t.to(dtype).float() for t in tensors]
-    wanted = of_torch(tensors, slope.to(dtype).float(), relu)
+    wanted = torch_gradients(tensors, slope.to(dtype).float(), relu)
     half = [t if t.dim() == 1 else t.to(dtype) for t in tensors]
     x, bias, *residual = own = leaves(half, slice(None))
     y, _, _ = sync_norm(x, bias, *(residual or [None]), Alone(), relu=relu, eps=1e-3)

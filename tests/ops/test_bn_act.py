@@ -50,7 +50,7 @@ def make(shape, dtype, device="cpu", layout=channels_last, *, offset=0.0, seed=0
     """x, beta, gamma, residual and the gradient of y."""
     random = torch.Generator().manual_seed(seed)
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    x, residual, of_y = (
+    x, residual, grad_y = (
         layout((torch.randn(shape, generator=random, dtype=torch.float64) + mean).to(dtype))
         .to(device)
         .requires_grad_()
@@ -58,7 +58,7 @@ def make(shape, dtype, device="cpu", layout=channels_last, *, offset=0.0, seed=0
     )
     beta, gamma = torch.rand(2, shape[1], generator=random, dtype=torch.float64).to(real) + 0.1
     beta, gamma = (t.to(device).requires_grad_() for t in (beta - 0.5, gamma))
-    return x, beta, gamma, residual, of_y.detach()
+    return x, beta, gamma, residual, grad_y.detach()
 
 
 def plain(x, beta, gamma, residual, relu, given=None):
@@ -89,15 +89,15 @@ def chosen(case, beta, gamma, residual):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "error", "sum_error"), TOLERANCES)
 def test_against_torch(device, dtype, error, sum_error, shape, case):
-    x, beta, gamma, residual, of_y = make(shape, dtype, device)
+    x, beta, gamma, residual, grad_y = make(shape, dtype, device)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
     y, mean, var = bn_act(x, beta, gamma, residual, relu=relu)
     exact, doubles = plain(x, beta, gamma, residual, relu)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
-    gradients = torch.autograd.grad(y, inputs, of_y)
+    gradients = torch.autograd.grad(y, inputs, grad_y)
     if relu and residual is not None:  # values beside 0 may fall on either side
         exact = torch.where(y.double() > 0, exact.clamp(min=1e-30), exact * 0)
-    wanted = torch.autograd.grad(exact, doubles, of_y.double())
+    wanted = torch.autograd.grad(exact, doubles, grad_y.double())
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     assert not mean.requires_grad and not var.requires_grad
     torch.testing.assert_close(y.double(), exact, rtol=error, atol=4 * error)
@@ -114,16 +114,16 @@ def test_against_torch(device, dtype, error, sum_error, shape, case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("dtype", "error", "sum_error"), TOLERANCES)
 def test_inference_against_torch(device, dtype, error, sum_error, case):
-    x, beta, gamma, residual, of_y = make((3, 24, 5, 7), dtype, device)
+    x, beta, gamma, residual, grad_y = make((3, 24, 5, 7), dtype, device)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
     given = (beta.detach() + 0.3, beta.detach().square() + 0.1)
     y = bn_act_inference(x, *given, beta, gamma, residual, relu=relu)
     exact, doubles = plain(x, beta, gamma, residual, relu, given)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
     torch.testing.assert_close(y.double(), exact, rtol=error, atol=8 * error)
-    gradients = torch.autograd.grad(y, inputs, of_y)
+    gradients = torch.autograd.grad(y, inputs, grad_y)
     for got, right in zip(
-        gradients, torch.autograd.grad(exact, doubles, of_y.double()), strict=True
+        gradients, torch.autograd.grad(exact, doubles, grad_y.double()), strict=True
     ):
         assert far(got, right) < max(2 * error, sum_error)
 
@@ -131,17 +131,17 @@ def test_inference_against_torch(device, dtype, error, sum_error, case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype, case):
-    x, beta, gamma, residual, of_y = make((4, 24, 9, 11), dtype, device)
+    x, beta, gamma, residual, grad_y = make((4, 24, 9, 11), dtype, device)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
     exact, doubles = plain(x, beta, gamma, residual, relu)
-    wanted = (exact.detach(), *torch.autograd.grad(exact, doubles, of_y.double()))
+    wanted = (exact.detach(), *torch.autograd.grad(exact, doubles, grad_y.double()))
     scale = torch.ones_like(beta).detach() if gamma is None else gamma
     theirs = functional.batch_norm(x, None, None, scale, beta, True, eps=1e-3)
     theirs = theirs if residual is None else theirs + residual
     theirs = functional.relu(theirs) if relu else theirs
     ours = bn_act(x, beta, gamma, residual, relu=relu)[0]
-    results = [(y.detach(), *torch.autograd.grad(y, inputs, of_y)) for y in (ours, theirs)]
+    results = [(y.detach(), *torch.autograd.grad(y, inputs, grad_y)) for y in (ours, theirs)]
     for mine, other, right in zip(*results, wanted, strict=True):
         # Sums are exact to float32 in both, so that either may be the nearer one by chance.
         assert far(mine, right) <= 2 * max(far(other, right), 1e-6)
@@ -149,7 +149,7 @@ def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_fallback_equals_the_kernels(monkeypatch, case):
-    x, beta, gamma, residual, of_y = make((3, 6, 5, 7), torch.float32)
+    x, beta, gamma, residual, grad_y = make((3, 6, 5, 7), torch.float32)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
 
@@ -161,11 +161,11 @@ def test_the_fallback_equals_the_kernels(monkeypatch, case):
             mean,
             var,
             other,
-            *(gradient for t in (y, other) for gradient in torch.autograd.grad(t, inputs, of_y)),
+            *(gradient for t in (y, other) for gradient in torch.autograd.grad(t, inputs, grad_y)),
         )
 
     native = run()
-    monkeypatch.setattr("fasthg.ops._extension.serves", lambda tensor: False)
+    monkeypatch.setattr("fasthg.ops._extension.has_kernel", lambda tensor: False)
     torch.testing.assert_close(run(), native, rtol=1e-5, atol=1e-5)
     y, *_ = reference.bn_act(x, beta, gamma, residual, relu=relu)
     torch.testing.assert_close(y, native[0], rtol=1e-5, atol=1e-5)
@@ -192,36 +192,36 @@ def test_any_layout_and_any_incoming_gradient(device, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_mean_of_a_hundred_deviations_costs_no_digits(device, dtype):
-    x, beta, gamma, residual, of_y = make((4, 32, 32, 32), dtype, device, offset=100.0)
+    x, beta, gamma, residual, grad_y = make((4, 32, 32, 32), dtype, device, offset=100.0)
     y, mean, var = bn_act(x, beta)
     exact, (double, _) = plain(x, beta, None, None, False)
     wide = x.detach().double()
     torch.testing.assert_close(var.double(), wide.var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
     # The mean itself is stored in x's precision.
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=2e-5)
-    (got,) = torch.autograd.grad(y, x, of_y)
-    (wanted,) = torch.autograd.grad(exact, double, of_y.double())
+    (got,) = torch.autograd.grad(y, x, grad_y)
+    (wanted,) = torch.autograd.grad(exact, double, grad_y.double())
     assert far(got, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)])
 def test_nothing_to_normalise(device, shape):
-    x, beta, gamma, residual, of_y = make(shape, torch.float32, device)
+    x, beta, gamma, residual, grad_y = make(shape, torch.float32, device)
     y, mean, var = bn_act(x, beta, gamma, residual, relu=True)
     assert y.shape == shape and not mean.any() and not var.any()
-    gradients = torch.autograd.grad(y, (x, beta, gamma, residual), of_y)
+    gradients = torch.autograd.grad(y, (x, beta, gamma, residual), grad_y)
     assert not any(gradient.any() for gradient in gradients)
     assert bn_act_inference(x, mean, var, beta).shape == shape
 
 
 def test_one_pixel_gives_the_offset(device):
-    x, beta, gamma, _, of_y = make((1, 5, 1, 1), torch.float32, device)
+    x, beta, gamma, _, grad_y = make((1, 5, 1, 1), torch.float32, device)
     y, mean, var = bn_act(x, beta, gamma)
     torch.testing.assert_close(y[0, :, 0, 0], beta)
     torch.testing.assert_close(mean, x[0, :, 0, 0])
     assert not var.any()
     # Over the root of eps, 0.03, a rounding error is enlarged.
-    assert float(torch.autograd.grad(y, x, of_y)[0].abs().max()) < 1e-5
+    assert float(torch.autograd.grad(y, x, grad_y)[0].abs().max()) < 1e-5
 
 
 def test_nan_stays_in_its_channel_and_passes_relu(device):
@@ -235,7 +235,7 @@ def test_nan_stays_in_its_channel_and_passes_relu(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_and_runs_do_not_change_a_bit(dtype):
-    x, beta, gamma, residual, of_y = make((9, 24, 37, 41), dtype)
+    x, beta, gamma, residual, grad_y = make((9, 24, 37, 41), dtype)
     before = torch.get_num_threads()
     results = []
     try:
@@ -243,7 +243,7 @@ def test_threads_and_runs_do_not_change_a_bit(dtype):
             torch.set_num_threads(threads)
             outputs = bn_act(x, beta, gamma, residual, relu=True)
             inputs = (x, beta, gamma, residual)
-            results.append((*outputs, *torch.autograd.grad(outputs[0], inputs, of_y)))
+            results.append((*outputs, *torch.autograd.grad(outputs[0], inputs, grad_y)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -254,13 +254,13 @@ def test_threads_and_runs_do_not_change_a_bit(dtype):
 @pytest.mark.parametrize(("dtype", "error", "sum_error"), TOLERANCES)
 def test_one_launch_equals_three(device, monkeypatch, dtype, error, sum_error, shape):
     """On a GPU: one each way, one for the forward alone, and three each way."""
-    *inputs, of_y = make(shape, dtype, device)
+    *inputs, grad_y = make(shape, dtype, device)
     results = []
     module = importlib.import_module("fasthg.ops.bn_act")
     for rows in (1 << 30, 1 << 30, 0):
         monkeypatch.setattr(module, "_ON_CHIP_ROWS", rows)
         outputs = bn_act(*inputs)
-        results.append((*outputs, *torch.autograd.grad(outputs[0], inputs, of_y)))
+        results.append((*outputs, *torch.autograd.grad(outputs[0], inputs, grad_y)))
     for once, again, thrice in zip(*results, strict=True):
         assert torch.equal(once, again)
         assert far(once, thrice) < (2 * error if once.dim() == 4 else 10 * sum_error)
@@ -285,7 +285,7 @@ def test_gradcheck(device, case):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(device, layout, dtype):
-    x, beta, gamma, residual, of_y = make((2, 4, 5, 6), dtype, device, layout)
+    x, beta, gamma, residual, grad_y = make((2, 4, 5, 6), dtype, device, layout)
     given = (beta.detach() + 0.3, beta.detach().square() + 0.1)
     ops = torch.ops.fasthg
     for scale, added, relu in (
@@ -298,7 +298,7 @@ def test_opcheck(device, layout, dtype):
         arguments = (x, *given, *arguments[1:])
         torch.library.opcheck(ops.bn_act_inference, arguments)
         for y in (None, x.relu()) if relu else (None,):
-            inputs = (of_y, x, y, *given, beta, scale, relu, False, 1e-3)
+            inputs = (grad_y, x, y, *given, beta, scale, relu, False, 1e-3)
             inputs = [t.detach() if isinstance(t, torch.Tensor) else t for t in inputs]
             torch.library.opcheck(ops.bn_act_backward, inputs)
 

@@ -41,11 +41,11 @@ def folded_whole(a, weight, beta, d, dtype):
     rows, incoming = rows_of(a), rows_of(d)
     y = rows @ folded.to(rows.dtype).mT + offset
     product, total = incoming.mT @ rows, incoming.sum(0)
-    of_weight, of_beta, back, mix, constant = bn_fold_backward(
+    grad_weight, grad_beta, back, mix, constant = bn_fold_backward(
         product, total, weight, *moments, *moments_out, len(rows), EPS, dtype
     )
-    of_a = incoming @ back.to(rows.dtype).mT + rows @ mix.to(rows.dtype) + constant
-    return y, of_a, of_weight, of_beta, *moments_out
+    grad_a = incoming @ back.to(rows.dtype).mT + rows @ mix.to(rows.dtype) + constant
+    return y, grad_a, grad_weight, grad_beta, *moments_out
 
 
 def arguments(shape, dtype, device):
@@ -70,7 +70,7 @@ def far(got, wanted, size=None):
 @pytest.mark.parametrize(("dtype", "error"), REALS)
 def test_against_autograd(device, dtype, error, shape, offset):
     a, weight, beta, d = make(shape, dtype, device, offset=offset)
-    y, of_a, of_weight, of_beta, mean, var = folded_whole(a, weight, beta, d, dtype)
+    y, grad_a, grad_weight, grad_beta, mean, var = folded_whole(a, weight, beta, d, dtype)
     inputs = [t.double().requires_grad_() for t in (a, weight, beta)]
     wanted = whole(*inputs)
     exact_a, exact_weight, exact_beta = torch.autograd.grad(wanted, inputs, d.double())
@@ -82,9 +82,9 @@ def test_against_autograd(device, dtype, error, shape, offset):
     product = rows_of(d.double()).mT @ rows_of(a.double()) / deviation[:, None]
     back = rows_of(d.double()) @ (weight.double() / deviation[:, None])
     assert far(y, rows_of(wanted)) < error * lost
-    assert far(of_a, rows_of(exact_a), back) < error * lost
-    assert far(of_weight, exact_weight, product) < error * lost
-    assert far(of_beta, exact_beta) < error
+    assert far(grad_a, rows_of(exact_a), back) < error * lost
+    assert far(grad_weight, exact_weight, product) < error * lost
+    assert far(grad_beta, exact_beta) < error
     assert far(mean, rows_of(plain).mean(0)) < error
     assert far(var, rows_of(plain).var(0, correction=0)) < error * lost
 
@@ -95,9 +95,9 @@ def test_against_autograd(device, dtype, error, shape, offset):
 def test_against_the_reference(device, real, error, shape, dtype):
     forward, backward = arguments(shape, real, device)
     got = bn_fold(*forward, dtype)
-    of_weight, of_beta, *others = bn_fold_backward(*backward, dtype)
-    assert of_beta is backward[1]
-    gradients = [of_weight, *others]
+    grad_weight, grad_beta, *others = bn_fold_backward(*backward, dtype)
+    assert grad_beta is backward[1]
+    gradients = [grad_weight, *others]
     # From the same rounded numbers; only the last rounding may differ.
     exact = [t.double() if isinstance(t, torch.Tensor) else t for t in forward]
     wanted = reference.bn_fold(*exact, torch.float64)
@@ -149,8 +149,8 @@ def test_rounded_matrices_cost_little(device):
     a, weight, beta, d = make((64, 32), torch.float32, device)
     exact = folded_whole(*(t.double() for t in (a, weight, beta, d)), torch.float64)
     rounded = folded_whole(a, weight, beta, d, torch.bfloat16)
-    for name, got, wanted in zip(("y", "of_a", "of_weight"), rounded, exact, strict=False):
-        assert far(got, wanted) < (2.0**-8 if name != "of_weight" else 1e-5), name
+    for name, got, wanted in zip(("y", "grad_a", "grad_weight"), rounded, exact, strict=False):
+        assert far(got, wanted) < (2.0**-8 if name != "grad_weight" else 1e-5), name
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(0, 5), (5, 0), (0, 0)])
@@ -172,10 +172,10 @@ def test_no_rows_give_zeros(device):
     product, total, mean, covariance, beta = nothing
     _, offset, *moments_out = bn_fold(weight, mean, covariance, beta)
     assert not any(t.any() for t in (offset, *moments_out))
-    of_weight, of_beta, back, mix, constant = bn_fold_backward(
+    grad_weight, grad_beta, back, mix, constant = bn_fold_backward(
         product, total, weight, mean, covariance, *moments_out, 0
     )
-    assert not any(t.any() for t in (of_weight, of_beta, mix, constant))
+    assert not any(t.any() for t in (grad_weight, grad_beta, mix, constant))
     torch.testing.assert_close(back, torch.full((5, 3), EPS**-0.5, device=device))
 
 
@@ -303,7 +303,7 @@ def test_rounding_the_weights_moves_no_mean(device, dtype):
     _, _, back, mix, constant = bn_fold_backward(
         *sums, weight, *moments, *moments_out, len(rows), EPS, dtype
     )
-    of_a = incoming.double() @ back.double().mT + rows.double() @ mix.double().mT
-    of_a = of_a + constant.double()
+    grad_a = incoming.double() @ back.double().mT + rows.double() @ mix.double().mT
+    grad_a = grad_a + constant.double()
     # A batch norm's gradient has the mean 0 in every channel of its input, and so behind weights.
-    torch.testing.assert_close(of_a.mean(0), torch.zeros_like(of_a[0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(grad_a.mean(0), torch.zeros_like(grad_a[0]), rtol=0, atol=1e-5)

@@ -74,15 +74,15 @@ def test_against_torch(device, dtype, error, shape, layout):
     exact = plain(doubles)
     assert mean.dtype == covariance.dtype == reference.arithmetic_dtype(dtype)
     assert covariance.is_contiguous() and torch.equal(covariance, covariance.mT)
-    of_covariance, of_mean = errors((mean, covariance), exact)
-    assert of_covariance < error and of_mean < error
+    grad_covariance, grad_mean = errors((mean, covariance), exact)
+    assert grad_covariance < error and grad_mean < error
     # One gradient comes with stride 0, the other is not symmetric.
-    of_results = (
+    grad_outputs = (
         torch.full((), 0.3, dtype=mean.dtype, device=device).expand(mean.shape),
         torch.rand(covariance.shape, dtype=mean.dtype, device=device),
     )
-    (gradient,) = torch.autograd.grad((mean, covariance), x, of_results)
-    (wanted,) = torch.autograd.grad(exact, doubles, [t.double() for t in of_results])
+    (gradient,) = torch.autograd.grad((mean, covariance), x, grad_outputs)
+    (wanted,) = torch.autograd.grad(exact, doubles, [t.double() for t in grad_outputs])
     assert gradient.dtype == dtype and gradient.shape == x.shape
     rounding = max(torch.finfo(dtype).eps, 1e-14)
     assert float((gradient.double() - wanted).norm()) <= 10 * rounding * float(wanted.norm())
@@ -93,10 +93,10 @@ def test_a_mean_of_many_deviations(device, dtype):
     x = make((4, 24, 16, 16), dtype, device, offset=30.0)
     got, exact = channel_covariance(x), plain(x.detach().double())
     ratio = exact[0] / exact[1].diagonal().sqrt()
-    of_covariance, of_mean = errors(got, exact)
+    grad_covariance, grad_mean = errors(got, exact)
     centred = device.type == "cpu" or dtype == torch.float32
-    assert of_covariance < 1e-5 * (1 if centred else 1 + float(ratio.square().max()))
-    assert of_mean < 1e-5
+    assert grad_covariance < 1e-5 * (1 if centred else 1 + float(ratio.square().max()))
+    assert grad_mean < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -110,7 +110,7 @@ def test_the_reference_equals_the_kernels(monkeypatch, device):
     x = make((3, 21, 9, 7), torch.float32, device)
     got = channel_covariance(x)
     torch.testing.assert_close(got, reference.channel_covariance(x), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(_extension, "serves", lambda tensor: False)
+    monkeypatch.setattr(_extension, "has_kernel", lambda tensor: False)
     torch.testing.assert_close(got, channel_covariance(x), rtol=1e-5, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_what_is_refused(x, message):
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
 def test_autocast_around_the_call_changes_nothing(device, native, monkeypatch):
     if not native:
-        monkeypatch.setattr(_extension, "serves", lambda _: False)
+        monkeypatch.setattr(_extension, "has_kernel", lambda _: False)
     x = make((2, 6, 9, 7), torch.float32, device)
     results = []
     for enabled in (False, True):

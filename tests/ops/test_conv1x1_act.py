@@ -117,7 +117,7 @@ def far(got, wanted):
 @pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
 def test_against_torch(device, dtype, error, shape, case):
     relu = case[3]
-    tensors, of_y = make(shape, dtype, device, case)
+    tensors, grad_y = make(shape, dtype, device, case)
     doubles = doubled(tensors, dtype)
     y, exact = call(conv1x1_act, tensors, relu), call(reference.conv1x1_act, doubles, relu)
     assert y.dtype == dtype and y.shape == exact.shape
@@ -126,9 +126,9 @@ def test_against_torch(device, dtype, error, shape, case):
     if dtype == torch.bfloat16 and tensors["residual"] is not None and tensors["bias"] is not None:
         allowed = allowed + error * tensors["bias"].abs()[:, None, None]  # it is rounded on a CPU
     assert ((y.double() - exact).abs() <= allowed).all()
-    gradients = torch.autograd.grad(y, given(tensors), of_y)
+    gradients = torch.autograd.grad(y, given(tensors), grad_y)
     # The mask is that of y: values beside 0 may fall on either side.
-    behind = of_y.double() * (y > 0) if relu else of_y.double()
+    behind = grad_y.double() * (y > 0) if relu else grad_y.double()
     linear = call(reference.conv1x1_act, doubles, False)
     wanted = torch.autograd.grad(linear, given(doubles), behind)
     for source, got, right in zip(given(tensors), gradients, wanted, strict=True):
@@ -150,14 +150,14 @@ def test_half_types_err_no_more_than_torch(device, dtype, case):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float32_weights_of_half_maps(device, dtype):
     shape = (2, 24, 8, 16, 5, 7)
-    tensors, of_y = make(shape, dtype, device, weights=torch.float32)
+    tensors, grad_y = make(shape, dtype, device, weights=torch.float32)
     exact = doubled(tensors, dtype)
     y = call(conv1x1_act, tensors, False)
     assert y.dtype == dtype and far(y, call(plain, exact, False)) < 2.0**-8
     names = ("weight", "weight2", "bias")
-    got = torch.autograd.grad(y, [tensors[name] for name in names], of_y)
+    got = torch.autograd.grad(y, [tensors[name] for name in names], grad_y)
     wanted = torch.autograd.grad(
-        call(plain, exact, False), [exact[name] for name in names], of_y.double()
+        call(plain, exact, False), [exact[name] for name in names], grad_y.double()
     )
     for name, ours, right in zip(names, got, wanted, strict=True):
         assert ours.dtype == torch.float32
@@ -167,11 +167,11 @@ def test_float32_weights_of_half_maps(device, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_onednn_the_result_is_the_same(monkeypatch, dtype):
-    tensors, of_y = make((2, 24, 8, 16, 5, 7), dtype)
+    tensors, grad_y = make((2, 24, 8, 16, 5, 7), dtype)
     results = []
     for _ in range(2):
         y = call(conv1x1_act, tensors, True)
-        results.append([y, *torch.autograd.grad(y, given(tensors), of_y)])
+        results.append([y, *torch.autograd.grad(y, given(tensors), grad_y)])
         module = sys.modules[conv1x1_act.__module__]
         monkeypatch.setattr(module, "_onednn_serves", lambda x: False)
     error = 1e-5 if dtype == torch.float32 else 2.0**-7  # the bias is rounded in one of them
@@ -181,12 +181,12 @@ def test_without_onednn_the_result_is_the_same(monkeypatch, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_autocast_around_the_call_changes_nothing(device, dtype):
-    tensors, of_y = make((2, 24, 8, 16, 5, 7), dtype, device)
+    tensors, grad_y = make((2, 24, 8, 16, 5, 7), dtype, device)
     results = []
     for enabled in (False, True):
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
             y = call(conv1x1_act, tensors, True)
-            results.append([y, *torch.autograd.grad(y, given(tensors), of_y)])
+            results.append([y, *torch.autograd.grad(y, given(tensors), grad_y)])
     assert all(torch.equal(ours, other) for ours, other in zip(*results, strict=True))
 
 
@@ -214,26 +214,26 @@ def test_the_weight_of_a_convolution_and_any_lying_weight(device):
     tensors, _ = make((2, 6, 4, 10, 8, 9), torch.float32, device, (True, False, False))
     x, weight, bias = given(tensors)
     y = conv1x1_act(x, weight, bias)
-    of_kernel = weight.detach()[:, :, None, None].requires_grad_()
+    is_conv_weight = weight.detach()[:, :, None, None].requires_grad_()
     transposed = weight.detach().t().contiguous().t()
-    assert torch.equal(conv1x1_act(x, of_kernel, bias), y)
-    assert torch.equal(conv1x1_act(x, channels_last(of_kernel), bias), y)
+    assert torch.equal(conv1x1_act(x, is_conv_weight, bias), y)
+    assert torch.equal(conv1x1_act(x, channels_last(is_conv_weight), bias), y)
     assert torch.equal(conv1x1_act(x, transposed, bias), y)
     gradients = [
-        torch.autograd.grad(conv1x1_act(x, w, bias).sum(), w)[0] for w in (of_kernel, weight)
+        torch.autograd.grad(conv1x1_act(x, w, bias).sum(), w)[0] for w in (is_conv_weight, weight)
     ]
     assert torch.equal(gradients[0][:, :, 0, 0], gradients[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_passes_the_relu(device, dtype):
-    tensors, of_y = make((2, 16, 8, 8, 3, 3), dtype, device)
+    tensors, grad_y = make((2, 16, 8, 8, 3, 3), dtype, device)
     with torch.no_grad():
         tensors["residual"][1, 2, 0, 1] = torch.nan
     y = call(conv1x1_act, tensors, True)
     assert torch.equal(y.isnan(), tensors["residual"].isnan())
-    (of_residual,) = torch.autograd.grad(y, tensors["residual"], of_y)
-    assert of_residual[1, 2, 0, 1] == of_y[1, 2, 0, 1]
+    (grad_residual,) = torch.autograd.grad(y, tensors["residual"], grad_y)
+    assert grad_residual[1, 2, 0, 1] == grad_y[1, 2, 0, 1]
     with torch.no_grad():
         tensors["x"][1, 2, 0, 1] = torch.nan
     y = conv1x1_act(tensors["x"], tensors["weight"], relu=True)
@@ -242,7 +242,7 @@ def test_nan_passes_the_relu(device, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_runs_are_equal_whatever_the_threads(device, dtype):
-    tensors, of_y = make((4, 64, 32, 128, 16, 16), dtype, device)
+    tensors, grad_y = make((4, 64, 32, 128, 16, 16), dtype, device)
     before, runs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 2):
@@ -251,7 +251,7 @@ def test_two_runs_are_equal_whatever_the_threads(device, dtype):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[1], runs[2])
-    twice = [torch.autograd.grad(runs[i], given(tensors), of_y) for i in (1, 2)]
+    twice = [torch.autograd.grad(runs[i], given(tensors), grad_y) for i in (1, 2)]
     assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
 
 

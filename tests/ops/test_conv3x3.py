@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fasthg.ops import conv3x3, reference, serves
+from fasthg.ops import conv3x3, has_kernel, reference
 
 MODULE = sys.modules[conv3x3.__module__]
 # Of the root mean square; float32 on a CPU is ours.
@@ -65,11 +65,11 @@ def make(shape, dtype, device="cpu", layout=channels_last, weights=None):
         values = torch.randn(shape, generator=random, dtype=torch.float64)
         return values.to(dtype).to(device)
 
-    x, of_y = (layout(tensor(batch, c, height, width)) for c in (inputs, outputs))
+    x, grad_y = (layout(tensor(batch, c, height, width)) for c in (inputs, outputs))
     weight = layout(tensor(outputs, inputs, 3, 3, dtype=weights or dtype))
     weight = weight / max(3 * inputs**0.5, 1)
     bias = tensor(outputs, dtype=weights or dtype)
-    return [t.requires_grad_() for t in (x, weight, bias)], of_y
+    return [t.requires_grad_() for t in (x, weight, bias)], grad_y
 
 
 def doubled(tensors):
@@ -100,12 +100,12 @@ def far(got, wanted):
 def test_against_torch(device, every_size, dtype, error, shape, layout):
     if device.type == "cpu" and dtype == torch.float16 and not x86_halves():
         pytest.skip("torch convolves no float16 on this CPU")
-    tensors, of_y = make(shape, dtype, device, layout)
+    tensors, grad_y = make(shape, dtype, device, layout)
     y, exact = conv3x3(*tensors), plain(*(doubles := doubled(tensors)))
     assert y.dtype == dtype and far(y, exact) < error
     assert y.stride() == torch.empty(y.shape, memory_format=torch.channels_last).stride()
-    got = torch.autograd.grad(y, tensors, of_y)
-    wanted = torch.autograd.grad(exact, doubles, of_y.double())
+    got = torch.autograd.grad(y, tensors, grad_y)
+    wanted = torch.autograd.grad(exact, doubles, grad_y.double())
     for ours, right, tensor in zip(got, wanted, tensors, strict=True):
         assert ours.dtype == tensor.dtype and far(ours, right) < error
 
@@ -126,14 +126,14 @@ def test_any_magnitude(every_size, scale):
 
 @pytest.mark.parametrize("shape", [(4, 128, 128, 32, 32), (8, 32, 32, 64, 64)])
 def test_errors_are_as_promised(shape):
-    tensors, of_y = make(shape, torch.float32)
+    tensors, grad_y = make(shape, torch.float32)
     tensors, doubles = tensors[:2], doubled(tensors[:2])
     exact = plain(*doubles)
-    wanted = [exact, *torch.autograd.grad(exact, doubles, of_y.double())]
+    wanted = [exact, *torch.autograd.grad(exact, doubles, grad_y.double())]
     errors = []
     for function in (conv3x3, plain):
         y = function(*tensors)
-        results = [y, *torch.autograd.grad(y, tensors, of_y)]
+        results = [y, *torch.autograd.grad(y, tensors, grad_y)]
         errors.append([far(*pair) for pair in zip(results, wanted, strict=True)])
     ours, theirs = errors
     assert max(ours) < 1.5e-6
@@ -147,30 +147,30 @@ def test_our_kernel_serves_float32_from_some_size_on(monkeypatch):
         MODULE._extension, "launch", lambda *given: served.append(given[0]) or launch(*given)
     )
     for dtype, side in ((torch.float32, 32), (torch.float32, 4), (torch.float64, 32)):
-        (x, weight, _), of_y = make((1, 16, 16, side, side), dtype)
-        torch.autograd.grad(conv3x3(x, weight), (x, weight), of_y)
+        (x, weight, _), grad_y = make((1, 16, 16, side, side), dtype)
+        torch.autograd.grad(conv3x3(x, weight), (x, weight), grad_y)
     wanted = ["conv3x3", "conv3x3", "conv3x3_weight_backward"]
-    assert served == (wanted if serves(torch.zeros(1)) else [])
+    assert served == (wanted if has_kernel(torch.zeros(1)) else [])
 
 
 def test_float32_weights_of_half_maps(device, every_size):
-    tensors, of_y = make((2, 24, 16, 9, 7), torch.bfloat16, device, weights=torch.float32)
+    tensors, grad_y = make((2, 24, 16, 9, 7), torch.bfloat16, device, weights=torch.float32)
     y = conv3x3(*tensors)
     doubles = doubled(tensors)
-    got = torch.autograd.grad(y, tensors, of_y)
-    wanted = torch.autograd.grad(plain(*doubles), doubles, of_y.double())
+    got = torch.autograd.grad(y, tensors, grad_y)
+    wanted = torch.autograd.grad(plain(*doubles), doubles, grad_y.double())
     for ours, right, tensor in zip(got, wanted, tensors, strict=True):
         assert ours.dtype == tensor.dtype and far(ours, right) < 2.0**-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_around_the_call_changes_nothing(device, every_size, dtype):
-    tensors, of_y = make((2, 16, 16, 9, 7), dtype, device)
+    tensors, grad_y = make((2, 16, 16, 9, 7), dtype, device)
     results = []
     for enabled in (False, True):
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
             y = conv3x3(*tensors, relu=True)
-            results.append([y, *torch.autograd.grad(y, tensors, of_y)])
+            results.append([y, *torch.autograd.grad(y, tensors, grad_y)])
     assert all(torch.equal(ours, other) for ours, other in zip(*results, strict=True))
 
 
@@ -196,13 +196,13 @@ def test_any_incoming_gradient_and_weight(device, every_size):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_bias_and_relu(device, every_size, biased, relu):
-    (x, weight, bias), of_y = make((2, 16, 20, 9, 9), torch.float32, device)
+    (x, weight, bias), grad_y = make((2, 16, 20, 9, 9), torch.float32, device)
     tensors = [x, weight, bias] if biased else [x, weight]
     doubles = doubled(tensors)
     y, exact = conv3x3(*tensors, relu=relu), plain(*doubles, relu=relu)
     assert far(y, exact) < 3e-6 and bool((y >= 0).all()) == relu
-    wanted = torch.autograd.grad(exact, doubles, of_y.double())
-    for ours, right in zip(torch.autograd.grad(y, tensors, of_y), wanted, strict=True):
+    wanted = torch.autograd.grad(exact, doubles, grad_y.double())
+    for ours, right in zip(torch.autograd.grad(y, tensors, grad_y), wanted, strict=True):
         assert far(ours, right) < 1e-5  # where rounding crosses 0
 
 
@@ -216,13 +216,13 @@ def test_nan_passes_and_stays_in_its_tiles(every_size):
 
 @pytest.mark.parametrize("shape", [(4, 64, 32, 32, 32), (1, 16, 16, 13, 9)])
 def test_two_runs_are_equal_whatever_the_threads(device, every_size, shape):
-    tensors, of_y = make(shape, torch.float32, device)
+    tensors, grad_y = make(shape, torch.float32, device)
     before, runs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 2, 3):
             torch.set_num_threads(threads)
             y = conv3x3(*tensors)
-            runs.append([y, *torch.autograd.grad(y, tensors[:2], of_y)])
+            runs.append([y, *torch.autograd.grad(y, tensors[:2], grad_y)])
     finally:
         torch.set_num_threads(before)
     for run in runs[1:]:
@@ -230,12 +230,12 @@ def test_two_runs_are_equal_whatever_the_threads(device, every_size, shape):
 
 
 def test_without_the_extension_torch_serves(monkeypatch, every_size):
-    tensors, of_y = make((2, 16, 16, 9, 7), torch.float32)
+    tensors, grad_y = make((2, 16, 16, 9, 7), torch.float32)
     results = []
     for _ in range(2):
         y = conv3x3(*tensors, relu=True)
-        results.append([y, *torch.autograd.grad(y, tensors, of_y)])
-        monkeypatch.setattr(MODULE._extension, "serves", lambda x: False)
+        results.append([y, *torch.autograd.grad(y, tensors, grad_y)])
+        monkeypatch.setattr(MODULE._extension, "has_kernel", lambda x: False)
     for ours, other in zip(*results, strict=True):
         assert far(ours, other) < 1e-5
 
@@ -246,12 +246,12 @@ def test_gradcheck_and_opcheck(device, every_size, relu):
     assert torch.autograd.gradcheck(lambda *given: conv3x3(*given, relu=relu), tensors)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for shape in ((2, 3, 4, 3, 5), (2, 1, 1, 3, 1)):
-            given, of_y = make(shape, dtype, device)
+            given, grad_y = make(shape, dtype, device)
             x, weight, _ = (t.detach() for t in given)
             operators = torch.ops.fasthg
             torch.library.opcheck(operators.conv3x3, (*given, relu))
-            torch.library.opcheck(operators.conv3x3_input_backward, (of_y, weight))
-            torch.library.opcheck(operators.conv3x3_weight_backward, (of_y, x, weight))
+            torch.library.opcheck(operators.conv3x3_input_backward, (grad_y, weight))
+            torch.library.opcheck(operators.conv3x3_weight_backward, (grad_y, x, weight))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

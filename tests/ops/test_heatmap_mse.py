@@ -224,8 +224,8 @@ def test_opcheck(case, layout):
         for flags in (None, visibility):
             arguments = (predictions, keypoints, sigmas, flags, True)
             torch.library.opcheck(torch.ops.fasthg.heatmap_mse, arguments)
-            of_loss = torch.ones(2, 2, device=predictions.device)
-            arguments = (of_loss, *arguments)
+            grad_loss = torch.ones(2, 2, device=predictions.device)
+            arguments = (grad_loss, *arguments)
             torch.library.opcheck(torch.ops.fasthg.heatmap_mse_backward, arguments)
 
 

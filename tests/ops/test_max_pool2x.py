@@ -46,9 +46,9 @@ def make(shape, dtype, device="cpu", layout=channels_last):
     batch, channels, height, width = shape
     x = torch.randn(shape, generator=random, dtype=torch.float64)
     x[::2] = (x[::2] * 2).round()
-    of_y = torch.randn(batch, channels, height // 2, width // 2, generator=random)
+    grad_y = torch.randn(batch, channels, height // 2, width // 2, generator=random)
     x = layout(x.to(dtype)).to(device).requires_grad_()
-    return x, channels_last(of_y.to(device, dtype))
+    return x, channels_last(grad_y.to(device, dtype))
 
 
 def plain(x):
@@ -69,13 +69,13 @@ def plain(x):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_against_torch(device, dtype, shape, layout):
     """Nothing is rounded: every bit is torch's own."""
-    x, of_y = make(shape, dtype, device, layout)
+    x, grad_y = make(shape, dtype, device, layout)
     y, index = max_pool2x(x)
     wanted, wanted_index = plain(x)
     assert y.dtype == dtype and index.dtype == torch.uint8 and not index.requires_grad
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, index))
     assert torch.equal(y, wanted) and torch.equal(index, wanted_index)
-    (got,), (right,) = (torch.autograd.grad(t, x, of_y) for t in (y, wanted))
+    (got,), (right,) = (torch.autograd.grad(t, x, grad_y) for t in (y, wanted))
     assert got.dtype == dtype and torch.equal(got, right)
 
 
@@ -93,21 +93,21 @@ def test_every_order_of_special_values(device, dtype):
 
 @pytest.mark.parametrize("shape", WITHOUT_RESULTS)
 def test_nothing_to_pool(device, shape):
-    x, of_y = make(shape, torch.float32, device)
+    x, grad_y = make(shape, torch.float32, device)
     y, index = max_pool2x(x)
-    assert y.shape == index.shape == of_y.shape and not y.numel()
-    (gradient,) = torch.autograd.grad(y, x, of_y)
+    assert y.shape == index.shape == grad_y.shape and not y.numel()
+    (gradient,) = torch.autograd.grad(y, x, grad_y)
     assert gradient.shape == shape and not gradient.any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_incoming_gradient(device, layout):
-    x, of_y = make((2, 6, 7, 8), torch.float32, device, layout)
+    x, grad_y = make((2, 6, 7, 8), torch.float32, device, layout)
     for incoming in (
-        torch.tensor(2.0, device=device).expand(of_y.shape),  # stride 0, as .sum() sends
-        torch.rand(6, device=device)[:, None, None].expand(of_y.shape),
-        dense(of_y),
-        some_channels(of_y),
+        torch.tensor(2.0, device=device).expand(grad_y.shape),  # stride 0, as .sum() sends
+        torch.rand(6, device=device)[:, None, None].expand(grad_y.shape),
+        dense(grad_y),
+        some_channels(grad_y),
     ):
         (got,) = torch.autograd.grad(max_pool2x(x)[0], x, incoming)
         (wanted,) = torch.autograd.grad(functional.max_pool2d(x, 2, 2), x, incoming)
@@ -118,28 +118,28 @@ def test_any_incoming_gradient(device, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fallback_equals_the_kernels(monkeypatch, dtype, layout, shape):
-    x, of_y = make(shape, dtype, layout=layout)
+    x, grad_y = make(shape, dtype, layout=layout)
 
     def run():
         y, index = max_pool2x(x)
-        return y, index, *torch.autograd.grad(y, x, of_y)
+        return y, index, *torch.autograd.grad(y, x, grad_y)
 
     native = run()
-    monkeypatch.setattr("fasthg.ops._extension.serves", lambda tensor: False)
+    monkeypatch.setattr("fasthg.ops._extension.has_kernel", lambda tensor: False)
     for got, wanted in zip(run(), native, strict=True):
         assert torch.equal(got, wanted) and got.stride() == wanted.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_and_runs_do_not_change_a_bit(dtype):
-    x, of_y = make((9, 24, 75, 43), dtype)
+    x, grad_y = make((9, 24, 75, 43), dtype)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             y, index = max_pool2x(x)
-            results.append((y, index, *torch.autograd.grad(y, x, of_y)))
+            results.append((y, index, *torch.autograd.grad(y, x, grad_y)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -153,10 +153,10 @@ def test_one_byte_a_result_is_kept_for_the_backward():
         kept.append(tensor)
         return tensor
 
-    x, of_y = make((2, 4, 8, 8), torch.float32)
+    x, grad_y = make((2, 4, 8, 8), torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         max_pool2x(x)
-    assert sum(t.numel() * t.element_size() for t in kept) == of_y.numel()
+    assert sum(t.numel() * t.element_size() for t in kept) == grad_y.numel()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -167,10 +167,10 @@ def test_gradcheck_and_opcheck(device, layout):
     x = layout(distinct.view(x.shape)).to(device).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: max_pool2x(x)[0], x)
     for dtype in DTYPES:
-        x, of_y = make((2, 3, 5, 4), dtype, device, layout)
+        x, grad_y = make((2, 3, 5, 4), dtype, device, layout)
         torch.library.opcheck(torch.ops.fasthg.max_pool2x, (x,))
         index = max_pool2x(x)[1]
-        torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (of_y, index, 5, 4))
+        torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, 5, 4))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

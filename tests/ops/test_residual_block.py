@@ -33,20 +33,20 @@ def make(
     def draw(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=random, dtype=torch.float64)
 
-    x, of_y = draw(*shape) + offset, draw(shape[0], out, *shape[2:])
-    x, of_y = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, of_y))
+    x, grad_y = draw(*shape) + offset, draw(shape[0], out, *shape[2:])
+    x, grad_y = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, grad_y))
     sizes = [(half, shape[1], 1, 1), (half,), (half, half, 3, 3), (half,), (out, half, 1, 1)]
     sizes += [(out,)] + ([(out, shape[1], 1, 1), (out,)] if out != shape[1] else [])
     weights = [draw(*s) / max(1, s[0]) ** 0.5 for s in sizes]
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    return x.to(device), [w.to(device, real) for w in weights], of_y.to(device)
+    return x.to(device), [w.to(device, real) for w in weights], grad_y.to(device)
 
 
-def results(function, x: Tensor, weights: list[Tensor], of_y: Tensor) -> list[Tensor]:
+def results(function, x: Tensor, weights: list[Tensor], grad_y: Tensor) -> list[Tensor]:
     """y, statistics, and the gradients of x and of all weights."""
     inputs = [t.detach().clone().requires_grad_() for t in (x, *weights)]
     y, statistics = function(*inputs)
-    gradients = torch.autograd.grad(y, inputs, of_y)
+    gradients = torch.autograd.grad(y, inputs, grad_y)
     return [y.detach(), *(s.detach() for s in statistics if s.numel()), *gradients]
 
 
@@ -60,8 +60,8 @@ def far(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
 def test_against_torch(device, dtype, error, block):
     given = make(*block, dtype, device)
-    x, weights, of_y = given
-    exact = results(reference.residual_block, x.double(), [w.double() for w in weights], of_y)
+    x, weights, grad_y = given
+    exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
     for got, wanted in zip(results(residual_block, *given), exact, strict=True):
         assert got.dtype == dtype and got.shape == wanted.shape
         assert far(got, wanted) < error
@@ -71,8 +71,8 @@ def test_against_torch(device, dtype, error, block):
 @pytest.mark.parametrize("out", [32, 48])
 def test_half_types_err_no_more_than_twice_what_torch_does(device, dtype, out):
     given = make((4, 32, 16, 16), 16, out, dtype, device)
-    x, weights, of_y = given
-    exact = results(reference.residual_block, x.double(), [w.double() for w in weights], of_y)
+    x, weights, grad_y = given
+    exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
 
     def plain(x: Tensor, *w: Tensor) -> tuple[Tensor, list[Tensor]]:
         def norm(inner: Tensor, beta: Tensor) -> Tensor:
@@ -108,14 +108,14 @@ def test_gradcheck(block):
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(device, dtype, block):
-    x, weights, of_y = make(*block, dtype, device)
+    x, weights, grad_y = make(*block, dtype, device)
     weights += [None] * (8 - len(weights))
     inputs = [None if t is None else t.requires_grad_() for t in (x, *weights)]
     torch.library.opcheck(torch.ops.fasthg.residual_block.default, (*inputs, 1e-3))
     y, y1, y2, *values = torch.ops.fasthg.residual_block(*inputs, 1e-3)
     w1, b1, w2, b2, w3, _, skip, _ = (None if w is None else w.detach() for w in weights)
     saved = x.detach(), y1.detach(), y2.detach(), values[:8], values[8:]
-    arguments = of_y, *saved, w1, b1, w2, b2, w3, skip, 1e-3
+    arguments = grad_y, *saved, w1, b1, w2, b2, w3, skip, 1e-3
     torch.library.opcheck(torch.ops.fasthg.residual_block_backward.default, arguments)
 
 
@@ -130,16 +130,16 @@ def test_compiles_without_a_graph_break(device, block, backend):
 
 
 def test_any_layout_and_any_incoming_gradient(device):
-    x, weights, of_y = make((2, 6, 7, 5), 3, 10, torch.float64, device)
-    wanted = results(residual_block, x, weights, of_y)
+    x, weights, grad_y = make((2, 6, 7, 5), 3, 10, torch.float64, device)
+    wanted = results(residual_block, x, weights, grad_y)
     sliced = torch.stack([x, x.flip(0)], 1)[:, 0]
     for laid in (x.contiguous(), sliced):
-        for gradient in (of_y.contiguous(), torch.stack([of_y] * 2, -1)[..., 0]):
+        for gradient in (grad_y.contiguous(), torch.stack([grad_y] * 2, -1)[..., 0]):
             for got, right in zip(
                 results(residual_block, laid, weights, gradient), wanted, strict=True
             ):
                 torch.testing.assert_close(got, right, rtol=1e-12, atol=1e-12)
-    expanded = torch.ones((), dtype=x.dtype, device=device).expand(of_y.shape)
+    expanded = torch.ones((), dtype=x.dtype, device=device).expand(grad_y.shape)
     wanted = results(residual_block, x, weights, expanded.contiguous())
     for got, right in zip(results(residual_block, x, weights, expanded), wanted, strict=True):
         torch.testing.assert_close(got, right, rtol=1e-12, atol=1e-12)
@@ -155,16 +155,16 @@ def test_two_runs_are_equal(monkeypatch, device, dtype):
 
 @pytest.mark.parametrize("out", [6, 10])
 def test_an_empty_batch(device, out):
-    x, weights, of_y = make((0, 6, 4, 4), 3, out, torch.float32, device)
-    y, *values = results(residual_block, x, weights, of_y)
+    x, weights, grad_y = make((0, 6, 4, 4), 3, out, torch.float32, device)
+    y, *values = results(residual_block, x, weights, grad_y)
     assert y.shape == (0, out, 4, 4)
     assert all(torch.equal(t, torch.zeros_like(t)) for t in values)
 
 
 def test_a_mean_far_from_zero_in_the_skip_costs_few_digits(device):
     given = make((4, 8, 8, 8), 8, 12, torch.float32, device, offset=100.0)
-    x, weights, of_y = given
-    exact = results(reference.residual_block, x.double(), [w.double() for w in weights], of_y)
+    x, weights, grad_y = given
+    exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
     for got, wanted in zip(results(residual_block, *given), exact, strict=True):
         assert far(got, wanted) < 2e-3
 
@@ -252,7 +252,7 @@ def test_results_may_be_changed_in_place(device, dtype, out):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounded_weights_move_no_channel(device, dtype):
-    x, weights, of_y = make((4, 32, 16, 16), 16, 48, dtype, device, offset=10.0)
+    x, weights, grad_y = make((4, 32, 16, 16), 16, 48, dtype, device, offset=10.0)
     y, _ = residual_block(x, *weights)
     exact, _ = reference.residual_block(x.double(), *(w.double() for w in weights))
     error = (y.double() - exact).mean((0, 2, 3)).abs().max().item()

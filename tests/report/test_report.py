@@ -19,8 +19,7 @@ from tiny_run import run, tiny
 from fasthg import report
 from fasthg.cli import main
 from fasthg.data.synthetic.dataset import write_dataset
-from fasthg.report import calibration as diagnosis
-from fasthg.report import chart, figures, gallery
+from fasthg.report import calibration, chart, figures, gallery
 from fasthg.report.chart import Axis, Chart
 from fasthg.report.evaluate import Evaluation, evaluate_run
 from fasthg.report.human import people
@@ -105,7 +104,7 @@ def test_the_page_says_what_was_measured(page: str, evaluation: Evaluation) -> N
     assert f"{m['error_px']['all']['mean']:.2f} px" in text
     assert f"{m['error_cm']['all']['mean']:.3f} cm" in text
     assert "95% interval" in text and "2000 resamples of 3 frames" in text and "seed 0" in text
-    low, high = diagnosis.bootstrap_mean(
+    low, high = calibration.bootstrap_mean(
         evaluation.predictions.errors(), evaluation.index.record[evaluation.predictions.instance]
     )
     assert f"<td>{low[0]:.2f} to {high[0]:.2f}</td>" in page

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fasthg.errors import DataError, FasthgError
+from fasthg.files import remove_leftovers, write_atomically
 from fasthg.runs.checkpoint import (
     FORMAT,
     CheckpointKeeper,
@@ -19,10 +20,8 @@ from fasthg.runs.checkpoint import (
     load_newest,
     load_state,
     load_weights,
-    remove_leftovers,
     save_state,
     save_weights,
-    write_atomically,
 )
 
 
@@ -111,6 +110,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path, room: int) -> None:
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
+from fasthg.files import remove_leftovers, write_atomically
 from fasthg.runs.checkpoint import load_state, save_state
 from fasthg.errors import FasthgError
 path = Path(sys.argv[1])

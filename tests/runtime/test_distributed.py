@@ -27,10 +27,10 @@ from fasthg.inference.predictor import Predictions
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import load_state
 from fasthg.runs.run_folder import RunFolder
-from fasthg.runtime.distributed import ProcessWorld, World, open_world
+from fasthg.runtime.distributed import ProcessGroup, ProcessWorld, open_process_group
 from fasthg.runtime.signals import Signals
 from fasthg.train.elastic import Restarts
-from fasthg.train.resume import circumstances, differences, refuse_another_plan
+from fasthg.train.resume import differences, refuse_another_plan, resume_fingerprint
 from fasthg.train.step import TrainStep
 from fasthg.train.trainer import train
 
@@ -89,13 +89,15 @@ def test_two_processes_are_one_with_twice_the_batch(
     mice: Path, tmp_path: Path, two: RunFolder
 ) -> None:
     one = run(tiny(mice, tmp_path, **{**KEYS, "BATCH_SIZE": 4})).run
-    of_one, of_two = rows(one), rows(two)
-    assert [row["step"] for row in of_one] == [row["step"] for row in of_two]
-    wanted, got = ([r["loss"] for r in each if "loss" in r] for each in (of_one, of_two))
+    one_rows, two_rows = rows(one), rows(two)
+    assert [row["step"] for row in one_rows] == [row["step"] for row in two_rows]
+    wanted, got = ([r["loss"] for r in each if "loss" in r] for each in (one_rows, two_rows))
     # The loss falls by 2 % in these steps; batch norms then make ever more of a rounding.
     assert got[:3] == pytest.approx(wanted[:3], rel=1e-5)
     assert got == pytest.approx(wanted, rel=1e-2)
-    wanted, got = ([r["val_loss"] for r in each if "val_loss" in r] for each in (of_one, of_two))
+    wanted, got = (
+        [r["val_loss"] for r in each if "val_loss" in r] for each in (one_rows, two_rows)
+    )
     assert wanted and got == pytest.approx(wanted, rel=1e-2)
     assert load_state(two.last)["batch_size"] == 4
 
@@ -113,7 +115,7 @@ def test_a_killed_process_comes_back_and_the_run_ends_as_if_nothing_was(
         end = time.monotonic() + 120
         while time.monotonic() < end and not (run.checkpoints / "step_00000002.pt").exists():
             time.sleep(0.02)
-        os.kill(_process_of_rank(1, tmp_path), signal.SIGKILL)
+        os.kill(_rank_process(1, tmp_path), signal.SIGKILL)
 
     again = torchrun(tiny(mice, tmp_path, **KEYS), tmp_path, "--max-restarts", "1", during=kill)
     said = (again.path / "said").read_text()
@@ -124,18 +126,18 @@ def test_a_killed_process_comes_back_and_the_run_ends_as_if_nothing_was(
 
 def test_states_without_a_count_of_processes_are_of_one(mice: Path, tmp_path: Path) -> None:
     config = tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=1)
-    found = circumstances(config, "d", None, torch.device("cpu"), {})
+    found = resume_fingerprint(config, "d", None, torch.device("cpu"), {})
     older = {k: v for k, v in found.items() if k != "processes"}
     older["machine"] = {k: v for k, v in found["machine"].items() if k != "processes"}
     refuse_another_plan(tmp_path, older, found)
     assert differences(older, found) == []
     with pytest.raises(DataError, match=r"here of 2 x BATCH_SIZE 4,"):
         refuse_another_plan(
-            tmp_path, older, circumstances(config, "d", None, torch.device("cpu"), {}, 2)
+            tmp_path, older, resume_fingerprint(config, "d", None, torch.device("cpu"), {}, 2)
         )
 
 
-def _process_of_rank(rank: int, folder: Path) -> int:
+def _rank_process(rank: int, folder: Path) -> int:
     """The first process with that rank and `folder` in its command line, which came before its
     workers."""
     found = []
@@ -167,7 +169,7 @@ def test_state_of_two_processes_wants_as_many_instances_a_step(
 
 @pytest.mark.parametrize("scaling", ["sum", "mean"])
 def test_a_gradient_is_that_of_all_batches(scaling: str) -> None:
-    class Twins(World):
+    class Twins(ProcessGroup):
         """Two processes with the same batch."""
 
         size, active = 2, True
@@ -182,7 +184,7 @@ def test_a_gradient_is_that_of_all_batches(scaling: str) -> None:
     config = Config(**keys, HEATMAP_SIZE=16, PRECISION="fp32", LOSS_SCALING=scaling)
     device = torch.device("cpu")
     gradients = []
-    for world in (World(), Twins()):
+    for world in (ProcessGroup(), Twins()):
         step = TrainStep(config, build_model(config), device, world)
         step(batch(0), 0)
         gradients.append(step.flat.gradient.clone())
@@ -209,14 +211,14 @@ def test_predictions_of_all_processes_are_in_the_order_of_the_index() -> None:
 def test_a_process_with_other_data_is_refused(
     mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Other(World):
+    class Other(ProcessGroup):
         size, active = 2, True
 
         def gathered(self, value: Any) -> list[Any]:
             return [value, {**value, "training data": "another"}]
 
     monkeypatch.setattr(
-        "fasthg.train.trainer.open_world", lambda _: contextlib.nullcontext(Other())
+        "fasthg.train.trainer.open_process_group", lambda _: contextlib.nullcontext(Other())
     )
     with pytest.raises(DataError, match="rank 1 has another training data than rank 0"):
         train(tiny(mice, tmp_path), Console(quiet=True))
@@ -290,11 +292,11 @@ def test_a_captured_step_reduces(keys: dict[str, Any], monkeypatch: pytest.Monke
     small = {"NUM_STACKS": 2, "FEATURES": 32, "STEM_FEATURES": 16, "INPUT_SIZE": 64}
     config = Config(**small, HEATMAP_SIZE=16, PRECISION="fp32", HEAD_INIT_SCALE=0.01, **keys)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    with open_world("cuda") as world:
+    with open_process_group("cuda") as world:
         assert world.active
         device = torch.device("cuda", world.local_rank)
         losses, gradients = [], []
-        for each in (World(), world):
+        for each in (ProcessGroup(), world):
             step = TrainStep(config, build_model(config).to(device), device, each)
             assert step.mode.name == "graph"
             # Of 16 images: norms of the smallest maps make much of a rounding where values are few.

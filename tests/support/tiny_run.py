@@ -14,7 +14,7 @@ from torch import Tensor
 from fasthg.config import Config
 from fasthg.runs.checkpoint import load_state, load_weights
 from fasthg.runs.run_folder import RunFolder
-from fasthg.train.trainer import Outcome, train
+from fasthg.train.trainer import TrainResult, train
 
 
 def tiny(mice: Path, runs: Path, **keys: Any) -> Config:
@@ -38,7 +38,7 @@ def tiny(mice: Path, runs: Path, **keys: Any) -> Config:
     return Config(**{**base, **keys})
 
 
-def run(config: Config, **options: Any) -> Outcome:
+def run(config: Config, **options: Any) -> TrainResult:
     return train(config, Console(quiet=True), **options)
 
 

@@ -18,8 +18,7 @@ import torch
 
 from fasthg.cli import main
 from fasthg.config import Config
-from fasthg.data import loader
-from fasthg.data import opencv_loader as portable
+from fasthg.data import loader, opencv_loader
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, FasthgError
 from fasthg.ops import OpPath
@@ -79,13 +78,13 @@ def test_figures_as_json(
 
 
 def test_a_slow_loader_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paint = portable.Painter.paint
+    paint = opencv_loader.CropRenderer.paint
 
     def slowly(self: Any, *arguments: Any) -> str | None:
         time.sleep(0.1)
         return paint(self, *arguments)
 
-    monkeypatch.setattr(portable.Painter, "paint", slowly)
+    monkeypatch.setattr(opencv_loader.CropRenderer, "paint", slowly)
     monkeypatch.setattr(bench, "available_cores", lambda: 3)
     report = bench.bench(small(mice), 1.0)
     loading, both = report.figures["loader"], report.figures["both"]

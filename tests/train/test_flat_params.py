@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fasthg.model import StackedHourglass, decayed_parameters
-from fasthg.train.flat_params import ALIGNMENT, FlatNetwork
+from fasthg.train.flat_params import ALIGNMENT, FlatParameters
 
 
 def network() -> StackedHourglass:
@@ -16,9 +16,9 @@ def network() -> StackedHourglass:
     return small.to(memory_format=torch.channels_last)
 
 
-def flattened() -> tuple[StackedHourglass, FlatNetwork[StackedHourglass]]:
+def flattened() -> tuple[StackedHourglass, FlatParameters[StackedHourglass]]:
     net = network()
-    return net, FlatNetwork(net, *decayed_parameters(net))
+    return net, FlatParameters(net, *decayed_parameters(net))
 
 
 def test_names_values_and_strides_stay() -> None:
@@ -116,8 +116,8 @@ def test_what_is_refused() -> None:
     net = network()
     decayed, plain = decayed_parameters(net)
     with pytest.raises(ValueError, match="expected the parameters of the network"):
-        FlatNetwork(net, decayed, plain[1:])
-    FlatNetwork(net, decayed, plain[1:], fixed=plain[:1])
+        FlatParameters(net, decayed, plain[1:])
+    FlatParameters(net, decayed, plain[1:], fixed=plain[:1])
     net = nn.Conv2d(1, 1, 1).double()
     with pytest.raises(ValueError, match=r"expected float32 on cpu, got torch\.float64"):
-        FlatNetwork(net, list(net.parameters()), [])
+        FlatParameters(net, list(net.parameters()), [])

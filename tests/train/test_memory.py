@@ -146,13 +146,13 @@ def test_what_whole_residuals_take_inside(monkeypatch: pytest.MonkeyPatch, skip:
     monkeypatch.setattr(_residual_passes, "conv1x1_act", product)
     channels, half, full = (24, 16, 32) if skip else (32, 16, 32)
     x = torch.randn(4, channels, 32, 32).contiguous(memory_format=torch.channels_last)
-    of_y = torch.randn(4, full, 32, 32).contiguous(memory_format=torch.channels_last)
+    grad_y = torch.randn(4, full, 32, 32).contiguous(memory_format=torch.channels_last)
     shapes = [(half, channels, 1, 1), (half,), (half, half, 3, 3), (half,), (full, half, 1, 1)]
     weights = [torch.randn(shape) for shape in shapes]
-    beta3, of_skip = torch.randn(full), torch.randn(full, channels, 1, 1) if skip else None
-    given = [x, *weights, beta3, of_skip, beta3 if skip else None, 1e-3]
+    beta3, grad_skip = torch.randn(full), torch.randn(full, channels, 1, 1) if skip else None
+    given = [x, *weights, beta3, grad_skip, beta3 if skip else None, 1e-3]
     y, y1, y2, *values = _residual_passes.train(*given)
-    saved = [of_y, x, y1, y2, values[:8], values[8:], *weights, of_skip, 1e-3]
+    saved = [grad_y, x, y1, y2, values[:8], values[8:], *weights, grad_skip, 1e-3]
     operators = torch.ops.fasthg
     for run, operator, arguments in (
         (_residual_passes.train, operators.residual_block.default, given),
@@ -163,7 +163,7 @@ def test_what_whole_residuals_take_inside(monkeypatch: pytest.MonkeyPatch, skip:
         made = sum(t.nbytes for t in results)
         inside = _inside(operator, tuple(arguments))
         assert inside >= y1.nbytes
-        # Beside maps, there are small matrices.
+        # WeightGradientStream maps, there are small matrices.
         assert live.peak == pytest.approx(made + inside, rel=0.03)
 
 

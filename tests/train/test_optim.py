@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fasthg.config import Config
 from fasthg.model.layers import BatchNorm
-from fasthg.train.flat_params import FlatNetwork
+from fasthg.train.flat_params import FlatParameters
 from fasthg.train.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
 
@@ -36,11 +36,11 @@ class Point(nn.Module):
         self.offset = nn.Parameter(torch.ones(1))
         self.register_buffer("mean", torch.ones(1))
 
-    def flat(self) -> FlatNetwork[Point]:
-        return FlatNetwork(self, [self.w], [self.offset])
+    def flat(self) -> FlatParameters[Point]:
+        return FlatParameters(self, [self.w], [self.offset])
 
 
-def optimizer_of(flat: FlatNetwork[Point], **keys: object) -> tuple[Optimizer, Point]:
+def optimizer_of(flat: FlatParameters[Point], **keys: object) -> tuple[Optimizer, Point]:
     averaged, averages = flat.copy()
     return build_optimizer(Config(**keys), flat, averages, torch.tensor(0.1)), averaged
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fasthg.config import Config
-from fasthg.data.prefetch import Feeder
+from fasthg.data.prefetch import Prefetcher
 from fasthg.errors import ConfigError, EnvironmentFault
 from fasthg.model import build_model
 from fasthg.runtime import cuda_graph as graph_module
@@ -296,11 +296,11 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
 
 def test_a_feeder_hands_on_what_the_loader_gives() -> None:
     given = [batch(n) for n in range(3)]
-    feeder = Feeder(iter(given), CPU)
+    feeder = Prefetcher(iter(given), CPU)
     assert [b is g for b, g in zip(feeder, given, strict=True)] == [True] * 3
     assert feeder.waited >= 0
     with pytest.raises(ConfigError, match="why"):
-        next(Feeder(failing(), CPU))
+        next(Prefetcher(failing(), CPU))
 
 
 def failing():
@@ -334,7 +334,7 @@ class TestOnGpu:
         cuda = torch.device("cuda")
         given = [batch(n) for n in range(8)]
         seen = []
-        for fed in Feeder(iter(given), cuda):
+        for fed in Prefetcher(iter(given), cuda):
             torch.cuda._sleep(5_000_000)
             seen.append((fed.images.clone(), fed.keypoints.clone()))
         for (images, keypoints), wanted in zip(seen, given, strict=True):

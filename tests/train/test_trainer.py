@@ -21,8 +21,9 @@ from fasthg.errors import ConfigError, DataError, EnvironmentFault, FasthgError
 from fasthg.report.evaluate import evaluate_run
 from fasthg.runs.checkpoint import load_state, load_weights, save_state
 from fasthg.runs.run_folder import RunFolder
-from fasthg.train.step import TrainStep, choose_device, choose_precision
-from fasthg.train.trainer import Outcome
+from fasthg.runtime.device import choose_device, choose_precision
+from fasthg.train.step import TrainStep
+from fasthg.train.trainer import TrainResult
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,11 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def trained(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return run(tiny(mice, tmp_path_factory.mktemp("runs")))
 
 
-def test_a_run_leaves_everything_in_its_folder(trained: Outcome) -> None:
+def test_a_run_leaves_everything_in_its_folder(trained: TrainResult) -> None:
     folder = trained.run.path
     for name in ("config.resolved.yaml", "env.json", "metrics.jsonl", "checkpoints/last.pt"):
         assert (folder / name).stat().st_size > 0
@@ -47,7 +48,7 @@ def test_a_run_leaves_everything_in_its_folder(trained: Outcome) -> None:
     assert all(len(r["loss_per_stack"]) == 2 for r in rows(trained.run) if "loss" in r)
 
 
-def test_best_weights_describe_themselves(trained: Outcome) -> None:
+def test_best_weights_describe_themselves(trained: TrainResult) -> None:
     tensors, metadata = load_weights(trained.run.best)
     best = min(r["val_error_mean_px"] for r in rows(trained.run) if "val_loss" in r)
     assert json.loads(metadata["val_error_mean_px"]) == best
@@ -55,7 +56,7 @@ def test_best_weights_describe_themselves(trained: Outcome) -> None:
     assert "stem.conv.bn.running_mean" in tensors
 
 
-def test_evaluation_measures_the_saved_weights(trained: Outcome) -> None:
+def test_evaluation_measures_the_saved_weights(trained: TrainResult) -> None:
     config = trained.run.config()
     report = evaluate_run(trained.run, config, "test", None, decode="all")
     saved = json.loads((report.folder / "metrics.json").read_text())
@@ -73,14 +74,14 @@ def test_evaluation_measures_the_saved_weights(trained: Outcome) -> None:
     assert np.nanmean(errors) == pytest.approx(saved["error_px"]["all"]["mean"], abs=1e-3)
 
 
-def test_evaluation_in_centimetres(trained: Outcome) -> None:
+def test_evaluation_in_centimetres(trained: TrainResult) -> None:
     config = trained.run.config(["PIXELS_PER_CM=20"])
     metrics = evaluate_run(trained.run, config, "val", None).metrics
     px, cm = metrics["error_px"]["all"]["mean"], metrics["error_cm"]["all"]["mean"]
     assert cm == pytest.approx(px / 20)
 
 
-def test_validation_and_evaluation_agree(trained: Outcome, mice: Path) -> None:
+def test_validation_and_evaluation_agree(trained: TrainResult, mice: Path) -> None:
     metrics = evaluate_run(trained.run, trained.run.config(), "val", None).metrics
     best = min(r["val_error_mean_px"] for r in rows(trained.run) if "val_loss" in r)
     assert metrics["error_px"]["all"]["mean"] == pytest.approx(best, rel=1e-6)
@@ -105,13 +106,13 @@ def test_resume_is_exact(mice: Path, tmp_path: Path, workers: int) -> None:
     assert losses[0] == losses[1]
 
 
-def test_two_runs_are_equal(trained: Outcome, mice: Path, tmp_path: Path) -> None:
+def test_two_runs_are_equal(trained: TrainResult, mice: Path, tmp_path: Path) -> None:
     other = run(tiny(mice, tmp_path))
     first, second = load_state(trained.run.last), load_state(other.run.last)
     assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
 
 
-def test_a_new_run_never_writes_into_an_old_one(trained: Outcome, mice: Path) -> None:
+def test_a_new_run_never_writes_into_an_old_one(trained: TrainResult, mice: Path) -> None:
     before = (trained.run.path / "metrics.jsonl").read_bytes()
     other = run(tiny(mice, trained.run.path.parent, NUM_TRAIN_ITERATIONS=1))
     assert other.run.path.name == "tiny-2"
@@ -128,7 +129,7 @@ def test_half_precision_trains(mice: Path, tmp_path: Path, precision: str, optim
     assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
 
-def test_both_loaders_train_alike(trained: Outcome, mice: Path, tmp_path: Path) -> None:
+def test_both_loaders_train_alike(trained: TrainResult, mice: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     other = run(tiny(mice, tmp_path, LOADER="dali"))
     portable = [r["loss"] for r in rows(trained.run) if "loss" in r]
@@ -178,7 +179,7 @@ def test_overrides_count_and_last_on_resume(mice: Path, tmp_path: Path) -> None:
     assert first.run.config().WEIGHT_DECAY == 0.5
 
 
-def test_resume_refuses_another_optimiser(trained: Outcome, mice: Path) -> None:
+def test_resume_refuses_another_optimiser(trained: TrainResult, mice: Path) -> None:
     with pytest.raises(DataError, match="its optimiser is rmsprop"):
         run(tiny(mice, trained.run.path.parent, OPTIMIZER="adam"), resume=trained.run.path)
 
@@ -219,7 +220,7 @@ def test_evaluation_works_from_any_folder(
     assert report.metrics["instances"] == 4
 
 
-def test_resume_refuses_another_network(trained: Outcome, mice: Path) -> None:
+def test_resume_refuses_another_network(trained: TrainResult, mice: Path) -> None:
     config = tiny(mice, trained.run.path.parent, FEATURES=12)
     with pytest.raises(DataError, match="does not fit"):
         run(config, resume=trained.run.path)

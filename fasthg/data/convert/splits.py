@@ -23,8 +23,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from fasthg.data.convert.files import write_file
 from fasthg.errors import ConfigError, DataError
+from fasthg.files import write_bytes
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.85, 0.05, 0.10)
@@ -68,7 +68,7 @@ class Splits:
     def save(self, folder: Path) -> Path:
         """Write `splits.json` in `folder`, atomically; returns its path."""
         path = folder / NAME
-        write_file(path, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
+        write_bytes(path, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
         return path
 
 

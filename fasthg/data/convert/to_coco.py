@@ -18,9 +18,9 @@ import numpy as np
 from fasthg.config import Config
 from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
-from fasthg.data.convert.files import write_file
 from fasthg.data.records.layout import area_px
 from fasthg.data.records.record import Record
+from fasthg.files import write_bytes
 
 
 def export(
@@ -47,7 +47,7 @@ def export(
     for split, record in records(config, splits):
         path = (folder, *paths.new(record, split))
         if images:
-            write_file(out.parent.joinpath(*path), record.encoded)
+            write_bytes(out.parent.joinpath(*path), record.encoded)
         counts[split] += 1
         number = len(entries) + 1
         size = {"width": record.width, "height": record.height}
@@ -65,7 +65,7 @@ def export(
         "annotations": annotations,
         "categories": [kind],
     }
-    write_file(out, json.dumps(content, ensure_ascii=False).encode())
+    write_bytes(out, json.dumps(content, ensure_ascii=False).encode())
     report.files.append(out)
     report.notes.append(f"{len(entries) if images else 'no'} images in {out.parent / folder}")
     return report

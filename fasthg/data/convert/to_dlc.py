@@ -27,8 +27,8 @@ import yaml
 from fasthg.config import Config
 from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
-from fasthg.data.convert.files import write_file
 from fasthg.errors import DataError
+from fasthg.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def export(
             report.skip("frames without an animal")
             continue
         folder, image = paths.new(record, split)
-        write_file(out / "labeled-data" / folder / image, record.encoded)
+        write_bytes(out / "labeled-data" / folder / image, record.encoded)
         xy = record.keypoints.astype(np.float64) * (record.width, record.height)
         folders.setdefault(folder, []).append(_Row(image, xy, tuple(record.object_id)))
         sizes.setdefault(folder, (record.width, record.height))
@@ -74,10 +74,10 @@ def export(
     individuals = _individuals([row for rows in folders.values() for row in rows])
     for folder, rows in folders.items():
         path = out / "labeled-data" / folder / f"CollectedData_{scorer}.csv"
-        write_file(path, _table(folder, rows, parts, individuals, scorer).encode())
+        write_bytes(path, _table(folder, rows, parts, individuals, scorer).encode())
         report.files.append(path)
     settings = _settings(out, parts, individuals, scorer, sizes)
-    write_file(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+    write_bytes(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     report.files.append(out / "config.yaml")
     report.frames = dict(counts)
     report.notes.append(

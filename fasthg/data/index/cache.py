@@ -38,10 +38,16 @@ _YOUNG_SECONDS = 2.0
 # Longer than any job that may still map what is removed.
 _UNUSED_SECONDS = 90 * 24 * 3600
 _TINY = 1 << 12
-# What decides what an index holds.
-_READERS = ("example", "gather", "index", "index_cache", "jpeg", "layout", "tfrecord", "wire")
+# What decides what an index holds: all modules of these packages of `fasthg.data`.
+_READERS = ("records", "index")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def reader_sources() -> list[Path]:
+    """The files of code that decide what an index holds."""
+    data = Path(__file__).resolve().parent.parent
+    return [path for name in _READERS for path in sorted((data / name).glob("*.py"))]
 
 
 def place_of(files: Sequence[str], num_parts: int) -> Path | None:
@@ -56,7 +62,7 @@ def place_of(files: Sequence[str], num_parts: int) -> Path | None:
     folder = Path(given or os.path.join(base, "fasthg")).expanduser()
     try:
         found = [os.stat(path) for path in files]
-        code = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in _READERS]
+        code = [path.read_bytes() for path in reader_sources()]
     except OSError:
         return None
     newest = max(max(each.st_mtime, each.st_ctime) for each in found)

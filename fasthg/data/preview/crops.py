@@ -1,7 +1,7 @@
-"""The crops of a preview, made by the planner and the painter that training has.
+"""The crops of a preview, made by the sampler and the painter that training has.
 
 A batch of one instance is drawn again for each row, with other frequencies in its configuration.
-Draws depend on (seed, epoch, instance) alone and each augmentation has its own, so the last row
+`AugmentParams` depend on (seed, epoch, instance) alone, each augmentation's apart, so the last row
 shows the first epoch of a training with that seed, and the rows above it the same choices apart.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.config import Config
-from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE, Draws
+from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE, AugmentParams
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.opencv_loader import Painter
+from fasthg.data.opencv_loader import CropRenderer
 from fasthg.data.records.jpeg import image_fault
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import DataError
 
 
@@ -30,7 +30,7 @@ class Augmentation:
     name: str
     frequency: str
     needs: tuple[str, ...]
-    told: Callable[[Draws, Config], str]
+    told: Callable[[AugmentParams, Config], str]
 
     def off_by(self, cfg: Config) -> str | None:
         """The key that switches it off in a configuration, as `KEY: value`; None where it is on."""
@@ -40,27 +40,27 @@ class Augmentation:
         return None
 
 
-def _margin(draws: Draws, cfg: Config) -> str:
+def _margin(draws: AugmentParams, cfg: Config) -> str:
     pad = float(draws.pad[0])
     return "" if pad == cfg.LOOSE_BBOX_PAD_FACTOR else f"margin {pad:.2f} of the side"
 
 
-def _shift(draws: Draws, cfg: Config) -> str:
+def _shift(draws: AugmentParams, cfg: Config) -> str:
     left, top, right, bottom = draws.shift[0].tolist()
     if not draws.shift[0].any():
         return ""
     return f"edges out by {left:.1f} {top:.1f} {right:.1f} {bottom:.1f} px"
 
 
-def _flip(draws: Draws, cfg: Config) -> str:
+def _flip(draws: AugmentParams, cfg: Config) -> str:
     return "mirrored" if draws.flip[0] else ""
 
 
-def _rotation(draws: Draws, cfg: Config) -> str:
+def _rotation(draws: AugmentParams, cfg: Config) -> str:
     return f"rotation {draws.angle[0]:+.0f}°" if draws.angle[0] else ""
 
 
-def _colour(draws: Draws, cfg: Config) -> str:
+def _colour(draws: AugmentParams, cfg: Config) -> str:
     order = draws.colour[0]
     if order == COLOUR_NONE:
         return ""
@@ -73,15 +73,15 @@ def _colour(draws: Draws, cfg: Config) -> str:
     return ", ".join([*first, *steps, f"gamma {draws.gamma_last[0]:.2f}"])
 
 
-def _blur(draws: Draws, cfg: Config) -> str:
+def _blur(draws: AugmentParams, cfg: Config) -> str:
     return f"blur sigma {draws.blur[0]} px" if draws.blur[0] else ""
 
 
-def _noise(draws: Draws, cfg: Config) -> str:
+def _noise(draws: AugmentParams, cfg: Config) -> str:
     return f"noise sd {255 * cfg.RANDOM_NOISE_SCALE:.1f} of 255" if draws.noise[0] else ""
 
 
-def _jpeg(draws: Draws, cfg: Config) -> str:
+def _jpeg(draws: AugmentParams, cfg: Config) -> str:
     return f"JPEG quality {draws.quality[0]}" if draws.quality[0] else ""
 
 
@@ -149,12 +149,12 @@ def make_preview(
     seed: RANDOM_SEED unless given. Raises DataError where no image can be read.
     """
     seed = int(cfg.RANDOM_SEED) if seed is None else seed
-    painter = Painter(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
+    painter = CropRenderer(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
 
-    def planner(settings: Config) -> Planner:
-        return Planner(index, settings, training=True, seed=seed, batch_size=1)
+    def sampler(settings: Config) -> BatchSampler:
+        return BatchSampler(index, settings, training=True, seed=seed, batch_size=1)
 
-    plain = planner(_only(cfg))
+    plain = sampler(_only(cfg))
     steps: list[int] = []
     before: list[Crop] = []
     replaced: dict[str, None] = {}  # two animals may share an unreadable image
@@ -172,8 +172,8 @@ def make_preview(
         )
 
     on = [a for a in AUGMENTATIONS if a.off_by(cfg) is None]
-    sources = [(a.name, planner(_only(cfg, a)), _share(cfg, a), [a]) for a in on]
-    sources.append((EVERYTHING, planner(cfg), f"seed {seed}, first epoch", on))
+    sources = [(a.name, sampler(_only(cfg, a)), _share(cfg, a), [a]) for a in on]
+    sources.append((EVERYTHING, sampler(cfg), f"seed {seed}, first epoch", on))
     return Preview(
         instances=tuple(index.describe(int(plain.plan(step).instances[0])) for step in steps),
         before=tuple(before),
@@ -195,9 +195,11 @@ def _share(cfg: Config, augmentation: Augmentation) -> str:
     return f"{getattr(cfg, augmentation.frequency):.0%} of instances"
 
 
-def _crop(planner: Planner, painter: Painter, step: int, told: Sequence[Augmentation]) -> Crop:
+def _crop(
+    sampler: BatchSampler, painter: CropRenderer, step: int, told: Sequence[Augmentation]
+) -> Crop:
     """The only instance of batch `step`. Raises DataError where its image cannot be used."""
-    cfg, index, plan = planner.cfg, planner.index, planner.plan(step)
+    cfg, index, plan = sampler.cfg, sampler.index, sampler.plan(step)
     record = int(plan.records[0])
     image = np.empty((painter.size, painter.size, 3), np.uint8)
     data = index.jpeg(record)

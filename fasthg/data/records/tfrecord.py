@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.errors import DataError
+from fasthg.files import write_chunks
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -181,7 +182,7 @@ def _next_header(stream: BinaryIO, start: int, size: int) -> int:
     lengths. The CRC is linear, hence that of a length is the sum of what its bytes contribute; the
     upper half of any length there is consists of zeros.
     """
-    of_zeros, contributions = _length_crcs()
+    zeros_crc, contributions = _length_crcs()
     piece = 1 << 12
     while start + HEADER_BYTES + FOOTER_BYTES <= size:
         stream.seek(start)
@@ -192,7 +193,7 @@ def _next_header(stream: BinaryIO, start: int, size: int) -> int:
         if data.any():
             byte = [data[i : i + count] for i in range(HEADER_BYTES)]
             places = np.flatnonzero((byte[4] | byte[5] | byte[6] | byte[7]) == 0)
-            crc = np.full(len(places), of_zeros, np.uint32)
+            crc = np.full(len(places), zeros_crc, np.uint32)
             stored = np.zeros(len(places), np.uint32)
             for i in range(4):
                 crc ^= contributions[i][byte[i][places]]
@@ -210,10 +211,10 @@ def _next_header(stream: BinaryIO, start: int, size: int) -> int:
 @functools.cache
 def _length_crcs() -> tuple[int, npt.NDArray[np.uint32]]:
     """CRC32C of eight zeros, and (4, 256) what each value of the first four bytes changes in it."""
-    of_zeros: int = google_crc32c.value(bytes(8))
+    zeros_crc: int = google_crc32c.value(bytes(8))
     lengths = ((_LENGTH.pack(byte << 8 * i) for byte in range(256)) for i in range(4))
-    crcs = [[google_crc32c.value(length) ^ of_zeros for length in row] for row in lengths]
-    return of_zeros, np.array(crcs, np.uint32)
+    crcs = [[google_crc32c.value(length) ^ zeros_crc for length in row] for row in lengths]
+    return zeros_crc, np.array(crcs, np.uint32)
 
 
 def _damaged(path: str, number: int, start: int, what: str) -> DataError:
@@ -223,20 +224,10 @@ def _damaged(path: str, number: int, start: int, what: str) -> DataError:
 def write_frames(path: str | os.PathLike[str], payloads: Iterable[bytes]) -> int:
     """Write `payloads` to `path` and return their number.
 
-    The file appears only when it is complete: it is written beside its place and then renamed, so
-    an exception (also one raised by `payloads`) leaves neither a half file nor a damaged old one.
-    Missing folders are made.
+    The file appears only when it is complete: an exception (also one raised by `payloads`) leaves
+    neither a half file nor a damaged old one. Missing folders are made.
+
+    Raises:
+        FasthgError: the file cannot be written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    count = 0
-    try:
-        with open(partial, "wb") as stream:
-            for payload in payloads:
-                stream.write(frame(payload))
-                count += 1
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    return write_chunks(Path(path), (frame(payload) for payload in payloads))

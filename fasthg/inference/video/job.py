@@ -15,6 +15,7 @@ import numpy as np
 from fasthg.config import Config
 from fasthg.data.boxes import GROWTH
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
+from fasthg.files import write_atomically
 from fasthg.inference.plots import part_rgb
 from fasthg.inference.video.boxes import Boxes, read_boxes
 from fasthg.inference.video.formats import FORMATS
@@ -26,7 +27,6 @@ from fasthg.inference.video.stages import Clock, ahead
 from fasthg.inference.video.store import Rows, RowStore
 from fasthg.inference.video.tracking import Tracker
 from fasthg.inference.video.video import VideoSource
-from fasthg.runs.checkpoint import write_atomically
 
 _FRAMES_AHEAD = 8
 _POSES_AHEAD = 4
@@ -69,7 +69,7 @@ class Options:
 
 
 @dataclass
-class Outcome:
+class TrainResult:
     """What became of a source."""
 
     rows: int
@@ -116,7 +116,7 @@ def predict_source(
     clock: Clock,
     progress: Callable[[int], None],
     stop: Callable[[], bool],
-) -> Outcome:
+) -> TrainResult:
     """Predict all frames of a source and write its files.
 
     Args:
@@ -182,9 +182,9 @@ def predict_source(
         if not done:
             store.remove()
             if stopped:
-                return Outcome(0, 0, True)
+                return TrainResult(0, 0, True)
             raise DataError(f"{source.path}: no frame in it; check the file")
-        outcome = Outcome(done, done - store.done, stopped)
+        outcome = TrainResult(done, done - store.done, stopped)
         found = rows()
         with clock.of("write"):
             for name in options.formats:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fasthg import geometry
 from fasthg.config import Config
-from fasthg.data.augment import no_draws
-from fasthg.data.opencv_loader import Image, Painter
-from fasthg.data.sampler import make_crops
+from fasthg.data.augment import no_augmentation
+from fasthg.data.opencv_loader import CropRenderer, Image
+from fasthg.data.sampler import make_crop_transforms
 from fasthg.inference.video.boxes import Locate
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.stages import Clock, ahead
@@ -93,7 +93,7 @@ class Predictor:
     def __init__(self, network: Network, config: Config, clock: Clock) -> None:
         """config: input and heatmap size, padding, decode, BATCH_SIZE of the crops."""
         self.network, self.config, self.clock = network, config, clock
-        self._painter = Painter(config.INPUT_SIZE, config.RANDOM_NOISE_SCALE)
+        self._painter = CropRenderer(config.INPUT_SIZE, config.RANDOM_NOISE_SCALE)
 
     def poses(
         self, frames: Generator[Frame], animals: int, locate: Locate | Tracker
@@ -164,7 +164,9 @@ class Predictor:
             boxes = shares * [width, height, width, height]
             there = np.flatnonzero(np.isfinite(shares).all(axis=1))
             sides = np.full(len(there), width), np.full(len(there), height)
-            plan = make_crops(self.config, shares[there], *sides, no_draws(self.config, len(there)))
+            plan = make_crop_transforms(
+                self.config, shares[there], *sides, no_augmentation(self.config, len(there))
+            )
             for row, animal in enumerate(there):
                 warped = self._painter.warp(image, plan, row)
                 crop.images.append(cv2.cvtColor(warped, cv2.COLOR_BGR2RGB))

@@ -13,11 +13,11 @@ import numpy as np
 
 from fasthg.data.opencv_loader import Image
 from fasthg.errors import EnvironmentFault
+from fasthg.files import write_atomically
 from fasthg.inference.video.frame import Frame, Source
 from fasthg.inference.video.stages import ahead
 from fasthg.inference.video.store import Rows
 from fasthg.inference.video.video import VideoSource
-from fasthg.runs.checkpoint import write_atomically
 
 _CODECS = ("libx264", "libopenh264", "mpeg4")
 _AHEAD = 8

@@ -17,14 +17,14 @@ from rich.progress import (
 
 from fasthg.errors import ConfigError
 from fasthg.inference.predictor import Forward
-from fasthg.inference.video.job import STAGES, Options, Outcome, check_targets, predict_source
+from fasthg.inference.video.job import STAGES, Options, TrainResult, check_targets, predict_source
 from fasthg.inference.video.sources import find_sources
 from fasthg.inference.video.stages import Clock
 from fasthg.runs.checkpoint import CHECKSUM
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
+from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.signals import Signals
-from fasthg.train.step import choose_device, choose_precision
 
 
 def predict_all(
@@ -88,7 +88,7 @@ def predict_all(
     return signals.stop
 
 
-def _lines(path: Path, outcome: Outcome, clock: Clock, seconds: float) -> list[str]:
+def _lines(path: Path, outcome: TrainResult, clock: Clock, seconds: float) -> list[str]:
     lines = [f"{path}: {note}" for note in outcome.notes]
     lines += [str(file) for file in outcome.files]
     rates = ", ".join(

@@ -17,14 +17,14 @@ from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import make_loader
-from fasthg.data.sampler import Planner
+from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference.predictor import Forward
 from fasthg.interop.export.job import Exported, Trained
 from fasthg.interop.export.mars import INPUT, OUTPUT
+from fasthg.model import normalise
 from fasthg.model.hourglass import STRIDE
 from fasthg.ops import heatmap_peaks
-from fasthg.train.step import normalise
 
 MOST = 64
 """Instances that are compared, spread evenly over the data."""
@@ -122,11 +122,13 @@ def check(exported: Exported, trained: Trained, data: Sequence[str] | None) -> D
 
 def _frames(index: RecordIndex, config: Config) -> Any:
     """Images (batch, input, input, 3) uint8 and maps (batch, 2, 3) from cells to image px."""
-    planner = Planner(index, config, training=False, seed=0, batch_size=min(_BATCH, len(index)))
-    count = min(planner.batches_per_epoch, MOST // _BATCH)
-    loader = make_loader(planner, config, torch.device("cpu"))
+    sampler = BatchSampler(
+        index, config, training=False, seed=0, batch_size=min(_BATCH, len(index))
+    )
+    count = min(sampler.batches_per_epoch, MOST // _BATCH)
+    loader = make_loader(sampler, config, torch.device("cpu"))
     with contextlib.closing(loader):
-        for step in np.linspace(0, planner.batches_per_epoch - 1, count).astype(int):
+        for step in np.linspace(0, sampler.batches_per_epoch - 1, count).astype(int):
             for batch in loader.batches(int(step), int(step) + 1):
                 yield batch.images, batch.crop_to_image.double().numpy()
 

@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 from fasthg import __version__
 from fasthg.config import Config
 from fasthg.errors import ConfigError, FasthgError
+from fasthg.files import write_atomically
 from fasthg.interop.export.mars import frozen_graph
 from fasthg.interop.export.network import ExportNetwork, traced
 from fasthg.interop.export.onnx_file import need_packages, onnx_content
 from fasthg.model import StackedHourglass
-from fasthg.runs.checkpoint import write_atomically
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
 

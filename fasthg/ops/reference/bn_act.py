@@ -58,7 +58,7 @@ def bn_act(
 
 
 def bn_act_backward(
-    of_y: Tensor,
+    grad_y: Tensor,
     x: Tensor,
     y: Tensor | None,
     mean: Tensor,
@@ -70,25 +70,27 @@ def bn_act_backward(
     frozen: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, beta and gamma, and of_y behind the ReLU, in the arithmetic dtype.
+    """Gradients of x, beta and gamma, and grad_y behind the ReLU, in the arithmetic dtype.
 
     y: the forward's result, read where it says what the ReLU let through; None: x says so.
     frozen: mean and var are constants.
     """
     work = arithmetic_dtype(x.dtype)
-    of_y = of_y.to(work)
+    grad_y = grad_y.to(work)
     if relu:
         before = normalise(x, mean, var, beta, gamma, eps=eps) if y is None else y
-        of_y = torch.where(before <= 0, 0, of_y)
+        grad_y = torch.where(before <= 0, 0, grad_y)
     deviation = torch.rsqrt(var + eps)[:, None, None]
     standard = (x.to(work) - mean[:, None, None]) * deviation
-    of_beta, of_gamma = of_y.sum((0, 2, 3)), (of_y * standard).sum((0, 2, 3))
-    of_x = of_y
+    grad_beta, grad_gamma = grad_y.sum((0, 2, 3)), (grad_y * standard).sum((0, 2, 3))
+    grad_x = grad_y
     if not frozen:
         count = x.numel() // x.shape[1]
-        of_beta_here, of_gamma_here = (t[:, None, None] / count for t in (of_beta, of_gamma))
-        of_x = of_x - of_beta_here - standard * of_gamma_here
-    of_x = of_x * deviation
+        grad_beta_here, grad_gamma_here = (
+            t[:, None, None] / count for t in (grad_beta, grad_gamma)
+        )
+        grad_x = grad_x - grad_beta_here - standard * grad_gamma_here
+    grad_x = grad_x * deviation
     if gamma is not None:
-        of_x = of_x * gamma.to(work)[:, None, None]
-    return of_x, of_beta, of_gamma, of_y
+        grad_x = grad_x * gamma.to(work)[:, None, None]
+    return grad_x, grad_beta, grad_gamma, grad_y

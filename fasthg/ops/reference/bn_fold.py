@@ -42,12 +42,12 @@ def bn_fold_backward(
     """
     scale = torch.rsqrt(var_out + eps)
     share = scale / rows if rows else torch.zeros_like(scale)
-    of_covariance = scale.square() * ((product * weight).sum(1) - mean_out * total)
-    of_weight = scale[:, None] * (
-        product - total[:, None] * mean - of_covariance[:, None] * (weight @ covariance)
+    grad_covariance = scale.square() * ((product * weight).sum(1) - mean_out * total)
+    grad_weight = scale[:, None] * (
+        product - total[:, None] * mean - grad_covariance[:, None] * (weight @ covariance)
     )
     back = (scale[:, None] * weight).mT.to(dtype).contiguous()
-    slope = share * of_covariance
+    slope = share * grad_covariance
     mix = (-(weight.mT * slope) @ weight).to(dtype)
     constant = -(mix.to(weight.dtype) @ mean) - back.to(weight.dtype) @ (total / max(rows, 1))
-    return of_weight, back, mix, constant
+    return grad_weight, back, mix, constant

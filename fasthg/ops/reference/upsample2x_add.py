@@ -21,10 +21,10 @@ def upsample2x_add(low: Tensor, high: Tensor) -> Tensor:
     return (high.to(work) + wide).to(high.dtype)
 
 
-def upsample2x_add_backward(of_y: Tensor) -> Tensor:
-    """The gradient of `low`: sums of two by two values, in of_y's dtype."""
-    batch, channels, height, width = of_y.shape
-    blocks = of_y.to(arithmetic_dtype(of_y.dtype)).reshape(
+def upsample2x_add_backward(grad_y: Tensor) -> Tensor:
+    """The gradient of `low`: sums of two by two values, in grad_y's dtype."""
+    batch, channels, height, width = grad_y.shape
+    blocks = grad_y.to(arithmetic_dtype(grad_y.dtype)).reshape(
         batch, channels, height // 2, 2, width // 2, 2
     )
-    return blocks.sum((3, 5)).to(of_y.dtype)
+    return blocks.sum((3, 5)).to(grad_y.dtype)

@@ -205,8 +205,8 @@ def _outliers(workers: list[Worker]) -> list[int]:
 def _bands(distance: Floats, radii: Floats) -> Floats:
     """(3, radii, parts + 1): PCK of the worst, the middle and the best worker of each label."""
     by_worker = np.moveaxis(distance, 1, 0)
-    of_rank = (np.fmax.reduce(by_worker), consensus(by_worker), np.fmin.reduce(by_worker))
-    return np.stack([metrics.pck(ranked, radii) for ranked in of_rank])
+    ranked = (np.fmax.reduce(by_worker), consensus(by_worker), np.fmin.reduce(by_worker))
+    return np.stack([metrics.pck(ranked, radii) for ranked in ranked])
 
 
 def _round_up(value: float) -> float:

@@ -9,7 +9,7 @@ import pytest
 from moving_dots import PARTS, Dots
 
 from fasthg.config import Config
-from fasthg.inference.video.job import Options, Outcome, predict_source
+from fasthg.inference.video.job import Options, TrainResult, predict_source
 from fasthg.inference.video.stages import Clock
 
 
@@ -26,10 +26,12 @@ def config() -> Config:
 
 
 @pytest.fixture
-def predict(network: Dots, config: Config) -> Callable[..., Outcome]:
+def predict(network: Dots, config: Config) -> Callable[..., TrainResult]:
     """`predict_source` with the dots' network; keywords are those of Options."""
 
-    def run(source: Any, *, stop_at: int | None = None, using: Any = None, **given: Any) -> Outcome:
+    def run(
+        source: Any, *, stop_at: int | None = None, using: Any = None, **given: Any
+    ) -> TrainResult:
         seen = [0]
         return predict_source(
             *(source, using or network, config, Options(**given)),

@@ -78,9 +78,9 @@ def test_records_with_their_boxes_give_the_predictions_of_eval(
     scores = np.array([float(row["score"]) for row in rows]).reshape(-1, 7)
     np.testing.assert_allclose(scores, [row["scores"] for row in expected], atol=1e-5)
     with next((tmp_path / "own").glob("*.pose.csv")).open() as file:
-        of_records = list(csv.DictReader(file))
+        record_rows = list(csv.DictReader(file))
     columns = ("frame", "part", "x", "y", "score")
-    assert [[r[c] for c in columns] for r in of_records if r["x"]] == [
+    assert [[r[c] for c in columns] for r in record_rows if r["x"]] == [
         [r[c] for c in columns] for r in rows
     ]
 

@@ -83,7 +83,7 @@ def test_half_the_size_with_weights_that_are_cast(
 
 
 @pytest.fixture(scope="module")
-def of_mars(test_data: Path) -> tuple[StackedHourglass, bytes]:
+def mars_export(test_data: Path) -> tuple[StackedHourglass, bytes]:
     """The network of MARS's own checkpoint, averages of weights, and its file."""
     model = StackedHourglass(stacks=2, parts=7, features=32)
     load_variables(model, dict(np.load(test_data / "mars/model/weights_2stack_f32.npz")), ema=True)
@@ -91,17 +91,19 @@ def of_mars(test_data: Path) -> tuple[StackedHourglass, bytes]:
     return model, frozen_graph(program, torch.float32)
 
 
-def test_of_mars_own_weights_the_graph_gives_mars_own_heatmaps(test_data: Path, of_mars) -> None:
+def test_of_mars_own_weights_the_graph_gives_mars_own_heatmaps(
+    test_data: Path, mars_export
+) -> None:
     golden = np.load(test_data / "mars/model/golden_2stack_f32_with_slots.npz")
     wanted = golden["eval_ema_stack1"][:2]
-    got = graphdef.run(graphdef.parse(of_mars[1]), golden["images"][:2])
+    got = graphdef.run(graphdef.parse(mars_export[1]), golden["images"][:2])
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * max(1.0, np.abs(wanted).max()))
 
 
 @torch.no_grad()
-def test_tensorflow_runs_it(test_data: Path, of_mars, tmp_path: Path) -> None:
+def test_tensorflow_runs_it(test_data: Path, mars_export, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
-    model, content = of_mars
+    model, content = mars_export
     path = tmp_path / "mars.pb"
     path.write_bytes(content)
     run = run_tensorflow(Exported(path, "mars-pb", "fp32", None, []))

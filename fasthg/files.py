@@ -1,0 +1,98 @@
+"""Atomic writes: a file is written beside its target, forced to the disk and moved into place.
+
+An interrupted write leaves the older file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from fasthg.errors import FasthgError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path in the same folder, then move it to `path`.
+
+    Missing folders are made.
+
+    Raises:
+        FasthgError: the disk is full or the folder cannot be written; an older `path` is intact.
+    """
+    with _temporary(path) as temporary, _explained(path):
+        write(temporary)
+        _replace(temporary, path)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write `chunks` one behind the other, atomically, and return their number.
+
+    Raises:
+        FasthgError: as `write_atomically`. What `chunks` itself raises passes unchanged.
+    """
+    count = 0
+    with _temporary(path) as temporary:
+        with _explained(path):
+            file = temporary.open("wb")
+        with file:
+            for chunk in chunks:
+                with _explained(path):
+                    file.write(chunk)
+                count += 1
+            with _explained(path):
+                file.flush()
+        with _explained(path):
+            _replace(temporary, path)
+    return count
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write one file atomically; see `write_atomically`."""
+    write_chunks(path, [data])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, UTF-8; see `write_atomically`."""
+    write_chunks(path, [text.encode()])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writes that were killed left in `folder`; nobody else may write there."""
+    for path in folder.glob(".*.*"):
+        # .<name>.<process>, see _temporary
+        if path.suffix[1:].isdigit() and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A path beside `path` in an existing folder; what is left there at the end is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the file system become one line with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FasthgError(
+            f"{path}: cannot write ({reason}); free disk space or write elsewhere"
+        ) from error
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Move a file into place once its content is on the disk: it could be empty after a crash."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
