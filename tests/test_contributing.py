@@ -99,8 +99,8 @@ def test_the_operator_of_the_tutorial_works(tree: Path) -> None:
     run(tree, sys.executable, "setup.py", "-q", "build_ext", "--inplace", FASTHG_CUDA="off")
     served = "from fasthg.ops import paths; print([row[:3] for row in paths()])"
     assert "('softsign', 'cpu', 'native')" in run(tree, sys.executable, "-c", served)
-    tests = ("ops/test_softsign.py", "ops/test_native.py", "emulation/test_kernels.py")
-    files = [f"tests/{name}" for name in (*tests, "test_walls.py")]
+    tests = ("ops/test_softsign.py", "ops/test_extension.py", "emulation/test_kernels.py")
+    files = [f"tests/{name}" for name in (*tests, "test_import_rules.py")]
     run(tree, *pytest_here, *files, "-k", "softsign or paths", OMP_NUM_THREADS="2")
     run(tree, *pytest_here, "benchmarks/bench_softsign.py", "--bench-rounds=1")
 

@@ -109,7 +109,7 @@ def as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def launch(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
+def call_kernel(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
     """Call the launcher `<name>_cpu` or `<name>_cuda`, whichever fits the tensor's device.
 
     Adds what every launcher takes: the tensor's dtype code first; last, the thread count on the

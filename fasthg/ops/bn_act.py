@@ -64,7 +64,7 @@ def _launch(
         on_chip=rows <= _ON_CHIP_ROWS,
     )
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
-    _extension.launch(name, x, norm, x.data_ptr(), *addresses)
+    _extension.call_kernel(name, x, norm, x.data_ptr(), *addresses)
 
 
 def _run(

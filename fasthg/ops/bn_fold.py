@@ -30,7 +30,7 @@ def _launch(
         folded_dtype=_extension.DTYPE_CODES[dtype],
     )
     arguments = [t.data_ptr() if isinstance(t, Tensor) else t for t in others]
-    _extension.launch(name, weight, fold, *arguments)
+    _extension.call_kernel(name, weight, fold, *arguments)
 
 
 def _serves(weight: Tensor) -> bool:

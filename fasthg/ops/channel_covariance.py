@@ -45,7 +45,7 @@ def run(x: Tensor) -> tuple[Tensor, Tensor]:
     workspace = mean.new_empty(parts * (channels + 1) * channels)
     addresses = [t.data_ptr() for t in (workspace, mean, covariance)]
     shape = (rows, channels, parts)
-    _extension.launch("channel_covariance", read, read.data_ptr(), *shape, *addresses)
+    _extension.call_kernel("channel_covariance", read, read.data_ptr(), *shape, *addresses)
     return mean, covariance
 
 

@@ -53,7 +53,7 @@ def _launch(
     """Convolve with taps that begin `first` elements into weight and lie `strides` apart."""
     # The kernel gets bare addresses: these must live until the launch.
     read, y, workspace = _layout.readable(x, x.dtype), _room(x, outputs), _workspace(x, outputs)
-    _extension.launch(
+    _extension.call_kernel(
         "conv3x3",
         read,
         read.data_ptr(),
@@ -127,7 +127,7 @@ def grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     outputs = grad_y.shape[1]
     parts = min(max(_tiles(x) // PART, 1), MOST_PARTS)
     workspace = _workspace(x, outputs, parts)
-    _extension.launch(
+    _extension.call_kernel(
         "conv3x3_weight_backward",
         x,
         read[0].data_ptr(),

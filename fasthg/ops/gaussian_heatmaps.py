@@ -59,7 +59,7 @@ def _implementation(
             )
         )
     elif heatmaps.numel():
-        _extension.launch(
+        _extension.call_kernel(
             "gaussian_heatmaps",
             heatmaps,
             _gaussian_targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),

@@ -56,7 +56,7 @@ def _launch(
     if channels_last is None:
         predictions, channels_last = predictions.contiguous(), False
     stacks, _, _, height, width = predictions.shape
-    _extension.launch(
+    _extension.call_kernel(
         name,
         predictions,
         _gaussian_targets.pointers(keypoints, sigmas, visibility, height, width, subpixel),

@@ -33,7 +33,7 @@ def _implementation(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
     xy, score = _fake(heatmaps, method)
     if score.numel():
         maps = heatmaps.to(xy.dtype) if heatmaps.device.type == "cpu" else heatmaps
-        _extension.launch(
+        _extension.call_kernel(
             "heatmap_peaks",
             maps,
             maps.data_ptr(),

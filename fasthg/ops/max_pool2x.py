@@ -31,7 +31,9 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     y = _halved(read, read.dtype)
     if y.numel():
         addresses = y.data_ptr(), index.data_ptr()
-        _extension.launch("max_pool2x", read, read.data_ptr(), _memory_shape(*x.shape), *addresses)
+        _extension.call_kernel(
+            "max_pool2x", read, read.data_ptr(), _memory_shape(*x.shape), *addresses
+        )
     return _extension.as_dtype(y, x.dtype), index
 
 
@@ -45,7 +47,7 @@ def _grad_x(grad_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
     incoming = _layout.readable(grad_y, grad_y.dtype)
     index = index.contiguous(memory_format=torch.channels_last)
     grad_x = _layout.empty(shape, incoming.dtype, grad_y.device)
-    _extension.launch(
+    _extension.call_kernel(
         "max_pool2x_backward",
         incoming,
         incoming.data_ptr(),

@@ -13,7 +13,7 @@ def _run(running: Tensor, batch: Tensor, correction: Tensor, weight: Tensor) -> 
         reference.moving_statistics(running, batch, correction, weight)
     elif running.numel():
         addresses = (t.data_ptr() for t in (running, batch, correction, weight))
-        _extension.launch("moving_statistics", running, *addresses, running.numel())
+        _extension.call_kernel("moving_statistics", running, *addresses, running.numel())
     # What torch's own in-place operators do, so that a backward through an old value is refused.
     torch.autograd.graph.increment_version([running])
 

@@ -30,7 +30,7 @@ def _run(
         reference.rmsprop_ema(*buffers, *scalars, decayed, weight_decay, decay, momentum, eps)
     elif values.numel():
         tensors = dict(zip(_NAMES, (*buffers, *scalars), strict=True))
-        _extension.launch(
+        _extension.call_kernel(
             "rmsprop_ema",
             values,
             _extension.native.RmspropStep(

@@ -19,7 +19,7 @@ def _forward(low: Tensor, high: Tensor) -> Tensor:
     small, large = (_layout.readable(t, high.dtype) for t in (low, high))
     y = _layout.empty_like(large)
     addresses = small.data_ptr(), large.data_ptr()
-    _extension.launch(
+    _extension.call_kernel(
         "upsample2x_add", large, *addresses, batch * height, width, channels, y.data_ptr()
     )
     return _extension.as_dtype(y, high.dtype)
@@ -39,7 +39,7 @@ def _of_low(grad_y: Tensor) -> Tensor:
     grad_low = _empty_low(incoming)
     batch, channels, height, width = grad_low.shape
     sizes = batch * height, width, channels
-    _extension.launch(
+    _extension.call_kernel(
         "upsample2x_add_backward", incoming, incoming.data_ptr(), *sizes, grad_low.data_ptr()
     )
     return _extension.as_dtype(grad_low, grad_y.dtype)

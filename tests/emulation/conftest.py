@@ -250,10 +250,10 @@ class Kernels:
     def door(self) -> SimpleNamespace:
         """Stands in for `fasthg.ops._extension`: conv1x1_act's own wrapper calls these kernels."""
 
-        def launch(name: str, x: Tensor, described: ctypes.Structure) -> None:
+        def call_kernel(name: str, x: Tensor, described: ctypes.Structure) -> None:
             self.call(name, CODES[x.dtype], ctypes.byref(described))
 
-        return SimpleNamespace(native=SimpleNamespace(Conv1x1=Conv1x1), launch=launch)
+        return SimpleNamespace(native=SimpleNamespace(Conv1x1=Conv1x1), call_kernel=call_kernel)
 
     def conv1x1_act(
         self,

@@ -142,9 +142,11 @@ def test_errors_are_as_promised(shape):
 
 def test_our_kernel_serves_float32_from_some_size_on(monkeypatch):
     served = []
-    launch = MODULE._extension.launch
+    call_kernel = MODULE._extension.call_kernel
     monkeypatch.setattr(
-        MODULE._extension, "launch", lambda *given: served.append(given[0]) or launch(*given)
+        MODULE._extension,
+        "call_kernel",
+        lambda *arguments: served.append(arguments[0]) or call_kernel(*arguments),
     )
     for dtype, side in ((torch.float32, 32), (torch.float32, 4), (torch.float64, 32)):
         (x, weight, _), grad_y = make((1, 16, 16, side, side), dtype)
