@@ -151,20 +151,25 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[DataError]]:
         DataError: none can be read, or it is of another format.
     """
     faults: list[DataError] = []
-    seen = set()
+    failed: set[tuple[int, int]] = set()
     for path in _newest_first(folder):
         status = path.stat()
-        if (status.st_dev, status.st_ino) in seen:  # last.pt is a link to the newest
-            path.unlink()
-            continue
-        seen.add((status.st_dev, status.st_ino))
+        # last.pt is a link to the newest file: what has failed once is told once. It is read
+        # nevertheless, as some network file systems give many files one inode number.
+        inode = (status.st_dev, status.st_ino)
+        is_link = path.name == "last.pt" and inode in failed
         try:
             return path, load_state(path), faults
         except UnreadableFile as error:
-            faults.append(error)
+            if not is_link:
+                faults.append(error)
         except DamagedFile as error:
-            faults.append(error)
-            path.rename(path.with_name(f"{path.name}.damaged"))
+            if is_link:
+                path.unlink()
+            else:
+                faults.append(error)
+                path.rename(path.with_name(f"{path.name}.damaged"))
+        failed.add(inode)
     if faults:
         raise DataError(f"{faults[0]}, but {folder} has none; train again")
     raise NoCheckpoint(f"{folder}: no checkpoint; give a run folder that has one")

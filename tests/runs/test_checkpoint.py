@@ -184,6 +184,34 @@ def test_the_newest_sound_state_is_found(tmp_path: Path) -> None:
         load_newest(tmp_path)
 
 
+def test_sound_states_stay_where_inode_numbers_are_not_unique(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems; last.pt is a copy there."""
+    keeper = CheckpointKeeper(tmp_path, 0, 5, 1e9)
+    for step in (1, 2, 3):
+        keeper.save(step, {"step": step})
+    status = Path.stat
+
+    def one_number(self: Path, **options: bool) -> os.stat_result:
+        values = list(status(self, **options))
+        values[1] = 7  # st_ino
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", one_number)
+    sound = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").write_bytes(sound)
+    (tmp_path / "step_00000003.pt").write_bytes(b"half")
+    path, state, faults = load_newest(tmp_path)
+    assert (path.name, state["step"], len(faults)) == ("last.pt", 3, 1)
+    (tmp_path / "last.pt").write_bytes(b"half")
+    (tmp_path / "step_00000002.pt").write_bytes(b"half")
+    path, state, _ = load_newest(tmp_path)
+    assert (path.name, state["step"]) == ("step_00000001.pt", 1)
+    assert load_newest(tmp_path)[1]["step"] == 1
+
+
 def test_only_leftovers_of_writes_are_removed(tmp_path: Path) -> None:
     for name in (".last.pt.123", ".lock", ".a.b", "step_1.pt"):
         (tmp_path / name).touch()
