@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 import typer
 
@@ -37,17 +39,26 @@ app.command()(doctor.doctor)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one line, never in a traceback."""
+    """Run the command line; an error that a user can act on ends in one line.
+
+    With FASTHG_DEBUG=1 in the environment its traceback comes before that line.
+    """
     try:
         app()
     except FasthgError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error, str(error), error.exit_code)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        name = error.filename or "file"
-        print(f"error: {name}: {error.strerror}; check the path and its rights", file=sys.stderr)
-        sys.exit(1)
+        cause = f"{error.filename or 'file'}: {error.strerror or error}"
+        remedy = "check the path and its rights; FASTHG_DEBUG=1 shows where it happened"
+        _fail(error, f"{cause}; {remedy}", 1)
+
+
+def _fail(error: Exception, line: str, code: int) -> NoReturn:
+    if os.environ.get("FASTHG_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)

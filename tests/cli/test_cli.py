@@ -241,3 +241,32 @@ def test_bad_input_ends_in_one_line(
     assert done.stderr.count("\n") == 1
     for word in words:
         assert word in done.stderr
+
+
+def test_debug_shows_where_an_error_came_from(
+    fasthg, tmp_path: Path, stock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"error: {tmp_path}: not a run folder (no config.resolved.yaml); give runs/<name>\n"
+    assert fasthg("eval", tmp_path) == (1, "", line)
+    monkeypatch.setenv("FASTHG_DEBUG", "1")
+    code, _, err = fasthg("eval", tmp_path)
+    assert code == 1
+    assert err.startswith("Traceback (most recent call last):")
+    assert "in open" in err
+    assert err.endswith(line)
+
+
+def test_an_error_of_the_system_is_one_line_and_names_the_debug_switch(
+    fasthg, tmp_path: Path, stock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    monkeypatch.setattr("fasthg.config.load_config", refuse)
+    code, _, err = fasthg("config", "check", stock)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: some/file: Permission denied; check the path and its rights")
+    assert "FASTHG_DEBUG=1" in err
+    monkeypatch.setenv("FASTHG_DEBUG", "1")
+    _, _, err = fasthg("config", "check", stock)
+    assert "in refuse" in err and err.splitlines()[-1].startswith("error: some/file: ")
