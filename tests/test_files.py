@@ -1,0 +1,50 @@
+"""Atomic writes: what is on the disk, and when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fasthg.files import write_atomically, write_bytes, write_chunks, write_text
+from fasthg.runs.checkpoint import save_state, save_weights
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "atomically": lambda path: write_atomically(path, lambda p: p.write_bytes(b"abc") and None),
+    "chunks": lambda path: write_chunks(path, [b"ab", b"c"]),
+    "bytes": lambda path: write_bytes(path, b"abc"),
+    "text": lambda path: write_text(path, "abc"),
+    "state": lambda path: save_state(path, {"step": 1}),
+    "weights": lambda path: save_weights(path, {"w": torch.ones(9)}, {}),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_content_is_forced_to_the_disk_before_the_file_is_moved(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the name may outlive a power cut and the content not."""
+    calls: list[tuple[str, int, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        calls.append(("fsync", status.st_ino, status.st_size))
+        fsync(descriptor)
+
+    def moved(source: Path, target: Path) -> None:
+        status = os.stat(source)
+        calls.append(("replace", status.st_ino, status.st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    path = tmp_path / "file"
+    WRITERS[writer](path)
+    status = path.stat()
+    # Of the same file, and with all that was written.
+    assert status.st_size >= 3
+    assert calls == [(name, status.st_ino, status.st_size) for name in ("fsync", "replace")]
