@@ -2,82 +2,83 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+import contextlib
+import itertools
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
 from fasthg.errors import FasthgError
 
 
 class Summary:
-    """Writes scalars and pictures for TensorBoard.
+    """Scalars and images for TensorBoard.
 
-    TensorBoard writes in a thread of its own; where that thread fails (a full disk), the next call
-    here raises, instead of a traceback on the terminal and a run that goes on unseen.
+    Every call writes in the caller's thread and raises where the disk is full. torch's
+    SummaryWriter writes in a thread of its own, whose errors reach nobody.
 
     Args:
-        folder: the run folder; None writes nothing, as all processes but the first.
-        purge_step: events from this step on are replaced, as a resumed run writes them again.
+        folder: the run folder; None writes nothing, as on every rank but the first.
+        purge_step: TensorBoard drops older events from this step on: a resumed run writes them
+            again.
+
+    Raises:
+        FasthgError: the disk is full or the folder cannot be written; so does every method.
     """
 
     def __init__(self, folder: Path | None, purge_step: int) -> None:
         self._folder = folder
-        self._fault: OSError | None = None
-        self._hook = threading.excepthook
-        self._writer: SummaryWriter | None = None
+        self._records: RecordWriter | None = None
         if folder is None:
             return
-        threading.excepthook = self._note
-        self._writer = self._guard(lambda: SummaryWriter(str(folder), purge_step=purge_step))
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        paths = (folder / f"{name}.{number}" for number in itertools.count())
+        path = next(path for path in paths if not path.exists())
+        with self._explained():
+            self._records = RecordWriter(path.open("wb"))
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def row(self, values: Mapping[str, Any]) -> None:
         """Write a row of metrics at its `step`; a list becomes one curve per stack."""
-        writer = self._writer
-        if writer is None:
-            return
         for name, value in values.items():
             if name == "step":
                 continue
             for number, item in enumerate(value if isinstance(value, list) else [value]):
                 tag = f"{name}/stack{number}" if isinstance(value, list) else name
-                self._guard(lambda: writer.add_scalar(tag, item, values["step"]))  # noqa: B023
+                self._write(Event(step=values["step"], summary=summary.scalar(tag, item)))
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Write a picture, uint8 `(height, width, 3)`."""
-        writer = self._writer
-        if writer is not None:
-            self._guard(lambda: writer.add_image(name, pixels, step, dataformats="HWC"))
+        """Write an image, uint8 `(height, width, 3)`, RGB."""
+        encoded = summary.image(name, pixels, dataformats="HWC")
+        self._write(Event(step=step, summary=encoded))
 
     def close(self) -> None:
-        """Write what is left; raises only if nothing failed before."""
-        writer, failed = self._writer, self._fault is not None
-        if writer is None:
+        """Close the file; may be called after an error."""
+        if self._records is not None:
+            self._records.close()
+
+    def _write(self, event: Event) -> None:
+        if self._records is None:
             return
-        try:
-            self._guard(writer.close)
-        except FasthgError:
-            if not failed:
-                raise
-        finally:
-            threading.excepthook = self._hook
+        event.wall_time = time.time()
+        with self._explained():
+            self._records.write(event.SerializeToString())
+            self._records.flush()
 
-    def _note(self, args: threading.ExceptHookArgs) -> None:
-        if isinstance(args.exc_value, OSError):
-            self._fault = args.exc_value
-        else:
-            self._hook(args)
-
-    def _guard(self, call: Callable[[], Any]) -> Any:
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            if self._fault is not None:
-                raise self._fault
-            return call()
+            yield
         except OSError as error:
-            self._fault = error
             raise FasthgError(
                 f"{self._folder}: cannot write TensorBoard events ({error.strerror}); "
                 "free disk space, then --resume"
