@@ -45,11 +45,11 @@ def measure(variant: str, device: torch.device) -> None:
         layers.side_stream = lambda x, level: None  # type: ignore[assignment]
     if variant == "weights' gradients in turn":
         step_module.overlap_weight_gradients = lambda loss: contextlib.nullcontext()  # type: ignore[assignment]
-    world: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(SINGLE_PROCESS)
+    group: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(SINGLE_PROCESS)
     if variant.startswith("torchrun"):
         os.environ.update(ONE_PROCESS, MASTER_ADDR="localhost", MASTER_PORT="29513")
-        world = open_process_group(device.type)
-    with world as processes:
+        group = open_process_group(device.type)
+    with group as processes:
         step = TrainStep(config, build_model(config).to(device), device, processes)
         given = networks.example(config, device)
         losses = [float(step(given, number).loss.sum()) for number in range(3)]

@@ -20,7 +20,7 @@ from fasthg.model.layers import (
     collect_batch_stats,
     halve,
 )
-from fasthg.model.sync_batchnorm import SyncPeers
+from fasthg.model.sync_batchnorm import SyncGroup
 from fasthg.ops import conv1x1_act, has_kernel
 
 if TYPE_CHECKING:
@@ -192,14 +192,14 @@ class StackedHourglass(nn.Module):
             heatmaps.append(heatmap.permute(0, 2, 3, 1))
         return torch.stack(heatmaps).permute(0, 1, 4, 2, 3)
 
-    def set_peers(self, peers: SyncPeers | None) -> None:
+    def set_process_group(self, process_group: SyncGroup | None) -> None:
         """Set over whose batches batch norms normalise in training: see `BatchNorm`."""
         for module in self.modules():
             if isinstance(module, BatchNorm):
-                module.peers = peers
+                module.process_group = process_group
             elif isinstance(module, Hourglass):
                 # Collectives stay in one order, on one stream.
-                module.beside = peers is None
+                module.beside = process_group is None
 
     def freeze(self, blocks: Sequence[str]) -> None:
         """Leave blocks as they are from here on, see `block_modules`.

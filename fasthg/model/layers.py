@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fasthg.model.cuda_streams import convolve, side_stream
 from fasthg.model.fused import runs_fused
-from fasthg.model.sync_batchnorm import SyncPeers, sync_norm
+from fasthg.model.sync_batchnorm import SyncGroup, sync_norm
 from fasthg.ops import (
     bn_act,
     bn_act_inference,
@@ -81,7 +81,7 @@ class BatchNorm(nn.Module):
         fused: "on" runs `fasthg.ops.bn_act`, "off" torch's own modules, "auto" the first where
             the compiled kernels serve the device and gain time (FUSED).
 
-    Attribute `peers`: the processes over whose batches together it normalises in training
+    Attribute `process_group`: the processes over whose batches together it normalises in training
     (BATCHNORM_SYNC); None is this one's batch.
     """
 
@@ -98,13 +98,15 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self.decay = decay
         self.fused = fused
-        self.peers: SyncPeers | None = None
+        self.process_group: SyncGroup | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
-        if self.training and self.peers is not None:
-            y, mean, var = sync_norm(*(x, self.bias, residual, self.peers), relu=relu, eps=self.eps)
-            self.record(mean, var, x.numel() // x.shape[1] * self.peers.size)
+        if self.training and self.process_group is not None:
+            y, mean, var = sync_norm(
+                *(x, self.bias, residual, self.process_group), relu=relu, eps=self.eps
+            )
+            self.record(mean, var, x.numel() // x.shape[1] * self.process_group.size)
             return y
         # torch's own float32 kernels are the faster ones on a CPU.
         if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
@@ -220,7 +222,7 @@ class Residual(nn.Module):
 
     def fused_for(self, x: Tensor) -> bool:
         """Whether one operator does the whole block in training."""
-        if self.conv1.bn.peers is not None:
+        if self.conv1.bn.process_group is not None:
             return False
         fused = self.conv1.bn.fused
         rows = x.numel() // x.shape[1]

@@ -12,7 +12,7 @@ from fasthg.ops import bn_act_inference
 _CHANNELS = (1, -1, 1, 1)
 
 
-class SyncPeers(Protocol):
+class SyncGroup(Protocol):
     """The processes that train together; `fasthg.runtime.distributed.ProcessGroup` is one."""
 
     size: int
@@ -25,7 +25,7 @@ class SyncPeers(Protocol):
 
 
 def sync_norm(
-    x: Tensor, bias: Tensor, residual: Tensor | None, peers: SyncPeers, *, relu: bool, eps: float
+    x: Tensor, bias: Tensor, residual: Tensor | None, group: SyncGroup, *, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`fasthg.ops.bn_act` with the statistics of all processes' batches, which are of one size.
 
@@ -37,13 +37,13 @@ def sync_norm(
         x: `(batch, channels, height, width)`, this process's.
         bias: `(channels,)`; its gradient is that of this process's batch alone.
         residual: as x, added before the ReLU.
-        peers: called in the same order by all.
+        group: called in the same order by all.
         relu, eps: see `BatchNorm`.
 
     Returns:
         y as x, and mean and biased variance `(channels,)` over all processes.
     """
-    y, mean, var = _SyncNorm.apply(x, bias, residual, relu, eps, peers)
+    y, mean, var = _SyncNorm.apply(x, bias, residual, relu, eps, group)
     return y, mean, var
 
 
@@ -56,15 +56,15 @@ class _SyncNorm(torch.autograd.Function):
         residual: Tensor | None,
         relu: bool,
         eps: float,
-        peers: SyncPeers,
+        group: SyncGroup,
     ) -> tuple[Tensor, Tensor, Tensor]:
         own_mean, own_var = _moments(x, eps)
         # Equal batches: the whole variance is the mean of theirs and the variance of their means.
-        means, variances = peers.stacked(torch.stack((own_mean, own_var))).unbind(1)
+        means, variances = group.stacked(torch.stack((own_mean, own_var))).unbind(1)
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
         y = bn_act_inference(x, mean, var, bias, residual=residual, relu=relu, eps=eps)
-        ctx.peers, ctx.residual = peers, residual is not None
+        ctx.group, ctx.residual = group, residual is not None
         ctx.save_for_backward(x, y if relu else None, mean, (var + eps).rsqrt())
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
@@ -76,8 +76,8 @@ class _SyncNorm(torch.autograd.Function):
             slope = torch.where(y > 0, slope, 0)
         sums = _sums(slope, x, mean, scale)
         every = sums.clone()
-        ctx.peers.sum(every)
-        found = _gradient(slope, x, mean, scale, every, ctx.peers.size)
+        ctx.group.sum(every)
+        found = _gradient(slope, x, mean, scale, every, ctx.group.size)
         return found, sums[0], slope if ctx.residual else None, None, None, None
 
 

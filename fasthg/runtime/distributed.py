@@ -1,7 +1,7 @@
-"""The processes of one training: torchrun starts them, each has a GPU, and here they meet.
+"""Thin wrapper over torch.distributed: NCCL or gloo for tensors, gloo for decisions of the host.
 
-Tensors are reduced by NCCL on GPUs and by gloo on a CPU; what the host decides goes by gloo
-everywhere, so that it never waits for a GPU.
+torchrun starts one process for each GPU. Tensors are reduced by NCCL on GPUs and by gloo on a CPU.
+Decisions of the host, such as a stop or a save, go by gloo everywhere: they never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
-class ProcessWorld(ProcessGroup):
+class TorchrunGroup(ProcessGroup):
     """The processes that torchrun started, or whatever sets its variables.
 
     Args:
@@ -198,24 +198,24 @@ def open_process_group(device: str) -> Iterator[ProcessGroup]:
 
     Raises:
         LostProcess: another process ended while this one waited for it.
-        ConfigError, EnvironmentFault: see `ProcessWorld`.
+        ConfigError, EnvironmentFault: see `TorchrunGroup`.
     """
     if not launched():
         yield SINGLE_PROCESS
         return
     gpus = device != "cpu" and torch.cuda.is_available()
-    world = ProcessWorld(os.environ, gpus=gpus)
+    group = TorchrunGroup(os.environ, gpus=gpus)
     try:
-        yield world
+        yield group
     except RuntimeError as error:
         if _is_lost(error):
             raise LostProcess(
-                f"rank {world.rank}: another process of this training ended ({_cause(error)}); "
+                f"rank {group.rank}: another process of this training ended ({_cause(error)}); "
                 "its message says why"
             ) from error
         raise
     finally:
-        world.close()
+        group.close()
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -50,7 +50,7 @@ class MetricLogger:
         summary, progress: for TensorBoard and the terminal.
         refuse: raises if the losses `(stacks, batch)` of a step, its second argument, are not all
             numbers; its third is the instances.
-        world: the processes that train together; the first one writes.
+        group: the processes that train together; the first one writes.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class MetricLogger:
         summary: Summary,
         progress: ProgressLine,
         refuse: Callable[[int, Tensor, Tensor], None],
-        world: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self._config, self._run, self._refuse, self._world = config, run, refuse, world
+        self._config, self._run, self._refuse, self._group = config, run, refuse, group
         self._summary, self._progress = summary, progress
         self._readings: deque[Reading] = deque()
         self._next_summary = time.monotonic()
@@ -89,13 +89,13 @@ class MetricLogger:
             return
         images_per_s, step_s, wait = self.meter.rates()
         self.meter.reset()
-        world = self._world
-        images_per_s *= world.size
-        (wait,) = world.largest(wait)
-        stack_losses = world.added(losses.sum(1))
+        group = self._group
+        images_per_s *= group.size
+        (wait,) = group.largest(wait)
+        stack_losses = group.added(losses.sum(1))
         if self._config.LOSS_SCALING == "mean":
-            stack_losses /= world.size
-        if not world.first:
+            stack_losses /= group.size
+        if not group.first:
             return
         loss = float(stack_losses.sum())
         self._progress.update(reading.step, loss, reading.rate, images_per_s, step_s, wait)

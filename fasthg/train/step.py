@@ -73,7 +73,7 @@ class TrainStep:
         config: the run's configuration.
         model: the network, already on `device`.
         device: where to train.
-        world: the processes that train together; each calls with its own part of the batch.
+        group: the processes that train together; each calls with its own part of the batch.
 
     Raises:
         EnvironmentFault: see `choose_mode`.
@@ -84,10 +84,10 @@ class TrainStep:
         config: Config,
         model: StackedHourglass,
         device: torch.device,
-        world: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.config = config
-        self.world = world
+        self.group = group
         self.model = model
         self.device = device
         self.precision = choose_precision(config.PRECISION, device)
@@ -95,9 +95,9 @@ class TrainStep:
         self.flat = FlatParameters(model, *decayed_parameters(model), model.frozen())
         self._ema_model, self.averages = self.flat.copy()
         self._statistics = RunningStats(model, self.flat.statistics)
-        self._synced = config.BATCHNORM_SYNC and world.active
+        self._synced = config.BATCHNORM_SYNC and group.active
         if self._synced:
-            model.set_peers(world)
+            model.set_process_group(group)
         self._average_weight = torch.zeros((), device=device)
         self.optimizer = build_optimizer(config, self.flat, self.averages, self._average_weight)
         # torch's first scale, 65536, overflows the summed loss and the first steps would be lost.
@@ -153,12 +153,12 @@ class TrainStep:
     def _schedule(self, step: int) -> float:
         """Set what depends on the step's number, most of it on the device; the learning rate."""
         config = self.config
-        rate = learning_rate(config, step, config.BATCH_SIZE * self.world.size)
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+        rate = learning_rate(config, step, config.BATCH_SIZE * self.group.size)
+        for param_group in self.optimizer.param_groups:
+            if isinstance(param_group["lr"], Tensor):
+                param_group["lr"].fill_(rate)
             else:
-                group["lr"] = rate
+                param_group["lr"] = rate
         self._average_weight.fill_(1.0 - warmed_decay(config.MOVING_AVERAGE_DECAY, step))
         decay = config.BATCHNORM_MOVING_AVERAGE_DECAY
         if config.BATCHNORM_DECAY_WARMUP:
@@ -187,8 +187,8 @@ class TrainStep:
             # Of a forward that fails, nothing is left over.
             with collect_batch_stats() as found:
                 loss = self._loss_of(*given)
-            apart = self.world.active and not self._synced
-            self._statistics.apply(found, self.world.mean if apart else None)
+            apart = self.group.active and not self._synced
+            self._statistics.apply(found, self.group.mean if apart else None)
             self._set_gradient(self.scaler.scale(loss.sum()))
             self._reduce_gradient()
         if self._updates_on_device:
@@ -210,9 +210,9 @@ class TrainStep:
 
     def _reduce_gradient(self) -> None:
         """Make the gradient that of all processes' batches together; one collective."""
-        if self.world.active:
+        if self.group.active:
             # As LOSS_SCALING: a sum over instances, or a mean.
-            reduce = self.world.mean if self.config.LOSS_SCALING == "mean" else self.world.sum
+            reduce = self.group.mean if self.config.LOSS_SCALING == "mean" else self.group.sum
             reduce(self.flat.gradient)
 
     def _update(self) -> None:
@@ -276,11 +276,11 @@ class TrainStep:
         # The state brings the settings it was saved with; the configuration's are those to go on
         # with.
         settings = [
-            {k: v for k, v in group.items() if k != "params"}
-            for group in self.optimizer.param_groups
+            {k: v for k, v in param_group.items() if k != "params"}
+            for param_group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)
+        for param_group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            param_group.update(own)
         if state["scaler"]:  # empty unless saved in float16
             self.scaler.load_state_dict(state["scaler"])

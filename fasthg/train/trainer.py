@@ -81,7 +81,7 @@ class Training:
         config: the resolved configuration.
         run: an existing run folder.
         console: where progress goes.
-        world: the processes that train together. All call the same methods; the first one writes.
+        group: the processes that train together. All call the same methods; the first one writes.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Training:
         validation: Split | None,
         run: RunFolder,
         console: Console,
-        world: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.config = config
         self.device = device
-        self.world = world
+        self.group = group
         self.train = train
         self.validation = validation
         self.run = run
         self.console = console
-        self.step = TrainStep(config, build_model(config).to(device), device, world)
+        self.step = TrainStep(config, build_model(config).to(device), device, group)
         self.resume_fingerprint = resume_fingerprint(
             config,
             train.index.fingerprint(),
@@ -112,7 +112,7 @@ class Training:
                 "precision": str(self.step.precision).removeprefix("torch."),
                 "step": self.step.mode.name,
             },
-            world.size,
+            group.size,
         )
         self.done = 0
         self.best = float("inf")
@@ -140,7 +140,7 @@ class Training:
         try:
             path, state, damaged = self._newest()
         except NoCheckpoint:
-            if self.world.first:
+            if self.group.first:
                 self.run.truncate_log(0)
             say(f"no checkpoint in {self.run.path} yet: from the beginning", highlight=False)
             self.begin(starting_weights(self.config))
@@ -158,7 +158,7 @@ class Training:
             ) from error
         self.done, self.best = int(state["step"]), float(state["best"])
         self.train.loader.corrupt.update(state["corrupt"])
-        if self.world.first:
+        if self.group.first:
             self.run.truncate_log(self.done)
         if state["validation"] != self.resume_fingerprint["validation"]:
             say("changed  DATA.VAL: the best so far does not count any more", highlight=False)
@@ -184,9 +184,9 @@ class Training:
         Raises:
             EnvironmentFault: it has; they would drift further apart.
         """
-        if not self.world.active:
+        if not self.group.active:
             return
-        sums = self.world.gathered(zlib.crc32(self.step.flat.values.cpu().numpy().data))
+        sums = self.group.gathered(zlib.crc32(self.step.flat.values.cpu().numpy().data))
         for rank, found in enumerate(sums):
             if found != sums[0]:
                 raise EnvironmentFault(
@@ -197,13 +197,13 @@ class Training:
     def _newest(self) -> tuple[Path, dict[str, Any], list[DataError]]:
         """`load_newest`; the first process looks, which renames what is damaged, for all."""
         found: tuple[Path, dict[str, Any], list[DataError]] | DataError | None = None
-        if self.world.first:
+        if self.group.first:
             try:
                 found = load_newest(self.run.checkpoints)
             except DataError as error:
                 found = error
         told = (found[0], found[2]) if isinstance(found, tuple) else found
-        answer = self.world.gathered(told)[0]
+        answer = self.group.gathered(told)[0]
         if isinstance(answer, DataError):
             raise answer
         path, damaged = answer
@@ -225,11 +225,11 @@ class Training:
             f"{parameters:,} weights{frozen}, {precision} on {self.device}",
             highlight=False,
         )
-        if self.world.active:
+        if self.group.active:
             together = "together" if config.BATCHNORM_SYNC else "each for itself"
             say(
-                f"ranks    {self.world.size} processes of BATCH_SIZE {config.BATCH_SIZE}: "
-                f"{config.BATCH_SIZE * self.world.size} instances a step; batch norm {together}",
+                f"ranks    {self.group.size} processes of BATCH_SIZE {config.BATCH_SIZE}: "
+                f"{config.BATCH_SIZE * self.group.size} instances a step; batch norm {together}",
                 highlight=False,
             )
         say(f"step     {self.step.mode.name} ({self.step.mode.reason})", highlight=False)
@@ -239,14 +239,14 @@ class Training:
 
     def fit(self) -> TrainResult:
         """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""
-        config, world = self.config, self.world
+        config, group = self.config, self.group
         total = config.NUM_TRAIN_ITERATIONS
-        summary = Summary(self.run.path if world.first else None, purge_step=self.done + 1)
+        summary = Summary(self.run.path if group.first else None, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
-        reporter = MetricLogger(config, self.run, summary, progress, self._refuse_nan, world)
+        reporter = MetricLogger(config, self.run, summary, progress, self._refuse_nan, group)
         meter = reporter.meter
         try:
-            with Signals(patient=world.active) as signals, progress:
+            with Signals(patient=group.active) as signals, progress:
                 batches = Prefetcher(self.train.loader.batches(self.done, total), self.device)
                 requests = self._control_requests(signals)
                 while self.done < total and not requests.stop:
@@ -271,7 +271,7 @@ class Training:
                         progress.note(f"step {self.done}: saved, as SIGUSR1 asks")
                 reporter.report()
                 self._save()
-                if world.first and not self.run.best.exists():
+                if group.first and not self.run.best.exists():
                     self._save_best()
         finally:
             summary.close()
@@ -279,18 +279,18 @@ class Training:
         if count:
             progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
         signal = requests.stop if self.done < total else None
-        return TrainResult(self.run, self.done, signal, world.rank)
+        return TrainResult(self.run, self.done, signal, group.rank)
 
     def _control_requests(self, signals: Signals) -> ControlRequests:
         """What the signals of all processes and the first one's clock ask for."""
-        asked = (signals.stop or 0, signals.save_wanted(), self.world.first and self.keeper.due())
-        stop, save, due = self.world.largest(*asked)
+        asked = (signals.stop or 0, signals.save_wanted(), self.group.first and self.keeper.due())
+        stop, save, due = self.group.largest(*asked)
         return ControlRequests(int(stop) or None, bool(save), bool(due))
 
     def _corrupt(self) -> dict[int, str]:
         """Records whose image cannot be used, of all processes."""
         found: dict[int, str] = {}
-        for one in self.world.gathered(dict(self.train.loader.corrupt)):
+        for one in self.group.gathered(dict(self.train.loader.corrupt)):
             found.update(one)
         return found
 
@@ -337,7 +337,7 @@ class Training:
             self.config,
             self.step.precision,
         )[self.config.DECODE]
-        predictions = Predictions.merged(self.world.gathered(own))
+        predictions = Predictions.merged(self.group.gathered(own))
         corrupt = self._corrupt()
         distances = predictions.errors()
         spread = metrics.spread(distances)
@@ -357,7 +357,7 @@ class Training:
             "val_error_median_px": median,
             "unreadable_images": len(corrupt),
         }
-        if self.world.first:
+        if self.group.first:
             self.run.log(row)
             summary.row(row)
             self._picture(summary, predictions)
@@ -374,7 +374,7 @@ class Training:
         summary.image("validation", as_array(figure), self.done)
 
     def _save_best(self) -> None:
-        if not self.world.first:
+        if not self.group.first:
             return
         metadata = weights_metadata(self.config, self.done, self.best)
         save_weights(self.run.best, self.step.ema_model().state_dict(), metadata)
@@ -382,7 +382,7 @@ class Training:
     def _save(self) -> None:
         self._check_weights()
         corrupt = self._corrupt()
-        if self.world.first:
+        if self.group.first:
             self.keeper.save(self.done, self._state(corrupt))
 
     def _state(self, corrupt: dict[int, str]) -> dict[str, Any]:
@@ -397,11 +397,11 @@ class Training:
 
 @contextlib.contextmanager
 def open_data(
-    config: Config, device: torch.device, world: ProcessGroup = SINGLE_PROCESS
+    config: Config, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[tuple[Split, Split | None]]:
     """The splits to train on and to validate with, if any; nothing has been written yet.
 
-    world: the processes of which each has its part.
+    group: the processes of which each has its part.
 
     Raises:
         ConfigError, DataError: the data, or what only the end of a run would use, is no good.
@@ -411,9 +411,9 @@ def open_data(
         raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
     part_colors(config)
     metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
-    own = {"rank": world.rank, "ranks": world.size}
-    if world.local_size > 1:
-        share = max(available_cores() // world.local_size, 1)
+    own = {"rank": group.rank, "ranks": group.size}
+    if group.local_size > 1:
+        share = max(available_cores() // group.local_size, 1)
         threads = min(config.NUM_INPUT_THREADS, share)
         config = config.model_copy(update={"NUM_INPUT_THREADS": threads})
     with contextlib.ExitStack() as stack:
@@ -450,20 +450,20 @@ def train(
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
-    with open_process_group(config.DEVICE) as world:
+    with open_process_group(config.DEVICE) as group:
         device = choose_device(config.DEVICE)
-        if world.active and device.type == "cuda":
-            device = torch.device("cuda", world.local_rank)
-        restarts = Restarts(Path(config.RUNS_DIR)) if world.active else None
-        if restarts is not None and world.first and not restarts.count:
+        if group.active and device.type == "cuda":
+            device = torch.device("cuda", group.local_rank)
+        restarts = Restarts(Path(config.RUNS_DIR)) if group.active else None
+        if restarts is not None and group.first and not restarts.count:
             restarts.forget()  # of an older job of that name
-        with open_data(config, device, world) as (first, validation):
-            _refuse_other_data(world, config, first, validation)
+        with open_data(config, device, group) as (first, validation):
+            _refuse_other_data(group, config, first, validation)
             start = starting_weights(config) if resume is None else None
-            run, resumed = _open_run(config, source, stem, resume, world, restarts)
-            alone = run.locked() if world.first else contextlib.nullcontext()
+            run, resumed = _open_run(config, source, stem, resume, group, restarts)
+            alone = run.locked() if group.first else contextlib.nullcontext()
             with alone, _explained(config, device):
-                training = Training(config, device, first, validation, run, console, world)
+                training = Training(config, device, first, validation, run, console, group)
                 if resumed:
                     training.resume()
                 training.announce()
@@ -471,16 +471,16 @@ def train(
                     training.begin(start)
                 training.refuse_other_weights()
                 outcome = _run(training, resumed)
-        if restarts is not None and world.first and outcome.signal is None:
+        if restarts is not None and group.first and outcome.signal is None:
             restarts.forget()
         return outcome
 
 
 def _refuse_other_data(
-    world: ProcessGroup, config: Config, train: Split, validation: Split | None
+    group: ProcessGroup, config: Config, train: Split, validation: Split | None
 ) -> None:
     """Refuse to begin where a process has another configuration or other data than the first."""
-    if not world.active:
+    if not group.active:
         return
     validation_data = None if validation is None else validation.index.fingerprint()
     own = {
@@ -488,7 +488,7 @@ def _refuse_other_data(
         "training data": train.index.fingerprint(),
         "validation data": validation_data,
     }
-    every = world.gathered(own)
+    every = group.gathered(own)
     for rank, other in enumerate(every):
         for name, value in other.items():
             if value != every[0][name]:
@@ -502,22 +502,22 @@ def _open_run(
     source: Path | None,
     stem: str,
     resume: Path | None,
-    world: ProcessGroup,
+    group: ProcessGroup,
     restarts: Restarts | None,
 ) -> tuple[RunFolder, bool]:
     """The run folder, which the first process makes for all, and whether it is gone on in."""
     found = None
-    if world.first:
+    if group.first:
         if resume is None and restarts is not None:
             resume = restarts.find()
         run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
         if restarts is not None:
             restarts.note(run.path)
         found = run.path, resume is not None
-    path, resumed = world.gathered(found)[0]
-    if not world.first and not path.is_dir():
+    path, resumed = group.gathered(found)[0]
+    if not group.first and not path.is_dir():
         raise DataError(
-            f"{path}: rank 0 made it, rank {world.rank} has none; put RUNS_DIR where "
+            f"{path}: rank 0 made it, rank {group.rank} has none; put RUNS_DIR where "
             "every machine sees it"
         )
     return RunFolder(path), resumed
@@ -525,13 +525,13 @@ def _open_run(
 
 def _run(training: Training, resumed: bool) -> TrainResult:
     run, config = training.run, training.config
-    if training.world.first:
+    if training.group.first:
         if resumed:
             run.write_config(config)
         run.write_json("env.json", describe_environment())
     if training.done >= config.NUM_TRAIN_ITERATIONS:
         training.console.print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
-        return TrainResult(run, training.done, rank=training.world.rank)
+        return TrainResult(run, training.done, rank=training.group.rank)
     return training.fit()
 
 

@@ -1,4 +1,4 @@
-"""The two loaders see the same world: same plans, same pixels up to rounding, same corrupt images.
+"""The two loaders agree: same plans, same pixels up to rounding, same corrupt images.
 
 Bounds are stated per augmentation as (grey levels, share of values within them); each augmentation
 is on for every instance.

@@ -77,11 +77,11 @@ def torch_gradients(tensors: list[Tensor], slope: Tensor, relu: bool) -> list[Te
 def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -> None:
     tensors, slope = given(torch.device("cpu"), torch.float64, with_residual)
 
-    def work(peers: Thread) -> list[Tensor]:
-        rows = slice(2 * peers.rank, 2 * peers.rank + 2)
+    def work(group: Thread) -> list[Tensor]:
+        rows = slice(2 * group.rank, 2 * group.rank + 2)
         x, bias, *residual = own = leaves(tensors, rows)
         added = residual[0] if residual else None
-        y, mean, var = sync_norm(x, bias, added, peers, relu=relu, eps=1e-3)
+        y, mean, var = sync_norm(x, bias, added, group, relu=relu, eps=1e-3)
         return [mean, var, y, *torch.autograd.grad((y * slope[rows]).sum(), own)]
 
     first, second = together(work)
@@ -132,10 +132,10 @@ def test_kernels_of_a_gpu(dtype: torch.dtype, relu: bool, with_residual: bool) -
 def test_moving_statistics_are_those_of_both_batches() -> None:
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(1))
 
-    def work(peers: Thread) -> list[Tensor]:
+    def work(group: Thread) -> list[Tensor]:
         layer = BatchNorm(3, decay=0.5)
-        layer.peers = peers
-        layer(x[2 * peers.rank : 2 * peers.rank + 2])
+        layer.process_group = group
+        layer(x[2 * group.rank : 2 * group.rank + 2])
         return [layer.running_mean, layer.running_var]
 
     whole = BatchNorm(3, decay=0.5)
@@ -147,10 +147,10 @@ def test_moving_statistics_are_those_of_both_batches() -> None:
 
 def test_every_norm_of_a_network_takes_part_and_whole_residuals_do_not() -> None:
     model = StackedHourglass(1, 2, 8, 4, fused="on")
-    model.set_peers(Thread(0, Barrier(1), []))
+    model.set_process_group(Thread(0, Barrier(1), []))
     norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
-    assert norms and all(norm.peers is not None for norm in norms)
+    assert norms and all(norm.process_group is not None for norm in norms)
     residuals = [m for m in model.modules() if isinstance(m, Residual)]
     assert not any(block.fused_for(torch.zeros(1, 8, 16, 16)) for block in residuals)
-    model.set_peers(None)
+    model.set_process_group(None)
     assert all(block.fused_for(torch.zeros(1, 8, 16, 16)) for block in residuals)

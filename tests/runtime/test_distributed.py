@@ -27,7 +27,7 @@ from fasthg.inference.predictor import Predictions
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import load_state
 from fasthg.runs.run_folder import RunFolder
-from fasthg.runtime.distributed import ProcessGroup, ProcessWorld, open_process_group
+from fasthg.runtime.distributed import ProcessGroup, TorchrunGroup, open_process_group
 from fasthg.runtime.signals import Signals
 from fasthg.train.elastic import Restarts
 from fasthg.train.resume import differences, refuse_another_plan, resume_fingerprint
@@ -184,8 +184,8 @@ def test_a_gradient_is_that_of_all_batches(scaling: str) -> None:
     config = Config(**keys, HEATMAP_SIZE=16, PRECISION="fp32", LOSS_SCALING=scaling)
     device = torch.device("cpu")
     gradients = []
-    for world in (ProcessGroup(), Twins()):
-        step = TrainStep(config, build_model(config), device, world)
+    for group in (ProcessGroup(), Twins()):
+        step = TrainStep(config, build_model(config), device, group)
         step(batch(0), 0)
         gradients.append(step.flat.gradient.clone())
     assert torch.equal(gradients[1], gradients[0] * (2 if scaling == "sum" else 1))
@@ -227,9 +227,9 @@ def test_a_process_with_other_data_is_refused(
 
 def test_half_set_variables_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"RANK is set but .*WORLD_SIZE.* not; .*torchrun"):
-        ProcessWorld({"RANK": "0"}, gpus=False)
+        TorchrunGroup({"RANK": "0"}, gpus=False)
     with pytest.raises(ConfigError, match=r"'many'.*use torchrun"):
-        ProcessWorld(
+        TorchrunGroup(
             {**RANKS, "WORLD_SIZE": "many", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, gpus=False
         )
 
@@ -239,7 +239,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
     environment = {**RANKS, "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     environment |= {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}
     with pytest.raises(EnvironmentFault, match=r"3 processes .* 2 GPUs; .*--nproc-per-node 2"):
-        ProcessWorld(environment, gpus=True)
+        TorchrunGroup(environment, gpus=True)
 
 
 def test_verbs_of_one_process_refuse_several(tmp_path: Path) -> None:
@@ -292,11 +292,11 @@ def test_a_captured_step_reduces(keys: dict[str, Any], monkeypatch: pytest.Monke
     small = {"NUM_STACKS": 2, "FEATURES": 32, "STEM_FEATURES": 16, "INPUT_SIZE": 64}
     config = Config(**small, HEATMAP_SIZE=16, PRECISION="fp32", HEAD_INIT_SCALE=0.01, **keys)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    with open_process_group("cuda") as world:
-        assert world.active
-        device = torch.device("cuda", world.local_rank)
+    with open_process_group("cuda") as group:
+        assert group.active
+        device = torch.device("cuda", group.local_rank)
         losses, gradients = [], []
-        for each in (ProcessGroup(), world):
+        for each in (ProcessGroup(), group):
             step = TrainStep(config, build_model(config).to(device), device, each)
             assert step.mode.name == "graph"
             # Of 16 images: norms of the smallest maps make much of a rounding where values are few.
