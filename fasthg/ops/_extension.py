@@ -1,4 +1,6 @@
-"""The only door to the compiled extension, and the only place where operators meet torch.library.
+"""Access to the compiled extension, and registration of the operators with torch.library.
+
+No other module of fasthg loads the extension or registers an operator.
 
 The extension (`fasthg._C`) takes pointers, sizes, a dtype code and a stream; it knows nothing of
 torch. Without it every operator still exists and runs its plain torch reference.
@@ -14,16 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-LIBRARY = torch.library.Library("fasthg", "DEF")
-
 # The codes of `enum Dtype` in csrc/portable.h.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 # The oldest machine code in the extension; older GPUs cannot run it.
 MINIMUM_CAPABILITY = (8, 0)
 
-# Each operator, and why it has no kernel for a kind of device, where it has none.
-_operators: dict[str, dict[str, str | None]] = {}
+# What was registered, by operator; kept when this module is reloaded, since an operator lives as
+# long as its library. `_without_kernel`: for each kind of device, why there is no kernel, or None.
+_libraries: dict[str, torch.library.Library] = globals().get("_libraries", {})
+_without_kernel: dict[str, dict[str, str | None]] = globals().get("_without_kernel", {})
 
 
 class OpPath(NamedTuple):
@@ -35,15 +37,24 @@ class OpPath(NamedTuple):
     reason: str
 
 
+class MissingExtensionError(AttributeError):
+    """A use of the extension where it cannot be loaded."""
+
+
 class Missing:
-    """Stands in for the extension where it cannot be loaded; any use says why and what to do."""
+    """Stands in for the extension where it cannot be loaded.
+
+    Every attribute but `reason` raises `MissingExtensionError`, which says why and what to do.
+    """
 
     def __init__(self, reason: str) -> None:
         """Keep the reason, shown by `fasthg doctor` and by every failed use."""
         self.reason = reason
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(
+        if name.startswith("__"):  # a protocol that `copy` or `inspect` asks for
+            raise AttributeError(name)
+        raise MissingExtensionError(
             f"fasthg._C.{name} is not available: {self.reason}; reinstall fasthg where a C++ "
             "compiler is found, or use the plain torch path (fasthg.ops.reference)"
         )
@@ -65,7 +76,7 @@ native = _load()
 
 @functools.cache
 def choose(device_type: str, device_index: int = 0) -> tuple[bool, str]:
-    """Say whether the compiled kernels serve a device, and why (not).
+    """Whether there are compiled kernels for a device, and the reason in words.
 
     Cached: the answer cannot change while the process lives. Touches the CUDA driver only when
     asked about a CUDA device, so that a process which never uses one may still fork.
@@ -83,8 +94,8 @@ def choose(device_type: str, device_index: int = 0) -> tuple[bool, str]:
         return False, f"{build}, {native.cuda_note}, but torch sees no CUDA device"
     capability = torch.cuda.get_device_capability(device_index)
     if capability < MINIMUM_CAPABILITY:
-        found, needed = (".".join(map(str, c)) for c in (capability, MINIMUM_CAPABILITY))
-        return False, f"the GPU has compute capability {found}; the kernels need {needed}"
+        actual, needed = (".".join(map(str, c)) for c in (capability, MINIMUM_CAPABILITY))
+        return False, f"the GPU has compute capability {actual}; the kernels need {needed}"
     problem = native.cuda_problem()
     if problem:
         return False, f"the CUDA runtime in the extension ({native.cuda_note}): {problem}"
@@ -92,20 +103,29 @@ def choose(device_type: str, device_index: int = 0) -> tuple[bool, str]:
 
 
 def has_kernel(tensor: torch.Tensor) -> bool:
-    """Whether the compiled kernels serve this tensor's device and dtype."""
+    """Whether there are compiled kernels for this tensor's device and dtype."""
     if tensor.dtype not in DTYPE_CODES:
         return False
-    return _served(tensor.device.type, tensor.device.index or 0)
+    return _has_kernels(tensor.device.type, tensor.device.index or 0)
 
 
 @torch.compiler.assume_constant_result
-def _served(device_type: str, device_index: int) -> bool:
-    """The choice as torch.compile sees it: a constant, whose reasons it need not trace."""
+def _has_kernels(device_type: str, device_index: int) -> bool:
+    """`choose` as a constant for torch.compile, which then does not trace the reasons."""
     return choose(device_type, device_index)[0]
 
 
+def backend(tensor: torch.Tensor) -> str:
+    """The device type whose kernels work on a tensor: `cpu` or `cuda`.
+
+    Wrappers ask this function, not the tensor, before they choose what a kernel takes: the tests
+    replace it to run the CUDA kernels on the host.
+    """
+    return tensor.device.type
+
+
 def as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor.to(dtype)`, without the microsecond that takes where nothing is to be done."""
+    """`tensor.to(dtype)`, without the microsecond that it takes where the dtype is the same."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
@@ -117,11 +137,15 @@ def call_kernel(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
     capture uses a stream of its own).
     """
     code = DTYPE_CODES[tensor.dtype]
-    if tensor.is_cpu:
+    if backend(tensor) == "cpu":
         getattr(native, f"{name}_cpu")(code, *arguments, torch.get_num_threads())
     else:
-        stream = torch.cuda.current_stream(tensor.device).cuda_stream
-        getattr(native, f"{name}_cuda")(code, *arguments, tensor.device.index, stream)
+        getattr(native, f"{name}_cuda")(code, *arguments, *_device_and_stream(tensor))
+
+
+def _device_and_stream(tensor: torch.Tensor) -> tuple[int, int]:
+    """The index of a CUDA tensor's device, and torch's current stream there as an address."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def register(
@@ -145,16 +169,19 @@ def register(
     cpu, cuda: why the operator needs no kernel there: torch serves that device by intention.
     """
     name = schema.partition("(")[0]
+    if former := _libraries.pop(name, None):
+        former._destroy()  # the operator's module was reloaded
+    library = _libraries[name] = torch.library.Library("fasthg", "FRAGMENT")
     # The one tag that keeps inductor from handing over other strides than the eager call's.
-    LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fasthg::{name}", fake, lib=LIBRARY)
+    library.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fasthg::{name}", fake, lib=library)
     if backward is not None:
         torch.library.register_autograd(
-            f"fasthg::{name}", backward, setup_context=setup_context, lib=LIBRARY
+            f"fasthg::{name}", backward, setup_context=setup_context, lib=library
         )
     if not name.endswith("_backward"):
-        _operators[name] = {"cpu": cpu, "cuda": cuda}
+        _without_kernel[name] = {"cpu": cpu, "cuda": cuda}
     return getattr(torch.ops.fasthg, name).default
 
 
@@ -164,11 +191,12 @@ def paths() -> list[OpPath]:
     `path` is `native` (compiled kernel), `torch` (by intention) or `torch reference`.
     """
     rows = []
-    for op, by_torch in _operators.items():
-        for device, why in by_torch.items():
-            if why:
-                rows.append(OpPath(op, device, "torch", why))
+    for op, reasons in _without_kernel.items():
+        for device, reason in reasons.items():
+            if reason:
+                rows.append(OpPath(op, device, "torch", reason))
                 continue
-            served, reason = choose(device)
-            rows.append(OpPath(op, device, "native" if served else "torch reference", reason))
+            has_kernels, reason = choose(device)
+            path = "native" if has_kernels else "torch reference"
+            rows.append(OpPath(op, device, path, reason))
     return rows

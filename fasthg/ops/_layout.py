@@ -25,7 +25,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 def readable(values: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernels read maps of `dtype`: channels last, no gaps; float32 for CPU float16."""
-    if dtype == torch.float16 and values.device.type == "cpu":
+    if dtype == torch.float16 and _extension.backend(values) == "cpu":
         dtype = torch.float32
     return _extension.as_dtype(values, dtype).contiguous(memory_format=torch.channels_last)
 

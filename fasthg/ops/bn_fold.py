@@ -35,7 +35,11 @@ def _launch(
 
 def _serves(weight: Tensor) -> bool:
     """Whether there is a kernel: on the CPU torch's few small products leave nothing to gain."""
-    return weight.device.type == "cuda" and weight.numel() > 0 and _extension.has_kernel(weight)
+    return (
+        _extension.backend(weight) == "cuda"
+        and weight.numel() > 0
+        and _extension.has_kernel(weight)
+    )
 
 
 def _room(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ def _room(x: Tensor) -> tuple[Tensor, Tensor]:
 def _serves(x: Tensor) -> bool:
     """Whether there is a kernel; of float32 and float64 on CUDA torch's own product is one."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return _extension.has_kernel(x) and not (wide and x.device.type == "cuda")
+    return _extension.has_kernel(x) and not (wide and _extension.backend(x) == "cuda")
 
 
 def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def run(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean, covariance
     read = _layout.readable(x, x.dtype)
     rows, channels = x.numel() // x.shape[1], x.shape[1]
-    least, most = _PARTS[x.device.type]
+    least, most = _PARTS[_extension.backend(x)]
     parts = min(most, -(-rows // least))
     workspace = mean.new_empty(parts * (channels + 1) * channels)
     addresses = [t.data_ptr() for t in (workspace, mean, covariance)]

@@ -122,7 +122,7 @@ def run(
     given = (x, weight, bias, residual, x2, weight2, relu)
     if not x.numel() or not weight.shape[0]:
         pass
-    elif x.device.type == "cuda" and x.dtype in _HALVES and _extension.has_kernel(x):
+    elif _extension.backend(x) == "cuda" and x.dtype in _HALVES and _extension.has_kernel(x):
         return _on_tensor_cores(*given)
     elif _onednn_serves(x):
         return _in_onednn(*given)

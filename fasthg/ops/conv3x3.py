@@ -29,7 +29,7 @@ def _tiles(maps: Tensor) -> int:
 
 
 def _serves(x: Tensor) -> bool:
-    is_conv_weight = x.is_cpu and x.dtype == torch.float32
+    is_conv_weight = _extension.backend(x) == "cpu" and x.dtype == torch.float32
     return is_conv_weight and _tiles(x) >= FEWEST_TILES and _extension.has_kernel(x)
 
 

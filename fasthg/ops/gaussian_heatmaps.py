@@ -50,7 +50,7 @@ def _implementation(
     work = reference.arithmetic_dtype(dtype)
     keypoints, sigmas, visibility = _gaussian_targets.normalise(keypoints, sigmas, visibility, work)
     # The CPU kernels write float32 and float64 only.
-    stored = work if keypoints.device.type == "cpu" else dtype
+    stored = work if _extension.backend(keypoints) == "cpu" else dtype
     heatmaps = _empty(keypoints, height, width, stored, channels_last)
     if not _extension.has_kernel(heatmaps):
         heatmaps.copy_(

@@ -72,7 +72,7 @@ def _launch(
 def _readable(predictions: Tensor) -> Tensor:
     """The CPU kernels read and write float32 and float64 only; CUDA's take half types as well."""
     work = reference.arithmetic_dtype(predictions.dtype)
-    return predictions.to(work) if predictions.device.type == "cpu" else predictions
+    return predictions.to(work) if _extension.backend(predictions) == "cpu" else predictions
 
 
 def _forward(

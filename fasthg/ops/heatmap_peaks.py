@@ -32,7 +32,7 @@ def _implementation(heatmaps: Tensor, method: str) -> tuple[Tensor, Tensor]:
         return reference.heatmap_peaks(heatmaps, method)
     xy, score = _fake(heatmaps, method)
     if score.numel():
-        maps = heatmaps.to(xy.dtype) if heatmaps.device.type == "cpu" else heatmaps
+        maps = heatmaps.to(xy.dtype) if _extension.backend(heatmaps) == "cpu" else heatmaps
         _extension.call_kernel(
             "heatmap_peaks",
             maps,

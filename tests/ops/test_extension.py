@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import struct
 import subprocess
@@ -95,8 +96,39 @@ def test_the_fallback_gives_the_same_results(repository, tmp_path):
 
 def test_a_missing_extension_explains_itself():
     missing = _extension.Missing("no compiler was found")
-    with pytest.raises(RuntimeError, match=r"fasthg\._C\.heatmap_mse_cpu .* no compiler was found"):
+    message = r"fasthg\._C\.heatmap_mse_cpu .* no compiler was found; reinstall"
+    with pytest.raises(_extension.MissingExtensionError, match=message):
         missing.heatmap_mse_cpu(0)
+
+
+def test_a_missing_extension_can_be_asked_for_attributes_and_copied():
+    missing = _extension.Missing("no compiler was found")
+    assert not hasattr(missing, "heatmap_mse_cpu") and not hasattr(missing, "__iter__")
+    assert copy.copy(missing).reason == copy.deepcopy(missing).reason == missing.reason
+
+
+RELOAD = """
+import importlib, sys, torch
+from fasthg.ops import _extension, max_pool2x
+from fasthg.ops import paths
+before = paths()
+importlib.reload(_extension)
+x = torch.randn(1, 8, 4, 4)
+expected, _ = max_pool2x(x)
+assert _extension.paths() == before
+importlib.reload(sys.modules["fasthg.ops.max_pool2x"])
+result, _ = torch.compile(max_pool2x, backend="eager", fullgraph=True)(x.requires_grad_())
+assert torch.equal(result, expected)
+result.sum().backward()
+assert x.grad.sum() == result.numel()
+assert sorted(_extension.paths()) == sorted(before)
+"""
+
+
+def test_the_modules_of_operators_can_be_reloaded(repository):
+    """As IPython's autoreload does after an edit."""
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    subprocess.run([sys.executable, "-c", RELOAD], check=True, env=environment, timeout=120)
 
 
 def test_paths_name_every_operator_once_a_device():
