@@ -1,4 +1,4 @@
-"""Agreement between keys: what no single value can show to be wrong."""
+"""Contradictions between keys whose single values are valid."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from fasthg.config.data_keys import project_data
-
-if TYPE_CHECKING:
-    from fasthg.config.model_keys import Parts
-    from fasthg.config.schema import Config
+from fasthg.config.keys import Keys, Parts, project_data
 
 STRIDE = 4  # input pixels of a heatmap cell: the stem halves twice
 COARSEST = 64  # and four levels of the hourglass halve the heatmap four times more
@@ -20,7 +15,14 @@ COARSEST = 64  # and four levels of the hourglass halve the heatmap four times m
 
 @dataclass(frozen=True)
 class Problem:
-    """One contradiction: the key to report it at, its cause, its remedy, all keys it rests on."""
+    """One contradiction.
+
+    Attributes:
+        key: where it is reported, dotted in a section.
+        what: its cause.
+        remedy: what to change.
+        involves: the other keys whose values contradict this one's.
+    """
 
     key: str
     what: str
@@ -29,12 +31,12 @@ class Problem:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every key whose value the finding depends on, the reported one first."""
+        """All keys that contradict each other, the reported one first."""
         return (self.key, *self.involves)
 
 
-def find_problems(cfg: Config) -> list[Problem]:
-    """All contradictions between keys whose single values are valid."""
+def find_problems(cfg: Keys) -> list[Problem]:
+    """All contradictions of a configuration."""
     return [
         *_parts(cfg.PARTS),
         *_flips(cfg),
@@ -100,8 +102,8 @@ def _mirrored(name: str) -> str:
     return re.sub(r"[\s_-]", "", _SIDE.sub(lambda m: other[m.group().lower()], name).lower())
 
 
-def _flips(cfg: Config) -> Iterator[Problem]:
-    """A lateral part without partner keeps its label in a mirrored image, where it is wrong."""
+def _flips(cfg: Keys) -> Iterator[Problem]:
+    """Lateral parts without a partner, whose labels are wrong in a mirrored image."""
     names = cfg.PARTS.NAMES
     if cfg.DO_RANDOM_FLIP_LEFT_RIGHT == 0.0 and not cfg.FLIP_TEST:
         return
@@ -127,7 +129,7 @@ def _flips(cfg: Config) -> Iterator[Problem]:
         )
 
 
-def _sizes(cfg: Config) -> Iterator[Problem]:
+def _sizes(cfg: Keys) -> Iterator[Problem]:
     if cfg.INPUT_SIZE % COARSEST:
         below = max(COARSEST, cfg.INPUT_SIZE // COARSEST * COARSEST)
         yield Problem(
@@ -145,7 +147,7 @@ def _sizes(cfg: Config) -> Iterator[Problem]:
         )
 
 
-def _ranges(cfg: Config) -> Iterator[Problem]:
+def _ranges(cfg: Keys) -> Iterator[Problem]:
     for stem in ("RANDOM_PADDING", "RANDOM_JPEG_QUALITY"):
         low, high = getattr(cfg, f"{stem}_MIN"), getattr(cfg, f"{stem}_MAX")
         if low > high:
@@ -157,7 +159,7 @@ def _ranges(cfg: Config) -> Iterator[Problem]:
             )
 
 
-def _schedule(cfg: Config) -> Iterator[Problem]:
+def _schedule(cfg: Keys) -> Iterator[Problem]:
     kind = "LEARNING_RATE_DECAY_TYPE"
     if cfg.LEARNING_RATE_DECAY_TYPE == "exponential":
         for key in ("LEARNING_RATE_DECAY_FACTOR", "NUM_EPOCHS_PER_DELAY", "NUM_TRAIN_EXAMPLES"):
@@ -177,13 +179,14 @@ def _schedule(cfg: Config) -> Iterator[Problem]:
         )
 
 
-def _init(cfg: Config) -> Iterator[Problem]:
+def _init(cfg: Keys) -> Iterator[Problem]:
     frozen, key = cfg.INIT.FREEZE, "INIT.FREEZE"
     if frozen and cfg.INIT.WEIGHTS is None:
         yield Problem(
             key, "random weights would never learn", "give INIT.WEIGHTS", ("INIT.WEIGHTS",)
         )
     stacks = [block.split()[1] for block in frozen if block != "stem"]
+    whole_stacks = {block for block in frozen if block != "stem" and not block.endswith("body")}
     beyond = [number for number in stacks if int(number) >= cfg.NUM_STACKS]
     if beyond:
         yield Problem(
@@ -192,7 +195,7 @@ def _init(cfg: Config) -> Iterator[Problem]:
             f"stacks run from 0 to {cfg.NUM_STACKS - 1}",
             ("NUM_STACKS",),
         )
-    elif {"stem", *(f"stack {n}" for n in range(cfg.NUM_STACKS))} <= set(frozen):
+    elif "stem" in frozen and len(whole_stacks) == cfg.NUM_STACKS:
         yield Problem(
             key,
             "nothing is left to train",
@@ -201,11 +204,13 @@ def _init(cfg: Config) -> Iterator[Problem]:
         )
 
 
-def _data(cfg: Config) -> Iterator[Problem]:
+def _data(cfg: Keys) -> Iterator[Problem]:
     if (cfg.MARS_PROJECT is None) != (cfg.POSE_MODEL is None):
         missing = "POSE_MODEL" if cfg.POSE_MODEL is None else "MARS_PROJECT"
-        given = "MARS_PROJECT" if missing == "POSE_MODEL" else "POSE_MODEL"
-        yield Problem(given, f"needs {missing}", f"set {missing}, or use DATA instead", (missing,))
+        present = "MARS_PROJECT" if missing == "POSE_MODEL" else "POSE_MODEL"
+        yield Problem(
+            present, f"needs {missing}", f"set {missing}, or use DATA instead", (missing,)
+        )
         return
     # A resolved configuration holds both, and they agree.
     if cfg.MARS_PROJECT and cfg.POSE_MODEL:
@@ -222,7 +227,7 @@ def _data(cfg: Config) -> Iterator[Problem]:
         )
 
 
-def _evaluation(cfg: Config) -> Iterator[Problem]:
+def _evaluation(cfg: Keys) -> Iterator[Problem]:
     sigmas = cfg.OKS_SIGMAS
     if not isinstance(sigmas, str) and len(sigmas) != cfg.PARTS.NUM_PARTS:
         yield Problem(
@@ -233,7 +238,7 @@ def _evaluation(cfg: Config) -> Iterator[Problem]:
         )
 
 
-def _machine(cfg: Config) -> Iterator[Problem]:
+def _machine(cfg: Keys) -> Iterator[Problem]:
     if cfg.RECOMPUTE == "stack" and cfg.STEP == "compile":
         yield Problem(
             "RECOMPUTE",

@@ -1,4 +1,4 @@
-"""The configuration: every key of MARS's `config_train.yaml` and of fasthg, in one model."""
+"""The configuration: all keys, of which no two contradict each other."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from fasthg.config.checks import find_problems
-from fasthg.config.data_keys import AugmentKeys, Data, DataKeys, project_data
-from fasthg.config.model_keys import ModelKeys
-from fasthg.config.run_keys import EvaluationKeys, MachineKeys, RunKeys
-from fasthg.config.training_keys import OptimizerKeys, ScheduleKeys
+from fasthg.config.keys import Data, Keys, project_data
 
 
-class Config(
-    EvaluationKeys,
-    RunKeys,
-    MachineKeys,
-    OptimizerKeys,
-    ScheduleKeys,
-    AugmentKeys,
-    DataKeys,
-    ModelKeys,
-):
+class Config(Keys):
     """All keys, with the stock values of MARS as defaults.
 
     Attributes bear the names of the YAML keys; sections are attributes of their own

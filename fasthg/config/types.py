@@ -1,7 +1,8 @@
-"""Value types of the configuration: strict only where a slip changes the meaning.
+"""Building blocks of the keys: value types, sections, and a field with unit and conditions.
 
-YAML turns `"8"` into text, `yes` into a boolean and `7e5` into a float. A quoted number is refused,
-because a user who meant a name would get a count; a float with an integral value is a whole number.
+The types are strict only where a slip changes the meaning. YAML turns `"8"` into text, `yes` into a
+boolean and `7e5` into a float. A quoted number is refused, because a user who meant a name would
+get a count; a float with an integral value is a whole number.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, StrictBool, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -31,13 +40,13 @@ def show(value: object, limit: int = 60) -> str:
 
 
 def wrong(what: str, remedy: str = "") -> PydanticCustomError:
-    """An error with its own remedy; without one the reader is told the default."""
-    # The text travels in the context and not in the template, where a brace would be a field.
+    """A validation error with its own remedy; without one, the message names the default."""
+    # A brace in the template would be a field, so the text is passed in the context.
     text = f"{what}; {remedy}" if remedy else what
     return PydanticCustomError("fasthg", "{text}", {"text": text, "what": what, "remedy": remedy})
 
 
-def _whole(value: object) -> object:
+def _int(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(f"expected a whole number, got {show(value)}")
     if isinstance(value, float) and not (math.isfinite(value) and value.is_integer()):
@@ -45,7 +54,7 @@ def _whole(value: object) -> object:
     return int(value)
 
 
-def _real(value: object) -> object:
+def _float(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(f"expected a number, got {show(value)}")
     if not math.isfinite(value):
@@ -57,7 +66,7 @@ def _frequency(when_true: float) -> Callable[[object], object]:
     def convert(value: object) -> object:
         if isinstance(value, bool):
             return when_true if value else 0.0
-        number = _real(value)
+        number = _float(value)
         assert isinstance(number, float)
         if not 0.0 <= number <= 1.0:
             raise wrong(f"a frequency lies in 0..1, got {show(value)}", "0 is never, 1 is always")
@@ -119,11 +128,11 @@ def _free_text(value: object) -> object:
     return value
 
 
-Flag = StrictBool
+Bool = StrictBool
 Text = Annotated[StrictStr, BeforeValidator(_free_text)]
 Folder = Annotated[Text, AfterValidator(local_path)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Real = Annotated[float, BeforeValidator(_real)]
+Int = Annotated[int, BeforeValidator(_int)]
+Float = Annotated[float, BeforeValidator(_float)]
 Frequency = Annotated[float, BeforeValidator(_frequency(1.0))]
 FlipFrequency = Annotated[float, BeforeValidator(_frequency(0.5))]
 FreeForm = Annotated[dict[str, Any], BeforeValidator(_free_form)]
@@ -133,3 +142,34 @@ AsOptionalList = BeforeValidator(_sequence_or_none)
 LowerCase = BeforeValidator(_lower)
 # YAML reads a bare `on` or `off` as a boolean.
 OnOff = BeforeValidator(_on_off)
+
+
+class Section(BaseModel):
+    """A frozen group of keys in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def key(
+    default: Any,
+    description: str,
+    *,
+    inert: str = "",
+    only_for: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
+    **limits: Any,
+) -> Any:
+    """A key of the configuration, as a pydantic field.
+
+    Args:
+        default: MARS's stock value; for a key of fasthg's own, what MARS does.
+        description: meaning with unit, a sentence of `fasthg config show`.
+        inert: why the key never has an effect; such keys are accepted because MARS writes them.
+        only_for: another key and its values with which this one has an effect.
+        needs: other keys, each of which switches this one off if it is false, 0 or null.
+        limits: bounds of the value, as `pydantic.Field` takes them (ge, gt, le, lt, multiple_of,
+            min_length).
+    """
+    conditions = {"inert": inert, "only_for": only_for, "needs": needs}
+    extra: Any = {name: value for name, value in conditions.items() if value}
+    return Field(default=default, description=description, json_schema_extra=extra, **limits)

@@ -21,7 +21,7 @@ from fasthg.config import (
     read_document,
     resolve,
 )
-from fasthg.config.data_keys import project_data
+from fasthg.config.keys import project_data
 from fasthg.config.types import local_path
 from fasthg.data.convert.mars_files import PROJECT_CONFIG, Project, read_project
 from fasthg.data.convert.names import left_right_pairs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fasthg import __version__
 from fasthg.config import Config, dump_config, resolve
-from fasthg.config.lines import YamlFault, parse_document
+from fasthg.config.yaml_lines import YamlFault, parse_document
 from fasthg.errors import DataError
 from fasthg.model import StackedHourglass, build_model
 from fasthg.runs.checkpoint import load_weights

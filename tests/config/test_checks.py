@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_wrong_number_of_indices_in_a_pair() -> None:
         Config(PARTS=parts(LEFT_RIGHT_PAIRS=[[1, 2, 3]]))
 
 
-def test_stock_entries_are_told_from_given_ones() -> None:
+def test_stock_entries_are_told_from_the_users() -> None:
     text = fault(PARTS={"NUM_PARTS": 4})
     assert "PARTS.NAMES: 7 stock entries for PARTS.NUM_PARTS 4" in text
     assert "PARTS.LEFT_RIGHT_PAIRS: stock pair [5, 4] points beyond the 4 parts" in text
@@ -125,14 +126,14 @@ def test_exponential_decay_needs_its_keys(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "flip", "other"), [(True, 0.5, 1.0), (False, 0.0, 0.0), (0.3, 0.3, 0.3), (1, 1, 1)]
+    ("value", "flip", "other"), [(True, 0.5, 1.0), (False, 0.0, 0.0), (0.3, 0.3, 0.3), (1, 1, 1)]
 )
-def test_frequencies_from_booleans(given: float, flip: float, other: float) -> None:
+def test_frequencies_from_booleans(value: float, flip: float, other: float) -> None:
     cfg = Config(
-        DO_RANDOM_FLIP_LEFT_RIGHT=given, DO_COLOR_DISTORTION=given, DO_RANDOM_BBOX_SHIFT=given
+        DO_RANDOM_FLIP_LEFT_RIGHT=value, DO_COLOR_DISTORTION=value, DO_RANDOM_BBOX_SHIFT=value
     )
-    found = (cfg.DO_RANDOM_FLIP_LEFT_RIGHT, cfg.DO_COLOR_DISTORTION, cfg.DO_RANDOM_BBOX_SHIFT)
-    assert found == (flip, other, other)
+    shares = (cfg.DO_RANDOM_FLIP_LEFT_RIGHT, cfg.DO_COLOR_DISTORTION, cfg.DO_RANDOM_BBOX_SHIFT)
+    assert shares == (flip, other, other)
     assert type(cfg.DO_RANDOM_FLIP_LEFT_RIGHT) is float
 
 
@@ -166,6 +167,14 @@ def test_what_does_not_go_with_a_compiled_step(keys: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="does not go with STEP compile"):
         Config(STEP="compile", **keys)
     Config(**keys)
+
+
+def test_a_check_takes_no_memory_for_each_stack() -> None:
+    tracemalloc.start()
+    Config(NUM_STACKS=200_000, INIT={"WEIGHTS": "w", "FREEZE": ["stem", "stack 0"]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_contradiction_is_reported_at_the_key_that_the_user_wrote(tmp_path: Path) -> None:

@@ -203,8 +203,8 @@ def test_all_mistakes_are_listed_at_once_in_order_of_the_file(tmp_path: Path) ->
         "  SIGMAS: [1, 0]\n"
         "  LEFT_RIGHT_PAIRS: [[0, 2]]\n"
     )
-    found = faults(write(tmp_path, text), "NUM_STACKS=0")
-    starts = [line.split(": ")[:2] for line in found]
+    lines = faults(write(tmp_path, text), "NUM_STACKS=0")
+    starts = [line.split(": ")[:2] for line in lines]
     assert starts == [
         ["file.yaml:1", "NUM_STACK"],
         ["file.yaml:2", "INPUT_SIZE"],

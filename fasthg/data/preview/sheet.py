@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fasthg import html
-from fasthg.config.model_keys import Parts
+from fasthg.config import Parts
 from fasthg.data.preview.crops import Crop, Preview
 
 # OpenCV's type hints promise no more than some array.

@@ -16,7 +16,7 @@ Path = tuple[str | int, ...]
 
 
 class YamlFault(Exception):
-    """Text that is not usable YAML.
+    """Text that cannot be read as YAML.
 
     Attributes:
         line: line number counted from 1, or None for a fault of the whole text.
