@@ -29,7 +29,7 @@ import torch
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import make_loader
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.data.sampler import BatchSampler
 

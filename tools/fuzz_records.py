@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 import oracle
 from mutate import Mutator
 
-from fasthg.data.index.gather import Fault
+from fasthg.data.index.builder import Fault
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.records import example, layout
+from fasthg.data.records import protobuf, schema
 from fasthg.data.records.jpeg import image_fault, jpeg_size
-from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records.schema import Record, decode, encode
 from fasthg.data.records.tfrecord import Damage, Frame, read_frames, salvage_frames
 from fasthg.errors import DataError
 
@@ -100,12 +100,12 @@ def examine_record(payload: bytes) -> str:
     """What comes of a serialised record. AssertionError where a reader breaks its promise."""
     results: list[Any] = []
     refusals: list[str | None] = []
-    for read in (example.features, layout.scan, lambda data: decode(data, "here")):
+    for read in (protobuf.features, schema.scan, lambda data: decode(data, "here")):
         try:
             results.append(read(payload))
             refusals.append(None)
         except (ValueError, DataError) as error:
-            assert type(error) in (ValueError, layout.CountError, DataError), repr(error)
+            assert type(error) in (ValueError, schema.CountError, DataError), repr(error)
             assert "\n" not in str(error)
             refusals.append(str(error))
     unreadable, unscanned, undecoded = refusals
@@ -176,7 +176,7 @@ def _examine_index(path: Path, refusal: str | None, found: list[Frame | Damage])
     assert lenient.num_records == len(found), (lenient, found)
     for number, item in enumerate(found):
         if isinstance(item, Frame) and lenient.jpeg_length[number]:
-            start, end = layout.scan(item.payload).jpeg
+            start, end = schema.scan(item.payload).jpeg
             assert lenient.jpeg(number) == item.payload[start:end], number
     try:
         strict = RecordIndex.build(path, PARTS)

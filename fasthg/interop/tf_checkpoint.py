@@ -33,8 +33,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from fasthg.data.records.protobuf import DELIMITED, FIXED32, VARINT, fields, varint
 from fasthg.data.records.tfrecord import masked_crc
-from fasthg.data.records.wire import DELIMITED, FIXED32, VARINT, fields, varint
 from fasthg.errors import DataError
 
 _MAGIC = 0xDB4775248B80FB57

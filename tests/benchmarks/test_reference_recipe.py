@@ -18,7 +18,7 @@ from torch import Tensor
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import PortableLoader
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fasthg.cli import main
-from fasthg.data.records.record import decode, encode
+from fasthg.data.records.schema import decode, encode
 from fasthg.data.records.tfrecord import read_frames, write_frames
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.ops import paths

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from fasthg.data.check import Report, check, page, problems
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import frame, write_frames
 from fasthg.data.synthetic.dataset import write_dataset
 

@@ -17,7 +17,7 @@ from fasthg import cli
 from fasthg.config import Config
 from fasthg.data.convert import coco, dlc, to_coco, to_dlc
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import ConfigError, DataError, FasthgError
 

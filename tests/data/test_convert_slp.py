@@ -137,7 +137,7 @@ def test_predictions(sio: Any, tmp_path: Path) -> None:
 
 
 def test_tracks_name_the_animals_only_if_all_have_one(sio: Any, tmp_path: Path) -> None:
-    from fasthg.data.records.record import decode
+    from fasthg.data.records.schema import decode
     from fasthg.data.records.tfrecord import read_frames
 
     report = slp.convert(GOLDEN / "labels.slp", tmp_path, predictions=True, fractions=ALL_TRAIN)

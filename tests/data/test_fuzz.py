@@ -16,8 +16,8 @@ from mutate import Mutator
 from samples import delimited, images, records, varint
 
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.records import example, layout
-from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records import protobuf, schema
+from fasthg.data.records.schema import Record, decode, encode
 from fasthg.data.records.tfrecord import frame
 from fasthg.errors import DataError
 
@@ -60,8 +60,8 @@ def test_broken_promises_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             pass
 
     monkeypatch.setattr(fuzz_records, "HANG_S", 0.05)
-    assert "IndexError" in found(example, "features", lambda data: data[len(data)])
-    assert "Hang" in found(layout, "scan", hangs)
+    assert "IndexError" in found(protobuf, "features", lambda data: data[len(data)])
+    assert "Hang" in found(schema, "scan", hangs)
     assert "AssertionError" in found(fuzz_records, "jpeg_size", lambda data: (0, 1))
     assert "AssertionError" in found(fuzz_records, "salvage_frames", lambda path: [])
     assert "AssertionError" in found(fuzz_records, "encode", lambda record: records()[0])
@@ -88,7 +88,7 @@ TEXTS = delimited(1, delimited(1, b"text"))
 def test_a_tag_in_more_bytes_than_it_needs_is_the_same_tag() -> None:
     entry = feature(b"k", INTS)
     payload = b"\x8a\x00" + varint(len(entry) + 4) + b"\x8a\x80\x00" + varint(len(entry)) + entry
-    assert example.ints(payload, example.features(payload)[b"k"]) == [7]
+    assert protobuf.ints(payload, protobuf.features(payload)[b"k"]) == [7]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_tag_in_more_bytes_than_it_needs_is_the_same_tag() -> None:
 def test_what_protobuf_refuses_is_refused(field: bytes, message: str) -> None:
     for payload in (field, delimited(1, field)):
         with pytest.raises(ValueError, match=message):
-            example.features(payload if message[:6] != "second" else delimited(1, field))
+            protobuf.features(payload if message[:6] != "second" else delimited(1, field))
 
 
 def test_the_last_kind_of_list_replaces_those_before() -> None:
@@ -118,17 +118,17 @@ def test_the_last_kind_of_list_replaces_those_before() -> None:
         feature(b"floats", delimited(2, delimited(1, b"\x00") + delimited(1, b"\x00" * 3))),
         feature(b"broken", TEXTS, broken),
     )
-    spans = example.features(payload)
-    assert example.ints(payload, spans[b"ints"]) == [7]
-    assert example.strings(payload, spans[b"ints"]) == [b"7"]
-    assert example.strings(payload, spans[b"texts"]) == [b"text"]
-    assert example.strings(payload, spans[b"odd"]) == [b"text"]
+    spans = protobuf.features(payload)
+    assert protobuf.ints(payload, spans[b"ints"]) == [7]
+    assert protobuf.strings(payload, spans[b"ints"]) == [b"7"]
+    assert protobuf.strings(payload, spans[b"texts"]) == [b"text"]
+    assert protobuf.strings(payload, spans[b"odd"]) == [b"text"]
     with pytest.raises(ValueError, match="holds bytes where integers belong"):
-        example.ints(payload, spans[b"texts"])
+        protobuf.ints(payload, spans[b"texts"])
     # Pieces are broken even where their lengths add up.
     for key in (b"floats", b"broken"):
         with pytest.raises(ValueError, match=r"floats of [13] bytes"):
-            example.float_bytes(payload, spans[key])
+            protobuf.float_bytes(payload, spans[key])
 
 
 def one(**changes: object) -> Record:
@@ -155,9 +155,11 @@ def test_boxes_without_bounds_warn_of_nothing(recwarn: pytest.WarningsRecorder) 
     assert not recwarn.list
 
 
-def changed(**values: example.Value) -> bytes:
+def changed(**values: protobuf.Value) -> bytes:
     """A sound record of one object and two parts with other values under some of its keys."""
-    return encode(one()) + example.encode({f"image/{key}": value for key, value in values.items()})
+    return encode(one()) + protobuf.encode_example(
+        {f"image/{key}": value for key, value in values.items()}
+    )
 
 
 def with_list(kind: int, piece: bytes, times: int, key: bytes = b"parts/v") -> bytes:
@@ -170,16 +172,16 @@ def counted(count: int) -> bytes:
     return changed(**{"object/bbox/count": [count], "object/count": [count]})
 
 
-VALUES, FEATURES = example.MAX_VALUES + 1, example.MAX_FEATURES + 1
+VALUES, FEATURES = protobuf.MAX_VALUES + 1, protobuf.MAX_FEATURES + 1
 TOO_LONG, TOO_MANY = "more than 262144 values", "more than 4096 features"
 
 
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (lambda: changed(width=[layout.MAX_SIDE + 1]), "an image of 65536x480 px, more than 65535"),
+        (lambda: changed(width=[schema.MAX_SIDE + 1]), "an image of 65536x480 px, more than 65535"),
         (lambda: changed(height=[1 << 62]), "more than 65535 a side"),
-        (lambda: counted(layout.MAX_OBJECTS + 1), "32768 objects, more than 32767"),
+        (lambda: counted(schema.MAX_OBJECTS + 1), "32768 objects, more than 32767"),
         (lambda: with_list(3, delimited(1, b"\x02" * VALUES), 1), TOO_LONG),
         (lambda: with_list(3, delimited(1, b"\xac\x02" * VALUES), 1), TOO_LONG),
         (lambda: with_list(3, delimited(1, b"\xac\x02" * 10 * VALUES), 1), TOO_LONG),
@@ -203,14 +205,14 @@ def test_bounds_of_a_record(payload: Callable[[], bytes], message: str) -> None:
 
 
 def test_a_record_at_its_bounds_is_read() -> None:
-    parts = example.MAX_VALUES // 8
+    parts = protobuf.MAX_VALUES // 8
     points = np.full((8, parts, 2), 0.5, np.float32)
     record = Record(
-        b"x", *[layout.MAX_SIDE] * 2, bbox=np.ones((8, 4), np.float32), keypoints=points
+        b"x", *[schema.MAX_SIDE] * 2, bbox=np.ones((8, 4), np.float32), keypoints=points
     )
     assert decode(encode(record), "here").keypoints.shape == (8, parts, 2)
-    values = {str(i): [i] for i in range(example.MAX_FEATURES)}
-    assert len(example.features(example.encode(values))) == example.MAX_FEATURES
+    values = {str(i): [i] for i in range(protobuf.MAX_FEATURES)}
+    assert len(protobuf.features(protobuf.encode_example(values))) == protobuf.MAX_FEATURES
 
 
 def test_messages_stay_one_line_whatever_the_id_is(tmp_path: Path) -> None:

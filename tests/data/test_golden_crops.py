@@ -13,7 +13,7 @@ import pytest
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader
-from fasthg.data.records.record import Record
+from fasthg.data.records.schema import Record
 from fasthg.data.sampler import BatchSampler, BatchSpec
 
 Make = Callable[..., Config]

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from fasthg.data.index.record_index import RecordIndex, expand
-from fasthg.data.records.example import Value
-from fasthg.data.records.example import encode as encode_example
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.protobuf import Value, encode_example
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import DataError
 
@@ -74,7 +73,7 @@ def test_contents(folder: Path) -> None:
 
 def test_many_chunks_equal_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RecordIndex.build(str(folder / "*"), PARTS)
-    monkeypatch.setattr("fasthg.data.index.gather._CHUNK", 2)
+    monkeypatch.setattr("fasthg.data.index.builder._CHUNK", 2)
     pieces = RecordIndex.build(str(folder / "*"), PARTS)
     for name, value in vars(whole).items():
         if name != "_open":
@@ -139,7 +138,7 @@ def test_wrong_number_of_parts(folder: Path) -> None:
 def test_impossible_boxes(
     folder: Path, box: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fasthg.data.index.gather._CHUNK", 2)
+    monkeypatch.setattr("fasthg.data.index.builder._CHUNK", 2)
     bad = record(9, 2)
     bad.bbox[1] = box
     write_frames(

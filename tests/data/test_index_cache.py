@@ -14,10 +14,10 @@ import pytest
 
 from fasthg.config import Config
 from fasthg.data import forks
+from fasthg.data.index import builder
 from fasthg.data.index import cache as index_cache
-from fasthg.data.index import gather
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.data.sampler import BatchSampler
 from fasthg.errors import DataError, EnvironmentFault
@@ -68,13 +68,13 @@ def not_read(*_: object, **__: object) -> None:
 def test_processes_make_the_same_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RecordIndex.build(str(folder / "*"), PARTS)
     monkeypatch.setattr("fasthg.data.index.record_index._WORTH_PROCESSES", 0)
-    here, parent = gather.Gatherer.add_file, os.getpid()
+    here, parent = builder.IndexBuilder.add_file, os.getpid()
 
-    def elsewhere(self: gather.Gatherer, path: str, *, verify_crc: bool) -> None:
+    def elsewhere(self: builder.IndexBuilder, path: str, *, verify_crc: bool) -> None:
         assert os.getpid() != parent
         here(self, path, verify_crc=verify_crc)
 
-    monkeypatch.setattr(gather.Gatherer, "add_file", elsewhere)
+    monkeypatch.setattr(builder.IndexBuilder, "add_file", elsewhere)
     assert_same(RecordIndex.build(str(folder / "*"), PARTS, processes=3), whole)
 
 
@@ -149,16 +149,16 @@ def test_small_and_young_files_are_not_kept(
     folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [str(path) for path in folder.iterdir()]
-    assert index_cache.place_of(files, PARTS) is not None
+    assert index_cache.entry_of(files, PARTS) is not None
     with monkeypatch.context() as patch:
         patch.setattr(index_cache, "_YOUNG_SECONDS", 3600)
-        assert index_cache.place_of(files, PARTS) is None
+        assert index_cache.entry_of(files, PARTS) is None
     with monkeypatch.context() as patch:
         patch.setattr(index_cache, "LEAST_BYTES", 1 << 20)
-        assert index_cache.place_of(files, PARTS) is None
+        assert index_cache.entry_of(files, PARTS) is None
     with monkeypatch.context() as patch:
         patch.setenv("FASTHG_CACHE", "")
-        assert index_cache.place_of(files, PARTS) is None
+        assert index_cache.entry_of(files, PARTS) is None
         assert len(RecordIndex.open(str(folder / "*"), PARTS)) == 23
     assert not kept.exists()
 
@@ -166,12 +166,12 @@ def test_small_and_young_files_are_not_kept(
 def test_files_that_change_while_they_are_read(
     folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(self: gather.Gatherer, path: str, *, verify_crc: bool) -> None:
+    def slow(self: builder.IndexBuilder, path: str, *, verify_crc: bool) -> None:
         read(self, path, verify_crc=verify_crc)
         os.utime(path)
 
-    read = gather.Gatherer.add_file
-    monkeypatch.setattr(gather.Gatherer, "add_file", slow)
+    read = builder.IndexBuilder.add_file
+    monkeypatch.setattr(builder.IndexBuilder, "add_file", slow)
     RecordIndex.open(str(folder / "*"), PARTS)
     assert indices(kept) == []
 
@@ -237,13 +237,13 @@ def test_who_asks_meanwhile_waits(
     reading = fork.Event()
 
     def first() -> None:
-        def slow(self: gather.Gatherer, path: str, *, verify_crc: bool) -> None:
+        def slow(self: builder.IndexBuilder, path: str, *, verify_crc: bool) -> None:
             reading.set()
             time.sleep(0.1)
             read(self, path, verify_crc=verify_crc)
 
-        read = gather.Gatherer.add_file
-        gather.Gatherer.add_file = slow  # type: ignore[method-assign]
+        read = builder.IndexBuilder.add_file
+        builder.IndexBuilder.add_file = slow  # type: ignore[method-assign]
         RecordIndex.open(str(folder / "*"), PARTS)
 
     process = fork.Process(target=first)

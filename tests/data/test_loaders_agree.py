@@ -18,7 +18,7 @@ import torch
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader, make_loader
-from fasthg.data.records.record import Record
+from fasthg.data.records.schema import Record
 from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import make_record
 from fasthg.errors import DataError

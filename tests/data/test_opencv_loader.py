@@ -81,7 +81,7 @@ def test_a_batch_is_its_plan_and_images(mice: RecordIndex, open_loader: Open) ->
 
 
 def test_colours_are_rgb(index_of: Callable, configure: Make, open_loader: Open) -> None:
-    from fasthg.data.records.record import Record
+    from fasthg.data.records.schema import Record
 
     image = np.zeros((80, 90, 3), np.uint8)
     image[..., 2] = 200

@@ -18,7 +18,7 @@ from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import Loader
 from fasthg.data.preview import AUGMENTATIONS, Crop, Preview, make_preview
 from fasthg.data.preview.sheet import DISC, RING, SQUARE, as_page, as_png, draw, marks
-from fasthg.data.records.record import Record
+from fasthg.data.records.schema import Record
 from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError

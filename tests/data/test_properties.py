@@ -14,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fasthg.data.records.layout import MAX_SIDE, area_px
-from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records.schema import MAX_SIDE, Record, area_px, decode, encode
 from fasthg.data.records.tfrecord import Damage, Frame, read_frames, salvage_frames, write_frames
 
 FLOATS = st.floats(width=32)

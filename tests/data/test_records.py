@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fasthg.data.records import example
+from fasthg.data.records import protobuf
 from fasthg.data.records.jpeg import jpeg_size
-from fasthg.data.records.layout import area_px, scan
-from fasthg.data.records.record import Record, decode, encode
+from fasthg.data.records.schema import Record, area_px, decode, encode, scan
 from fasthg.data.records.tfrecord import read_frames, write_frames
 from fasthg.errors import DataError
 
@@ -193,19 +192,19 @@ def test_wire_forms_that_protobuf_allows() -> None:
         + delimited(0x0A, delimited(0x0A, delimited(0x0A, b"none")))
         + delimited(0x0A, delimited(0x0A, b""))
     )
-    spans = example.features(payload)
+    spans = protobuf.features(payload)
     assert set(spans) == {b"a", b"i", b"none", b""}
-    assert np.frombuffer(example.float_bytes(payload, spans[b"a"]), "<f4").tolist() == [1.5, -2]
-    assert example.ints(payload, spans[b"i"]) == [3, -1, 5]
-    assert example.bytes_spans(payload, spans[b"none"]) == []
+    assert np.frombuffer(protobuf.float_bytes(payload, spans[b"a"]), "<f4").tolist() == [1.5, -2]
+    assert protobuf.ints(payload, spans[b"i"]) == [3, -1, 5]
+    assert protobuf.bytes_spans(payload, spans[b"none"]) == []
     message = message_class().FromString(payload).features.feature
     assert list(message["i"].int64_list.value) == [3, -1, 5]
     assert list(message["a"].float_list.value) == [1.5, -2]
 
 
 def test_a_repeated_key_counts_once_and_last() -> None:
-    payload = example.encode({"k": [1]}) + example.encode({"k": [2]})
-    assert example.ints(payload, example.features(payload)[b"k"]) == [2]
+    payload = protobuf.encode_example({"k": [1]}) + protobuf.encode_example({"k": [2]})
+    assert protobuf.ints(payload, protobuf.features(payload)[b"k"]) == [2]
 
 
 def test_every_truncation_is_an_error_or_a_smaller_message() -> None:
@@ -228,9 +227,9 @@ def test_random_damage_never_escapes_as_another_error() -> None:
             assert str(error).startswith("here: ") and "\n" not in str(error)
 
 
-def changed(**changes: example.Value | None) -> bytes:
+def changed(**changes: protobuf.Value | None) -> bytes:
     """A minimal record of one object and two parts with some keys replaced or (None) left out."""
-    values: dict[str, example.Value | None] = {
+    values: dict[str, protobuf.Value | None] = {
         "image/encoded": [JPEG],
         "image/width": [100],
         "image/height": [50],
@@ -243,7 +242,9 @@ def changed(**changes: example.Value | None) -> bytes:
         values[f"image/object/bbox/{name}"] = np.array([value], np.float32)
     for name, change in changes.items():
         values[f"image/{name}"] = change
-    return example.encode({key: value for key, value in values.items() if value is not None})
+    return protobuf.encode_example(
+        {key: value for key, value in values.items() if value is not None}
+    )
 
 
 BAD = np.zeros(3, np.float32)

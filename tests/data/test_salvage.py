@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fasthg.data.index.gather import Fault
+from fasthg.data.index.builder import Fault
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.records.tfrecord import (
     MAX_BYTES,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from samples import fields
 
-from fasthg.data.records import example
+from fasthg.data.records import protobuf
 
 # What is refused by us and not by protobuf, by our words for it.
 DELIBERATE = re.compile(r"wire type [34]|second value of a feature|more than \d+ (features|values)")
@@ -70,10 +70,10 @@ def theirs(message: Any) -> dict[bytes, Values]:
 def ours(payload: bytes) -> dict[bytes, Values]:
     """The same by our reader. ValueError where any feature cannot be read."""
     found: dict[bytes, Values] = {}
-    for key, span in example.features(payload).items():
+    for key, span in protobuf.features(payload).items():
         read: dict[str, list[Any]] = {}
         refusals: list[ValueError] = []
-        for kind, reader in zip(KINDS, (_texts, _floats, example.ints), strict=True):
+        for kind, reader in zip(KINDS, (_texts, _floats, protobuf.ints), strict=True):
             try:
                 read[kind] = reader(payload, span)
             except ValueError as error:
@@ -85,12 +85,12 @@ def ours(payload: bytes) -> dict[bytes, Values]:
     return found
 
 
-def _texts(payload: bytes, span: example.Span) -> list[bytes]:
-    return [payload[start:end] for start, end in example.bytes_spans(payload, span)]
+def _texts(payload: bytes, span: protobuf.Span) -> list[bytes]:
+    return [payload[start:end] for start, end in protobuf.bytes_spans(payload, span)]
 
 
-def _floats(payload: bytes, span: example.Span) -> list[float]:
-    return np.frombuffer(example.float_bytes(payload, span), "<f4").tolist()
+def _floats(payload: bytes, span: protobuf.Span) -> list[float]:
+    return np.frombuffer(protobuf.float_bytes(payload, span), "<f4").tolist()
 
 
 def comparison() -> Callable[[bytes], None]:

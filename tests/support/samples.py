@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from fasthg.data.records import example
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records import protobuf
+from fasthg.data.records.schema import Record, encode
 
 DELIMITED = 2
 
@@ -121,7 +121,7 @@ def records() -> tuple[bytes, ...]:
         class_conf=0.5,
         extra="{}",
     )
-    values: dict[str, example.Value] = {
+    values: dict[str, protobuf.Value] = {
         "image/id": [7],
         "image/encoded": [images()[1]],
         "image/object/id": [3],
@@ -131,14 +131,16 @@ def records() -> tuple[bytes, ...]:
     }
     for name, value in (("xmin", 0), ("ymin", 0), ("xmax", 1), ("ymax", 1)):
         values[f"image/object/bbox/{name}"] = np.array([value], np.float32)
-    size: dict[str, example.Value] = {"image/width": [1], "image/height": [1]}
+    size: dict[str, protobuf.Value] = {"image/width": [1], "image/height": [1]}
     whole = encode(two)
     return (
         whole,
         unpacked(whole),
         encode(Record(images()[0], 1, 1)),
-        example.encode(values),
-        example.encode({**values, **size, "image/object/count": [1]}),
-        example.encode({**values, **size, "image/object/bbox/count": [1], "image/id": [b"x"]}),
-        unpacked(example.encode({**values, **size, "image/object/parts/v": [2, 0]})),
+        protobuf.encode_example(values),
+        protobuf.encode_example({**values, **size, "image/object/count": [1]}),
+        protobuf.encode_example(
+            {**values, **size, "image/object/bbox/count": [1], "image/id": [b"x"]}
+        ),
+        unpacked(protobuf.encode_example({**values, **size, "image/object/parts/v": [2, 0]})),
     )

@@ -18,7 +18,7 @@ from rich.console import Console
 from tiny_run import result, rows, run, tiny
 
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.records.record import decode, encode
+from fasthg.data.records.schema import decode, encode
 from fasthg.data.records.tfrecord import read_frames, write_frames
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError, FasthgError

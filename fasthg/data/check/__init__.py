@@ -13,7 +13,7 @@ from fasthg.data.check.problems import (
     Problem,
     Report,
 )
-from fasthg.data.index.gather import Fault
+from fasthg.data.index.builder import Fault
 from fasthg.data.index.record_index import RecordIndex
 
 __all__ = ["Problem", "Report", "check"]

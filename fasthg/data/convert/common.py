@@ -15,7 +15,7 @@ from fasthg.data.boxes import box_around
 from fasthg.data.convert.images import Jpeg, read_jpeg
 from fasthg.data.convert.names import left_right_pairs
 from fasthg.data.convert.splits import SPLITS, Item, SplitOptions, divide
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import DataError
 

@@ -9,7 +9,7 @@ from fasthg.config import Config
 from fasthg.data.convert.images import relative_parts
 from fasthg.data.convert.splits import SPLITS
 from fasthg.data.index.record_index import expand
-from fasthg.data.records.record import Record, decode
+from fasthg.data.records.schema import Record, decode
 from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import ConfigError, DataError
 

@@ -18,8 +18,7 @@ import numpy as np
 from fasthg.config import Config
 from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
-from fasthg.data.records.layout import area_px
-from fasthg.data.records.record import Record
+from fasthg.data.records.schema import Record, area_px
 from fasthg.files import write_bytes
 
 

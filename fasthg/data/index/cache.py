@@ -1,9 +1,10 @@
-"""Indices of large data sets kept between runs and shared by the processes of a machine.
+"""Disk cache of the indices of large data sets, shared by runs and by the processes of a machine.
 
-An index is a folder of .npy files in the user's cache, which processes map into memory: the ranks
-of a node hold it once. Its name is a digest of path, size and times of every file, the number of
-parts and the code that read them, so an index of other files is never found. FASTHG_CACHE is the
-folder (`$XDG_CACHE_HOME/fasthg`, else `~/.cache/fasthg`), of one user; empty, nothing is kept.
+An entry is a folder of .npy files that processes map into memory, so the ranks of a node hold one
+copy. Its name is a digest of the path, size and times of every data file, of the number of parts
+and of the source code that reads records: a changed file or a changed reader never matches an old
+entry. FASTHG_CACHE names the cache folder of one user (default `$XDG_CACHE_HOME/fasthg`, else
+`~/.cache/fasthg`); set to the empty string it turns the cache off.
 """
 
 from __future__ import annotations
@@ -31,86 +32,87 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-# Smaller files are read in less than a few seconds.
+# Data sets below this size are read in a few seconds and are not cached.
 LEAST_BYTES = 1 << 28
-# A file so young may change again without a change of its times.
+# A file modified less than this ago may change again within the resolution of its time stamps.
 _YOUNG_SECONDS = 2.0
-# Longer than any job that may still map what is removed.
+# Age at which an unused entry is removed: longer than any job that may still map it.
 _UNUSED_SECONDS = 90 * 24 * 3600
+# Files up to this many bytes are read instead of mapped; empty arrays cannot be mapped.
 _TINY = 1 << 12
-# What decides what an index holds: all modules of these packages of `fasthg.data`.
+# Subpackages of `fasthg.data` whose source decides the content of an index.
 _READERS = ("records", "index")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def reader_sources() -> list[Path]:
-    """The files of code that decide what an index holds."""
+    """Source files whose code decides the content of an index; part of the name of an entry."""
     data = Path(__file__).resolve().parent.parent
     return [path for name in _READERS for path in sorted((data / name).glob("*.py"))]
 
 
-def place_of(files: Sequence[str], num_parts: int) -> Path | None:
-    """Where the index of these files lies or will; None where none is to be kept.
+def entry_of(files: Sequence[str], num_parts: int) -> Path | None:
+    """Folder of the cache entry of these files, existing or not; None where none is kept.
 
-    That is so for small and for very young files, and where their times cannot be read.
+    None for small data sets, for files changed within the last two seconds, where the time stamps
+    cannot be read, and with an empty FASTHG_CACHE.
     """
-    given = os.environ.get("FASTHG_CACHE")
-    if given == "":
+    override = os.environ.get("FASTHG_CACHE")
+    if override == "":
         return None
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    folder = Path(given or os.path.join(base, "fasthg")).expanduser()
+    folder = Path(override or os.path.join(base, "fasthg")).expanduser()
     try:
-        found = [os.stat(path) for path in files]
+        stats = [os.stat(path) for path in files]
         code = [path.read_bytes() for path in reader_sources()]
     except OSError:
         return None
-    newest = max(max(each.st_mtime, each.st_ctime) for each in found)
-    if sum(each.st_size for each in found) < LEAST_BYTES or newest > time.time() - _YOUNG_SECONDS:
+    newest = max(max(stat.st_mtime, stat.st_ctime) for stat in stats)
+    if sum(stat.st_size for stat in stats) < LEAST_BYTES or newest > time.time() - _YOUNG_SECONDS:
         return None
     stamps = [
-        (os.path.abspath(path), each.st_size, each.st_mtime_ns, each.st_ctime_ns)
-        for path, each in zip(files, found, strict=True)
+        (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for path, stat in zip(files, stats, strict=True)
     ]
     digest = hashlib.blake2b(b"\0".join(code), digest_size=16)
     digest.update(json.dumps([num_parts, sys.byteorder, stamps]).encode())
     return folder / "index" / digest.hexdigest()
 
 
-def load(place: Path, names: Iterable[str]) -> dict[str, Any] | None:
-    """The arrays kept at a place, mapped into memory and read-only; None unless all are there."""
+def load(entry: Path, names: Iterable[str]) -> dict[str, Any] | None:
+    """The arrays of an entry, memory-mapped and read-only; None unless all of `names` exist."""
     try:
-        arrays = {name: _map(place / f"{name}.npy") for name in names}
+        arrays = {name: _map(entry / f"{name}.npy") for name in names}
     except (OSError, ValueError, EOFError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(place)  # when it was last used
+        os.utime(entry)  # the time of last use, for `_remove_unused`
     return arrays
 
 
 def _map(path: Path) -> npt.NDArray[Any]:
-    # What is empty cannot be mapped.
     tiny = path.stat().st_size < _TINY
     return np.asarray(np.load(path, mmap_mode=None if tiny else "r"))
 
 
-def store(place: Path, arrays: Arrays) -> None:
-    """Keep arrays at a place, whole or not at all, and remove what was not used for long.
+def store(entry: Path, arrays: Arrays) -> None:
+    """Write the arrays of an entry, all or none, and remove entries that were not used for long.
 
-    Says in the log where that fails; nothing depends on it.
+    A failure is logged and not raised: the next run reads the records again.
     """
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _remove_unused(place.parent)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place.parent))
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unused(entry.parent)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))
         try:
             for name, array in arrays.items():
                 with open(partial / f"{name}.npy", "wb") as stream:
                     np.save(stream, array)
                     stream.flush()
                     os.fsync(stream.fileno())
-            shutil.rmtree(place, ignore_errors=True)  # one that could not be loaded
-            partial.rename(place)
+            shutil.rmtree(entry, ignore_errors=True)  # an entry that could not be loaded
+            partial.rename(entry)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -118,15 +120,15 @@ def store(place: Path, arrays: Arrays) -> None:
 
 
 @contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Be the only process that makes what belongs at a place; others wait and then find it.
+def locked(entry: Path) -> Iterator[None]:
+    """Hold the lock of an entry, so that one process writes it and the others then load it.
 
-    Without locks on the file system, or where nothing can be written, nobody waits.
+    Where the file system has no locks or cannot be written, the block runs without one.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(place.with_suffix(".lock").open("a"))
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(entry.with_suffix(".lock").open("a"))
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,7 @@
-"""The annotations of a whole data set in memory, and its images by their place in the files.
+"""RecordIndex: the annotations of a data set as arrays, and the position of each image in its file.
 
-One pass reads every record once; what stays is a few arrays. Animals, not frames, are the items.
+One pass reads every record once; images stay on disk. The items of an index are animals
+("instances"), not frames.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ import numpy.typing as npt
 
 from fasthg.data.forks import in_processes
 from fasthg.data.index import cache as index_cache
-from fasthg.data.index.gather import Fault, Gatherer, gather_file
-from fasthg.data.records.layout import readable
+from fasthg.data.index.builder import Fault, IndexBuilder, index_file
+from fasthg.data.records.schema import readable
 from fasthg.errors import DataError
 
-# Open files a thread keeps: data sets come in hundreds of shards, systems allow 256 to 1024 files.
+# Open files per thread: data sets have hundreds of shards, systems allow 256 to 1024 open files.
 _OPEN_FILES = 16
-# What the arrays of an index are not.
+# Fields that are no arrays and therefore are not cached.
 _NOT_KEPT = ("files", "num_parts", "_open")
-# Fewer bytes are read before other processes have started.
+# Below this many bytes one process is done before others have started.
 _WORTH_PROCESSES = 1 << 25
 
 
 def expand(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The files that the patterns name: sorted within a pattern, none twice.
+    """Paths of the files that match the patterns: sorted within a pattern, without duplicates.
 
     A pattern is a path or a glob; a path that exists is never read as a glob. Raises DataError for
     a pattern without a match and for a folder.
@@ -40,17 +41,17 @@ def expand(patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     if isinstance(patterns, (str, os.PathLike)):
         patterns = [patterns]
     files: dict[str, None] = {}
-    for given in patterns:
-        pattern = os.path.expanduser(os.fspath(given))
+    for item in patterns:
+        pattern = os.path.expanduser(os.fspath(item))
         if os.path.isdir(pattern):
             hint = os.path.join(pattern, "train_dataset-*")
             raise DataError(f"{pattern}: is a folder; give files or a glob, for example {hint}")
-        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        found = [path for path in found if not os.path.isdir(path)]
-        if not found:
+        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        paths = [path for path in paths if not os.path.isdir(path)]
+        if not paths:
             what = "no file matches this glob" if glob.has_magic(pattern) else "no such file"
             raise DataError(f"{pattern}: {what}; check DATA in the config or the path given")
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(paths))
     if not files:
         raise DataError("no data files given; set DATA in the config")
     return list(files)
@@ -63,25 +64,28 @@ def _read(
     faults: list[Fault] | None,
     processes: int,
 ) -> dict[str, Any]:
-    """The arrays of an index by name."""
-    gatherer = Gatherer(num_parts, faults)
+    """Arrays of the index of `files`, by name of the field."""
+    builder = IndexBuilder(num_parts, faults)
     if processes > 1 and faults is None and _bytes_of(files) >= _WORTH_PROCESSES:
-        read = partial(gather_file, num_parts=num_parts, verify_crc=verify_crc)
-        for piece in in_processes(read, files, processes):
-            gatherer.add_piece(piece)
+        read = partial(index_file, num_parts=num_parts, verify_crc=verify_crc)
+        for file_index in in_processes(read, files, processes):
+            builder.add_file_index(file_index)
     else:
         for path in files:
-            gatherer.add_file(path, verify_crc=verify_crc)
-    return gatherer.finish(files)
+            builder.add_file(path, verify_crc=verify_crc)
+    return builder.finish(files)
 
 
 def _bytes_of(files: list[str]) -> int:
-    """Of the files that are there; the others fail when they are read."""
+    """Total size of the files that exist; a missing one raises when it is read."""
     return sum(os.path.getsize(path) for path in files if os.path.exists(path))
 
 
 class _OpenFiles(threading.local):
-    """Handles of one thread (positions are never shared), the longest unused closed first."""
+    """Open files of one thread, least recently used closed first.
+
+    Threads have handles of their own because a handle has one read position.
+    """
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -89,7 +93,7 @@ class _OpenFiles(threading.local):
 
     def get(self, path: str) -> BinaryIO:
         if self.process != os.getpid():
-            # A forked child shares the parent's file positions, so it must open files of its own.
+            # A forked child shares file positions with its parent: it opens files of its own.
             self.__init__()  # type: ignore[misc]
         handle = self.handles.pop(path, None)
         if handle is None:
@@ -147,9 +151,10 @@ class RecordIndex:
         Raises DataError, one line with file, record and remedy: no file, a damaged or foreign file,
         annotated animals without boxes, counts that contradict each other, boxes that are not
         finite or less than a pixel wide or high, objects with more or fewer than `num_parts` parts,
-        no animal at all. Damaged images are no error here: only their place is read. With `faults`
-        only a missing file raises: what is wrong is added there, and left out of the index.
-        `processes` read large data sets, a file each, if `faults` are not asked for.
+        no animal at all. Damaged images raise nothing here: only their position is read. With
+        `faults` only a missing file raises; every other fault is appended there and its record or
+        animal left out of the index. `processes` read large data sets, one file each, unless
+        `faults` is given.
         """
         files = expand(patterns)
         return cls(
@@ -166,27 +171,27 @@ class RecordIndex:
         *,
         processes: int = 1,
     ) -> RecordIndex:
-        """As `build`, once for large files that stay as they are: see `index_cache`.
+        """As `build`, but loaded from the disk cache of `index.cache` where it has an entry.
 
-        Its arrays may be read-only. Processes that ask at the same time wait for the first.
+        Arrays may be read-only. Processes that open the same files at once wait for the first.
         """
         files = expand(patterns)
-        place = index_cache.place_of(files, num_parts)
-        if place is None:
+        entry = index_cache.entry_of(files, num_parts)
+        if entry is None:
             return cls.build(files, num_parts, processes=processes)
         names = [each.name for each in fields(cls) if each.name not in _NOT_KEPT]
-        kept = index_cache.load(place, names)
+        kept = index_cache.load(entry, names)
         if kept is None:
-            with index_cache.alone(place):
-                kept = index_cache.load(place, names)
+            with index_cache.locked(entry):
+                kept = index_cache.load(entry, names)
                 if kept is None:
                     kept = _read(files, num_parts, True, None, processes)
-                    # Not if a file changed meanwhile: nobody knows which of its states was read.
-                    if index_cache.place_of(files, num_parts) == place:
+                    # Not where a file changed meanwhile: either state of it may have been read.
+                    if index_cache.entry_of(files, num_parts) == entry:
                         ids = np.frombuffer(kept["_ids"], np.uint8)
-                        index_cache.store(place, kept | {"_ids": ids})
-                        # What is mapped is shared, what was read is not.
-                        kept = index_cache.load(place, names) or kept
+                        index_cache.store(entry, kept | {"_ids": ids})
+                        # Mapped arrays are shared between processes.
+                        kept = index_cache.load(entry, names) or kept
         kept["_ids"] = bytes(kept["_ids"])
         return cls(files=tuple(files), num_parts=num_parts, **kept)
 
@@ -201,19 +206,21 @@ class RecordIndex:
 
     @property
     def num_records(self) -> int:
-        """R, records without animals included."""
+        """R: number of records, with those without animals."""
         return len(self.file_id)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, annotations included."""
+        """Bytes of all arrays and ids in memory."""
         values = vars(self).values()
         arrays = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
         return int(arrays) + len(self._ids)
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of all annotations, sizes and ids and their order: the same wherever
-        the files lie and however they are cut into shards."""
+        """Hexadecimal digest of all annotations, image sizes and ids in their order.
+
+        Independent of the folder of the files and of their division into shards.
+        """
         digest = hashlib.blake2b(self._ids, digest_size=16)
         for name in (
             *("_id_end", "jpeg_length", "width", "height", "record"),
@@ -223,9 +230,9 @@ class RecordIndex:
         return digest.hexdigest()
 
     def jpeg(self, record: int) -> bytes:
-        """The encoded image of a record, as it lies in its file; safe in threads and processes.
+        """Encoded image of a record, read from its file; safe in threads and forked processes.
 
-        Raises DataError where the file is gone or has become shorter.
+        Raises DataError where the file vanished or became shorter.
         """
         path, length = self.files[self.file_id[record]], int(self.jpeg_length[record])
         try:
@@ -243,7 +250,7 @@ class RecordIndex:
         return data
 
     def image_id(self, record: int) -> str:
-        """`image/id` of a record; empty where it has none."""
+        """`image/id` of a record; empty where the record has none."""
         return self._id_bytes(record).decode(errors="replace")
 
     def _id_bytes(self, record: int) -> bytes:
@@ -251,14 +258,14 @@ class RecordIndex:
         return self._ids[start : int(self._id_end[record])]
 
     def describe_record(self, record: int) -> str:
-        """A record's name for messages: file, number within it (from 0), image id."""
+        """Name of a record for messages: file, number within the file (from 0), image id."""
         file_id = int(self.file_id[record])
         number = int(record) - int(self.first_record[file_id])
         name = os.path.basename(self.files[file_id])
         return f"{name} record {number} (id '{readable(self._id_bytes(record))}')"
 
     def describe(self, instance: int) -> str:
-        """An instance's name for messages: its record and its number among the objects there."""
+        """Name of an instance for messages: its record and its number among the objects there."""
         record = int(self.record[instance])
         return f"{self.describe_record(record)}, object {int(self.object_number[instance])}"
 

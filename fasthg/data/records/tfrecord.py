@@ -1,4 +1,4 @@
-"""TFRecord framing: what lies around each serialised record in a file.
+"""TFRecord framing: length and checksums around each serialised record of a file.
 
 A file is a sequence of frames, without header or index::
 
@@ -26,7 +26,7 @@ from fasthg.files import write_chunks
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
-# What protobuf allows a message.
+# Limit of protobuf for one message.
 MAX_BYTES = (1 << 31) - 1
 _LARGEST_PIECE = 1 << 20
 _MASK = 0xA282EAD8
@@ -46,7 +46,7 @@ class Frame(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A place where no record can be read: its byte position, and why."""
+    """A stretch of a file without a readable record: its byte position, and why."""
 
     offset: int
     what: str
@@ -67,7 +67,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def read_frames(path: str | os.PathLike[str], *, verify_crc: bool = True) -> Iterator[Frame]:
-    """Yield the frames of a file in order, one in memory at a time.
+    """Frames of a file in order, one in memory at a time.
 
     Raises DataError, which names the file, the record number (from 0) and its byte offset, when the
     file cannot be opened, is no TFRecord file, is cut short, fails a CRC or has a record of more
@@ -94,15 +94,15 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
         if len(header) < HEADER_BYTES:
             raise _damaged(path, number, start, "the file ends inside the record's header")
         length, length_crc = _HEADER.unpack(header)
-        room = size - start - HEADER_BYTES - FOOTER_BYTES
-        # Without a CRC to trust, a first length beyond the end is the sign of a foreign file.
-        plausible = number > 0 or length <= room
+        available = size - start - HEADER_BYTES - FOOTER_BYTES
+        # Without a CRC check, a first length beyond the end of the file marks a foreign file.
+        plausible = number > 0 or length <= available
         sound = length_crc == masked_crc(header[:8]) if verify_crc else plausible
         if not sound and number == 0:
             raise DataError(f"{path}: not a TFRecord file; check the path or the glob")
         if not sound:
             raise _damaged(path, number, start, "the CRC of the record's length is wrong")
-        if length > room:
+        if length > available:
             raise _damaged(path, number, start, "the file ends inside the record")
         if length > MAX_BYTES:
             raise _damaged(path, number, start, _TOO_LARGE)
@@ -118,33 +118,33 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
 
 
 def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
-    """Yield the sound frames of a file that may be damaged, and each stretch between them.
+    """Sound frames of a file that may be damaged, and each damaged stretch between them.
 
-    Behind a broken header, and behind a record that is broken and leads to no header, the next
-    place that holds a sound header is looked for, so that bytes lost or added cost no other record.
+    After a broken header, and after a broken record that is not followed by a header, the reader
+    searches for the next sound header, so that lost or inserted bytes cost no other record.
     Raises DataError where the file cannot be opened.
     """
     with _opened(os.fspath(path)) as stream:
         size = os.fstat(stream.fileno()).st_size
         at, in_vain = 0, 0
         while at < size:
-            found, end = _record_at(stream, at, size)
-            if isinstance(found, bytes):
-                yield Frame(at + HEADER_BYTES, found)
+            result, end = _record_at(stream, at, size)
+            if isinstance(result, bytes):
+                yield Frame(at + HEADER_BYTES, result)
             else:
                 in_vain += end - at
-                # A file may be made of broken records within each other: each byte is read a few
-                # times at most.
+                # Nested broken records would be read again and again: `in_vain` bounds the bytes
+                # that are read in all.
                 if end == at or not (in_vain > 4 * size or _is_header(stream, end, size)):
                     end = _next_header(stream, at + 1, size)
-                yield Damage(at, f"{found}, {end - at} bytes are lost")
+                yield Damage(at, f"{result}, {end - at} bytes are lost")
             at = end
 
 
 def _record_at(stream: BinaryIO, start: int, size: int) -> tuple[bytes | str, int]:
-    """The payload of the record at a byte position, or why there is none, and where it ends.
+    """Payload of the record at a byte position, or why it is unreadable, and its end.
 
-    The end is `start` where no sound header gives one within the file.
+    The end is `start` where the header gives none within the file.
     """
     stream.seek(start)
     header = stream.read(HEADER_BYTES)
@@ -176,11 +176,11 @@ def _is_header(stream: BinaryIO, at: int, size: int) -> bool:
 
 
 def _next_header(stream: BinaryIO, start: int, size: int) -> int:
-    """The first position from `start` on with a sound header of a record that fits; else `size`.
+    """Position, from `start` on, of the first sound header of a record that fits; else `size`.
 
-    All positions of a piece are looked at together: files have holes, and pixels that look like
-    lengths. The CRC is linear, hence that of a length is the sum of what its bytes contribute; the
-    upper half of any length there is consists of zeros.
+    Tests all positions of a piece of the file at once with NumPy. A CRC is linear over GF(2), so
+    the CRC of a length is the XOR of the contributions of its bytes; the upper four bytes of any
+    possible length are zero.
     """
     zeros_crc, contributions = _length_crcs()
     piece = 1 << 12
@@ -204,13 +204,13 @@ def _next_header(stream: BinaryIO, start: int, size: int) -> int:
                 if start + place + HEADER_BYTES + length + FOOTER_BYTES <= size:
                     return start + place
         start += count
-        piece = min(4 * piece, _LARGEST_PIECE)  # mostly the next record is near
+        piece = min(4 * piece, _LARGEST_PIECE)  # the next record is usually near
     return size
 
 
 @functools.cache
 def _length_crcs() -> tuple[int, npt.NDArray[np.uint32]]:
-    """CRC32C of eight zeros, and (4, 256) what each value of the first four bytes changes in it."""
+    """CRC32C of eight zeros, and the contribution (4, 256) of each value of the first 4 bytes."""
     zeros_crc: int = google_crc32c.value(bytes(8))
     lengths = ((_LENGTH.pack(byte << 8 * i) for byte in range(256)) for i in range(4))
     crcs = [[google_crc32c.value(length) ^ zeros_crc for length in row] for row in lengths]
@@ -222,10 +222,10 @@ def _damaged(path: str, number: int, start: int, what: str) -> DataError:
 
 
 def write_frames(path: str | os.PathLike[str], payloads: Iterable[bytes]) -> int:
-    """Write `payloads` to `path` and return their number.
+    """Write `payloads` to `path` atomically and return their number.
 
-    The file appears only when it is complete: an exception (also one raised by `payloads`) leaves
-    neither a half file nor a damaged old one. Missing folders are made.
+    An exception (also one raised by `payloads`) leaves neither a partial file nor a damaged old
+    one. Missing folders are created.
 
     Raises:
         FasthgError: the file cannot be written.

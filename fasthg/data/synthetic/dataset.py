@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.boxes import box_around
-from fasthg.data.records.record import Record, encode
+from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.data.synthetic.mouse import PART_NAMES, Mouse, blur, paint, pose
 

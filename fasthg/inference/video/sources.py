@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fasthg.data.opencv_loader import decode_image
-from fasthg.data.records.record import Record, decode
+from fasthg.data.records.schema import Record, decode
 from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.video.boxes import Boxes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fasthg.data.records.wire import delimited, encode_varint, integer
+from fasthg.data.records.protobuf import delimited, encode_varint, integer
 
 TYPES = {torch.float32: 1, torch.int32: 3, torch.bfloat16: 14, torch.float16: 19}
 """torch dtype -> number in `DataType`."""

@@ -1,4 +1,4 @@
-"""Reads the annotations of many records into arrays: the one pass behind `RecordIndex`."""
+"""Builder of a `RecordIndex`: one pass over TFRecord files that collects annotations in arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.records.jpeg import jpeg_size
-from fasthg.data.records.layout import (
+from fasthg.data.records.schema import (
     CountError,
     Layout,
     area_px,
@@ -23,8 +23,8 @@ from fasthg.data.records.layout import (
 from fasthg.data.records.tfrecord import Damage, Frame, read_frames, salvage_frames
 from fasthg.errors import DataError
 
-# Records gathered as raw bytes before they become arrays: enough to make the conversion's cost
-# vanish, few enough to be no part of the memory that is used.
+# Records collected as raw bytes before they are converted to arrays: enough that the conversion
+# costs next to nothing per record, few enough that the bytes need little memory.
 _CHUNK = 4096
 _UNKNOWN_AREA = np.array([np.nan], "<f4").tobytes()
 
@@ -33,9 +33,10 @@ Kind = Literal["record", "counts", "box"]
 
 
 class Fault(NamedTuple):
-    """What keeps a record or an animal out of an index that is built in spite of it.
+    """A record or an animal that was left out of an index, and why.
 
-    record: its row in the index, which has no image and no animal where the record is unreadable.
+    kind: "record" unreadable, "counts" contradictory, "box" impossible. record: its row in the
+    index; the row of an unreadable record has no image and no animal.
     """
 
     kind: Kind
@@ -44,25 +45,25 @@ class Fault(NamedTuple):
     record: int
 
 
-class Piece(NamedTuple):
-    """The annotations of one file as a Gatherer of its own has them."""
+class FileIndex(NamedTuple):
+    """Annotations of one file, read by an IndexBuilder of its own."""
 
     columns: dict[str, list[npt.NDArray[Any]]]
     records: int
     ids: bytes
 
 
-def gather_file(path: str, num_parts: int, verify_crc: bool) -> Piece:
-    """Read one file alone, wherever. Raises DataError as `RecordIndex.build` does."""
-    gatherer = Gatherer(num_parts)
-    gatherer.add_file(path, verify_crc=verify_crc)
-    return Piece(gatherer.columns, gatherer.records, bytes(gatherer.ids))
+def index_file(path: str, num_parts: int, verify_crc: bool) -> FileIndex:
+    """Index of one file, for a worker process. Raises DataError as `RecordIndex.build` does."""
+    builder = IndexBuilder(num_parts)
+    builder.add_file(path, verify_crc=verify_crc)
+    return FileIndex(builder.columns, builder.records, bytes(builder.ids))
 
 
-class Gatherer:
-    """Grows an index: annotation bytes of a chunk first, then arrays, joined once at the end.
+class IndexBuilder:
+    """Collects annotation bytes by chunks, converts each to arrays, and joins these at the end.
 
-    faults: takes what would otherwise be raised; such records and animals are left out.
+    faults: list to append to instead of raising; the records and animals at fault are left out.
     """
 
     def __init__(self, num_parts: int, faults: list[Fault] | None = None) -> None:
@@ -105,18 +106,18 @@ class Gatherer:
                 self._end_chunk(path)
         self._end_chunk(path)
 
-    def add_piece(self, piece: Piece) -> None:
-        """Append the file that is next in order; its arrays are taken over and changed."""
-        for column in piece.columns["file_id"]:
+    def add_file_index(self, file_index: FileIndex) -> None:
+        """Append the index of the next file; its arrays are changed in place and kept."""
+        for column in file_index.columns["file_id"]:
             column[:] = len(self.first_record)
         for name, before in (("record", self.records), ("_id_end", len(self.ids))):
-            for column in piece.columns[name]:
+            for column in file_index.columns[name]:
                 column += before
-        for name, columns in piece.columns.items():
+        for name, columns in file_index.columns.items():
             self.columns.setdefault(name, []).extend(columns)
         self.first_record.append(self.records)
-        self.records += piece.records
-        self.ids += piece.ids
+        self.records += file_index.records
+        self.ids += file_index.ids
 
     def _frames(self, path: str, verify_crc: bool) -> Iterator[Frame | Damage]:
         if self.faults is None:
@@ -138,7 +139,7 @@ class Gatherer:
         self.faults.append(Fault(kind, where, cause, record))
 
     def _add_nothing(self, file_id: int) -> None:
-        """A row without image and animals, so that those after it keep their numbers."""
+        """Add a row without image and animals, so that later records keep their numbers."""
         self.rows.append((file_id, 0, 0, 1, 1, len(self.ids)))
         self.objects.append(0)
 
@@ -178,7 +179,9 @@ class Gatherer:
         size = rows[local, 3:5].astype(np.float32)
 
         bbox = np.stack([np.frombuffer(edge, "<f4") for edge in self.edges], axis=-1)
-        with np.errstate(over="ignore", invalid="ignore"):  # any four floats may come as a box
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # a box in a file may hold any four floats
             box_px = np.round(bbox * np.tile(size, 2))
             sides = box_px[:, 2:] - box_px[:, :2]
         sound = np.isfinite(bbox).all(axis=1) & (sides >= 1).all(axis=1)
@@ -239,13 +242,13 @@ class Gatherer:
         return next((int(chunk[-1]) for chunk in reversed(chunks) if len(chunk)), 0)
 
     def finish(self, files: Iterable[str]) -> dict[str, Any]:
-        """The arrays of the index by name; DataError where `files` hold no animal."""
+        """Arrays of the index by name. Raises DataError where `files` hold no animal."""
         if self.faults is None and not sum(map(len, self.columns["record"])):
             names = ", ".join(files)
             raise DataError(f"{names}: no annotated animal in any record; check DATA in the config")
         joined: dict[str, Any] = {}
         for name in list(self.columns):
-            # One column at a time, freeing its pieces: the peak stays near the size of the result.
+            # Column by column, so that peak memory stays near the size of the result.
             joined[name] = np.concatenate(self.columns.pop(name))
         joined["first_record"] = np.array(self.first_record, np.int64)
         joined["_ids"] = bytes(self.ids)
@@ -253,7 +256,7 @@ class Gatherer:
 
 
 def _named(payload: bytes) -> str:
-    """The " (id '...')" of a record with a fault, as far as it can be read."""
+    """` (id '...')` of a record at fault, for its message; empty where the id is unreadable."""
     try:
         return f" (id '{readable(open_payload(payload).string(b'image/id'))}')"
     except ValueError:
