@@ -34,7 +34,7 @@ def layer_by_layer(device):
 
     def step():
         for layer, mean, var, count in found:
-            layer.move(mean, var, count)
+            layer.update_running_stats(mean, var, count)
 
     return step
 

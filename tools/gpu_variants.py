@@ -17,9 +17,9 @@ import torch
 from device_clock import DeviceClock
 from gpu_report import figure
 
-from fasthg.model import build_model, layers
+from fasthg.model import build_model
+from fasthg.model.cuda_streams import SideStreams
 from fasthg.runtime.distributed import SINGLE_PROCESS, open_process_group
-from fasthg.train import step as step_module
 from fasthg.train.step import TrainStep
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -42,9 +42,11 @@ def measure(variant: str, device: torch.device) -> None:
     small = {} if gpu else {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
     config = networks.config(stacks, batch, HEAD_INIT_SCALE=0.01, **small, **KEYS[variant])
     if variant == "paths in turn":
-        layers.side_stream = lambda x, level: None  # type: ignore[assignment]
+        SideStreams.path = lambda self, x, level: None  # type: ignore[method-assign]
     if variant == "weights' gradients in turn":
-        step_module.overlap_weight_gradients = lambda loss: contextlib.nullcontext()  # type: ignore[assignment]
+        SideStreams.overlap_weight_gradients = (  # type: ignore[method-assign]
+            lambda self, loss: contextlib.nullcontext()
+        )
     group: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(SINGLE_PROCESS)
     if variant.startswith("torchrun"):
         os.environ.update(ONE_PROCESS, MASTER_ADDR="localhost", MASTER_PORT="29513")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from fasthg.model.cuda_streams import overlap_weight_gradients
 from fasthg.model.fold_bn import fold_batch_norm
 from fasthg.model.hourglass import StackedHourglass, build_model, normalise
-from fasthg.model.layers import collect_batch_stats, decayed_parameters
+from fasthg.model.layers import BatchStatsCollector, decayed_parameters
 from fasthg.model.running_stats import RunningStats
 
 __all__ = [
+    "BatchStatsCollector",
     "RunningStats",
     "StackedHourglass",
     "build_model",
-    "collect_batch_stats",
     "decayed_parameters",
     "fold_batch_norm",
     "normalise",
-    "overlap_weight_gradients",
 ]

@@ -1,9 +1,10 @@
-"""What runs side by side in a CUDA graph: the paths of an hourglass, and gradients of weights.
+"""Side streams of a network while a CUDA graph of it is captured.
 
-A GPU that works on small maps one kernel after the other is mostly idle. A graph's kernels overlap
-where the streams that they were captured on do not wait for each other; results stay the same to
-the last bit. Outside a capture nothing here has an effect: launched one by one, kernels would
-hardly overlap.
+A GPU that works on small maps one kernel after the other is mostly idle. In a graph, kernels
+overlap where the streams on which they were captured do not wait for each other. Two parts of a
+step are overlapped with the rest: the full-size path of each hourglass level, and the gradients of
+convolution weights. Results are the same to the last bit. Outside a capture nothing here has an
+effect: kernels that are launched one by one would hardly overlap.
 """
 
 from __future__ import annotations
@@ -15,35 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# For each capturing stream and level of an hourglass.
-_paths: dict[tuple[int, int], torch.cuda.Stream] = {}
 
-
-def _captures(x: Tensor) -> bool:
+def _is_capturing(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or not x.is_cuda:
         return False
     return torch.cuda.is_current_stream_capturing()
 
 
-def side_stream(x: Tensor, level: int) -> torch.cuda.Stream | None:
-    """The stream for the full-size path of an hourglass; None: on the current one.
-
-    Autograd runs the backward of each path on its stream, too.
-
-    Args:
-        x: what both paths read.
-        level: of the hourglass within its stack.
-    """
-    if not _captures(x):
-        return None
-    key = torch.cuda.current_stream(x.device).cuda_stream, level
-    if key not in _paths:
-        _paths[key] = torch.cuda.Stream(x.device)
-    return _paths[key]
-
-
 class _WeightGradientStream:
-    """Gradients of weights on their way, and the maps that they read."""
+    """The side stream of one backward, and the tensors that its kernels read."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,96 +32,131 @@ class _WeightGradientStream:
         self.read: list[Tensor] = []
 
     def join(self) -> None:
-        """Let the current stream wait; what was read may be freed."""
+        """Let the current stream wait for the side stream, whose tensors may then be freed."""
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
         self.read.clear()
 
 
-# Of the backward that runs.
-_beside: _WeightGradientStream | None = None
+class SideStreams:
+    """The side streams of one network; its modules share the object.
 
-
-@contextlib.contextmanager
-def overlap_weight_gradients(loss: Tensor) -> Iterator[None]:
-    """While this is open, a backward of `loss` finds the gradients of `convolve` beside the rest.
-
-    They are nobody's input: the backward of the layers before does not wait for them. At its end
-    the current stream does.
+    The backward reads it on autograd's thread, so it is neither a module global, which two
+    trainings would share, nor thread-local. A copy of the network has side streams of its own.
     """
-    global _beside
-    if not _captures(loss):
-        yield
-        return
-    before, _beside = _beside, _WeightGradientStream(loss.device)
-    try:
-        yield
-    finally:
-        _beside.join()
-        _beside = before
 
+    def __init__(self) -> None:
+        # For each capturing stream and level of an hourglass.
+        self._paths: dict[tuple[int, int], torch.cuda.Stream] = {}
+        self._weight_gradients: _WeightGradientStream | None = None
 
-def join_weight_gradients(x: Tensor) -> Tensor:
-    """x; in its backward the gradients of weights found so far are waited for.
+    def __reduce__(self) -> tuple[type[SideStreams], tuple[()]]:
+        return SideStreams, ()
 
-    Until then the maps that they read stay: without an end now and then, all of the network's.
-    """
-    if not (_captures(x) and x.requires_grad):
-        return x
-    y: Tensor = _JoinWeightGradients.apply(x)
-    return y
+    def path(self, x: Tensor, level: int) -> torch.cuda.Stream | None:
+        """The stream for the full-size path of an hourglass; None stands for the current one.
+
+        Autograd runs the backward of each path on its stream, too.
+
+        Args:
+            x: input of both paths.
+            level: level of the hourglass within its stack.
+        """
+        if not _is_capturing(x):
+            return None
+        key = torch.cuda.current_stream(x.device).cuda_stream, level
+        if key not in self._paths:
+            self._paths[key] = torch.cuda.Stream(x.device)
+        return self._paths[key]
+
+    @contextlib.contextmanager
+    def overlap_weight_gradients(self, loss: Tensor) -> Iterator[None]:
+        """While open, weight gradients of `convolve` in a backward of `loss` take a side stream.
+
+        No other gradient depends on them, so the backward of earlier layers does not wait for them.
+        At the end the current stream does.
+        """
+        if not _is_capturing(loss):
+            yield
+            return
+        side, before = _WeightGradientStream(loss.device), self._weight_gradients
+        self._weight_gradients = side
+        try:
+            yield
+        finally:
+            side.join()
+            self._weight_gradients = before
+
+    def join_weight_gradients(self, x: Tensor) -> Tensor:
+        """x, whose backward waits for the weight gradients that are on the side stream by then.
+
+        The tensors that those read live until then. Without a join now and then, all maps of the
+        network would.
+        """
+        if not (_is_capturing(x) and x.requires_grad):
+            return x
+        y: Tensor = _JoinWeightGradients.apply(x, self)
+        return y
+
+    def convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """A convolution without bias; see `overlap_weight_gradients` for its weight's gradient."""
+        weight = conv.weight
+        if not (_is_capturing(x) and torch.is_grad_enabled()) or x.dtype != weight.dtype:
+            y: Tensor = conv(x)
+        else:
+            y = _OverlappedConvolution.apply(x, weight, conv.stride, conv.padding, self)
+        return y
 
 
 class _JoinWeightGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, side_streams: SideStreams) -> Tensor:
+        ctx.side_streams = side_streams
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        if _beside is not None:
-            _beside.join()
-        return slope
-
-
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution without bias, whose weight's gradient may be found beside the rest."""
-    weight = conv.weight
-    if not (_captures(x) and torch.is_grad_enabled()) or x.dtype != weight.dtype:
-        y: Tensor = conv(x)
-    else:
-        y = _OverlappedConvolution.apply(x, weight, conv.stride, conv.padding)
-    return y
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
+        weight_gradients = ctx.side_streams._weight_gradients
+        if weight_gradients is not None:
+            weight_gradients.join()
+        return grad_y, None
 
 
 class _OverlappedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        side_streams: SideStreams,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.given = stride, padding
+        ctx.stride, ctx.padding, ctx.side_streams = stride, padding, side_streams
         return torch.conv2d(x, weight, None, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight = ctx.needs_input_grad[:2]
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
 
-        def gradients(grad_x: bool, grad_weight: bool) -> list[Tensor | None]:
-            if not (grad_x or grad_weight):
+        def gradients(needs_x: bool, needs_weight: bool) -> list[Tensor | None]:
+            """Of x and of the weight; None where it is not needed."""
+            if not (needs_x or needs_weight):
                 return [None, None]
-            found: list[Tensor | None] = torch.ops.aten.convolution_backward(
-                *(slope, x, weight, None, *ctx.given, (1, 1), False, (0, 0), 1),
-                (grad_x, grad_weight, False),
+            result: list[Tensor | None] = torch.ops.aten.convolution_backward(
+                *(grad_y, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1),
+                (needs_x, needs_weight, False),
             )
-            return found
+            return result
 
-        if _beside is None:
-            found = gradients(grad_x, grad_weight)
-            return found[0], found[1], None, None
-        beside = _beside
-        beside.stream.wait_stream(torch.cuda.current_stream(beside.device))
-        with torch.cuda.stream(beside.stream):
-            grad_weight = gradients(False, grad_weight)[1]
-        beside.read += (x, slope)
-        return gradients(grad_x, False)[0], grad_weight, None, None
+        side = ctx.side_streams._weight_gradients
+        if side is None:
+            grad_x, grad_weight = gradients(needs_x, needs_weight)[:2]
+        else:
+            side.stream.wait_stream(torch.cuda.current_stream(side.device))
+            with torch.cuda.stream(side.stream):
+                grad_weight = gradients(False, needs_weight)[1]
+            side.read += (x, grad_y)
+            grad_x = gradients(needs_x, False)[0]
+        return grad_x, grad_weight, None, None, None

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fasthg.model.cuda_streams import join_weight_gradients
+from fasthg.model.cuda_streams import SideStreams
 from fasthg.model.layers import (
     HOURGLASS_LEVELS,
     BatchNorm,
+    BatchStatsCollector,
     ConvBN,
     Hourglass,
     Residual,
-    collect_batch_stats,
     halve,
+    share_collector,
 )
 from fasthg.model.sync_batchnorm import SyncGroup
 from fasthg.ops import conv1x1_act, has_kernel
@@ -50,17 +53,17 @@ class Stem(nn.Module):
 _Contexts = tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]
 
 
-def _once() -> _Contexts:
-    """For forward and recomputation: what batch norms find in the second is thrown away."""
-    return contextlib.nullcontext(), collect_batch_stats()
+def _recompute_contexts(collector: BatchStatsCollector) -> _Contexts:
+    """Contexts of forward and recomputation: the batch statistics of the latter are dropped."""
+    return contextlib.nullcontext(), collector.collect()
 
 
 class Stack(nn.Module):
-    """One stack; all but the last send features and heatmaps on to the next.
+    """One stack; all but the last remap features and heatmaps into the next one's input.
 
-    Attribute `fused`: as in `BatchNorm`, for the convolutions with a bias; "auto" takes
-    `conv1x1_act` for half types on a GPU, where torch's kernels that add the bias, and its gradient
-    up, take longer than the convolution.
+    Attribute `fused`: as in `BatchNorm`, for the convolutions with a bias. "auto" takes
+    `conv1x1_act` for half types on a GPU: torch's kernels that add the bias, and sum its gradient,
+    take longer there than the convolution itself.
     """
 
     def __init__(self, features: int, parts: int, last: bool) -> None:
@@ -99,13 +102,16 @@ class Stack(nn.Module):
 
 
 def _full(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias before any rounding: biases are added, and gradients kept, in float32."""
+    """Weight and bias in float32, also where `HalfParameters` stand in for them.
+
+    `conv1x1_act` adds the bias, and keeps its gradient, in float32.
+    """
     assert conv.bias is not None
     return getattr(conv.weight, "master", conv.weight), getattr(conv.bias, "master", conv.bias)
 
 
 def block_modules(block: str) -> tuple[str, ...]:
-    """Names of the modules that a block of FREEZE stands for: `stack 0 body`, say."""
+    """Names of the modules of a block of INIT.FREEZE: `stem`, `stack 0` or `stack 0 body`."""
     if block == "stem":
         return ("stem",)
     _, number, *body = block.split()
@@ -132,8 +138,12 @@ class StackedHourglass(nn.Module):
         head_scale: factor on the initial weights of the heatmap convolutions. At 1 (Xavier) the
             first loss is over a hundred times that of an all-zero output and short runs collapse.
         bn_eps, bn_decay, fused: see `BatchNorm`.
-        recompute: "stack" keeps only each stack's input in training and makes its maps again in
-            the backward (RECOMPUTE); "none" keeps what the backward needs.
+        recompute: "stack" keeps only each stack's input in training and computes its maps again in
+            the backward (RECOMPUTE); "none" keeps all maps that the backward needs.
+
+    Attributes:
+        collector: of all batch norms; see `BatchStatsCollector`.
+        side_streams: of all convolutions and hourglasses; see `SideStreams`.
     """
 
     def __init__(
@@ -162,6 +172,11 @@ class StackedHourglass(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, BatchNorm):
                 module.eps, module.decay = bn_eps, bn_decay
+        self.collector = share_collector(self)
+        self.side_streams = SideStreams()
+        for module in self.modules():
+            if isinstance(module, ConvBN | Hourglass):
+                module.side_streams = self.side_streams
         self.set_fused(fused)
         with torch.no_grad():
             for stack in self.stacks:
@@ -182,10 +197,13 @@ class StackedHourglass(nn.Module):
         heatmaps = []
         recompute = self.recompute == "stack" and self.training and torch.is_grad_enabled()
         for stack in self.stacks:
-            x = join_weight_gradients(x)
+            x = self.side_streams.join_weight_gradients(x)
             if recompute:
                 x, heatmap = checkpoint(
-                    stack, x, use_reentrant=False, preserve_rng_state=False, context_fn=_once
+                    *(stack, x),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                    context_fn=partial(_recompute_contexts, self.collector),
                 )
             else:
                 x, heatmap = stack(x)
@@ -193,19 +211,19 @@ class StackedHourglass(nn.Module):
         return torch.stack(heatmaps).permute(0, 1, 4, 2, 3)
 
     def set_process_group(self, process_group: SyncGroup | None) -> None:
-        """Set over whose batches batch norms normalise in training: see `BatchNorm`."""
+        """Set the processes whose batches are normalised together: see `BatchNorm`."""
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.process_group = process_group
             elif isinstance(module, Hourglass):
-                # Collectives stay in one order, on one stream.
-                module.beside = process_group is None
+                # Collectives keep one order, on one stream.
+                module.overlap = process_group is None
 
     def freeze(self, blocks: Sequence[str]) -> None:
-        """Leave blocks as they are from here on, see `block_modules`.
+        """Keep the parameters and statistics of blocks as they are; see `block_modules`.
 
-        Their weights have no gradient. Their batch norms normalise with the moving statistics, also
-        in training, and do not move them: those of another set of images would not fit the weights.
+        Weights have no gradient. Batch norms normalise with the running statistics, also in
+        training, and do not update them: statistics of other images would not fit the weights.
         """
         names = [name for block in blocks for name in block_modules(block)]
         self._frozen = [self.get_submodule(name) for name in names]
@@ -214,9 +232,9 @@ class StackedHourglass(nn.Module):
         self.train(self.training)
 
     def frozen(self) -> list[Tensor]:
-        """Parameters and buffers of the blocks that are frozen, each once."""
-        found = {id(t): t for m in self._frozen for t in (*m.parameters(), *m.buffers())}
-        return list(found.values())
+        """Parameters and buffers of the frozen blocks, each once."""
+        tensors = {id(t): t for m in self._frozen for t in (*m.parameters(), *m.buffers())}
+        return list(tensors.values())
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; frozen blocks stay in evaluation mode."""
@@ -226,15 +244,19 @@ class StackedHourglass(nn.Module):
         return self
 
     def set_fused(self, fused: str) -> None:
-        """Set whose operators all layers run: see `BatchNorm`."""
+        """Choose the operators of all layers: see `BatchNorm`."""
         for module in self.modules():
             if isinstance(module, BatchNorm | Hourglass | Stem | Stack):
                 module.fused = fused
 
 
+# torch has one random state for a process: two threads initialise their networks in turn.
+_RANDOM_STATE = threading.Lock()
+
+
 def build_model(config: Config) -> StackedHourglass:
     """The network that `config` describes, initialised from RANDOM_SEED, in channels_last."""
-    with torch.random.fork_rng(devices=[]):
+    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(config.RANDOM_SEED))
         model = StackedHourglass(
             stacks=config.NUM_STACKS,

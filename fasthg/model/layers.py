@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasthg.model.cuda_streams import convolve, side_stream
+from fasthg.model.cuda_streams import SideStreams
 from fasthg.model.fused import runs_fused
 from fasthg.model.sync_batchnorm import SyncGroup, sync_norm
 from fasthg.ops import (
@@ -30,59 +30,72 @@ from fasthg.ops import (
 
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
-"""Pixels of a batch from which FUSED: auto takes `residual_block` on a CPU, in float32, where
-keeping half the memory wins time. On a GPU it never does: on an H200 a step of 8 stacks takes a
-third longer with it. FUSED: on is for its memory, 0.6 to 0.85 of that without."""
+"""Pixels of a batch from which FUSED: auto takes `residual_block` on a CPU in float32: it keeps
+half the memory, which saves time there. On a GPU auto never takes it: on an H200 it makes a step of
+8 stacks a third longer. There FUSED: on is for memory, 0.6 to 0.85 of that without."""
 
 
 UNBIASED = 1 << 62
-"""As a number of values: so many that biased and unbiased variance are the same."""
+"""A count of values at which biased and unbiased variance are equal: `var` is unbiased already."""
 
 
 class BatchStats(NamedTuple):
-    """What a batch norm found in one batch: see `BatchNorm.record`."""
+    """Batch mean and variance of one `BatchNorm` from one forward pass."""
 
     layer: BatchNorm
     mean: Tensor
+    """`(channels,)`."""
     var: Tensor
+    """`(channels,)`, biased; unbiased where `size` is UNBIASED."""
     size: int
+    """Values of a channel."""
 
 
-# Of one forward; None = each layer moves its own statistics.
-_collected: list[BatchStats] | None = None
+class BatchStatsCollector:
+    """Gathers the batch statistics of one network, whose batch norms share it.
 
-
-@contextlib.contextmanager
-def collect_batch_stats() -> Iterator[list[BatchStats]]:
-    """While this is open, batch norms add what they find to the list instead of moving.
-
-    Whoever opens it applies the list (`RunningStats`); what is not applied moves nothing.
+    An object of the network: with a module global, two networks that train in two threads would
+    mix their statistics. A thread-local would miss the layers that RECOMPUTE runs again in the
+    backward, on a thread of autograd.
     """
-    global _collected
-    before, _collected = _collected, []
-    try:
-        yield _collected
-    finally:
-        _collected = before
+
+    def __init__(self) -> None:
+        self.stats: list[BatchStats] | None = None
+        """Those of the open `collect`; None: each layer updates its running statistics itself."""
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[list[BatchStats]]:
+        """While open, batch norms append to the list and leave their running statistics alone.
+
+        The caller applies the list with `RunningStats.apply`. A list that is dropped, such as that
+        of a forward that fails, changes nothing.
+        """
+        before, self.stats = self.stats, []
+        try:
+            yield self.stats
+        finally:
+            self.stats = before
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with an offset but no scale, with what follows it: a residual and a ReLU.
+    """Batch norm with an offset and no scale, then an optional residual and an optional ReLU.
 
     `y = relu?((x - mean) / sqrt(var + eps) + bias + residual)`. Training normalises with the biased
-    variance of the batch and moves `running_var` towards the unbiased one: `running = decay *
+    variance of the batch and updates `running_var` with the unbiased one: `running = decay *
     running + (1 - decay) * batch`, as `tf.contrib.slim.batch_norm` does.
 
     Args:
         channels: number of channels.
         eps: added to the variance (BATCHNORM_EPSILON).
-        decay: share of the moving statistics kept per step (BATCHNORM_MOVING_AVERAGE_DECAY).
+        decay: share of the running statistics kept per step (BATCHNORM_MOVING_AVERAGE_DECAY).
             An attribute, so that a step may warm it up.
         fused: "on" runs `fasthg.ops.bn_act`, "off" torch's own modules, "auto" the first where
-            the compiled kernels serve the device and gain time (FUSED).
+            the device has compiled kernels and they are faster (FUSED).
 
-    Attribute `process_group`: the processes over whose batches together it normalises in training
-    (BATCHNORM_SYNC); None is this one's batch.
+    Attributes:
+        process_group: the processes whose batches are normalised together in training
+            (BATCHNORM_SYNC); None normalises the batch of this process.
+        collector: takes the batch statistics of training; see `share_collector`.
     """
 
     running_mean: Tensor
@@ -99,27 +112,28 @@ class BatchNorm(nn.Module):
         self.decay = decay
         self.fused = fused
         self.process_group: SyncGroup | None = None
+        self.collector = BatchStatsCollector()
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalise `(batch, channels, height, width)`; moves the statistics while training."""
+        """Normalise `(batch, channels, height, width)`; in training, report batch statistics."""
         if self.training and self.process_group is not None:
             y, mean, var = sync_norm(
                 *(x, self.bias, residual, self.process_group), relu=relu, eps=self.eps
             )
-            self.record(mean, var, x.numel() // x.shape[1] * self.process_group.size)
+            self.report_stats(mean, var, x.numel() // x.shape[1] * self.process_group.size)
             return y
         # torch's own float32 kernels are the faster ones on a CPU.
         if runs_fused(self.fused, x, slower_on_cpu=(torch.float32,)):
             return self._fused(x, residual, relu)
-        # torch finds no gradient of an offset without a scale on a GPU, in channels_last.
+        # In channels_last on a GPU, torch computes no gradient of an offset without a scale.
         scale = torch.ones_like(self.bias) if x.is_cuda else None
-        if self.training and _collected is not None:
-            # With momentum 1 torch's kernel writes those of the batch, var unbiased; into zeros,
-            # because it adds 0 times what was there. The decay is not read here: torch.compile
-            # would compile anew for each.
+        if self.training and self.collector.stats is not None:
+            # With momentum 1 torch's kernel writes the batch's statistics, var unbiased. It adds
+            # 0 times the old value, so that is 0. The decay is not read here: torch.compile would
+            # compile anew for each.
             mean, var = self.running_mean.new_zeros((2, len(self.bias)))
             y = F.batch_norm(x, mean, var, scale, self.bias, True, 1.0, self.eps)
-            self.record(mean, var, UNBIASED)
+            self.report_stats(mean, var, UNBIASED)
         else:
             running = (self.running_mean, self.running_var)
             momentum = 1.0 - self.decay
@@ -135,30 +149,42 @@ class BatchNorm(nn.Module):
                 x, *means, self.bias, residual=residual, relu=relu, eps=self.eps
             )
         y, mean, var = bn_act(x, self.bias, residual=residual, relu=relu, eps=self.eps)
-        self.record(mean, var, x.numel() // x.shape[1])
+        self.report_stats(mean, var, x.numel() // x.shape[1])
         return y
 
-    def record(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Take note of a batch's statistics: move by them, or hand over to `collect_batch_stats`.
+    def report_stats(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Give a batch's statistics to the collector, or update the running ones where none is on.
 
-        mean, var: (channels,) over `count` values a channel, var biased (UNBIASED: unbiased
-        already); neither may change later.
+        Args:
+            mean, var: see `BatchStats`; neither may change later.
+            count: values of a channel, or UNBIASED.
         """
-        if _collected is None:
-            self.move(mean, var, count)
+        if self.collector.stats is None:
+            self.update_running_stats(mean, var, count)
         else:
-            _collected.append(BatchStats(self, mean, var, count))
+            self.collector.stats.append(BatchStats(self, mean, var, count))
 
-    def move(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Move the running statistics towards those of a batch; see `record`."""
+    def update_running_stats(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """`running = decay * running + (1 - decay) * batch`; arguments as of `report_stats`."""
         update_statistics(self.running_mean, self.running_var, mean, var, count, self.decay)
+
+
+def share_collector(network: nn.Module) -> BatchStatsCollector:
+    """One new collector for all batch norms of a network."""
+    collector = BatchStatsCollector()
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.collector = collector
+    return collector
 
 
 class ConvBN(nn.Module):
     """Convolution without bias, batch norm, optional residual, optional ReLU.
 
-    Padding is TensorFlow's SAME: for the 7x7 stride-2 stem two pixels before and three after, so
-    torch's symmetric padding does not serve there.
+    Padding is TensorFlow's SAME: the 7x7 stem of stride 2 has two pixels before and three after,
+    which torch's symmetric padding cannot express.
+
+    Attribute `side_streams`: those of the network (`SideStreams`).
     """
 
     def __init__(
@@ -171,19 +197,18 @@ class ConvBN(nn.Module):
     ) -> None:
         super().__init__()
         total = kernel - stride
-        self.before, self.after = total // 2, total - total // 2
-        same = self.before == self.after
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, kernel, stride, self.before if same else 0, bias=False
-        )
-        self.pad = None if same else (self.before, self.after, self.before, self.after)
+        before, after = total // 2, total - total // 2
+        padding = before if before == after else 0
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
+        self.pad = None if before == after else (before, after, before, after)
         self.bn = BatchNorm(channels_out)
         self.relu = relu
+        self.side_streams = SideStreams()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`(batch, in, height, width)` -> `(batch, out, height / stride, width / stride)`.
 
-        residual: as the result, added before the ReLU.
+        residual: shaped as the result; added before the ReLU.
         """
         if self.pad is not None:
             x = F.pad(x, self.pad)
@@ -191,12 +216,12 @@ class ConvBN(nn.Module):
         return y
 
     def _convolve(self, x: Tensor) -> Tensor:
-        # Ours is for float32 on a CPU; elsewhere torch multiplies either way.
+        # `conv3x3` has a kernel for float32 on a CPU; elsewhere it would call torch's convolution.
         if self.conv.kernel_size == (3, 3) and self.conv.stride == (1, 1) and x.is_cpu:
             halves = (torch.bfloat16, torch.float16)
             if not torch.is_autocast_enabled("cpu") and runs_fused(self.bn.fused, x, halves):
                 return conv3x3(x, self.conv.weight)
-        return convolve(self.conv, x)
+        return self.side_streams.convolve(self.conv, x)
 
 
 class Residual(nn.Module):
@@ -235,21 +260,22 @@ class Residual(nn.Module):
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         layers = [self.conv1, self.conv2, self.conv3] + ([self.skip] if self.skip else [])
-        # In full precision: the norm's scale goes into some weights before they are rounded.
-        full = (getattr(layer.conv.weight, "master", layer.conv.weight) for layer in layers)
-        weights = [t for w, layer in zip(full, layers, strict=True) for t in (w, layer.bn.bias)]
+        # The norm's scale goes into some weights before they are rounded: take float32 weights.
+        masters = (getattr(layer.conv.weight, "master", layer.conv.weight) for layer in layers)
+        weights = [t for w, layer in zip(masters, layers, strict=True) for t in (w, layer.bn.bias)]
         y, statistics = residual_block(x, *weights, eps=self.conv1.bn.eps)
         count = x.numel() // x.shape[1]
         for layer, mean, var in zip(layers, statistics[::2], statistics[1::2], strict=False):
-            layer.bn.record(mean, var, count)
+            layer.bn.report_stats(mean, var, count)
         return y
 
 
 def upsample2x(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling: `(batch, channels, h, w)` -> `(batch, channels, 2h, 2w)`.
 
-    Compiled, it expands the channels-last view: the backward of an expand is a plain sum, that of
-    `F.interpolate` scatters with atomics. Eager, `F.interpolate` has a kernel for each.
+    Under torch.compile it expands a channels-last view: the backward of an expand is a plain sum,
+    that of `F.interpolate` scatters with atomics. In eager mode `F.interpolate` is faster: it is
+    one kernel forwards and one backwards.
     """
     if not torch.compiler.is_compiling():
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -259,7 +285,7 @@ def upsample2x(x: Tensor) -> Tensor:
 
 
 def halve(x: Tensor, fused: str) -> Tensor:
-    """Largest of two by two values: `(batch, channels, h, w)` -> `(batch, channels, h/2, w/2)`."""
+    """Maximum of two by two values: `(batch, channels, h, w)` -> `(batch, channels, h/2, w/2)`."""
     if runs_fused(fused, x):
         return max_pool2x(x)[0]
     return F.max_pool2d(x, 2, 2)
@@ -272,14 +298,17 @@ class Hourglass(nn.Module):
         levels: how often the size is halved.
         channels: number of channels.
 
-    Attribute `fused`: as in `BatchNorm`, for halving and enlarging. Attribute `beside`: whether the
-    paths may run side by side in a CUDA graph.
+    Attributes:
+        fused: as in `BatchNorm`, for halving and upsampling.
+        overlap: whether the two paths may overlap in a CUDA graph.
+        side_streams: those of the network (`SideStreams`).
     """
 
     def __init__(self, levels: int, channels: int) -> None:
         super().__init__()
         self.fused = "auto"
-        self.beside = True
+        self.overlap = True
+        self.side_streams = SideStreams()
         self.upper = Residual(channels, channels)
         self.lower1 = Residual(channels, channels)
         self.lower2: nn.Module = (
@@ -290,28 +319,28 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
-        branch = side_stream(x, self._levels) if self.beside else None
-        if branch is None:
+        side = self.side_streams.path(x, self._levels) if self.overlap else None
+        if side is None:
             upper: Tensor = self.upper(x)
         else:
-            branch.wait_stream(torch.cuda.current_stream(x.device))
-            with torch.cuda.stream(branch):
+            side.wait_stream(torch.cuda.current_stream(x.device))
+            with torch.cuda.stream(side):
                 upper = self.upper(x)
             if torch.is_grad_enabled():
-                # Its last reader is the backward of `upper`, on that stream.
-                x.record_stream(branch)
+                # The last reader of x is the backward of `upper`, on the side stream.
+                x.record_stream(side)
         lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))
-        if branch is not None:
-            torch.cuda.current_stream(x.device).wait_stream(branch)
+        if side is not None:
+            torch.cuda.current_stream(x.device).wait_stream(side)
         if runs_fused(self.fused, upper):
             return upsample2x_add(lower, upper)
         return upper + upsample2x(lower)
 
 
 def decayed_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters with and without L2: convolution weights and biases have it, BN offsets do not.
+    """Trained parameters with L2 (weights and biases of convolutions) and without (BN offsets).
 
-    Those that are frozen are in neither.
+    Frozen parameters are in neither list.
     """
     offsets = {id(m.bias) for m in model.modules() if isinstance(m, BatchNorm)}
     trained = [p for p in model.parameters() if p.requires_grad]

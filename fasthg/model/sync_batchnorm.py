@@ -27,17 +27,17 @@ class SyncGroup(Protocol):
 def sync_norm(
     x: Tensor, bias: Tensor, residual: Tensor | None, group: SyncGroup, *, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fasthg.ops.bn_act` with the statistics of all processes' batches, which are of one size.
+    """`fasthg.ops.bn_act` with statistics over the batches of all processes, all of one size.
 
-    Two collectives, one in the forward (means and variances) and one in the backward (the two sums
-    that its gradient contains). Statistics and backward are the kernels of torch's SyncBatchNorm on
-    a GPU, and plain torch elsewhere.
+    There are two collectives: the forward gathers means and variances, the backward sums the two
+    sums of its gradient. On a GPU, statistics and backward are the kernels of torch's
+    SyncBatchNorm, elsewhere plain torch.
 
     Args:
-        x: `(batch, channels, height, width)`, this process's.
+        x: `(batch, channels, height, width)` of this process.
         bias: `(channels,)`; its gradient is that of this process's batch alone.
-        residual: as x, added before the ReLU.
-        group: called in the same order by all.
+        residual: shaped as x; added before the ReLU.
+        group: all processes call it in the same order.
         relu, eps: see `BatchNorm`.
 
     Returns:
@@ -59,7 +59,7 @@ class _SyncNorm(torch.autograd.Function):
         group: SyncGroup,
     ) -> tuple[Tensor, Tensor, Tensor]:
         own_mean, own_var = _moments(x, eps)
-        # Equal batches: the whole variance is the mean of theirs and the variance of their means.
+        # Batches of one size: total variance = mean of the variances + variance of the means.
         means, variances = group.stacked(torch.stack((own_mean, own_var))).unbind(1)
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
@@ -70,15 +70,15 @@ class _SyncNorm(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         x, y, mean, scale = ctx.saved_tensors
         if y is not None:
-            slope = torch.where(y > 0, slope, 0)
-        sums = _sums(slope, x, mean, scale)
-        every = sums.clone()
-        ctx.group.sum(every)
-        found = _gradient(slope, x, mean, scale, every, ctx.group.size)
-        return found, sums[0], slope if ctx.residual else None, None, None, None
+            grad_y = torch.where(y > 0, grad_y, 0)
+        sums = _gradient_sums(grad_y, x, mean, scale)
+        total = sums.clone()
+        ctx.group.sum(total)
+        grad_x = _grad_x(grad_y, x, mean, scale, total, ctx.group.size)
+        return grad_x, sums[0], grad_y if ctx.residual else None, None, None, None
 
 
 def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -86,36 +86,44 @@ def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if x.is_cuda:
         mean, scale = torch.batch_norm_stats(x, eps)
         return mean, scale.square().reciprocal() - eps
-    var, mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0)
+    var, mean = torch.var_mean(_at_least_float32(x), (0, 2, 3), correction=0)
     return mean, var
 
 
-def _sums(slope: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """`(2, channels)`: sums of the slope, and of its product with x - mean."""
+def _gradient_sums(grad_y: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """`(2, channels)`: sums of grad_y and of `grad_y * (x - mean)` over this process's batch."""
     if x.is_cuda:
-        asked = (True, False, False)
-        mean_grad, mean_grad_xhat, *_ = torch.batch_norm_backward_reduce(
-            slope, x, mean, scale, torch.ones_like(mean), *asked
+        needs_sums, needs_weight, needs_bias = True, False, False
+        sum_grad_y, sum_grad_y_centred, *_ = torch.batch_norm_backward_reduce(
+            *(grad_y, x, mean, scale, torch.ones_like(mean)),
+            *(needs_sums, needs_weight, needs_bias),
         )
-        return torch.stack((mean_grad, mean_grad_xhat))
-    wide, centred = _wide(slope), _wide(x) - mean.view(_CHANNELS)
+        return torch.stack((sum_grad_y, sum_grad_y_centred))
+    wide, centred = _at_least_float32(grad_y), _at_least_float32(x) - mean.view(_CHANNELS)
     return torch.stack((wide.sum((0, 2, 3)), (wide * centred).sum((0, 2, 3))))
 
 
-def _gradient(
-    slope: Tensor, x: Tensor, mean: Tensor, scale: Tensor, sums: Tensor, processes: int
+def _grad_x(
+    grad_y: Tensor, x: Tensor, mean: Tensor, scale: Tensor, sums: Tensor, processes: int
 ) -> Tensor:
-    """The gradient with respect to x, given `_sums` over all processes."""
+    """The gradient with respect to x, from `_gradient_sums` added up over all processes.
+
+    `grad_x = scale * (grad_y - mean(grad_y) - (x - mean) * scale^2 * mean(grad_y * (x - mean)))`
+    with `scale = 1 / sqrt(var + eps)` and means over the batches of all processes.
+    """
     size = x.numel() // x.shape[1]
     if x.is_cuda:
         sizes = torch.full((processes,), size, dtype=torch.int32, device=x.device)
         ones = torch.ones_like(mean)
-        return torch.batch_norm_backward_elemt(slope, x, mean, scale, ones, sums[0], sums[1], sizes)
-    mean_grad, mean_grad_xhat = (sums / (size * processes)).view(2, *_CHANNELS)
-    centred = _wide(x) - mean.view(_CHANNELS)
-    found = _wide(slope) - mean_grad - centred * (mean_grad_xhat * scale.view(_CHANNELS).square())
-    return (found * scale.view(_CHANNELS)).to(x.dtype)
+        return torch.batch_norm_backward_elemt(
+            grad_y, x, mean, scale, ones, sums[0], sums[1], sizes
+        )
+    mean_grad_y, mean_grad_y_centred = (sums / (size * processes)).view(2, *_CHANNELS)
+    centred = _at_least_float32(x) - mean.view(_CHANNELS)
+    factor = mean_grad_y_centred * scale.view(_CHANNELS).square()
+    grad_x = _at_least_float32(grad_y) - mean_grad_y - centred * factor
+    return (grad_x * scale.view(_CHANNELS)).to(x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.element_size() < 4 else x

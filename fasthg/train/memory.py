@@ -18,7 +18,6 @@ from fasthg.errors import FasthgError
 from fasthg.model import (
     StackedHourglass,
     build_model,
-    collect_batch_stats,
     decayed_parameters,
     normalise,
 )
@@ -82,7 +81,7 @@ def _maps(config: Config, model: StackedHourglass, device: torch.device) -> int:
             torch.ones(batch, parts, dtype=torch.uint8),
             torch.ones(batch, parts),
         )
-        with collect_batch_stats():
+        with model.collector.collect():
             with autocast(images.device, _precision(config, device)):
                 predictions = model(normalise(images))
             loss = heatmap_loss(predictions, *targets, scaling=config.LOSS_SCALING)

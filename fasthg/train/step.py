@@ -16,10 +16,8 @@ from fasthg.errors import EnvironmentFault
 from fasthg.model import (
     RunningStats,
     StackedHourglass,
-    collect_batch_stats,
     decayed_parameters,
     normalise,
-    overlap_weight_gradients,
 )
 from fasthg.model.loss import heatmap_loss
 from fasthg.runtime.cuda_graph import GraphedCallable
@@ -185,10 +183,10 @@ class TrainStep:
         """
         with self._half.used() if self._half else contextlib.nullcontext():
             # Of a forward that fails, nothing is left over.
-            with collect_batch_stats() as found:
+            with self.model.collector.collect() as stats:
                 loss = self._loss_of(*given)
             apart = self.group.active and not self._synced
-            self._statistics.apply(found, self.group.mean if apart else None)
+            self._statistics.apply(stats, self.group.mean if apart else None)
             self._set_gradient(self.scaler.scale(loss.sum()))
             self._reduce_gradient()
         if self._updates_on_device:
@@ -201,7 +199,7 @@ class TrainStep:
         # Operators that want full precision take the weight behind a stand-in.
         halves = self._half.leaves if self._half else [None] * len(weights)
         leaves = [*weights, *(half for half in halves if half is not None)]
-        with overlap_weight_gradients(loss):
+        with self.model.side_streams.overlap_weight_gradients(loss):
             found = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
         full = [next(found) for _ in weights]
         rounded = [None if half is None else next(found) for half in halves]

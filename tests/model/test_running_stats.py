@@ -15,11 +15,10 @@ from fasthg.model import (
     RunningStats,
     StackedHourglass,
     build_model,
-    collect_batch_stats,
     decayed_parameters,
     normalise,
 )
-from fasthg.model.layers import BatchNorm, BatchStats, Residual
+from fasthg.model.layers import BatchNorm, BatchStats, Residual, share_collector
 from fasthg.model.running_stats import moving_statistics
 from fasthg.train.flat_params import FlatParameters
 from fasthg.train.step import TrainStep
@@ -44,9 +43,9 @@ def network(decay: float = 0.9) -> StackedHourglass:
 
 
 def collected(net: StackedHourglass) -> list[BatchStats]:
-    with collect_batch_stats() as found:
+    with net.collector.collect() as stats:
         net(IMAGES)
-    return found
+    return stats
 
 
 @pytest.fixture
@@ -94,9 +93,9 @@ def test_another_size_of_batch_has_its_own_correction(flattened) -> None:
     (net, statistics), plain = flattened, network()
     for images in (IMAGES, IMAGES[:1], IMAGES):
         plain(images)
-        with collect_batch_stats() as found:
+        with net.collector.collect() as stats:
             net(images)
-        statistics.apply(found)
+        statistics.apply(stats)
         equal(net, plain)
 
 
@@ -125,27 +124,27 @@ def test_two_forwards_move_twice(flattened, launches: list[int]) -> None:
     (net, statistics), plain = flattened, network()
     plain(IMAGES)
     plain(IMAGES * 2)
-    with collect_batch_stats() as found:
+    with net.collector.collect() as stats:
         net(IMAGES)
         net(IMAGES * 2)
-    statistics.apply(found)
+    statistics.apply(stats)
     equal(net, plain)
     assert not launches
 
 
 def test_an_empty_batch_moves_nothing(flattened) -> None:
     net, statistics = flattened
-    with collect_batch_stats() as found:
+    with net.collector.collect() as stats:
         for layer in statistics.layers:
-            layer.record(torch.zeros(len(layer.bias)), torch.zeros(len(layer.bias)), 0)
-    statistics.apply(found)
+            layer.report_stats(torch.zeros(len(layer.bias)), torch.zeros(len(layer.bias)), 0)
+    statistics.apply(stats)
     equal(net, network())
 
 
 def test_what_is_not_applied_moves_nothing(flattened) -> None:
     net, _ = flattened
     collected(net)
-    with pytest.raises(RuntimeError), collect_batch_stats():
+    with pytest.raises(RuntimeError), net.collector.collect():
         net(IMAGES[:, :2])
     equal(net, network())
     net(IMAGES)  # nobody collects any more: the layers move by themselves
@@ -157,9 +156,9 @@ def test_what_is_not_applied_moves_nothing(flattened) -> None:
 def test_a_collection_within_another_keeps_its_own() -> None:
     layer = BatchNorm(3, fused="on")
     x = torch.randn(2, 3, 4, 4)
-    with collect_batch_stats() as outer:
+    with layer.collector.collect() as outer:
         layer(x)
-        with collect_batch_stats() as inner:
+        with layer.collector.collect() as inner:
             layer(x)
             layer(x)
         layer(x)
@@ -175,9 +174,9 @@ def test_torchs_own_kernels_are_collected_too(launches: list[int]) -> None:
     statistics = RunningStats(net, flat.statistics)
     statistics.set_decay(0.9)
     before = copy.deepcopy(net)
-    found = collected(net)
+    stats = collected(net)
     equal(net, before)
-    statistics.apply(found)
+    statistics.apply(stats)
     plain(IMAGES)
     equal(net, plain)
     assert len(launches) == 1
@@ -189,11 +188,11 @@ def test_what_is_made_again_in_the_backward_moves_once() -> None:
         net.set_fused(fused)
         plain.set_fused(fused)
         net.recompute = "stack"
-        with collect_batch_stats() as found:
+        with net.collector.collect() as stats:
             loss = net(IMAGES).square().sum()
         loss.backward()
-        for layer, mean, var, count in found:
-            layer.move(mean, var, count)
+        for layer, mean, var, count in stats:
+            layer.update_running_stats(mean, var, count)
         plain(IMAGES)
         equal(net, plain)
 
@@ -211,19 +210,19 @@ def test_a_block_that_collects_compiles_without_a_graph_break() -> None:
     for module in block.modules():
         if isinstance(module, BatchNorm):
             module.fused = "on"
-    other = copy.deepcopy(block)
+    collector, other = share_collector(block), copy.deepcopy(block)
     x = torch.randn(2, 4, 8, 8)
-    with collect_batch_stats() as found:
+    with collector.collect() as stats:
         torch.compile(block, fullgraph=True, backend="aot_eager")(x)
-    for layer, mean, var, count in found:
-        layer.move(mean, var, count)
+    for layer, mean, var, count in stats:
+        layer.update_running_stats(mean, var, count)
     other(x)
-    assert len(found) == 4
+    assert len(stats) == 4
     equal(block, other)
 
 
 def test_a_step_moves_them_before_the_averages_take_them(launches: list[int]) -> None:
-    """The averages take the weights that a step starts from, and the statistics it found."""
+    """The averages take the weights that a step starts from, and the statistics it stats."""
     config = Config(**KEYS)
     step = TrainStep(config, build_model(config), torch.device("cpu"))
     plain = build_model(config).train()
