@@ -403,7 +403,10 @@ class Keys(Section):
         "from INITIAL_LEARNING_RATE to END_LEARNING_RATE over NUM_TRAIN_ITERATIONS steps.",
     )
     LEARNING_RATE_WARMUP_STEPS: Int = key(
-        0, "Steps over which the learning rate first rises in a line from 0.", ge=0
+        0,
+        "Steps over which the learning rate first rises in a line from 0. Every decay counts its "
+        "steps from the end of the warm-up.",
+        ge=0,
     )
     LEARNING_RATE_DECAY_POWER: Float = key(
         1.0,

@@ -150,15 +150,23 @@ def build_optimizer(
 def learning_rate(config: Config, step: int, batch_size: int | None = None) -> float:
     """Learning rate of training step `step` (the first is 0).
 
-    batch_size: instances in a step of all processes together; BATCH_SIZE unless given.
+    A linear warm-up of `warmup` = LEARNING_RATE_WARMUP_STEPS steps comes first; every decay counts
+    `t = step - warmup` from its end:
 
-    exponential: `INITIAL * FACTOR ** (step / decay_steps)` with `decay_steps` the steps in
-    NUM_EPOCHS_PER_DELAY epochs of NUM_TRAIN_EXAMPLES; LEARNING_RATE_STAIRCASE rounds the exponent
-    down. polynomial: from INITIAL to END_LEARNING_RATE over NUM_TRAIN_ITERATIONS, to the power
-    LEARNING_RATE_DECAY_POWER. cosine: half a wave between the same ends.
-    LEARNING_RATE_WARMUP_STEPS rises linearly to the rate first.
+    - exponential: `INITIAL * FACTOR ** (t / decay_steps)`, where `decay_steps` are the steps of
+      NUM_EPOCHS_PER_DELAY epochs of NUM_TRAIN_EXAMPLES, rounded down as TensorFlow does.
+      LEARNING_RATE_STAIRCASE rounds the exponent down.
+    - polynomial: `END + (INITIAL - END) * (1 - t / T) ** LEARNING_RATE_DECAY_POWER` with
+      `T = NUM_TRAIN_ITERATIONS - warmup`.
+    - cosine: `END + (INITIAL - END) * (1 + cos(pi * t / T)) / 2`.
+
     Sources: `tf.train.exponential_decay`, `tf.train.polynomial_decay`; Loshchilov and Hutter,
     "SGDR", 2017.
+
+    Args:
+        config: the run's configuration.
+        step: number of the step.
+        batch_size: instances in a step of all processes together; BATCH_SIZE where None.
     """
     initial, end = config.INITIAL_LEARNING_RATE, config.END_LEARNING_RATE
     warmup = config.LEARNING_RATE_WARMUP_STEPS
@@ -169,12 +177,12 @@ def learning_rate(config: Config, step: int, batch_size: int | None = None) -> f
         return initial
     if kind == "exponential":
         epoch = config.NUM_TRAIN_EXAMPLES / (batch_size or config.BATCH_SIZE)
-        delays = step / max(int(epoch * config.NUM_EPOCHS_PER_DELAY), 1)
+        delays = (step - warmup) / max(int(epoch * config.NUM_EPOCHS_PER_DELAY), 1)
         if config.LEARNING_RATE_STAIRCASE:
             delays = math.floor(delays)
         return initial * float(config.LEARNING_RATE_DECAY_FACTOR**delays)
     total = max(config.NUM_TRAIN_ITERATIONS - warmup, 1)
-    left = 1.0 - min(max(step - warmup, 0) / total, 1.0)
+    left = 1.0 - min((step - warmup) / total, 1.0)
     if kind == "polynomial":
         return end + (initial - end) * float(left**config.LEARNING_RATE_DECAY_POWER)
     return end + (initial - end) * 0.5 * (1.0 - math.cos(math.pi * left))

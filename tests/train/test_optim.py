@@ -188,3 +188,23 @@ def test_warm_up_then_cosine(staircase: bool) -> None:
 def test_warmed_decay() -> None:
     assert warmed_decay(0.9999, 0) == 0.1
     assert warmed_decay(0.9999, 10**7) == 0.9999
+
+
+@pytest.mark.parametrize("kind", ["exponential", "polynomial", "cosine"])
+def test_every_decay_counts_from_the_end_of_the_warm_up(kind: str) -> None:
+    """The rate rises to INITIAL_LEARNING_RATE without a jump, then decays as without a warm-up."""
+    warmup = 30
+    warm = config(LEARNING_RATE_DECAY_TYPE=kind, LEARNING_RATE_WARMUP_STEPS=warmup)
+    plain = config(LEARNING_RATE_DECAY_TYPE=kind, NUM_TRAIN_ITERATIONS=100 - warmup)
+    assert learning_rate(warm, warmup) == pytest.approx(0.1)
+    assert [learning_rate(warm, warmup + s) for s in range(70)] == pytest.approx(
+        [learning_rate(plain, s) for s in range(70)]
+    )
+    rates = [learning_rate(warm, s) for s in range(100)]
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.1 / warmup + 0.002
+
+
+def test_exponential_decay_rounds_its_steps_down_as_tensorflow_does() -> None:
+    """Two epochs of 85 examples in batches of 8 are 21.25 steps, which count as 21."""
+    c = config(LEARNING_RATE_DECAY_TYPE="exponential", NUM_TRAIN_EXAMPLES=85)
+    assert learning_rate(c, 21) == pytest.approx(0.05, rel=1e-12)
