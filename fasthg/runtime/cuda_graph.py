@@ -1,17 +1,17 @@
-"""Work on the device as a CUDA graph: launched by one call, without Python and without its cost."""
+"""CUDA graphs: all kernels of a function launched by one call, without the cost of Python."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Runs before the capture: in the first ones libraries choose algorithms and allocate."""
+"""Eager runs before a capture: in the first ones, libraries choose algorithms and allocate."""
 
 
 class Replayable(Protocol):
@@ -33,14 +33,24 @@ class Graph:
         return self._result
 
 
+class _Layout(NamedTuple):
+    """What a captured input must have in common with the next one: a copy would cast silently."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+
+
 class GraphedCallable:
-    """Work that is captured for the shapes of its inputs, and from then on replayed.
+    """A function of tensors, captured once for the layout of its inputs and replayed thereafter.
+
+    A layout is shape, dtype and strides of every input. Inputs of another layout drop the graph.
 
     Args:
-        work: of the inputs; see `capture` for what it may do.
-        device: where it runs.
-        eager: so many calls with the same shapes run as they are before one is captured.
-        restore_state: entered around the runs before a capture; its end undoes what they changed.
+        work: function of the inputs; see `capture` for what it may do.
+        device: device of the graph.
+        eager: calls of one layout that run eagerly before the capture.
+        restore_state: entered around the runs before a capture; its exit undoes what they changed.
     """
 
     def __init__(
@@ -51,42 +61,38 @@ class GraphedCallable:
         eager: int = 0,
         restore_state: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._work, self._device, self._eager, self._restore_state = (
-            work,
-            device,
-            eager,
-            restore_state,
-        )
-        self._shapes: list[torch.Size] | None = None
-        self._times = 0
+        self._work, self._device = work, device
+        self._eager, self._restore_state = eager, restore_state
+        self._layouts: list[_Layout] | None = None
+        self._calls = 0
         self._inputs: tuple[Tensor, ...] = ()
         self.captured: Replayable | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The work's result; the next call may write over it."""
-        shapes = [tensor.shape for tensor in inputs]
-        if shapes != self._shapes:
-            # Frees their memory first.
-            self._shapes, self._times, self._inputs, self.captured = shapes, 0, (), None
-        self._times += 1
-        if self._times <= self._eager:
+        """Result of the work; the next call may write over it."""
+        layouts = [_Layout(t.shape, t.dtype, t.stride()) for t in inputs]
+        if layouts != self._layouts:
+            # The memory of the old graph is freed before the next capture.
+            self._layouts, self._calls, self._inputs, self.captured = layouts, 0, (), None
+        self._calls += 1
+        if self._calls <= self._eager:
             return self._work(*inputs)
         if self.captured is None:
             held = tuple(tensor.clone() for tensor in inputs)
             with self._restore_state():
                 captured = capture(lambda: self._work(*held), self._device)
             self._inputs, self.captured = held, captured
-        for place, given in zip(self._inputs, inputs, strict=True):
-            place.copy_(given)
+        for held_input, tensor in zip(self._inputs, inputs, strict=True):
+            held_input.copy_(tensor)
         return self.captured.replay()
 
 
 def capture(work: Callable[[], Tensor], device: torch.device) -> Replayable:
-    """Run `work` some times, then capture it; the caller undoes what the runs changed.
+    """Run `work` WARM_UP times, then capture it; the caller undoes what the runs changed.
 
-    Everything that `work` reads and that changes between replays lies in tensors that stay: what it
-    takes from Python is captured as it is now. It does not wait for the device. Nobody else may
-    wait for the whole device or free memory of CUDA meanwhile: DALI, say, whose batch is dropped.
+    Whatever changes between replays must lie in tensors that stay: values of Python are captured as
+    they are now. `work` must not wait for the device. Meanwhile no other thread may wait for the
+    whole device or free memory of CUDA, as DALI does when its batch is dropped.
     """
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
