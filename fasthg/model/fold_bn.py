@@ -52,6 +52,12 @@ class FoldedResidual(nn.Module):
     """`Residual` in inference: see `residual_block_inference`."""
 
     weight1: Tensor
+    offset1: Tensor
+    weight2: Tensor
+    offset2: Tensor
+    weight3: Tensor
+    offset3: Tensor
+    weight_skip: Tensor | None
 
     def __init__(self, block: Residual, dtype: torch.dtype) -> None:
         super().__init__()
@@ -66,32 +72,40 @@ class FoldedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `Residual`."""
-        return residual_block_inference(x.to(self.weight1.dtype), *self.buffers())
+        return residual_block_inference(
+            x.to(self.weight1.dtype),
+            weight1=self.weight1,
+            offset1=self.offset1,
+            weight2=self.weight2,
+            offset2=self.offset2,
+            weight3=self.weight3,
+            offset3=self.offset3,
+            weight_skip=self.weight_skip,
+        )
 
 
 @torch.no_grad()
 def fold_batch_norm(model: StackedHourglass, dtype: torch.dtype) -> StackedHourglass:
-    """A copy of the network for inference, with every batch norm in the convolution before it.
+    """A copy of the network for inference, with every batch norm folded into its convolution.
 
     Args:
-        model: left as it is; its moving statistics are the ones folded in.
+        model: stays unchanged; its running statistics are folded in.
         dtype: of the folded weights and of all maps but the heads': that of the autocast under
-            which the copy is to run, or float32 without any.
+            which the copy runs, or float32 without one.
 
     Returns:
         The copy, in evaluation mode; its `state_dict` has other names, and it cannot be trained.
     """
-    # What the copy is to have in place of a module; nothing else of that module is copied.
-    replaced: dict[int, nn.Module] = {}
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if module in inside:
-            continue
-        if isinstance(module, Residual):
-            replaced[id(module)] = FoldedResidual(module, dtype)
-        elif isinstance(module, ConvBN):
-            replaced[id(module)] = FoldedConv(module, dtype)
+    folded = copy.deepcopy(model)
+    _fold_children(folded, dtype)
+    return folded.eval().requires_grad_(False)
+
+
+def _fold_children(parent: nn.Module, dtype: torch.dtype) -> None:
+    for name, child in list(parent.named_children()):
+        if isinstance(child, Residual):
+            setattr(parent, name, FoldedResidual(child, dtype))
+        elif isinstance(child, ConvBN):
+            setattr(parent, name, FoldedConv(child, dtype))
         else:
-            continue
-        inside |= set(module.modules())
-    return copy.deepcopy(model, replaced).eval().requires_grad_(False)
+            _fold_children(child, dtype)
