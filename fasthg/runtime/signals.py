@@ -1,8 +1,10 @@
-"""Signals of a terminal or a cluster's scheduler, noted while a step ends."""
+"""Signals of a terminal or a cluster's scheduler, noted and acted on between two steps."""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -10,18 +12,24 @@ _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Notes signals, so that what a step does is done before anything else happens.
+    """Notes signals while open, so that a step that has begun is finished first.
 
     SIGINT (Ctrl-C) and SIGTERM (a scheduler ends the job) ask for a save and the end, SIGUSR1 for a
-    save alone. A second SIGINT or SIGTERM does not wait.
+    save alone. A second SIGINT or SIGTERM raises KeyboardInterrupt at once.
+
+    Python allows signal handlers in the main thread only. In another thread none is installed:
+    `note` is told so, and the process treats signals as before.
 
     Args:
-        patient: nor does a second one end anything: torchrun hands on what a scheduler has sent to
-            every process already, and kills by itself what does not end.
+        patient: a second SIGINT or SIGTERM is ignored. torchrun passes on signals that a scheduler
+            sends to every process anyway, and kills a process that does not end.
+        note: told where no handler can be installed.
     """
 
-    def __init__(self, *, patient: bool = False) -> None:
-        self._patient = patient
+    def __init__(
+        self, *, patient: bool = False, note: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._patient, self._note = patient, note
         self.stop: int | None = None
         """The number of the signal that asked for the end."""
         self._save = False
@@ -29,10 +37,13 @@ class Signals:
 
     def save_wanted(self) -> bool:
         """Whether a save was asked for since the last call."""
-        wanted, self._save = self._save, False
-        return wanted
+        asked, self._save = self._save, False
+        return asked
 
     def __enter__(self) -> Signals:
+        if threading.current_thread() is not threading.main_thread():
+            self._note("not the main thread: signals neither stop this work nor save it")
+            return self
         for number in _STOP:
             self._previous[number] = signal.signal(number, self._note_stop)
         if hasattr(signal, "SIGUSR1"):  # not on Windows

@@ -246,7 +246,7 @@ class Training:
         reporter = MetricLogger(config, self.run, summary, progress, self._refuse_nan, group)
         meter = reporter.meter
         try:
-            with Signals(patient=group.active) as signals, progress:
+            with progress, Signals(patient=group.active, note=progress.note) as signals:
                 batches = Prefetcher(self.train.loader.batches(self.done, total), self.device)
                 requests = self._control_requests(signals)
                 while self.done < total and not requests.stop:

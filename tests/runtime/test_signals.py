@@ -1,0 +1,42 @@
+"""Signals are noted in the main thread, and left alone in any other."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from fasthg.runtime.signals import Signals
+
+
+def test_the_main_thread_notes_signals_and_restores_the_handlers() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    notes: list[str] = []
+    with Signals(note=notes.append) as signals:
+        signal.raise_signal(signal.SIGUSR1)
+        assert signals.save_wanted() and not signals.save_wanted()
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.stop == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before and not notes
+
+
+def test_another_thread_gets_a_note_and_no_handler() -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    notes: list[str] = []
+    handlers: list[object] = []
+
+    def work() -> None:
+        with Signals(note=notes.append) as signals:
+            handlers.extend(
+                signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+            )
+            assert signals.stop is None and not signals.save_wanted()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert handlers == before
+    assert notes == ["not the main thread: signals neither stop this work nor save it"]
