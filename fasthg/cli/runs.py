@@ -70,7 +70,7 @@ def train(
         for line in found.lines:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
-        from fasthg.train.dry_run import dry_run as try_out
+        from fasthg.train.profile import dry_run as try_out
 
         if try_out(settings, out, source=source) is None:
             raise typer.Exit(130)

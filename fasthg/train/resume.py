@@ -1,12 +1,16 @@
-"""What a saved training state must have in common with the run that goes on from it.
+"""Which saved training state a run resumes from, and what must not have changed since.
 
-A run goes on bit for bit where batches, order and arithmetic stay (on a GPU, with DETERMINISTIC).
-The place in the data is the number of steps done, so whatever decides which images a step sees must
-not change; other keys may, and what changed is told.
+A resumed run has the same bits as one that was never interrupted where batches, their order and
+the arithmetic stay (on a GPU, with DETERMINISTIC). The place in the data is the number of steps
+done, so whatever decides which images a step sees must not change; other keys may, and a resumed
+run prints what changed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,10 @@ import torch
 
 from fasthg.config import Config
 from fasthg.errors import DataError
+from fasthg.files import write_text
+from fasthg.runs.checkpoint import load_newest, load_state, load_weights
+from fasthg.runs.run_folder import RunFolder
+from fasthg.runtime.distributed import ProcessGroup
 
 _PLACES = ("DATA", "INIT", "RUNS_DIR", "RUN_NAME", "MARS_PROJECT")
 
@@ -24,14 +32,14 @@ def resume_fingerprint(
     data: str,
     validation: str | None,
     device: torch.device,
-    means: Mapping[str, str],
+    choices: Mapping[str, str],
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The part of a state that says what it was trained on; plain values.
+    """What a training state was trained with; plain values, saved in the state.
 
     Args:
-        data, validation: fingerprints of the data.
-        means: what was chosen here by keys that say `auto`.
+        data, validation: fingerprints of the splits.
+        choices: loader, precision and step mode that keys set to `auto` chose on this machine.
         processes: how many train together, each with BATCH_SIZE.
     """
     gpu = device.type == "cuda"
@@ -44,7 +52,7 @@ def resume_fingerprint(
         "data": data,
         "validation": validation,
         "machine": {
-            **means,
+            **choices,
             "device": torch.cuda.get_device_name(device)
             if gpu
             else f"cpu, {torch.backends.cpu.get_cpu_capability()}",
@@ -55,12 +63,12 @@ def resume_fingerprint(
     }
 
 
-def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data, order or optimiser than those of a state.
+def check_resumable(path: Path, state: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that data, their order and the optimiser are those of the saved state.
 
     Args:
-        path: the state's, for messages.
-        state, now: as `resume_fingerprint` makes them, of then and now.
+        path: of the state, for messages.
+        state, now: `resume_fingerprint` of the saved and of this run.
 
     Raises:
         DataError: they differ.
@@ -73,12 +81,12 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
     lost = "and the place in the data would be lost"
     state = {"processes": 1, **state}
     if state["batch_size"] != now["batch_size"] and {state["processes"], now["processes"]} != {1}:
-        before, after = (
+        saved, ours = (
             f"{s['processes']} x BATCH_SIZE {s['batch_size'] // s['processes']}"
             for s in (state, now)
         )
         raise DataError(
-            f"{path}: its steps are of {before} (processes x instances), here of {after}, {lost}; "
+            f"{path}: its steps are of {saved} (processes x instances), here of {ours}, {lost}; "
             f"resume with {state['batch_size']} instances a step in all"
         )
     for field, key in (("batch_size", "BATCH_SIZE"), ("seed", "RANDOM_SEED")):
@@ -87,10 +95,10 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
                 f"{path}: its {key} is {state[field]}, the configuration's {now[field]}, {lost}; "
                 f"resume with {key}={state[field]} or start a new run"
             )
-    frozen, wanted = (list(s["keys"].get("INIT", {}).get("FREEZE", ())) for s in (state, now))
-    if frozen != wanted:
+    before, after = (list(s["keys"].get("INIT", {}).get("FREEZE", ())) for s in (state, now))
+    if before != after:
         raise DataError(
-            f"{path}: its INIT.FREEZE is {frozen}, the configuration's {wanted}; resume with its "
+            f"{path}: its INIT.FREEZE is {before}, the configuration's {after}; resume with its "
             "own, or start a new run with INIT.WEIGHTS"
         )
     if state["data"] != now["data"]:
@@ -101,7 +109,7 @@ def refuse_another_plan(path: Path, state: Mapping[str, Any], now: Mapping[str, 
 
 
 def differences(state: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was, one line each: keys of the configuration, then the machine."""
+    """What changed since a state was saved, one line each: configuration keys, then the machine."""
     before, after = state["keys"], now["keys"]
     machine = {"processes": 1, **state["machine"]}
     lines = [
@@ -114,3 +122,81 @@ def differences(state: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name, value in now["machine"].items()
         if machine.get(name) != value
     ]
+
+
+def load_newest_on_all_ranks(
+    run: RunFolder, group: ProcessGroup
+) -> tuple[Path, dict[str, Any], list[DataError]]:
+    """`load_newest` of the run; the first rank searches, which renames damaged files, for all.
+
+    Raises:
+        NoCheckpoint, DataError: see `load_newest`; on every rank.
+    """
+    newest: tuple[Path, dict[str, Any], list[DataError]] | None = None
+    answer: tuple[Path, list[DataError]] | DataError | None = None
+    if group.first:
+        try:
+            newest = load_newest(run.checkpoints)
+            answer = newest[0], newest[2]
+        except DataError as error:
+            answer = error
+    answer = group.gathered(answer)[0]
+    if isinstance(answer, DataError):
+        raise answer
+    assert answer is not None
+    path, damaged = answer
+    return path, newest[1] if newest is not None else load_state(path), damaged
+
+
+def best_so_far(
+    run: RunFolder, state: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[float, str | None]:
+    """The validation error, px, that new weights have to beat, and why it starts at infinity.
+
+    The second value is None where the saved best still counts.
+    """
+    if state["validation"] != now["validation"]:
+        return float("inf"), "changed  DATA.VAL: the best so far does not count any more"
+    if run.best.exists():
+        try:
+            load_weights(run.best)
+        except DataError as error:
+            return float("inf"), f"{error}; the next ones count as the best"
+    return float(state["best"]), None
+
+
+class RestartNote:
+    """A file in RUNS_DIR with the run folder of this torchrun job, for `--max-restarts`.
+
+    torchrun starts all ranks again when one has died; the note tells them which run to resume. A
+    job is identified by its `--rdzv-id` or, without one, by torchrun's process number, which a
+    restart keeps.
+
+    Args:
+        runs: RUNS_DIR; on several machines the same folder.
+        environment: TORCHELASTIC_RUN_ID and TORCHELASTIC_RESTART_COUNT, which torchrun sets.
+    """
+
+    def __init__(self, runs: Path, environment: Mapping[str, str] = os.environ) -> None:
+        count = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.restarts = int(count) if count.isdecimal() else 0
+        job = environment.get("TORCHELASTIC_RUN_ID", "none")
+        if job == "none":
+            job = f"process-{os.getppid()}"
+        self._path = runs / f".restart-{re.sub(r'[^A-Za-z0-9_-]', '-', job)}"
+
+    def read(self) -> Path | None:
+        """The run folder of the attempt before; None in the first attempt, or if it had none."""
+        if not self.restarts or not self._path.is_file():
+            return None
+        run = Path(self._path.read_text(encoding="utf-8"))
+        return run if run.is_dir() else None
+
+    def write(self, run: Path) -> None:
+        """Keep the run folder for later attempts."""
+        write_text(self._path, str(run.absolute()))
+
+    def remove(self) -> None:
+        """The job is done, or begins and finds the note of an older one."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)

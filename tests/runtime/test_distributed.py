@@ -29,8 +29,7 @@ from fasthg.runs.checkpoint import load_state
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import ProcessGroup, TorchrunGroup, open_process_group
 from fasthg.runtime.signals import Signals
-from fasthg.train.elastic import Restarts
-from fasthg.train.resume import differences, refuse_another_plan, resume_fingerprint
+from fasthg.train.resume import RestartNote, check_resumable, differences, resume_fingerprint
 from fasthg.train.step import TrainStep
 from fasthg.train.trainer import train
 
@@ -129,10 +128,10 @@ def test_states_without_a_count_of_processes_are_of_one(mice: Path, tmp_path: Pa
     found = resume_fingerprint(config, "d", None, torch.device("cpu"), {})
     older = {k: v for k, v in found.items() if k != "processes"}
     older["machine"] = {k: v for k, v in found["machine"].items() if k != "processes"}
-    refuse_another_plan(tmp_path, older, found)
+    check_resumable(tmp_path, older, found)
     assert differences(older, found) == []
     with pytest.raises(DataError, match=r"here of 2 x BATCH_SIZE 4,"):
-        refuse_another_plan(
+        check_resumable(
             tmp_path, older, resume_fingerprint(config, "d", None, torch.device("cpu"), {}, 2)
         )
 
@@ -269,17 +268,17 @@ def test_a_job_started_anew_finds_its_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "mine").mkdir(parents=True)
 
-    def attempt(number: int, job: str = "a/b") -> Restarts:
+    def attempt(number: int, job: str = "a/b") -> RestartNote:
         variables = {"TORCHELASTIC_RUN_ID": job, "TORCHELASTIC_RESTART_COUNT": str(number)}
-        return Restarts(runs, variables)
+        return RestartNote(runs, variables)
 
-    assert attempt(1).find() is None
-    attempt(0).note(runs / "mine")
-    assert attempt(0).find() is None
-    assert attempt(1).find() == runs / "mine"
-    assert attempt(1, "other").find() is None
-    attempt(2).forget()
-    assert attempt(1).find() is None
+    assert attempt(1).read() is None
+    attempt(0).write(runs / "mine")
+    assert attempt(0).read() is None
+    assert attempt(1).read() == runs / "mine"
+    assert attempt(1, "other").read() is None
+    attempt(2).remove()
+    assert attempt(1).read() is None
 
 
 @pytest.mark.gpu

@@ -35,8 +35,8 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _config(mice: Path, runs: Path, **keys: Any) -> Config:
     data = {s.upper(): str(mice / f"{s}_dataset-*") for s in ("train", "val")}
-    given = {"SAVE_INTERVAL_SECS": 0, "MAX_TO_KEEP": 2, "VALIDATE_EVERY_N_STEPS": 4, "DATA": data}
-    return tiny(mice, runs, **{**given, **keys})
+    usual = {"SAVE_INTERVAL_SECS": 0, "MAX_TO_KEEP": 2, "VALIDATE_EVERY_N_STEPS": 4, "DATA": data}
+    return tiny(mice, runs, **{**usual, **keys})
 
 
 def _started(config: Config, resume: Path | None, point: str | None = None) -> BaseProcess:
@@ -55,15 +55,19 @@ def _finished(config: Config, resume: Path | None, point: str | None = None) -> 
     return process.exitcode
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "rmsprop"), ("bf16", "adamw")])
+# What a state holds does not depend on the point, so one point does for other precisions.
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "points"),
+    [("fp32", "rmsprop", POINTS), ("bf16", "adamw", POINTS[3:4])],
+)
 def test_killed_at_every_point_of_a_save(
-    mice: Path, tmp_path: Path, precision: str, optimizer: str
+    mice: Path, tmp_path: Path, precision: str, optimizer: str, points: tuple[str, ...]
 ) -> None:
     keys = {"PRECISION": precision, "OPTIMIZER": optimizer}
     config = _config(mice, tmp_path / "whole", **keys)
     assert _finished(config, None) == 0
     expected = result(RunFolder(tmp_path / "whole" / "tiny"))
-    for number, point in enumerate(POINTS):
+    for number, point in enumerate(points):
         config = _config(mice, tmp_path / str(number), **keys)
         folder = RunFolder(tmp_path / str(number) / "tiny")
         assert _finished(config, None, point) == -signal.SIGKILL, point
@@ -118,7 +122,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     again = train(_config(mice, tmp_path / "half"), Console(width=300), resume=half.run.path)
     said = capsys.readouterr().out
     assert "step_00000005.pt: damaged, its checksum is wrong" in said
-    assert "step_00000004.pt has_kernel" in said
+    assert "; resuming from step_00000004.pt" in said
     assert (half.run.checkpoints / "step_00000005.pt.damaged").exists()
     assert result(again.run) == result(whole.run)
 

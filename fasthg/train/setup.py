@@ -1,0 +1,164 @@
+"""What a training does before its first step: data, run folder, checks across ranks, the summary.
+
+Nothing is written before the data have been opened and checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fasthg import metrics
+from fasthg.config import Config, dump_config, inert_keys
+from fasthg.data.loader import available_cores, loader_choice
+from fasthg.data.split import Split, open_split
+from fasthg.errors import ConfigError, DataError, EnvironmentFault
+from fasthg.inference.plots import part_colors
+from fasthg.runs.run_folder import RunFolder
+from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from fasthg.train.resume import RestartNote
+from fasthg.train.step import TrainStep
+
+
+@contextlib.contextmanager
+def open_data(
+    config: Config, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+) -> Iterator[tuple[Split, Split | None]]:
+    """The training split, and the validation split or None; closed at the end.
+
+    group: the processes that train together; each loads its own part of every batch.
+
+    Raises:
+        ConfigError, DataError: the data cannot be used, or a key that only the end of a run reads
+            is wrong.
+    """
+    patterns = config.DATA.TRAIN
+    if patterns is None:
+        raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
+    part_colors(config)
+    metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
+    own = {"rank": group.rank, "ranks": group.size}
+    if group.local_size > 1:
+        share = max(available_cores() // group.local_size, 1)
+        threads = min(config.NUM_INPUT_THREADS, share)
+        config = config.model_copy(update={"NUM_INPUT_THREADS": threads})
+    with contextlib.ExitStack() as stack:
+        train = open_split(config, patterns, device, training=True, **own)
+        stack.callback(train.close)
+        validation = None
+        if config.DATA.VAL is not None:
+            validation = open_split(config, config.DATA.VAL, device, training=False, **own)
+            stack.callback(validation.close)
+            if not validation.index.visibility.any():
+                raise DataError(
+                    f"{config.DATA.VAL}: no labelled part; leave DATA.VAL unset or label it"
+                )
+        yield train, validation
+
+
+def check_same_data(
+    group: ProcessGroup, config: Config, train: Split, validation: Split | None
+) -> None:
+    """Check that all ranks have the configuration and the data of the first.
+
+    Raises:
+        DataError: a rank has others.
+    """
+    if not group.active:
+        return
+    validation_data = None if validation is None else validation.index.fingerprint()
+    own = {
+        "configuration": dump_config(config),
+        "training data": train.index.fingerprint(),
+        "validation data": validation_data,
+    }
+    every = group.gathered(own)
+    for rank, other in enumerate(every):
+        for name, value in other.items():
+            if value != every[0][name]:
+                raise DataError(
+                    f"rank {rank} has another {name} than rank 0; give every machine the same files"
+                )
+
+
+def check_same_weights(group: ProcessGroup, values: Tensor) -> None:
+    """Check that all ranks begin with the weights of the first: others would drift apart.
+
+    Raises:
+        EnvironmentFault: a rank has others.
+    """
+    if not group.active:
+        return
+    checksums = group.gathered(zlib.crc32(values.cpu().numpy().data))
+    for rank, checksum in enumerate(checksums):
+        if checksum != checksums[0]:
+            raise EnvironmentFault(
+                f"rank {rank} begins with other weights than rank 0; install the same torch "
+                "on every machine"
+            )
+
+
+def open_run(
+    config: Config,
+    source: Path | None,
+    stem: str,
+    resume: Path | None,
+    group: ProcessGroup,
+    note: RestartNote | None,
+) -> tuple[RunFolder, bool]:
+    """The run folder, which the first rank creates or opens for all, and whether to resume in it.
+
+    Raises:
+        DataError: `resume` is no run folder, or another rank does not see the folder.
+        FasthgError: the folder cannot be made.
+    """
+    answer = None
+    if group.first:
+        if resume is None and note is not None:
+            resume = note.read()
+        run = RunFolder.create(config, source, stem) if resume is None else RunFolder.open(resume)
+        if note is not None:
+            note.write(run.path)
+        answer = run.path, resume is not None
+    path, resumed = group.gathered(answer)[0]
+    if not group.first and not path.is_dir():
+        raise DataError(
+            f"{path}: rank 0 made it, rank {group.rank} has none; put RUNS_DIR where "
+            "every machine sees it"
+        )
+    return RunFolder(path), resumed
+
+
+def describe_training(
+    run: RunFolder, train: Split, validation: Split | None, step: TrainStep, group: ProcessGroup
+) -> list[str]:
+    """Lines about what will be done, with what, and which keys have no effect."""
+    config = step.config
+    loader, reason = loader_choice(config, step.device)
+    parameters = sum(p.numel() for p in step.model.parameters())
+    trained = sum(p.numel() for p in step.flat.parameters)
+    frozen = f" ({parameters - trained:,} of them frozen)" if trained < parameters else ""
+    precision = str(step.precision).removeprefix("torch.")
+    also = f", {len(validation.index)} for validation" if validation else ""
+    lines = [
+        f"run      {run.path}",
+        f"data     {len(train.index)} instances{also}",
+        f"network  {config.NUM_STACKS} stacks, {config.FEATURES} features, "
+        f"{parameters:,} weights{frozen}, {precision} on {step.device}",
+    ]
+    if group.active:
+        together = "together" if config.BATCHNORM_SYNC else "each for itself"
+        lines.append(
+            f"ranks    {group.size} processes of BATCH_SIZE {config.BATCH_SIZE}: "
+            f"{config.BATCH_SIZE * group.size} instances a step; batch norm {together}"
+        )
+    lines += [
+        f"step     {step.mode.name} ({step.mode.reason})",
+        f"loader   {loader} ({reason})",
+    ]
+    return lines + [f"no effect: {key}: {why}" for key, why in inert_keys(config)]
