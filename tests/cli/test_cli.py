@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fasthg.cli import main
 from fasthg.data.records.schema import decode, encode
 from fasthg.data.records.tfrecord import read_frames, write_frames
 from fasthg.data.synthetic.dataset import write_dataset
@@ -39,24 +38,6 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stock(repository: Path) -> str:
     return str(repository / "configs" / "mars.yaml")
-
-
-def call(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fasthg", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-@pytest.fixture
-def fasthg(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    return lambda *arguments: call([str(a) for a in arguments], capsys, monkeypatch)
 
 
 def rewritten(source: Path, target: Path, change) -> Path:
@@ -180,27 +161,24 @@ def without_boxes(source: Path, target: Path) -> None:
     write_frames(target, payloads)
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "words"),
-    [
-        ("missing config", 2, ["none.yaml", "no such file"]),
-        ("missing file", 1, ["none-00000", "no such file"]),
-        ("empty glob", 1, ["none-*", "no file matches"]),
-        ("truncated", 1, ["damaged", "record"]),
-        ("wrong crc", 1, ["damaged", "record", "CRC"]),
-        ("not records", 1, ["damaged"]),
-        ("no boxes", 1, ["damaged", "record 0"]),
-        ("too many parts", 1, ["train_dataset", "record 0", "NUM_PARTS"]),
-        ("misspelt key", 2, ["BATCH_SIZ", "BATCH_SIZE"]),
-        ("wrong type", 2, ["BATCH_SIZE"]),
-        ("no run", 1, ["not a run folder"]),
-        ("runs is a file", 1, ["cannot make a run folder"]),
-    ],
-)
-def test_bad_input_ends_in_one_line(
-    name: str, code: int, words: list[str], mice: Path, tmp_path: Path, stock: str
-) -> None:
-    """In a process of its own, so that nothing but the terminal's view counts."""
+BAD_INPUTS = {
+    "missing config": (2, ["none.yaml", "no such file"]),
+    "missing file": (1, ["none-00000", "no such file"]),
+    "empty glob": (1, ["none-*", "no file matches"]),
+    "truncated": (1, ["damaged", "record"]),
+    "wrong crc": (1, ["damaged", "record", "CRC"]),
+    "not records": (1, ["damaged"]),
+    "no boxes": (1, ["damaged", "record 0"]),
+    "too many parts": (1, ["train_dataset", "record 0", "NUM_PARTS"]),
+    "misspelt key": (2, ["BATCH_SIZ", "BATCH_SIZE"]),
+    "wrong type": (2, ["BATCH_SIZE"]),
+    "no run": (1, ["not a run folder"]),
+    "runs is a file": (1, ["cannot make a run folder"]),
+}
+
+
+def bad_input(name: str, mice: Path, tmp_path: Path, stock: str) -> list[str]:
+    """Arguments of the command line; the files that they name are written."""
     good = mice / "train_dataset-00000-of-00001"
     damaged = tmp_path / "damaged"
     data = f"DATA.TRAIN={damaged}"
@@ -234,13 +212,37 @@ def test_bad_input_ends_in_one_line(
         case "runs is a file":
             (tmp_path / "runs").touch()
             arguments.append(f"DATA.TRAIN={good}")
-    command = [sys.executable, "-m", "fasthg", *arguments]
+    return arguments
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_ends_in_one_line(
+    fasthg, name: str, mice: Path, tmp_path: Path, stock: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, words = BAD_INPUTS[name]
+    code, out, err = fasthg(*bad_input(name, mice, tmp_path, stock))
+    # A terminal would show warnings, too.
+    assert (code, out, caplog.text) == (status, "", ""), err
+    check_one_line(err, words)
+
+
+@pytest.mark.parametrize("name", ["misspelt key", "truncated"])
+def test_bad_input_ends_in_one_line_on_the_terminal(
+    name: str, mice: Path, tmp_path: Path, stock: str
+) -> None:
+    """In a process of its own, whose output is all that a user sees."""
+    status, words = BAD_INPUTS[name]
+    command = [sys.executable, "-m", "fasthg", *bad_input(name, mice, tmp_path, stock)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == status, done.stderr
+    check_one_line(done.stderr, words)
+
+
+def check_one_line(err: str, words: list[str]) -> None:
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
     for word in words:
-        assert word in done.stderr
+        assert word in err
 
 
 def test_debug_shows_where_an_error_came_from(

@@ -126,6 +126,9 @@ def test_damaged_best_weights_are_made_again(
     assert json.loads(load_weights(first.run.best)[1]["step"]) == 4
 
 
+ENDLESS = {"NUM_TRAIN_ITERATIONS": 100_000, "VALIDATE_EVERY_N_STEPS": 100_000}
+
+
 def _start(config: Any, tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     path = tmp_path / "config.yaml"
     path.write_text(RunFolder.create(config, None, "x").resolved.read_text())
@@ -148,7 +151,7 @@ def _wait_for(condition: Any) -> None:
 
 def test_the_second_training_in_a_folder_is_refused(mice: Path, tmp_path: Path) -> None:
     keys = {"SAVE_INTERVAL_SECS": 0.2, "NUM_INPUT_THREADS": 1}
-    config = tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=100_000, **keys)
+    config = tiny(mice, tmp_path, **ENDLESS, **keys)
     process = _start(config, tmp_path)
     folder = RunFolder(tmp_path / "run")
     try:
@@ -169,7 +172,7 @@ def test_the_second_training_in_a_folder_is_refused(mice: Path, tmp_path: Path) 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="not on this system")
 def test_sigusr1_saves_and_goes_on(mice: Path, tmp_path: Path) -> None:
-    config = tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=100_000, NUM_INPUT_THREADS=1)
+    config = tiny(mice, tmp_path, **ENDLESS, NUM_INPUT_THREADS=1)
     process = _start(config, tmp_path)
     folder = RunFolder(tmp_path / "run")
     log = folder.path / "metrics.jsonl"
@@ -189,7 +192,7 @@ def test_sigusr1_saves_and_goes_on(mice: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_replaced(mice: Path, tmp_path: Path) -> None:
-    config = tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=100_000, NUM_INPUT_THREADS=1)
+    config = tiny(mice, tmp_path, **ENDLESS, NUM_INPUT_THREADS=1)
     process = _start(config, tmp_path)
     folder = RunFolder(tmp_path / "run")
     log = folder.path / "metrics.jsonl"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import rows, run, tiny
 
 from fasthg.data.synthetic.dataset import write_dataset
@@ -35,14 +36,20 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    return run(tiny(mice, tmp_path_factory.mktemp("runs")))
+    return run(tiny(mice, tmp_path_factory.mktemp("runs")), draw=True)
 
 
 def test_a_run_leaves_everything_in_its_folder(trained: TrainResult) -> None:
     folder = trained.run.path
     for name in ("config.resolved.yaml", "env.json", "metrics.jsonl", "checkpoints/last.pt"):
         assert (folder / name).stat().st_size > 0
-    assert list(folder.glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("val_error_mean_px")] == [3, 6]
+    images = events.Images("validation")
+    assert [(image.step, min(image.width, image.height) > 300) for image in images] == [
+        (3, True),
+        (6, True),
+    ]
     assert [r["step"] for r in rows(trained.run) if "loss" in r] == [1, 2, 4, 6]
     assert [r["step"] for r in rows(trained.run) if "val_loss" in r] == [3, 6]
     assert all(len(r["loss_per_stack"]) == 2 for r in rows(trained.run) if "loss" in r)
@@ -184,14 +191,16 @@ def test_resume_refuses_another_optimiser(trained: TrainResult, mice: Path) -> N
         run(tiny(mice, trained.run.path.parent, OPTIMIZER="adam"), resume=trained.run.path)
 
 
-def test_full_memory_ends_with_the_need_and_the_keys_that_help(
+def test_full_memory_ends_with_the_figures_and_the_keys_that_help(
     mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TrainStep, "_device_work", full)
-    with pytest.raises(FasthgError, match=r"is full: a step needs about .*set RECOMPUTE=stack"):
+    with pytest.raises(
+        FasthgError, match=r"is full \(CUDA out of memory\), .*; set RECOMPUTE=stack"
+    ):
         run(tiny(mice, tmp_path))
 
 
@@ -264,7 +273,8 @@ def test_device_and_precision() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Signals) -> None:
     """The signal reaches the loader's workers too, as from a terminal or a scheduler."""
-    config = tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=100_000, NUM_INPUT_THREADS=1)
+    keys = {"NUM_TRAIN_ITERATIONS": 100_000, "VALIDATE_EVERY_N_STEPS": 100_000}
+    config = tiny(mice, tmp_path, **keys, NUM_INPUT_THREADS=1)
     path = tmp_path / "config.yaml"
     path.write_text(RunFolder.create(config, None, "x").resolved.read_text())
     process = subprocess.Popen(
