@@ -1,11 +1,13 @@
-"""Forked workers: they leave signals to their parent and end with it."""
+"""Forked worker processes: their parent handles signals for them, and they end when it ends."""
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,16 +15,29 @@ from typing import TypeVar
 
 from fasthg.errors import EnvironmentFault
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_POLL_SECONDS = 0.5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def end_with_parent() -> None:
-    """Have this process killed when its parent is, which then cannot end it; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(parent: int) -> None:
+    """Have this process end within `_POLL_SECONDS` of its parent, however the parent ends.
+
+    A daemon thread compares `os.getppid()` with `parent`, the process id of the parent, which the
+    parent must read before it forks: a parent that ended before this call is noticed, too.
+    `PR_SET_PDEATHSIG` is no substitute: it acts when the *thread* that forked ends. The thread
+    leaves by `os._exit`, because a worker that waits to hand over a batch never returns.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
+    threading.Thread(target=_watch, args=(parent,), name="watch parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
 
 
 def in_processes(
@@ -38,7 +53,7 @@ def in_processes(
         yield from map(function, items)
         return
     fork = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, fork, initializer=_start)
+    pool = ProcessPoolExecutor(processes, fork, initializer=_start, initargs=(os.getpid(),))
     try:
         yield from pool.map(function, items)
     except BrokenProcessPool:
@@ -49,7 +64,7 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
+def _start(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone decides when workers end
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent()
+    end_with_parent(parent)

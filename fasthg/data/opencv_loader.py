@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from fasthg.data.augment import COLOUR_FAST, COLOUR_NONE
 from fasthg.data.augment_ops import (
@@ -212,7 +212,7 @@ class PortableLoader:
                 "multiprocessing_context": "fork" if fork else "spawn",
                 "persistent_workers": True,
                 "prefetch_factor": _PREFETCH,
-                "worker_init_fn": partial(_start_worker, fork),
+                "worker_init_fn": partial(_start_worker, os.getpid() if fork else None),
             }
         return DataLoader(
             self._dataset,
@@ -265,12 +265,15 @@ class PortableLoader:
         self._steps.steps = range(start, stop)
         self._pass += 1
         with _one_opencv_thread():
-            found = iter(self._data)
-        if self.workers and threading.current_thread() is threading.main_thread():
-            # torch's handler would raise wherever the parent is, inside a training step as well;
-            # without it a dead worker is found where its batch is waited for.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return found
+            iterator = iter(self._data)
+        # torch's handler of SIGCHLD raises for a dead worker wherever the main thread is, inside a
+        # training step as well. It is told to leave these workers alone; one that died is noticed
+        # where its batch is waited for.
+        running: Any = iterator
+        if getattr(running, "_worker_pids_set", False):
+            signal_handling._remove_worker_pids(id(running))
+            running._worker_pids_set = False
+        return iterator
 
     def _replace_workers(self, deaths: int, error: RuntimeError) -> None:
         """Start workers anew after one was killed; EnvironmentFault when it happens again."""
@@ -325,18 +328,19 @@ def _one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def _start_worker(forked: bool, _: int) -> None:
+def _start_worker(parent: int | None, _: int) -> None:
+    """Set up a worker; `parent` is the id of the process that forked it, None where spawned."""
     # Ctrl-C, `timeout` and cluster schedulers signal every process; the parent alone decides when
     # workers end. It may have to insist: the second SIGTERM ends a worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if not forked:
+    if parent is None:
         cv2.setNumThreads(1)
     else:
-        # One that waits to hand a batch over would not notice the end of its parent.
-        end_with_parent()
+        # A worker that waits to hand over a batch would not notice the end of its parent.
+        end_with_parent(parent)
 
 
 def _as_it_is(painted: Any) -> Any:

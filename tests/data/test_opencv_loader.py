@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from fasthg.config import Config
 from fasthg.data import opencv_loader
@@ -261,3 +263,51 @@ def test_a_loader_that_is_killed_takes_its_workers_along(
         run.kill()
         run.wait()
     _all_gone(workers)
+
+
+def test_workers_outlive_the_thread_that_started_them(
+    mice: RecordIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = Config(BATCH_SIZE=4, INPUT_SIZE=64, HEATMAP_SIZE=16)
+    loader = opencv_loader.PortableLoader(BatchSampler(mice, cfg, training=True, seed=0), 1)
+    try:
+        running = loader.batches(0, 8)
+        thread = threading.Thread(target=next, args=(running,))
+        thread.start()
+        thread.join()
+        (worker,) = loader._data._iterator._workers  # type: ignore[union-attr]
+        # A signal of the kernel would arrive here, long before the pass ends.
+        worker.join(0.3)
+        assert worker.is_alive()
+        assert len(list(running)) == 7
+        assert loader._data._iterator._workers == [worker]  # type: ignore[union-attr]
+        assert "killed" not in caplog.text
+    finally:
+        loader.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGCHLD is a POSIX signal")
+def test_a_users_handler_of_sigchld_stays_and_a_dead_worker_raises_nothing_elsewhere(
+    mice: RecordIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, _: calls.append(number))
+    # torch installs its handler, which calls the one before, once in a process.
+    signal_handling._SIGCHLD_handler_set = False
+    cfg = Config(BATCH_SIZE=4, INPUT_SIZE=64, HEATMAP_SIZE=16)
+    loader = opencv_loader.PortableLoader(BatchSampler(mice, cfg, training=True, seed=0), 1)
+    try:
+        running = loader.batches(0, 8)
+        next(running)
+        (worker,) = loader._data._iterator._workers  # type: ignore[union-attr]
+        worker.kill()
+        # As inside a training step: torch's own handler would raise RuntimeError here.
+        deadline = time.monotonic() + 30
+        while not calls and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert calls
+        assert len(list(running)) == 7
+        assert "an input worker was killed" in caplog.text
+    finally:
+        loader.close()
+        signal.signal(signal.SIGCHLD, before)
