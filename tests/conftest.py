@@ -10,6 +10,27 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect tests marked gpu where there is none: thousands of skips would hide the others."""
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not needs_gpu:
+        return
+    import torch  # not for tests that need neither
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=needs_gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """`float32` and `2x5x7x3` in the name of a test, in place of `dtype0` and `shape0`."""
+    if type(val).__module__ == "torch" and type(val).__name__ == "dtype":
+        return str(val).removeprefix("torch.")
+    if isinstance(val, tuple) and val and all(type(each) is int for each in val):
+        return "x".join(map(str, val))
+    return None
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder of real recordings and of files written by MARS itself, or a skip with the reason."""
