@@ -1,37 +1,55 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ],
-    ),
-]
+T = TypeVar("T")
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)
-def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions on a GPU round float32 to ten bits unless told not to."""
+def full_float32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN rounds the factors of float32 convolutions to TF32's ten bits unless told not to."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of OpenMP threads until the end of the test.
+
+    A test run has one thread (OMP_NUM_THREADS=1), with which the kernels' `parallel_for` never
+    takes a thread pool.
+    """
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def on_threads(set_threads: Callable[[int], None]) -> Callable[..., list[T]]:
+    """Results of a function with one, two and five OpenMP threads, and once more with five."""
+
+    def run(function: Callable[[], T]) -> list[T]:
+        results = []
+        for threads in (1, 2, 5, 5):
+            set_threads(threads)
+            results.append(function())
+        return results
+
+    return run
+
+
+@pytest.fixture
 def scene() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Keypoints (on, beside and far off the map, NaN and infinite), sigmas and visibility."""
+    """Keypoints (on, next to and far off the map, NaN, infinite), sigmas and visibility."""
 
     def make(
         batch: int,

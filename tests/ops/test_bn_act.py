@@ -5,45 +5,30 @@ import itertools
 
 import pytest
 import torch
+from op_testing import LAYOUTS, channels_last, check_registration, dense, relative_error
+from pairwise import covering
 from torch.nn import functional
 
 from fasthg.ops import bn_act, bn_act_inference, reference, update_statistics
 
-# dtype, error of a value near 1, of a sum relative to its terms' size
-TOLERANCES = [
-    (torch.float64, 1e-13, 1e-13),
-    (torch.float32, 2e-6, 1e-5),
-    (torch.float16, 2.0**-10, 1e-5),
-    (torch.bfloat16, 2.0**-8, 1e-5),
-]
+# dtype: error of a value near 1, of a sum relative to its terms' size
+TOLERANCES = {
+    torch.float64: (1e-13, 1e-13),
+    torch.float32: (2e-6, 1e-5),
+    torch.float16: (2.0**-10, 1e-5),
+    torch.bfloat16: (2.0**-8, 1e-5),
+}
+# The largest takes a second thread where it is to be had.
 SHAPES = [
     (2, 5, 7, 3),
-    (4, 64, 16, 16),
+    (4, 64, 24, 24),
     (3, 131, 5, 5),
     (7, 1, 3, 2),
     (2, 8, 1, 1),
     (1, 520, 11, 13),
 ]
+# relu, with gamma, with residual
 CASES = list(itertools.product([False, True], repeat=3))
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def dense(x):
-    return x.contiguous()
-
-
-def some_channels(x):
-    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
-
-
-def some_rows(x):
-    return x.repeat_interleave(2, 2)[:, :, ::2]
-
-
-LAYOUTS = [dense, channels_last, some_channels, some_rows]
 
 
 def make(shape, dtype, device="cpu", layout=channels_last, *, offset=0.0, seed=0):
@@ -61,23 +46,18 @@ def make(shape, dtype, device="cpu", layout=channels_last, *, offset=0.0, seed=0
     return x, beta, gamma, residual, grad_y.detach()
 
 
-def plain(x, beta, gamma, residual, relu, given=None):
+def plain(x, beta, gamma, residual, relu, statistics=None):
     """The same in torch's own operators and float64, and the doubles to ask for gradients of."""
     inputs = [
         t if t is None else t.detach().double().requires_grad_() for t in (x, beta, gamma, residual)
     ]
     x, beta, gamma, residual = inputs
-    means = (None, None) if given is None else [t.double() for t in given]
+    means = (None, None) if statistics is None else [t.double() for t in statistics]
     # Without a scale, torch finds no gradient of beta on a GPU.
     scale = torch.ones_like(beta).detach() if gamma is None else gamma
-    y = functional.batch_norm(x, *means, scale, beta, given is None, eps=1e-3)
+    y = functional.batch_norm(x, *means, scale, beta, statistics is None, eps=1e-3)
     y = y if residual is None else y + residual
     return (functional.relu(y) if relu else y), [t for t in inputs if t is not None]
-
-
-def far(got, wanted):
-    """The distance in units of the wanted values' root mean square."""
-    return float((got.double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
 def chosen(case, beta, gamma, residual):
@@ -85,19 +65,21 @@ def chosen(case, beta, gamma, residual):
     return relu, beta, gamma if with_gamma else None, residual if with_residual else None
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error", "sum_error"), TOLERANCES)
-def test_against_torch(device, dtype, error, sum_error, shape, case):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "case", "threads"), covering(list(TOLERANCES), SHAPES, CASES, [1, 2])
+)
+def test_against_torch(device, set_threads, dtype, shape, case, threads):
+    set_threads(threads)
+    error, sum_error = TOLERANCES[dtype]
     x, beta, gamma, residual, grad_y = make(shape, dtype, device)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
     y, mean, var = bn_act(x, beta, gamma, residual, relu=relu)
     exact, doubles = plain(x, beta, gamma, residual, relu)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
     gradients = torch.autograd.grad(y, inputs, grad_y)
-    if relu and residual is not None:  # values beside 0 may fall on either side
+    if relu and residual is not None:  # values next to 0 may fall on either side
         exact = torch.where(y.double() > 0, exact.clamp(min=1e-30), exact * 0)
-    wanted = torch.autograd.grad(exact, doubles, grad_y.double())
+    expected = torch.autograd.grad(exact, doubles, grad_y.double())
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     assert not mean.requires_grad and not var.requires_grad
     torch.testing.assert_close(y.double(), exact, rtol=error, atol=4 * error)
@@ -106,26 +88,27 @@ def test_against_torch(device, dtype, error, sum_error, shape, case):
     torch.testing.assert_close(
         var.double(), wide.var((0, 2, 3), correction=0), rtol=sum_error, atol=1e-12
     )
-    for source, got, right in zip(inputs, gradients, wanted, strict=True):
-        assert got.dtype == source.dtype
-        assert far(got, right) < (2 * error if source.dim() == 4 else 10 * sum_error)
+    for source, actual, right in zip(inputs, gradients, expected, strict=True):
+        assert actual.dtype == source.dtype
+        assert relative_error(actual, right) < (2 * error if source.dim() == 4 else 10 * sum_error)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "error", "sum_error"), TOLERANCES)
-def test_inference_against_torch(device, dtype, error, sum_error, case):
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_inference_against_torch(device, dtype, case):
+    error, sum_error = TOLERANCES[dtype]
     x, beta, gamma, residual, grad_y = make((3, 24, 5, 7), dtype, device)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
-    given = (beta.detach() + 0.3, beta.detach().square() + 0.1)
-    y = bn_act_inference(x, *given, beta, gamma, residual, relu=relu)
-    exact, doubles = plain(x, beta, gamma, residual, relu, given)
+    statistics = (beta.detach() + 0.3, beta.detach().square() + 0.1)
+    y = bn_act_inference(x, *statistics, beta, gamma, residual, relu=relu)
+    exact, doubles = plain(x, beta, gamma, residual, relu, statistics)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
     torch.testing.assert_close(y.double(), exact, rtol=error, atol=8 * error)
     gradients = torch.autograd.grad(y, inputs, grad_y)
-    for got, right in zip(
+    for actual, right in zip(
         gradients, torch.autograd.grad(exact, doubles, grad_y.double()), strict=True
     ):
-        assert far(got, right) < max(2 * error, sum_error)
+        assert relative_error(actual, right) < max(2 * error, sum_error)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,16 +118,16 @@ def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype, case):
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
     inputs = [t for t in (x, beta, gamma, residual) if t is not None]
     exact, doubles = plain(x, beta, gamma, residual, relu)
-    wanted = (exact.detach(), *torch.autograd.grad(exact, doubles, grad_y.double()))
+    expected = (exact.detach(), *torch.autograd.grad(exact, doubles, grad_y.double()))
     scale = torch.ones_like(beta).detach() if gamma is None else gamma
     theirs = functional.batch_norm(x, None, None, scale, beta, True, eps=1e-3)
     theirs = theirs if residual is None else theirs + residual
     theirs = functional.relu(theirs) if relu else theirs
     ours = bn_act(x, beta, gamma, residual, relu=relu)[0]
     results = [(y.detach(), *torch.autograd.grad(y, inputs, grad_y)) for y in (ours, theirs)]
-    for mine, other, right in zip(*results, wanted, strict=True):
+    for mine, other, right in zip(*results, expected, strict=True):
         # Sums are exact to float32 in both, so that either may be the nearer one by chance.
-        assert far(mine, right) <= 2 * max(far(other, right), 1e-6)
+        assert relative_error(mine, right) <= 2 * max(relative_error(other, right), 1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -174,20 +157,20 @@ def test_the_fallback_equals_the_kernels(monkeypatch, case):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_and_any_incoming_gradient(device, layout):
     x, beta, gamma, residual, _ = make((2, 6, 8, 9), torch.float32, device, layout)
-    for incoming in (
+    for grad_output in (
         torch.tensor(2.0).expand(x.shape),  # stride 0, as .sum() sends
         torch.rand(6)[:, None, None].expand(x.shape),
         torch.randn(x.shape),
         torch.randn(2, 9, 8, 6).permute(0, 3, 2, 1),
     ):
-        incoming = incoming.to(device)
+        grad_output = grad_output.to(device)
         y, *_ = bn_act(x, beta, gamma, residual, relu=True)
         exact, doubles = plain(x, beta, gamma, residual, True)
         torch.testing.assert_close(y.double(), exact, rtol=1e-6, atol=1e-5)
-        gradients = torch.autograd.grad(y, (x, beta, gamma, residual), incoming)
-        wanted = torch.autograd.grad(exact, doubles, incoming.double())
-        for got, right in zip(gradients, wanted, strict=True):
-            torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-4)
+        gradients = torch.autograd.grad(y, (x, beta, gamma, residual), grad_output)
+        expected = torch.autograd.grad(exact, doubles, grad_output.double())
+        for actual, right in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(actual.double(), right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -199,9 +182,9 @@ def test_a_mean_of_a_hundred_deviations_costs_no_digits(device, dtype):
     torch.testing.assert_close(var.double(), wide.var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
     # The mean itself is stored in x's precision.
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=2e-5)
-    (got,) = torch.autograd.grad(y, x, grad_y)
-    (wanted,) = torch.autograd.grad(exact, double, grad_y.double())
-    assert far(got, wanted) < 1e-5
+    (actual,) = torch.autograd.grad(y, x, grad_y)
+    (expected,) = torch.autograd.grad(exact, double, grad_y.double())
+    assert relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)])
@@ -234,26 +217,26 @@ def test_nan_stays_in_its_channel_and_passes_relu(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_and_runs_do_not_change_a_bit(dtype):
+def test_threads_and_runs_do_not_change_a_bit(on_threads, dtype):
     x, beta, gamma, residual, grad_y = make((9, 24, 37, 41), dtype)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            outputs = bn_act(x, beta, gamma, residual, relu=True)
-            inputs = (x, beta, gamma, residual)
-            results.append((*outputs, *torch.autograd.grad(outputs[0], inputs, grad_y)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def run():
+        outputs = bn_act(x, beta, gamma, residual, relu=True)
+        inputs = (x, beta, gamma, residual)
+        return (*outputs, *torch.autograd.grad(outputs[0], inputs, grad_y))
+
+    first, *others = on_threads(run)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.gpu  # without one there is no choice between them
 @pytest.mark.parametrize("shape", [(8, 64, 4, 4), (3, 24, 48, 48), (8, 16, 48, 48)])
-@pytest.mark.parametrize(("dtype", "error", "sum_error"), TOLERANCES)
-def test_one_launch_equals_three(device, monkeypatch, dtype, error, sum_error, shape):
-    """On a GPU: one each way, one for the forward alone, and three each way."""
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_one_kernel_launch_equals_three(monkeypatch, dtype, shape):
+    """One each way, one for the forward alone, and three each way."""
+    error, sum_error = TOLERANCES[dtype]
+    device = torch.device("cuda")
     *inputs, grad_y = make(shape, dtype, device)
     results = []
     module = importlib.import_module("fasthg.ops.bn_act")
@@ -263,48 +246,59 @@ def test_one_launch_equals_three(device, monkeypatch, dtype, error, sum_error, s
         results.append((*outputs, *torch.autograd.grad(outputs[0], inputs, grad_y)))
     for once, again, thrice in zip(*results, strict=True):
         assert torch.equal(once, again)
-        assert far(once, thrice) < (2 * error if once.dim() == 4 else 10 * sum_error)
+        assert relative_error(once, thrice) < (2 * error if once.dim() == 4 else 10 * sum_error)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradcheck(device, case):
     x, beta, gamma, residual, _ = make((2, 3, 3, 4), torch.float64, device)
     relu, beta, gamma, residual = chosen(case, beta, gamma, residual)
-    given = (beta.detach() + 0.3, beta.detach().square() + 0.1)
+    statistics = (beta.detach() + 0.3, beta.detach().square() + 0.1)
 
     def train(*inputs):
         return bn_act(*inputs, relu=relu)[0]
 
     def infer(x, *others):
-        return bn_act_inference(x, *given, *others, relu=relu)
+        return bn_act_inference(x, *statistics, *others, relu=relu)
 
     for function in (train, infer):
         assert torch.autograd.gradcheck(function, (x, beta, gamma, residual))
 
 
+def operator_arguments(x, beta, gamma, residual, grad_y, relu):
+    """Of the three operators."""
+    statistics = (beta.detach() + 0.3, beta.detach().square() + 0.1)
+    ops = torch.ops.fasthg
+    yield ops.bn_act, (x, beta, gamma, residual, relu, 1e-3)
+    yield ops.bn_act_inference, (x, *statistics, beta, gamma, residual, relu, 1e-3)
+    for y in (None, x.relu()) if relu else (None,):
+        inputs = (grad_y, x, y, *statistics, beta, gamma, relu, False, 1e-3)
+        inputs = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in inputs)
+        yield ops.bn_act_backward, inputs
+
+
+def test_opcheck(device):
+    x, beta, gamma, residual, grad_y = make((2, 4, 5, 6), torch.float32, device)
+    for operator, arguments in operator_arguments(x, beta, gamma, residual, grad_y, True):
+        torch.library.opcheck(operator, arguments)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(device, layout, dtype):
+def test_registration(device, layout, dtype):
     x, beta, gamma, residual, grad_y = make((2, 4, 5, 6), dtype, device, layout)
-    given = (beta.detach() + 0.3, beta.detach().square() + 0.1)
-    ops = torch.ops.fasthg
-    for scale, added, relu in (
-        (None, None, True),
-        (gamma, residual, False),
-        (None, residual, True),
-    ):
-        arguments = (x, beta, scale, added, relu, 1e-3)
-        torch.library.opcheck(ops.bn_act, arguments)
-        arguments = (x, *given, *arguments[1:])
-        torch.library.opcheck(ops.bn_act_inference, arguments)
-        for y in (None, x.relu()) if relu else (None,):
-            inputs = (grad_y, x, y, *given, beta, scale, relu, False, 1e-3)
-            inputs = [t.detach() if isinstance(t, torch.Tensor) else t for t in inputs]
-            torch.library.opcheck(ops.bn_act_backward, inputs)
+    for relu, *optional in ((True, None, None), (False, gamma, residual), (True, None, residual)):
+        for operator, arguments in operator_arguments(x, beta, *optional, grad_y, relu):
+            check_registration(operator, arguments)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(device, layout, backend):
     x, beta, gamma, residual, _ = make((2, 4, 6, 8), torch.float32, device, layout)
     running = torch.zeros(4, device=device), torch.ones(4, device=device)
@@ -316,9 +310,9 @@ def test_compiles_without_a_graph_break(device, layout, backend):
         return (y * 0.5 + z * z).sum()
 
     def results(function):
-        moved = [t.clone() for t in running]
-        loss = function(x, beta, gamma, residual, *moved)
-        return loss, *moved, *torch.autograd.grad(loss, (x, beta, gamma, residual))
+        statistics = [t.clone() for t in running]
+        loss = function(x, beta, gamma, residual, *statistics)
+        return loss, *statistics, *torch.autograd.grad(loss, (x, beta, gamma, residual))
 
     compiled = torch.compile(total, fullgraph=True, backend=backend)
     torch.testing.assert_close(results(compiled), results(total))
@@ -327,11 +321,11 @@ def test_compiles_without_a_graph_break(device, layout, backend):
 def test_running_statistics_move_as_those_of_torch(device):
     x, beta, *_ = make((4, 6, 5, 5), torch.float32, device)
     ours = [torch.rand(6, device=device) for _ in range(2)]
-    wanted = [t.clone() for t in ours]
-    functional.batch_norm(x, *wanted, None, beta, True, 0.1)
+    expected = [t.clone() for t in ours]
+    functional.batch_norm(x, *expected, None, beta, True, 0.1)
     _, mean, var = bn_act(x, beta)
     update_statistics(*ours, mean, var, 100, 0.9)
-    torch.testing.assert_close(ours, wanted)
+    torch.testing.assert_close(ours, expected)
 
 
 def test_batches_of_one_and_none_leave_numbers(device):

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_testing import check_registration, relative_error
+from pairwise import covering
 from torch.nn import functional
 
 from fasthg.ops import bn_fold, bn_fold_backward, channel_covariance, reference
 
-REALS = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5}
 FOLDED = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(256, 128), (7, 13), (1, 1), (130, 300)]  # outputs, inputs
 EPS = 1e-3
@@ -38,13 +40,13 @@ def folded_whole(a, weight, beta, d, dtype):
     """The same by the operators: result, gradients of a, weight and beta, and statistics."""
     moments = channel_covariance(a)
     folded, offset, *moments_out = bn_fold(weight, *moments, beta, EPS, dtype)
-    rows, incoming = rows_of(a), rows_of(d)
+    rows, grad_output = rows_of(a), rows_of(d)
     y = rows @ folded.to(rows.dtype).mT + offset
-    product, total = incoming.mT @ rows, incoming.sum(0)
+    product, total = grad_output.mT @ rows, grad_output.sum(0)
     grad_weight, grad_beta, back, mix, constant = bn_fold_backward(
         product, total, weight, *moments, *moments_out, len(rows), EPS, dtype
     )
-    grad_a = incoming @ back.to(rows.dtype).mT + rows @ mix.to(rows.dtype) + constant
+    grad_a = grad_output @ back.to(rows.dtype).mT + rows @ mix.to(rows.dtype) + constant
     return y, grad_a, grad_weight, grad_beta, *moments_out
 
 
@@ -59,21 +61,14 @@ def arguments(shape, dtype, device):
     return forward, (product, total, weight, *moments, *moments_out, rows, EPS)
 
 
-def far(got, wanted, size=None):
-    size = wanted if size is None else size
-    error = (got.double() - wanted).detach()
-    return float(error.norm() / size.detach().norm().clamp(min=1e-30))
-
-
-@pytest.mark.parametrize("offset", [0.3, 10.0])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), REALS)
-def test_against_autograd(device, dtype, error, shape, offset):
+@pytest.mark.parametrize(("dtype", "shape", "offset"), covering(list(ERRORS), SHAPES, [0.3, 10.0]))
+def test_against_autograd(device, dtype, shape, offset):
+    error = ERRORS[dtype]
     a, weight, beta, d = make(shape, dtype, device, offset=offset)
     y, grad_a, grad_weight, grad_beta, mean, var = folded_whole(a, weight, beta, d, dtype)
     inputs = [t.double().requires_grad_() for t in (a, weight, beta)]
-    wanted = whole(*inputs)
-    exact_a, exact_weight, exact_beta = torch.autograd.grad(wanted, inputs, d.double())
+    expected = whole(*inputs)
+    exact_a, exact_weight, exact_beta = torch.autograd.grad(expected, inputs, d.double())
     with torch.no_grad():
         plain = functional.conv2d(a.double(), weight.double()[:, :, None, None])
     # What comes off again may be nearly all, and rounding errors are those of what there was.
@@ -81,47 +76,46 @@ def test_against_autograd(device, dtype, error, shape, offset):
     lost = 1 + float((rows_of(plain).mean(0) / deviation).abs().max())
     product = rows_of(d.double()).mT @ rows_of(a.double()) / deviation[:, None]
     back = rows_of(d.double()) @ (weight.double() / deviation[:, None])
-    assert far(y, rows_of(wanted)) < error * lost
-    assert far(grad_a, rows_of(exact_a), back) < error * lost
-    assert far(grad_weight, exact_weight, product) < error * lost
-    assert far(grad_beta, exact_beta) < error
-    assert far(mean, rows_of(plain).mean(0)) < error
-    assert far(var, rows_of(plain).var(0, correction=0)) < error * lost
+    assert relative_error(y, rows_of(expected)) < error * lost
+    assert relative_error(grad_a, rows_of(exact_a), back) < error * lost
+    assert relative_error(grad_weight, exact_weight, product) < error * lost
+    assert relative_error(grad_beta, exact_beta) < error
+    assert relative_error(mean, rows_of(plain).mean(0)) < error
+    assert relative_error(var, rows_of(plain).var(0, correction=0)) < error * lost
 
 
-@pytest.mark.parametrize("dtype", FOLDED)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("real", "error"), REALS)
-def test_against_the_reference(device, real, error, shape, dtype):
+@pytest.mark.parametrize(("real", "shape", "dtype"), covering(list(ERRORS), SHAPES, FOLDED))
+def test_against_the_reference(device, real, shape, dtype):
+    error = ERRORS[real]
     forward, backward = arguments(shape, real, device)
-    got = bn_fold(*forward, dtype)
+    actual = bn_fold(*forward, dtype)
     grad_weight, grad_beta, *others = bn_fold_backward(*backward, dtype)
     assert grad_beta is backward[1]
     gradients = [grad_weight, *others]
     # From the same rounded numbers; only the last rounding may differ.
     exact = [t.double() if isinstance(t, torch.Tensor) else t for t in forward]
-    wanted = reference.bn_fold(*exact, torch.float64)
+    expected = reference.bn_fold(*exact, torch.float64)
     exact = [t.double() if isinstance(t, torch.Tensor) else t for t in backward]
-    slopes = reference.bn_fold_backward(*exact, torch.float64)
+    grads = reference.bn_fold_backward(*exact, torch.float64)
     # Offset and constant belong to the rounded matrices.
     _, total, _, mean, *_, rows, _ = exact
     back, mix, _ = (t.double() for t in others)
-    offset = forward[3].double() - got[0].double() @ mean
+    offset = forward[3].double() - actual[0].double() @ mean
     constant = -(mix @ mean) - back @ (total / rows)
-    wanted, slopes = [wanted[0], offset, *wanted[2:]], [*slopes[:3], constant]
+    expected, grads = [expected[0], offset, *expected[2:]], [*grads[:3], constant]
     dtypes = [dtype, real, real, real, real, dtype, dtype, real]
-    sizes = [*wanted, exact[0], *slopes[1:3], back.abs() @ (total.abs() / rows)]
+    sizes = [*expected, exact[0], *grads[1:3], back.abs() @ (total.abs() / rows)]
     for result, right, kind, size in zip(
-        [*got, *gradients], [*wanted, *slopes], dtypes, sizes, strict=True
+        [*actual, *gradients], [*expected, *grads], dtypes, sizes, strict=True
     ):
         assert result.dtype == kind and result.is_contiguous() and result.shape == right.shape
         narrow = torch.finfo(kind).eps
-        assert far(result, right, size) < 10 * error + narrow
+        assert relative_error(result, right, size) < 10 * error + narrow
     mix = others[1].double()
-    assert far(mix, mix.mT) < 10 * error + torch.finfo(dtype).eps
+    assert relative_error(mix, mix.mT) < 10 * error + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize(("real", "error"), REALS)
+@pytest.mark.parametrize(("real", "error"), ERRORS.items())
 def test_strided_arguments(device, real, error):
     forward, backward = arguments((6, 10), real, device)
 
@@ -132,16 +126,16 @@ def test_strided_arguments(device, real, error):
         return t.mT.contiguous().mT if isinstance(t, torch.Tensor) and t.dim() == 2 else t
 
     for strided in (gaps, turned):
-        for op, given in ((bn_fold, forward), (bn_fold_backward, backward)):
-            wanted = op(*given, real)
-            for got, right in zip(op(*map(strided, given), real), wanted, strict=True):
-                assert got.shape == right.shape
-                torch.testing.assert_close(got, right, rtol=error, atol=10 * error)
+        for op, inputs in ((bn_fold, forward), (bn_fold_backward, backward)):
+            expected = op(*inputs, real)
+            for actual, right in zip(op(*map(strided, inputs), real), expected, strict=True):
+                assert actual.shape == right.shape
+                torch.testing.assert_close(actual, right, rtol=error, atol=10 * error)
     total = torch.full((), 0.5, dtype=real, device=device).expand(6)  # stride 0
     product, _, *others = backward
-    wanted = bn_fold_backward(product, total.contiguous(), *others, real)
-    got = bn_fold_backward(product, total, *others, real)
-    torch.testing.assert_close(got, wanted, rtol=error, atol=10 * error)
+    expected = bn_fold_backward(product, total.contiguous(), *others, real)
+    actual = bn_fold_backward(product, total, *others, real)
+    torch.testing.assert_close(actual, expected, rtol=error, atol=10 * error)
 
 
 def test_rounded_matrices_cost_little(device):
@@ -149,8 +143,8 @@ def test_rounded_matrices_cost_little(device):
     a, weight, beta, d = make((64, 32), torch.float32, device)
     exact = folded_whole(*(t.double() for t in (a, weight, beta, d)), torch.float64)
     rounded = folded_whole(a, weight, beta, d, torch.bfloat16)
-    for name, got, wanted in zip(("y", "grad_a", "grad_weight"), rounded, exact, strict=False):
-        assert far(got, wanted) < (2.0**-8 if name != "grad_weight" else 1e-5), name
+    for name, actual, expected in zip(("y", "grad_a", "grad_weight"), rounded, exact, strict=False):
+        assert relative_error(actual, expected) < (2.0**-8 if name != "grad_weight" else 1e-5), name
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(0, 5), (5, 0), (0, 0)])
@@ -191,13 +185,12 @@ def test_a_variance_is_never_negative_and_nan_passes(device):
 
 def test_two_runs_are_equal(device):
     forward, backward = arguments((40, 130), torch.float32, device)
-    for op, given in ((bn_fold, forward), (bn_fold_backward, backward)):
-        results = [op(*given, torch.bfloat16) for _ in range(2)]
+    for op, inputs in ((bn_fold, forward), (bn_fold_backward, backward)):
+        results = [op(*inputs, torch.bfloat16) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_capture_in_a_graph():
     a, weight, beta, d = make((40, 24), torch.bfloat16, "cuda")
     weight, beta = weight.float(), beta.float()
@@ -206,8 +199,8 @@ def test_capture_in_a_graph():
     def everything():
         moments = channel_covariance(a)
         forward = bn_fold(weight, *moments, beta, EPS, torch.bfloat16)
-        given = (product, total, weight, *moments, *forward[2:], a.numel() // 24, EPS)
-        return *moments, *forward, *bn_fold_backward(*given, torch.bfloat16)
+        inputs = (product, total, weight, *moments, *forward[2:], a.numel() // 24, EPS)
+        return *moments, *forward, *bn_fold_backward(*inputs, torch.bfloat16)
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -218,28 +211,34 @@ def test_capture_in_a_graph():
         captured = everything()
     a.mul_(0.5)
     graph.replay()
-    for got, wanted in zip(captured, everything(), strict=True):
-        assert torch.equal(got, wanted)
+    for actual, expected in zip(captured, everything(), strict=True):
+        assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(device, dtype):
+def test_opcheck(device):
     forward, backward = arguments((6, 10), torch.float32, device)
-    torch.library.opcheck(torch.ops.fasthg.bn_fold, (*forward, dtype))
-    torch.library.opcheck(torch.ops.fasthg.bn_fold_backward, (*backward, dtype))
+    torch.library.opcheck(torch.ops.fasthg.bn_fold, (*forward, torch.float32))
+    torch.library.opcheck(torch.ops.fasthg.bn_fold_backward, (*backward, torch.float32))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_without_a_graph_break(device, backend):
+@pytest.mark.parametrize("dtype", FOLDED)
+def test_registration(device, dtype):
+    forward, backward = arguments((6, 10), torch.float32, device)
+    check_registration(torch.ops.fasthg.bn_fold, (*forward, dtype))
+    check_registration(torch.ops.fasthg.bn_fold_backward, (*backward, dtype))
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(device):
     a, weight, beta, d = make((6, 10), torch.float32, device)
 
     @torch.no_grad()
     def everything(a, weight, beta, d):
         return folded_whole(a * 2, weight, beta, d, torch.float32)
 
-    compiled = torch.compile(everything, fullgraph=True, backend=backend)
-    got, wanted = (f(a, weight, beta, d) for f in (compiled, everything))
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(everything, fullgraph=True, backend="inductor")
+    actual, expected = (f(a, weight, beta, d) for f in (compiled, everything))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_gradient_is_refused_but_not_without_gradients():
@@ -266,14 +265,14 @@ def test_a_gradient_is_refused_but_not_without_gradients():
     ],
 )
 def test_what_is_refused(changes, message):
-    given = {
+    arguments = {
         "weight": torch.zeros(2, 3),
         "mean": torch.zeros(3),
         "covariance": torch.zeros(3, 3),
         "beta": torch.zeros(2),
     }
     with pytest.raises(ValueError, match=message):
-        bn_fold(**(given | changes))
+        bn_fold(**(arguments | changes))
 
 
 def test_autocast_around_the_call_changes_nothing(device):
@@ -296,14 +295,14 @@ def test_rounding_the_weights_moves_no_mean(device, dtype):
     a, weight, beta, d = make((24, 16), torch.float32, device, offset=5.0)
     moments = channel_covariance(a)
     folded, offset, *moments_out = bn_fold(weight, *moments, beta, EPS, dtype)
-    rows, incoming = rows_of(a), rows_of(d)
+    rows, grad_output = rows_of(a), rows_of(d)
     y = rows.double() @ folded.double().mT + offset.double()
     torch.testing.assert_close(y.mean(0), beta.double(), rtol=0, atol=1e-5)
-    sums = incoming.mT @ rows, incoming.sum(0)
+    sums = grad_output.mT @ rows, grad_output.sum(0)
     _, _, back, mix, constant = bn_fold_backward(
         *sums, weight, *moments, *moments_out, len(rows), EPS, dtype
     )
-    grad_a = incoming.double() @ back.double().mT + rows.double() @ mix.double().mT
+    grad_a = grad_output.double() @ back.double().mT + rows.double() @ mix.double().mT
     grad_a = grad_a + constant.double()
-    # A batch norm's gradient has the mean 0 in every channel of its input, and so behind weights.
+    # The gradient of a batch norm's input has mean 0 in every channel, and so has that of `a`.
     torch.testing.assert_close(grad_a.mean(0), torch.zeros_like(grad_a[0]), rtol=0, atol=1e-5)

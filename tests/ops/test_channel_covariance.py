@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_testing import LAYOUTS, channels_last, check_registration, dense
+from pairwise import covering
 
 from fasthg.ops import _extension, channel_covariance, reference
 
-# dtype, error of a covariance relative to the deviations of both channels
-TOLERANCES = [
-    (torch.float64, 1e-13),
-    (torch.float32, 1e-5),
-    (torch.float16, 1e-5),
-    (torch.bfloat16, 1e-5),
-]
+# dtype: error of a covariance relative to the deviations of both channels
+TOLERANCES = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-5,
+    torch.float16: 1e-5,
+    torch.bfloat16: 1e-5,
+}
 SHAPES = [
     (2, 5, 7, 3),
     (4, 64, 16, 16),
@@ -21,25 +23,6 @@ SHAPES = [
     (2, 256, 13, 11),
     (3, 128, 43, 41),
 ]
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def dense(x):
-    return x.contiguous()
-
-
-def some_channels(x):
-    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
-
-
-def some_rows(x):
-    return x.repeat_interleave(2, 2)[:, :, ::2]
-
-
-LAYOUTS = [dense, channels_last, some_channels, some_rows]
 
 
 def make(shape, dtype, device="cpu", layout=channels_last, *, offset=0.5, seed=0):
@@ -56,47 +39,50 @@ def plain(x):
     return rows.mean(0), torch.cov(rows.mT, correction=0).view(x.shape[1], x.shape[1])
 
 
-def errors(got, exact):
+def errors(actual, exact):
     """The largest errors of mean and covariance relative to the deviations, and of the mean."""
     mean, covariance = (t.detach() for t in exact)
     deviation = covariance.diagonal().sqrt()
-    far = (got[1].detach().double() - covariance).abs() / (deviation[:, None] * deviation)
-    return float(far.max()), float((got[0].detach().double() - mean).abs().max())
+    difference = (actual[1].detach().double() - covariance).abs()
+    relative = difference / (deviation[:, None] * deviation)
+    return float(relative.max()), float((actual[0].detach().double() - mean).abs().max())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
-def test_against_torch(device, dtype, error, shape, layout):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "layout", "threads"), covering(list(TOLERANCES), SHAPES, LAYOUTS, [1, 2])
+)
+def test_against_torch(device, set_threads, dtype, shape, layout, threads):
+    set_threads(threads)
+    error = TOLERANCES[dtype]
     x = make(shape, dtype, device, layout)
     mean, covariance = channel_covariance(x)
     doubles = x.detach().double().requires_grad_()
     exact = plain(doubles)
     assert mean.dtype == covariance.dtype == reference.arithmetic_dtype(dtype)
     assert covariance.is_contiguous() and torch.equal(covariance, covariance.mT)
-    grad_covariance, grad_mean = errors((mean, covariance), exact)
-    assert grad_covariance < error and grad_mean < error
+    covariance_error, mean_error = errors((mean, covariance), exact)
+    assert covariance_error < error and mean_error < error
     # One gradient comes with stride 0, the other is not symmetric.
     grad_outputs = (
         torch.full((), 0.3, dtype=mean.dtype, device=device).expand(mean.shape),
         torch.rand(covariance.shape, dtype=mean.dtype, device=device),
     )
     (gradient,) = torch.autograd.grad((mean, covariance), x, grad_outputs)
-    (wanted,) = torch.autograd.grad(exact, doubles, [t.double() for t in grad_outputs])
+    (expected,) = torch.autograd.grad(exact, doubles, [t.double() for t in grad_outputs])
     assert gradient.dtype == dtype and gradient.shape == x.shape
     rounding = max(torch.finfo(dtype).eps, 1e-14)
-    assert float((gradient.double() - wanted).norm()) <= 10 * rounding * float(wanted.norm())
+    assert float((gradient.double() - expected).norm()) <= 10 * rounding * float(expected.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_mean_of_many_deviations(device, dtype):
     x = make((4, 24, 16, 16), dtype, device, offset=30.0)
-    got, exact = channel_covariance(x), plain(x.detach().double())
+    actual, exact = channel_covariance(x), plain(x.detach().double())
     ratio = exact[0] / exact[1].diagonal().sqrt()
-    grad_covariance, grad_mean = errors(got, exact)
+    covariance_error, mean_error = errors(actual, exact)
     centred = device.type == "cpu" or dtype == torch.float32
-    assert grad_covariance < 1e-5 * (1 if centred else 1 + float(ratio.square().max()))
-    assert grad_mean < 1e-5
+    assert covariance_error < 1e-5 * (1 if centred else 1 + float(ratio.square().max()))
+    assert mean_error < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -108,13 +94,13 @@ def test_far_closer_than_a_product_of_half_type(device, dtype):
 
 def test_the_reference_equals_the_kernels(monkeypatch, device):
     x = make((3, 21, 9, 7), torch.float32, device)
-    got = channel_covariance(x)
-    torch.testing.assert_close(got, reference.channel_covariance(x), rtol=1e-5, atol=1e-5)
+    actual = channel_covariance(x)
+    torch.testing.assert_close(actual, reference.channel_covariance(x), rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(_extension, "has_kernel", lambda tensor: False)
-    torch.testing.assert_close(got, channel_covariance(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, channel_covariance(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype, _ in TOLERANCES])
+@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 4, 4)])
 def test_nothing_gives_zeros(device, dtype, shape):
     x = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
@@ -136,29 +122,26 @@ def test_nan_stays_with_its_channel(device):
     x = make((2, 40, 4, 4), torch.bfloat16, device).detach()
     x[0, 1, 2, 2] = torch.nan
     mean, covariance = channel_covariance(x)
-    wanted = torch.zeros(40, dtype=torch.bool, device=device)
-    wanted[1] = True
-    assert torch.equal(mean.isnan(), wanted)
-    assert torch.equal(covariance.isnan(), wanted[:, None] | wanted)
+    expected = torch.zeros(40, dtype=torch.bool, device=device)
+    expected[1] = True
+    assert torch.equal(mean.isnan(), expected)
+    assert torch.equal(covariance.isnan(), expected[:, None] | expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_and_runs_do_not_change_a_bit(dtype):
-    x = make((9, 72, 37, 41), dtype).detach()
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(channel_covariance(x))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+def test_threads_and_runs_do_not_change_a_bit(on_threads, dtype):
+    x = make((9, 72, 37, 41), dtype)
+
+    def run():
+        mean, covariance = channel_covariance(x)
+        return mean, covariance, *torch.autograd.grad(mean.sum() + covariance.sum(), x)
+
+    first, *others = on_threads(run)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_runs_on_cuda_do_not_change_a_bit():
     x = make((9, 72, 37, 41), torch.bfloat16, "cuda").detach()
     for a, b in zip(channel_covariance(x), channel_covariance(x), strict=True):
@@ -173,13 +156,23 @@ def test_gradcheck(device, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(device, layout, dtype):
+def test_registration(device, layout, dtype):
     x = make((2, 4, 5, 6), dtype, device, layout)
+    check_registration(torch.ops.fasthg.channel_covariance, (x,))
+
+
+def test_opcheck(device):
+    x = make((2, 4, 5, 6), torch.float32, device)
     torch.library.opcheck(torch.ops.fasthg.channel_covariance, (x,))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(device, layout, backend):
     x = make((2, 4, 6, 8), torch.float32, device, layout)
 
@@ -188,8 +181,8 @@ def test_compiles_without_a_graph_break(device, layout, backend):
         return mean.square().sum() + (covariance * covariance.roll(1, 0)).sum()
 
     compiled = torch.compile(total, fullgraph=True, backend=backend)
-    got, wanted = ((f(x), *torch.autograd.grad(f(x), x)) for f in (compiled, total))
-    torch.testing.assert_close(got, wanted)
+    actual, expected = ((f(x), *torch.autograd.grad(f(x), x)) for f in (compiled, total))
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +205,7 @@ def test_autocast_around_the_call_changes_nothing(device, native, monkeypatch):
     results = []
     for enabled in (False, True):
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            found = channel_covariance(x)
-            incoming = [torch.ones_like(t) for t in found]
-            results.append([*found, *torch.autograd.grad(found, x, incoming)])
+            moments = channel_covariance(x)
+            grad_outputs = [torch.ones_like(t) for t in moments]
+            results.append([*moments, *torch.autograd.grad(moments, x, grad_outputs)])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

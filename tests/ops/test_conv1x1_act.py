@@ -5,17 +5,19 @@ import sys
 
 import pytest
 import torch
+from op_testing import LAYOUTS, channels_last, check_registration, dense, relative_error
+from pairwise import covering
 from torch.nn import functional
 
 from fasthg.ops import conv1x1_act, reference
 
-# dtype, one rounding of a value near 1 and a little for the sums
-TOLERANCES = [
-    (torch.float64, 1e-13),
-    (torch.float32, 2e-6),
-    (torch.float16, 2.0**-11 + 2e-6),
-    (torch.bfloat16, 2.0**-8 + 2e-6),
-]
+# dtype: one rounding of a value near 1 and a little for the sums
+TOLERANCES = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.float16: 2.0**-11 + 2e-6,
+    torch.bfloat16: 2.0**-8 + 2e-6,
+}
 # batch, in, in2, out, height, width
 SHAPES = [
     (2, 64, 32, 128, 8, 8),
@@ -29,25 +31,6 @@ SHAPES = [
 # with bias, with residual, with a second pair, relu
 CASES = list(itertools.product([False, True], repeat=4))
 NAMES = ("x", "weight", "bias", "residual", "x2", "weight2")
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def dense(x):
-    return x.contiguous()
-
-
-def some_channels(x):
-    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
-
-
-def some_rows(x):
-    return x.repeat_interleave(2, 2)[:, :, ::2]
-
-
-LAYOUTS = [dense, channels_last, some_channels, some_rows]
 
 
 def make(shape, dtype, device="cpu", case=(True, True, True), layout=channels_last, weights=None):
@@ -75,7 +58,8 @@ def make(shape, dtype, device="cpu", case=(True, True, True), layout=channels_la
     return tensors, tensor(batch, outputs, height, width).detach()
 
 
-def given(tensors):
+def present(tensors):
+    """The tensors that the case does not leave out."""
     return [t for t in tensors.values() if t is not None]
 
 
@@ -106,17 +90,12 @@ def doubled(tensors, dtype):
     }
 
 
-def far(got, wanted):
-    """The distance in units of the wanted values' root mean square."""
-    got, wanted = got.detach().double(), wanted.detach()
-    return float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
-def test_against_torch(device, dtype, error, shape, case):
-    relu = case[3]
+@pytest.mark.parametrize(
+    ("dtype", "shape", "bias", "residual", "second", "relu"),
+    covering(list(TOLERANCES), SHAPES, *[[True, False]] * 4),
+)
+def test_against_torch(device, dtype, shape, bias, residual, second, relu):
+    error, case = TOLERANCES[dtype], (bias, residual, second)
     tensors, grad_y = make(shape, dtype, device, case)
     doubles = doubled(tensors, dtype)
     y, exact = call(conv1x1_act, tensors, relu), call(reference.conv1x1_act, doubles, relu)
@@ -126,24 +105,30 @@ def test_against_torch(device, dtype, error, shape, case):
     if dtype == torch.bfloat16 and tensors["residual"] is not None and tensors["bias"] is not None:
         allowed = allowed + error * tensors["bias"].abs()[:, None, None]  # it is rounded on a CPU
     assert ((y.double() - exact).abs() <= allowed).all()
-    gradients = torch.autograd.grad(y, given(tensors), grad_y)
-    # The mask is that of y: values beside 0 may fall on either side.
-    behind = grad_y.double() * (y > 0) if relu else grad_y.double()
+    gradients = torch.autograd.grad(y, present(tensors), grad_y)
+    # The mask is that of y: values next to 0 may fall on either side.
+    grad_linear = grad_y.double() * (y > 0) if relu else grad_y.double()
     linear = call(reference.conv1x1_act, doubles, False)
-    wanted = torch.autograd.grad(linear, given(doubles), behind)
-    for source, got, right in zip(given(tensors), gradients, wanted, strict=True):
-        assert got.dtype == source.dtype and got.shape == source.shape
-        assert far(got, right) < 2 * error
+    expected = torch.autograd.grad(linear, present(doubles), grad_linear)
+    for source, actual, right in zip(present(tensors), gradients, expected, strict=True):
+        assert actual.dtype == source.dtype and actual.shape == source.shape
+        assert relative_error(actual, right) < 2 * error
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.bfloat16),  # torch convolves no float16 on every CPU
+        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.float16, marks=pytest.mark.gpu),
+    ],
+    indirect=["device"],
+)
 def test_half_types_err_no_more_than_torch(device, dtype, case):
-    if device.type == "cpu" and dtype == torch.float16:
-        pytest.skip("torch convolves no float16 on every CPU")
     tensors, _ = make((2, 64, 32, 128, 16, 16), dtype, device, case)
     exact = call(plain, doubled(tensors, dtype), case[3])
-    ours, theirs = (far(call(f, tensors, case[3]), exact) for f in (conv1x1_act, plain))
+    ours, theirs = (relative_error(call(f, tensors, case[3]), exact) for f in (conv1x1_act, plain))
     assert ours <= 1.1 * theirs
 
 
@@ -153,16 +138,18 @@ def test_float32_weights_of_half_maps(device, dtype):
     tensors, grad_y = make(shape, dtype, device, weights=torch.float32)
     exact = doubled(tensors, dtype)
     y = call(conv1x1_act, tensors, False)
-    assert y.dtype == dtype and far(y, call(plain, exact, False)) < 2.0**-8
+    assert y.dtype == dtype and relative_error(y, call(plain, exact, False)) < 2.0**-8
     names = ("weight", "weight2", "bias")
-    got = torch.autograd.grad(y, [tensors[name] for name in names], grad_y)
-    wanted = torch.autograd.grad(
+    actual = torch.autograd.grad(y, [tensors[name] for name in names], grad_y)
+    expected = torch.autograd.grad(
         call(plain, exact, False), [exact[name] for name in names], grad_y.double()
     )
-    for name, ours, right in zip(names, got, wanted, strict=True):
+    for name, ours, right in zip(names, actual, expected, strict=True):
         assert ours.dtype == torch.float32
         # torch multiplies half types into float32 on CUDA alone
-        assert far(ours, right) < (2.0**-8 if name != "bias" and device.type == "cpu" else 1e-5)
+        assert relative_error(ours, right) < (
+            2.0**-8 if name != "bias" and device.type == "cpu" else 1e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -171,12 +158,12 @@ def test_without_onednn_the_result_is_the_same(monkeypatch, dtype):
     results = []
     for _ in range(2):
         y = call(conv1x1_act, tensors, True)
-        results.append([y, *torch.autograd.grad(y, given(tensors), grad_y)])
+        results.append([y, *torch.autograd.grad(y, present(tensors), grad_y)])
         module = sys.modules[conv1x1_act.__module__]
         monkeypatch.setattr(module, "_onednn_serves", lambda x: False)
     error = 1e-5 if dtype == torch.float32 else 2.0**-7  # the bias is rounded in one of them
     for ours, other in zip(*results, strict=True):
-        assert far(ours, other.double()) < error
+        assert relative_error(ours, other.double()) < error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -186,7 +173,7 @@ def test_autocast_around_the_call_changes_nothing(device, dtype):
     for enabled in (False, True):
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
             y = call(conv1x1_act, tensors, True)
-            results.append([y, *torch.autograd.grad(y, given(tensors), grad_y)])
+            results.append([y, *torch.autograd.grad(y, present(tensors), grad_y)])
     assert all(torch.equal(ours, other) for ours, other in zip(*results, strict=True))
 
 
@@ -195,24 +182,24 @@ def test_any_layout_and_any_incoming_gradient(device, layout):
     tensors, _ = make((2, 6, 4, 10, 8, 9), torch.float32, device, layout=layout)
     doubles = doubled(tensors, torch.float32)
     shape = (2, 10, 8, 9)
-    for incoming in (
+    for grad_output in (
         torch.tensor(2.0).expand(shape),  # stride 0, as .sum() sends
         torch.rand(10)[:, None, None].expand(shape),
         torch.randn(shape),
         torch.randn(2, 9, 8, 10).permute(0, 3, 2, 1),
     ):
-        incoming = incoming.to(device)
+        grad_output = grad_output.to(device)
         y, exact = call(conv1x1_act, tensors, True), call(plain, doubles, True)
         torch.testing.assert_close(y.double(), exact, rtol=1e-6, atol=1e-5)
-        gradients = torch.autograd.grad(y, given(tensors), incoming)
-        wanted = torch.autograd.grad(exact, given(doubles), incoming.double())
-        for got, right in zip(gradients, wanted, strict=True):
-            torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-4)
+        gradients = torch.autograd.grad(y, present(tensors), grad_output)
+        expected = torch.autograd.grad(exact, present(doubles), grad_output.double())
+        for actual, right in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(actual.double(), right, rtol=1e-4, atol=1e-4)
 
 
 def test_the_weight_of_a_convolution_and_any_lying_weight(device):
     tensors, _ = make((2, 6, 4, 10, 8, 9), torch.float32, device, (True, False, False))
-    x, weight, bias = given(tensors)
+    x, weight, bias = present(tensors)
     y = conv1x1_act(x, weight, bias)
     is_conv_weight = weight.detach()[:, :, None, None].requires_grad_()
     transposed = weight.detach().t().contiguous().t()
@@ -241,22 +228,19 @@ def test_nan_passes_the_relu(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_runs_are_equal_whatever_the_threads(device, dtype):
+def test_two_runs_are_equal_whatever_the_threads(device, set_threads, dtype):
     tensors, grad_y = make((4, 64, 32, 128, 16, 16), dtype, device)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 2):
-            torch.set_num_threads(threads)
-            runs.append(call(conv1x1_act, tensors, True))
-    finally:
-        torch.set_num_threads(before)
+    runs = []
+    for threads in (1, 2, 2):
+        set_threads(threads)
+        runs.append(call(conv1x1_act, tensors, True))
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[1], runs[2])
-    twice = [torch.autograd.grad(runs[i], given(tensors), grad_y) for i in (1, 2)]
+    twice = [torch.autograd.grad(runs[i], present(tensors), grad_y) for i in (1, 2)]
     assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradcheck_and_opcheck(device, case):
+def test_gradcheck_and_registration(device, case):
     relu = case[3]
     tensors, _ = make((2, 3, 2, 4, 3, 2), torch.float64, device, case)
     names = [name for name in NAMES if tensors[name] is not None]
@@ -264,14 +248,24 @@ def test_gradcheck_and_opcheck(device, case):
     def function(*values):
         return call(conv1x1_act, {**tensors, **dict(zip(names, values, strict=True))}, relu)
 
-    assert torch.autograd.gradcheck(function, given(tensors))
+    assert torch.autograd.gradcheck(function, present(tensors))
     for dtype in (torch.float64, torch.bfloat16):
         inputs, _ = make((2, 3, 2, 4, 3, 1), dtype, device, case)
-        torch.library.opcheck(torch.ops.fasthg.conv1x1_act, (*inputs.values(), relu))
+        check_registration(torch.ops.fasthg.conv1x1_act, (*inputs.values(), relu))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_opcheck(device):
+    inputs, _ = make((2, 3, 2, 4, 3, 2), torch.float32, device)
+    torch.library.opcheck(torch.ops.fasthg.conv1x1_act, (*inputs.values(), True))
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(device, layout, backend):
     tensors, _ = make((2, 4, 3, 6, 8, 8), torch.float32, device, layout=layout)
 
@@ -281,7 +275,7 @@ def test_compiles_without_a_graph_break(device, layout, backend):
 
     def results(function):
         loss = function(*tensors.values())
-        return loss, *torch.autograd.grad(loss, given(tensors))
+        return loss, *torch.autograd.grad(loss, present(tensors))
 
     compiled = torch.compile(total, fullgraph=True, backend=backend)
     torch.testing.assert_close(results(compiled), results(total))

@@ -4,18 +4,20 @@ import sys
 
 import pytest
 import torch
+from op_testing import LAYOUTS, channels_last, check_registration, dense, relative_error
+from pairwise import covering
 from torch.nn import functional
 
 from fasthg.ops import conv3x3, has_kernel, reference
 
 MODULE = sys.modules[conv3x3.__module__]
-# Of the root mean square; float32 on a CPU is ours.
-TOLERANCES = [
-    (torch.float64, 1e-13),
-    (torch.float32, 3e-6),
-    (torch.float16, 2.0**-10),
-    (torch.bfloat16, 2.0**-7),
-]
+# dtype: relative error; float32 on a CPU is our kernel.
+TOLERANCES = {
+    torch.float64: 1e-13,
+    torch.float32: 3e-6,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+}
 # batch, in, out, height, width: tiles are 4 x 4, panels 16 channels, chunks 48 tiles
 SHAPES = [
     (2, 32, 16, 8, 12),
@@ -29,25 +31,6 @@ SHAPES = [
     (2, 3, 0, 4, 4),
     (2, 3, 4, 0, 4),
 ]
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def dense(x):
-    return x.contiguous()
-
-
-def some_channels(x):
-    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
-
-
-def some_rows(x):
-    return x.repeat_interleave(2, 2)[:, :, ::2]
-
-
-LAYOUTS = [dense, channels_last, some_channels, some_rows]
 
 
 @pytest.fixture
@@ -85,29 +68,19 @@ def plain(x, weight, bias=None, *, relu=False):
     return functional.relu(y) if relu else y
 
 
-def far(got, wanted):
-    """The distance in units of the wanted values' root mean square."""
-    assert got.shape == wanted.shape
-    if not wanted.numel():
-        return 0.0
-    scale = wanted.double().square().mean().sqrt().clamp_min(1e-30)
-    return ((got.double() - wanted.double()).square().mean().sqrt() / scale).item()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
-def test_against_torch(device, every_size, dtype, error, shape, layout):
+@pytest.mark.parametrize(("dtype", "shape", "layout"), covering(list(TOLERANCES), SHAPES, LAYOUTS))
+def test_against_torch(device, every_size, dtype, shape, layout):
+    error = TOLERANCES[dtype]
     if device.type == "cpu" and dtype == torch.float16 and not x86_halves():
         pytest.skip("torch convolves no float16 on this CPU")
     tensors, grad_y = make(shape, dtype, device, layout)
     y, exact = conv3x3(*tensors), plain(*(doubles := doubled(tensors)))
-    assert y.dtype == dtype and far(y, exact) < error
+    assert y.dtype == dtype and relative_error(y, exact) < error
     assert y.stride() == torch.empty(y.shape, memory_format=torch.channels_last).stride()
-    got = torch.autograd.grad(y, tensors, grad_y)
-    wanted = torch.autograd.grad(exact, doubles, grad_y.double())
-    for ours, right, tensor in zip(got, wanted, tensors, strict=True):
-        assert ours.dtype == tensor.dtype and far(ours, right) < error
+    actual = torch.autograd.grad(y, tensors, grad_y)
+    expected = torch.autograd.grad(exact, doubles, grad_y.double())
+    for ours, right, tensor in zip(actual, expected, tensors, strict=True):
+        assert ours.dtype == tensor.dtype and relative_error(ours, right) < error
 
 
 def x86_halves():
@@ -121,7 +94,8 @@ def x86_halves():
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_any_magnitude(every_size, scale):
     (x, weight, _), _ = make((1, 16, 16, 9, 9), torch.float32)
-    assert far(conv3x3(x * scale, weight) / scale, plain(x.double(), weight.double())) < 3e-6
+    y, exact = conv3x3(x * scale, weight) / scale, plain(x.double(), weight.double())
+    assert relative_error(y, exact) < 3e-6
 
 
 @pytest.mark.parametrize("shape", [(4, 128, 128, 32, 32), (8, 32, 32, 64, 64)])
@@ -129,40 +103,40 @@ def test_errors_are_as_promised(shape):
     tensors, grad_y = make(shape, torch.float32)
     tensors, doubles = tensors[:2], doubled(tensors[:2])
     exact = plain(*doubles)
-    wanted = [exact, *torch.autograd.grad(exact, doubles, grad_y.double())]
+    expected = [exact, *torch.autograd.grad(exact, doubles, grad_y.double())]
     errors = []
     for function in (conv3x3, plain):
         y = function(*tensors)
         results = [y, *torch.autograd.grad(y, tensors, grad_y)]
-        errors.append([far(*pair) for pair in zip(results, wanted, strict=True)])
+        errors.append([relative_error(*pair) for pair in zip(results, expected, strict=True)])
     ours, theirs = errors
     assert max(ours) < 1.5e-6
     assert all(a < max(4 * b, 1e-6) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_our_kernel_serves_float32_from_some_size_on(monkeypatch):
-    served = []
+def test_float32_has_our_kernel_from_some_size_on(monkeypatch):
+    called = []
     call_kernel = MODULE._extension.call_kernel
     monkeypatch.setattr(
         MODULE._extension,
         "call_kernel",
-        lambda *arguments: served.append(arguments[0]) or call_kernel(*arguments),
+        lambda *arguments: called.append(arguments[0]) or call_kernel(*arguments),
     )
     for dtype, side in ((torch.float32, 32), (torch.float32, 4), (torch.float64, 32)):
         (x, weight, _), grad_y = make((1, 16, 16, side, side), dtype)
         torch.autograd.grad(conv3x3(x, weight), (x, weight), grad_y)
-    wanted = ["conv3x3", "conv3x3", "conv3x3_weight_backward"]
-    assert served == (wanted if has_kernel(torch.zeros(1)) else [])
+    expected = ["conv3x3", "conv3x3", "conv3x3_weight_backward"]
+    assert called == (expected if has_kernel(torch.zeros(1)) else [])
 
 
 def test_float32_weights_of_half_maps(device, every_size):
     tensors, grad_y = make((2, 24, 16, 9, 7), torch.bfloat16, device, weights=torch.float32)
     y = conv3x3(*tensors)
     doubles = doubled(tensors)
-    got = torch.autograd.grad(y, tensors, grad_y)
-    wanted = torch.autograd.grad(plain(*doubles), doubles, grad_y.double())
-    for ours, right, tensor in zip(got, wanted, tensors, strict=True):
-        assert ours.dtype == tensor.dtype and far(ours, right) < 2.0**-6
+    actual = torch.autograd.grad(y, tensors, grad_y)
+    expected = torch.autograd.grad(plain(*doubles), doubles, grad_y.double())
+    for ours, right, tensor in zip(actual, expected, tensors, strict=True):
+        assert ours.dtype == tensor.dtype and relative_error(ours, right) < 2.0**-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -179,17 +153,17 @@ def test_autocast_around_the_call_changes_nothing(device, every_size, dtype):
 def test_any_incoming_gradient_and_weight(device, every_size):
     tensors, _ = make((2, 20, 18, 8, 9), torch.float32, device)
     shape = (2, 18, 8, 9)
-    for incoming in (
+    for grad_output in (
         torch.tensor(2.0).expand(shape),  # stride 0, as .sum() sends
         torch.rand(18)[:, None, None].expand(shape),
         torch.randn(2, 9, 8, 18).permute(0, 3, 2, 1),
     ):
-        incoming = incoming.to(device)
+        grad_output = grad_output.to(device)
         doubles = doubled(tensors)
-        got = torch.autograd.grad(conv3x3(*tensors, relu=True), tensors, incoming)
-        wanted = torch.autograd.grad(plain(*doubles, relu=True), doubles, incoming.double())
-        for ours, right in zip(got, wanted, strict=True):
-            assert far(ours, right) < 3e-6
+        actual = torch.autograd.grad(conv3x3(*tensors, relu=True), tensors, grad_output)
+        expected = torch.autograd.grad(plain(*doubles, relu=True), doubles, grad_output.double())
+        for ours, right in zip(actual, expected, strict=True):
+            assert relative_error(ours, right) < 3e-6
     x, weight, bias = (t.detach() for t in tensors)
     for lying in (dense(weight), weight.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)):
         assert torch.equal(conv3x3(x, lying, bias), conv3x3(x, weight, bias))
@@ -202,10 +176,10 @@ def test_bias_and_relu(device, every_size, biased, relu):
     tensors = [x, weight, bias] if biased else [x, weight]
     doubles = doubled(tensors)
     y, exact = conv3x3(*tensors, relu=relu), plain(*doubles, relu=relu)
-    assert far(y, exact) < 3e-6 and bool((y >= 0).all()) == relu
-    wanted = torch.autograd.grad(exact, doubles, grad_y.double())
-    for ours, right in zip(torch.autograd.grad(y, tensors, grad_y), wanted, strict=True):
-        assert far(ours, right) < 1e-5  # where rounding crosses 0
+    assert relative_error(y, exact) < 3e-6 and bool((y >= 0).all()) == relu
+    expected = torch.autograd.grad(exact, doubles, grad_y.double())
+    for ours, right in zip(torch.autograd.grad(y, tensors, grad_y), expected, strict=True):
+        assert relative_error(ours, right) < 1e-5  # where rounding crosses 0
 
 
 def test_nan_passes_and_stays_in_its_tiles(every_size):
@@ -217,21 +191,19 @@ def test_nan_passes_and_stays_in_its_tiles(every_size):
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 32, 32, 32), (1, 16, 16, 13, 9)])
-def test_two_runs_are_equal_whatever_the_threads(device, every_size, shape):
+def test_threads_and_runs_do_not_change_a_bit(device, every_size, on_threads, shape):
     tensors, grad_y = make(shape, torch.float32, device)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 2, 3):
-            torch.set_num_threads(threads)
-            y = conv3x3(*tensors)
-            runs.append([y, *torch.autograd.grad(y, tensors[:2], grad_y)])
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+    def run():
+        y = conv3x3(*tensors)
+        return y, *torch.autograd.grad(y, tensors[:2], grad_y)
+
+    first, *others = on_threads(run)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_without_the_extension_torch_serves(monkeypatch, every_size):
+def test_without_the_extension_torch_is_used(monkeypatch, every_size):
     tensors, grad_y = make((2, 16, 16, 9, 7), torch.float32)
     results = []
     for _ in range(2):
@@ -239,30 +211,46 @@ def test_without_the_extension_torch_serves(monkeypatch, every_size):
         results.append([y, *torch.autograd.grad(y, tensors, grad_y)])
         monkeypatch.setattr(MODULE._extension, "has_kernel", lambda x: False)
     for ours, other in zip(*results, strict=True):
-        assert far(ours, other) < 1e-5
+        assert relative_error(ours, other) < 1e-5
+
+
+def operator_arguments(tensors, grad_y, relu):
+    """Of the three operators."""
+    x, weight, _ = (t.detach() for t in tensors)
+    operators = torch.ops.fasthg
+    yield operators.conv3x3, (*tensors, relu)
+    yield operators.conv3x3_input_backward, (grad_y, weight)
+    yield operators.conv3x3_weight_backward, (grad_y, x, weight)
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_gradcheck_and_opcheck(device, every_size, relu):
+def test_gradcheck_and_registration(device, every_size, relu):
     tensors, _ = make((2, 3, 4, 3, 5), torch.float64, device)
-    assert torch.autograd.gradcheck(lambda *given: conv3x3(*given, relu=relu), tensors)
+    assert torch.autograd.gradcheck(lambda *inputs: conv3x3(*inputs, relu=relu), tensors)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for shape in ((2, 3, 4, 3, 5), (2, 1, 1, 3, 1)):
-            given, grad_y = make(shape, dtype, device)
-            x, weight, _ = (t.detach() for t in given)
-            operators = torch.ops.fasthg
-            torch.library.opcheck(operators.conv3x3, (*given, relu))
-            torch.library.opcheck(operators.conv3x3_input_backward, (grad_y, weight))
-            torch.library.opcheck(operators.conv3x3_weight_backward, (grad_y, x, weight))
+            for operator, arguments in operator_arguments(*make(shape, dtype, device), relu):
+                check_registration(operator, arguments)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_opcheck(device, every_size):
+    tensors, grad_y = make((2, 3, 4, 3, 5), torch.float32, device)
+    for operator, arguments in operator_arguments(tensors, grad_y, True):
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(device, every_size, layout, backend):
     tensors, _ = make((2, 16, 16, 8, 8), torch.float32, device, layout)
 
-    def total(*given):
-        y = conv3x3(*given, relu=True)
+    def total(*inputs):
+        y = conv3x3(*inputs, relu=True)
         return (y * y * 0.5).sum()
 
     def results(function):

@@ -3,16 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from op_testing import check_registration
+from pairwise import covering
 
 from fasthg.ops import gaussian_heatmaps, reference
 
-# dtype of the result, absolute error allowed against float64 arithmetic (values are 0..1)
-TOLERANCES = [
-    (torch.float64, 1e-14),
-    (torch.float32, 3e-7),
-    (torch.float16, 2.5e-4 + 3e-7),
-    (torch.bfloat16, 2e-3 + 3e-7),
-]
+# dtype of the result: absolute error allowed against float64 arithmetic (values are 0..1)
+TOLERANCES = {
+    torch.float64: 1e-14,
+    torch.float32: 3e-7,
+    torch.float16: 2.5e-4 + 3e-7,
+    torch.bfloat16: 2e-3 + 3e-7,
+}
 SHAPES = [(0, 3, 5, 5), (2, 0, 5, 5), (1, 1, 1, 1), (2, 7, 16, 16), (3, 5, 13, 17), (2, 3, 64, 31)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -34,13 +36,13 @@ def slow_loop(keypoints, sigmas, visibility, height, width, subpixel):
     return maps
 
 
-@pytest.mark.parametrize("subpixel", [False, True])
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_against_the_loop(scene, device, dtype, tolerance, shape, memory_format, subpixel):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "memory_format", "subpixel"),
+    covering(list(TOLERANCES), SHAPES, FORMATS, [False, True]),
+)
+def test_against_the_loop(scene, device, dtype, shape, memory_format, subpixel):
     keypoints, sigmas, visibility = scene(*shape, device)
-    got = gaussian_heatmaps(
+    actual = gaussian_heatmaps(
         keypoints,
         sigmas,
         shape[2:],
@@ -49,11 +51,12 @@ def test_against_the_loop(scene, device, dtype, tolerance, shape, memory_format,
         dtype=dtype,
         memory_format=memory_format,
     )
-    assert got.dtype == dtype and got.shape == shape and got.device == keypoints.device
-    assert got.is_contiguous(memory_format=memory_format)
+    assert actual.dtype == dtype and actual.shape == shape and actual.device == keypoints.device
+    assert actual.is_contiguous(memory_format=memory_format)
     arrays = (t.cpu().numpy() for t in (keypoints, sigmas, visibility))
-    wanted = slow_loop(*arrays, *shape[2:], subpixel)
-    np.testing.assert_allclose(got.double().cpu().numpy(), wanted, rtol=0, atol=tolerance)
+    expected = slow_loop(*arrays, *shape[2:], subpixel)
+    drawn = actual.double().cpu().numpy()
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -69,11 +72,11 @@ def test_half_types_are_at_most_twice_as_far_as_torch(scene, device, dtype):
 
 def test_keypoints_may_lie_anyhow_in_memory(scene, device):
     keypoints, sigmas, visibility = scene(6, 5, 16, 16, device)
-    wanted = gaussian_heatmaps(keypoints[::2], sigmas[::2], 16, visibility[::2] > 0)
+    expected = gaussian_heatmaps(keypoints[::2], sigmas[::2], 16, visibility[::2] > 0)
     strided = keypoints.permute(2, 1, 0).contiguous().permute(2, 1, 0)[::2]
     assert not strided.is_contiguous()
-    got = gaussian_heatmaps(strided, sigmas[::2], 16, visibility[::2].float())
-    assert torch.equal(got, wanted)
+    actual = gaussian_heatmaps(strided, sigmas[::2], 16, visibility[::2].float())
+    assert torch.equal(actual, expected)
 
 
 def test_one_row_of_sigmas_serves_all(scene, device):
@@ -105,35 +108,35 @@ def test_centres_round_half_to_even(device):
 
 def test_numpy_in_numpy_out(scene):
     keypoints, sigmas, visibility = scene(2, 3, 8, 8)
-    got = gaussian_heatmaps(keypoints.numpy(), sigmas.numpy(), 8, visibility.numpy())
-    assert isinstance(got, np.ndarray)
-    np.testing.assert_array_equal(got, gaussian_heatmaps(keypoints, sigmas, 8, visibility).numpy())
+    actual = gaussian_heatmaps(keypoints.numpy(), sigmas.numpy(), 8, visibility.numpy())
+    assert isinstance(actual, np.ndarray)
+    expected = gaussian_heatmaps(keypoints, sigmas, 8, visibility).numpy()
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_threads_and_runs_do_not_change_a_bit(scene, memory_format):
+def test_threads_and_runs_do_not_change_a_bit(scene, on_threads, memory_format):
     keypoints, sigmas, visibility = scene(37, 7, 64, 64)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(
-                gaussian_heatmaps(keypoints, sigmas, 64, visibility, memory_format=memory_format)
-            )
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+    def run():
+        return gaussian_heatmaps(keypoints, sigmas, 64, visibility, memory_format=memory_format)
+
+    first, *others = on_threads(run)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_opcheck(scene, device):
+    arguments = (*scene(2, 3, 8, 9, device), 8, 9, False, torch.float32, True)
+    torch.library.opcheck(torch.ops.fasthg.gaussian_heatmaps, arguments)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_opcheck(scene, device, channels_last):
+def test_registration(scene, device, channels_last):
     keypoints, sigmas, visibility = scene(2, 3, 8, 9, device)
-    operator = torch.ops.fasthg.gaussian_heatmaps
     for dtype in (torch.float32, torch.bfloat16):
         for flags in (None, visibility):
             arguments = (keypoints, sigmas, flags, 8, 9, False, dtype, channels_last)
-            torch.library.opcheck(operator, arguments)
+            check_registration(torch.ops.fasthg.gaussian_heatmaps, arguments)
 
 
 def test_compiles_without_a_graph_break(scene, device):
@@ -146,8 +149,8 @@ def test_compiles_without_a_graph_break(scene, device):
         )
         return maps * 2
 
-    wanted = gaussian_heatmaps(keypoints, sigmas, (8, 9), visibility) * 2
-    assert torch.equal(draw(keypoints), wanted)
+    expected = gaussian_heatmaps(keypoints, sigmas, (8, 9), visibility) * 2
+    assert torch.equal(draw(keypoints), expected)
 
 
 def test_the_reference_has_the_gradient():
@@ -197,8 +200,8 @@ def test_maps_that_mars_drew(test_data, case, loose):
             areas = golden[f"{case}__areas_{key.removeprefix('scale1_')}"]
             sigmas = sigmas * (256 / longer * 64 / 256 * np.sqrt(areas) * 2)[:, None]
         drawn = gaussian_heatmaps(keypoints, sigmas.astype(np.float32), 64, visibility)
-        wanted = golden[f"{name}__{key}__heatmaps"].transpose(0, 3, 1, 2)
-        np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-6)
+        expected = golden[f"{name}__{key}__heatmaps"].transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-6)
 
 
 def longer_crop_side(boxes, width, height, factor):

@@ -4,16 +4,18 @@ import itertools
 
 import pytest
 import torch
+from op_testing import check_registration
+from pairwise import covering
 
 from fasthg.ops import gaussian_heatmaps, heatmap_mse, reference
 
-# dtype of the predictions, relative error of the loss, absolute error of the gradient (of size 1)
-TOLERANCES = [
-    (torch.float64, 1e-13, 1e-14),
-    (torch.float32, 1e-6, 1e-6),
-    (torch.float16, 1e-6, 2.0**-10),
-    (torch.bfloat16, 1e-6, 2.0**-7),
-]
+# dtype of the predictions: relative error of the loss, absolute one of the gradient (of size 1)
+TOLERANCES = {
+    torch.float64: (1e-13, 1e-14),
+    torch.float32: (1e-6, 1e-6),
+    torch.float16: (1e-6, 2.0**-10),
+    torch.bfloat16: (1e-6, 2.0**-7),
+}
 # stacks, batch, parts, height, width
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -62,10 +64,9 @@ def case(scene, device):
     return make
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "loss_error", "gradient_error"), TOLERANCES)
-def test_against_drawing_the_targets(case, dtype, loss_error, gradient_error, shape, layout):
+@pytest.mark.parametrize(("dtype", "shape", "layout"), covering(list(TOLERANCES), SHAPES, LAYOUTS))
+def test_against_drawing_the_targets(case, dtype, shape, layout):
+    loss_error, gradient_error = TOLERANCES[dtype]
     predictions, described = case(shape, dtype, layout)
     keypoints, sigmas, visibility = described
     for subpixel in (False, True):
@@ -76,13 +77,13 @@ def test_against_drawing_the_targets(case, dtype, loss_error, gradient_error, sh
         (gradient,) = torch.autograd.grad((loss * weights).sum(), predictions)
 
         exact = predictions.detach().double().requires_grad_()
-        wanted = reference.heatmap_mse(
+        expected = reference.heatmap_mse(
             exact, keypoints.double(), sigmas.double(), visibility, subpixel=subpixel
         )
-        (wanted_gradient,) = torch.autograd.grad((wanted * weights).sum(), exact)
-        torch.testing.assert_close(loss.double(), wanted, rtol=loss_error, atol=0)
+        (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), exact)
+        torch.testing.assert_close(loss.double(), expected, rtol=loss_error, atol=0)
         torch.testing.assert_close(
-            gradient.double(), wanted_gradient, rtol=2 * gradient_error, atol=gradient_error
+            gradient.double(), expected_gradient, rtol=2 * gradient_error, atol=gradient_error
         )
 
 
@@ -91,8 +92,8 @@ def test_the_gradient_lies_as_the_predictions_do(case, layout):
     predictions, described = case((2, 3, 5, 8, 9), layout=layout)
     keypoints, sigmas, visibility = described
     (gradient,) = torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)
-    wanted = predictions.detach() - gaussian_heatmaps(keypoints, sigmas, (8, 9), visibility)
-    torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-6)
+    expected = predictions.detach() - gaussian_heatmaps(keypoints, sigmas, (8, 9), visibility)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
     if layout in (dense, channels_last):
         assert gradient.stride() == predictions.stride()
     if layout is some_images:
@@ -102,15 +103,15 @@ def test_the_gradient_lies_as_the_predictions_do(case, layout):
 def test_incoming_gradients_of_any_layout(case):
     predictions, described = case((3, 2, 4, 5, 6))
     difference = torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)[0]
-    for incoming in (
+    for grad_output in (
         torch.tensor(2.0).expand(3, 2),  # stride 0, as .sum() sends
         torch.arange(6.0).view(2, 3).t(),
         torch.arange(12.0).view(3, 4)[:, ::2],
     ):
-        incoming = incoming.to(predictions.device)
+        grad_output = grad_output.to(predictions.device)
         loss = heatmap_mse(predictions, *described)
-        (got,) = torch.autograd.grad(loss, predictions, incoming)
-        torch.testing.assert_close(got, difference * incoming[:, :, None, None, None])
+        (actual,) = torch.autograd.grad(loss, predictions, grad_output)
+        torch.testing.assert_close(actual, difference * grad_output[:, :, None, None, None])
 
 
 def test_gradcheck_twice(case):
@@ -133,7 +134,7 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(case):
 
 
 def peak_bytes(run):
-    """The most that torch's allocator has given out at a time for what `run` does."""
+    """The most that torch's allocator has handed out at a time for what `run` does."""
     run()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -171,8 +172,8 @@ def test_half_types_are_at_most_twice_as_far_as_torch(scene, device, dtype):
     exact = predictions.detach().double().requires_grad_()
 
     def plain(values):
-        given = keypoints.double(), sigmas.double(), 16, 16, visibility
-        targets = reference.gaussian_heatmaps(*given).to(values.dtype)
+        instances = keypoints.double(), sigmas.double(), 16, 16, visibility
+        targets = reference.gaussian_heatmaps(*instances).to(values.dtype)
         return (values - targets).square().sum((2, 3, 4)) / 2
 
     results = []
@@ -182,8 +183,8 @@ def test_half_types_are_at_most_twice_as_far_as_torch(scene, device, dtype):
         (exact, plain(exact)),
     ):
         results.append((loss.detach(), *torch.autograd.grad(loss.sum(), values)))
-    for ours, theirs, wanted in zip(*results, strict=True):
-        distances = [float((t.double() - wanted).norm()) for t in (ours, theirs)]
+    for ours, theirs, expected in zip(*results, strict=True):
+        distances = [float((t.double() - expected).norm()) for t in (ours, theirs)]
         assert distances[0] <= 2 * distances[1]
 
 
@@ -195,53 +196,66 @@ def test_a_sequence_of_stacks(case, layout):
     assert torch.equal(loss, heatmap_mse(predictions, *described))
     loss.sum().backward()
     (gradient,) = torch.autograd.grad(heatmap_mse(predictions, *described).sum(), predictions)
-    for stack, wanted in zip(stacks, gradient, strict=True):
-        assert torch.equal(stack.grad, wanted) and stack.grad.stride() == stack.stride()
+    for stack, expected in zip(stacks, gradient, strict=True):
+        assert torch.equal(stack.grad, expected) and stack.grad.stride() == stack.stride()
 
 
 @pytest.mark.parametrize("batch", [2, 19])  # fewer images than threads, and more
 @pytest.mark.parametrize("layout", [dense, channels_last])
-def test_threads_and_runs_do_not_change_a_bit(scene, layout, batch):
+def test_threads_and_runs_do_not_change_a_bit(scene, on_threads, layout, batch):
     described = scene(batch, 7, 32, 32)
     predictions = layout(torch.randn(40, batch, 7, 32, 32)).requires_grad_()
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            loss = heatmap_mse(predictions, *described)
-            results.append((loss, *torch.autograd.grad(loss.sum(), predictions)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def run():
+        loss = heatmap_mse(predictions, *described)
+        return loss, *torch.autograd.grad(loss.sum(), predictions)
+
+    first, *others = on_threads(run)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def operator_arguments(predictions, keypoints, sigmas, visibility):
+    """Of both operators."""
+    arguments = (predictions, keypoints, sigmas, visibility, True)
+    yield torch.ops.fasthg.heatmap_mse, arguments
+    grad_loss = torch.ones(2, 2, device=predictions.device)
+    yield torch.ops.fasthg.heatmap_mse_backward, (grad_loss, *arguments)
+
+
+def test_opcheck(case):
+    predictions, described = case((2, 2, 3, 5, 6), layout=channels_last)
+    for operator, arguments in operator_arguments(predictions, *described):
+        torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(case, layout):
+def test_registration(case, layout):
     for dtype in (torch.float32, torch.bfloat16):
         predictions, (keypoints, sigmas, visibility) = case((2, 2, 3, 5, 6), dtype, layout)
         for flags in (None, visibility):
-            arguments = (predictions, keypoints, sigmas, flags, True)
-            torch.library.opcheck(torch.ops.fasthg.heatmap_mse, arguments)
-            grad_loss = torch.ones(2, 2, device=predictions.device)
-            arguments = (grad_loss, *arguments)
-            torch.library.opcheck(torch.ops.fasthg.heatmap_mse_backward, arguments)
+            for operator, arguments in operator_arguments(predictions, keypoints, sigmas, flags):
+                check_registration(operator, arguments)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(case, layout, backend):
     predictions, described = case((2, 2, 3, 8, 9), layout=layout)
 
     def total(values, keypoints, sigmas, visibility):
         return (heatmap_mse(values * 2, keypoints, sigmas, visibility) * 0.5).sum()
 
-    wanted = torch.autograd.grad(total(predictions, *described), predictions)[0]
+    expected = torch.autograd.grad(total(predictions, *described), predictions)[0]
     loss = torch.compile(total, fullgraph=True, backend=backend)(predictions, *described)
-    (got,) = torch.autograd.grad(loss, predictions)
+    (actual,) = torch.autograd.grad(loss, predictions)
     torch.testing.assert_close(loss, total(predictions, *described))
-    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from op_testing import channels_last, check_registration, dense
+from pairwise import covering
 
 from fasthg.ops import gaussian_heatmaps, heatmap_peaks, reference
 
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 METHODS = ["argmax", "quarter", "dark", "plateau"]
 SHAPES = [(0, 2, 4, 4), (2, 0, 4, 4), (1, 1, 1, 1), (2, 3, 1, 7), (3, 5, 13, 17), (2, 7, 32, 32)]
-
-
-def dense(maps):
-    return maps
-
-
-def channels_last(maps):
-    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def sliced(maps):
@@ -39,10 +34,9 @@ def blobs(scene, shape, dtype, device):
     return (maps + 0.05 * noise - 0.01).to(dtype)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "method", "layout"), covering(DTYPES, SHAPES, METHODS, LAYOUTS)
+)
 def test_against_the_reference(scene, device, dtype, shape, method, layout):
     maps = layout(blobs(scene, shape, dtype, device))
     xy, score = heatmap_peaks(maps, method)
@@ -50,10 +44,10 @@ def test_against_the_reference(scene, device, dtype, shape, method, layout):
     assert xy.dtype == score.dtype == real
     assert xy.shape == (*shape[:2], 2) and score.shape == shape[:2]
     # bfloat16 holds these numbers exactly in float64: what differs is the arithmetic alone.
-    wanted_xy, wanted_score = reference.heatmap_peaks(maps.double(), method)
+    expected_xy, expected_score = reference.heatmap_peaks(maps.double(), method)
     error = 1e-12 if dtype == torch.float64 else 1e-4 if method == "dark" else 0
-    torch.testing.assert_close(xy.double(), wanted_xy, rtol=0, atol=error)
-    assert torch.equal(score.double(), wanted_score)
+    torch.testing.assert_close(xy.double(), expected_xy, rtol=0, atol=error)
+    assert torch.equal(score.double(), expected_score)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,6 +73,29 @@ def test_quarter_steps_towards_the_larger_neighbour(device):
     maps[0, 3, 0, 4], maps[0, 3, 0, 3] = 1, 0.5  # a corner stays
     xy, _ = heatmap_peaks(maps, "quarter")
     assert xy[0].tolist() == [[2.25, 2], [2, 1.75], [2, 2], [4, 0]]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-8), (torch.float32, 2e-3)])
+def test_dark_steps_along_blunt_ridges_alone(device, dtype, error):
+    """Kernel and reference draw the line at the same determinant.
+
+    A Gaussian of deviations 1 across and `length` along a diagonal, blurred by a deviation of 1:
+    of its logarithm, the determinant is 4 r / (1 + r)^2 times dxx dyy, r = 2 / (1 + length^2).
+    The bound is 1e-3 of dxx dyy.
+    """
+    lengths = torch.tensor([12.0, 20, 28, 40, 50, 60, 75, 100, 150], dtype=torch.float64)
+    y, x = torch.meshgrid(*[torch.arange(64.0, dtype=torch.float64)] * 2, indexing="ij")
+    along, across = (x - 31.3 + y - 30.4) / 2**0.5, (x - 31.3 - y + 30.4) / 2**0.5
+    maps = torch.exp(-((along / lengths[:, None, None]) ** 2 + across**2) / 2)[None]
+    ratio = 2 / (1 + lengths**2)
+    determinants = 4 * ratio / (1 + ratio) ** 2
+    assert ((determinants > 1.1e-3) & (determinants < 9e-3)).sum() == 4
+    maps = maps.to(device, dtype)
+    xy = heatmap_peaks(maps, "dark")[0]
+    expected = reference.heatmap_peaks(maps.double(), "dark")[0]
+    torch.testing.assert_close(xy.double(), expected, rtol=0, atol=error)
+    steps = (xy != heatmap_peaks(maps, "quarter")[0]).any(-1)[0]
+    assert steps.tolist() == (determinants > 1e-3).tolist()
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0, 10.0])
@@ -142,7 +159,7 @@ def test_plateau_is_what_a_maximum_filter_gives(device):
             windows = np.lib.stride_tricks.sliding_window_view(padded, (15, 15))
             equal = array == windows.max((2, 3))
             start = divmod(int(array.argmax()), 21)
-            found, todo = {start}, [start]
+            region, todo = {start}, [start]
             while todo:
                 y, x = todo.pop()
                 for cell in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
@@ -150,11 +167,11 @@ def test_plateau_is_what_a_maximum_filter_gives(device):
                         0 <= cell[0] < 20
                         and 0 <= cell[1] < 21
                         and equal[cell]
-                        and cell not in found
+                        and cell not in region
                     ):
-                        found.add(cell)
+                        region.add(cell)
                         todo.append(cell)
-            ys, xs = zip(*found, strict=True)
+            ys, xs = zip(*region, strict=True)
             middle = [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2]
             assert xy[b, p].tolist() == middle
 
@@ -168,17 +185,12 @@ def test_numpy_in_numpy_out(scene):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_threads_do_not_change_a_bit(scene, method):
+def test_threads_do_not_change_a_bit(scene, on_threads, method):
     maps = blobs(scene, (16, 7, 64, 64), torch.float32, "cpu")
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(torch.cat([t.flatten() for t in heatmap_peaks(maps, method)]))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    first, *others = on_threads(
+        lambda: torch.cat([t.flatten() for t in heatmap_peaks(maps, method)])
+    )
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_the_result_carries_no_gradient(scene):
@@ -186,15 +198,20 @@ def test_the_result_carries_no_gradient(scene):
     assert not any(t.requires_grad for t in heatmap_peaks(maps))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_opcheck_and_compile(scene, device, method):
+def test_opcheck(scene, device):
     maps = channels_last(blobs(scene, (2, 3, 8, 9), torch.float32, device))
-    torch.library.opcheck(torch.ops.fasthg.heatmap_peaks, (maps, method))
+    torch.library.opcheck(torch.ops.fasthg.heatmap_peaks, (maps, "dark"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_registration_and_compile(scene, device, method):
+    maps = channels_last(blobs(scene, (2, 3, 8, 9), torch.float32, device))
+    check_registration(torch.ops.fasthg.heatmap_peaks, (maps, method))
     compiled = torch.compile(
         lambda maps: heatmap_peaks(maps * 1, method), fullgraph=True, backend="aot_eager"
     )
-    for got, wanted in zip(compiled(maps), heatmap_peaks(maps, method), strict=True):
-        assert torch.equal(got, wanted)
+    for actual, expected in zip(compiled(maps), heatmap_peaks(maps, method), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(

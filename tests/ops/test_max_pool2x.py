@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from op_testing import LAYOUTS, channels_last, check_registration, dense, some_channels
+from pairwise import covering
 from torch.nn import functional
 
 from fasthg.ops import max_pool2x
@@ -19,25 +21,6 @@ SHAPES = [
     (2, 16, 80, 88),
 ]
 WITHOUT_RESULTS = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 1, 4), (2, 3, 0, 4), (2, 3, 1, 1)]
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def dense(x):
-    return x.contiguous()
-
-
-def some_channels(x):
-    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
-
-
-def some_rows(x):
-    return x.repeat_interleave(2, 2)[:, :, ::2]
-
-
-LAYOUTS = [dense, channels_last, some_channels, some_rows]
 
 
 def make(shape, dtype, device="cpu", layout=channels_last):
@@ -64,19 +47,20 @@ def plain(x):
     return y.to(device), index.to(device)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_against_torch(device, dtype, shape, layout):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "layout", "threads"), covering(DTYPES, SHAPES, LAYOUTS, [1, 2])
+)
+def test_against_torch(device, set_threads, dtype, shape, layout, threads):
     """Nothing is rounded: every bit is torch's own."""
+    set_threads(threads)
     x, grad_y = make(shape, dtype, device, layout)
     y, index = max_pool2x(x)
-    wanted, wanted_index = plain(x)
+    expected, expected_index = plain(x)
     assert y.dtype == dtype and index.dtype == torch.uint8 and not index.requires_grad
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, index))
-    assert torch.equal(y, wanted) and torch.equal(index, wanted_index)
-    (got,), (right,) = (torch.autograd.grad(t, x, grad_y) for t in (y, wanted))
-    assert got.dtype == dtype and torch.equal(got, right)
+    assert torch.equal(y, expected) and torch.equal(index, expected_index)
+    grad, expected_grad = (torch.autograd.grad(t, x, grad_y)[0] for t in (y, expected))
+    assert grad.dtype == dtype and torch.equal(grad, expected_grad)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,10 +69,10 @@ def test_every_order_of_special_values(device, dtype):
     cases = torch.tensor(list(itertools.product(values, repeat=4)), dtype=torch.float64)
     for channels in (1, 16):  # one by one, and in vectors
         x = cases.to(dtype).view(-1, channels, 2, 2).to(device)
-        (y, index), (wanted, wanted_index) = max_pool2x(x), plain(x)
-        assert torch.equal(index, wanted_index)
-        torch.testing.assert_close(y, wanted, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(y.signbit() & ~y.isnan(), wanted.signbit() & ~y.isnan())
+        (y, index), (expected, expected_index) = max_pool2x(x), plain(x)
+        assert torch.equal(index, expected_index)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(y.signbit() & ~y.isnan(), expected.signbit() & ~y.isnan())
 
 
 @pytest.mark.parametrize("shape", WITHOUT_RESULTS)
@@ -103,20 +87,21 @@ def test_nothing_to_pool(device, shape):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_incoming_gradient(device, layout):
     x, grad_y = make((2, 6, 7, 8), torch.float32, device, layout)
-    for incoming in (
+    for grad_output in (
         torch.tensor(2.0, device=device).expand(grad_y.shape),  # stride 0, as .sum() sends
         torch.rand(6, device=device)[:, None, None].expand(grad_y.shape),
         dense(grad_y),
         some_channels(grad_y),
     ):
-        (got,) = torch.autograd.grad(max_pool2x(x)[0], x, incoming)
-        (wanted,) = torch.autograd.grad(functional.max_pool2d(x, 2, 2), x, incoming)
-        assert torch.equal(got, wanted)
+        (actual,) = torch.autograd.grad(max_pool2x(x)[0], x, grad_output)
+        (expected,) = torch.autograd.grad(functional.max_pool2d(x, 2, 2), x, grad_output)
+        assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("shape", [(3, 6, 5, 7), (2, 3, 1, 4)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "layout", "shape"),
+    covering([torch.float32, torch.bfloat16], LAYOUTS, [(3, 6, 5, 7), (2, 3, 1, 4)]),
+)
 def test_the_fallback_equals_the_kernels(monkeypatch, dtype, layout, shape):
     x, grad_y = make(shape, dtype, layout=layout)
 
@@ -126,24 +111,21 @@ def test_the_fallback_equals_the_kernels(monkeypatch, dtype, layout, shape):
 
     native = run()
     monkeypatch.setattr("fasthg.ops._extension.has_kernel", lambda tensor: False)
-    for got, wanted in zip(run(), native, strict=True):
-        assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+    for actual, expected in zip(run(), native, strict=True):
+        assert torch.equal(actual, expected) and actual.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_and_runs_do_not_change_a_bit(dtype):
+def test_threads_and_runs_do_not_change_a_bit(on_threads, dtype):
     x, grad_y = make((9, 24, 75, 43), dtype)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            y, index = max_pool2x(x)
-            results.append((y, index, *torch.autograd.grad(y, x, grad_y)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def run():
+        y, index = max_pool2x(x)
+        return y, index, *torch.autograd.grad(y, x, grad_y)
+
+    first, *others = on_threads(run)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_one_byte_a_result_is_kept_for_the_backward():
@@ -160,7 +142,7 @@ def test_one_byte_a_result_is_kept_for_the_backward():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradcheck_and_opcheck(device, layout):
+def test_gradcheck_and_registration(device, layout):
     x, _ = make((2, 3, 5, 4), torch.float64, device, layout)
     # Far from ties, which have no derivative.
     distinct = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0)).double()
@@ -168,13 +150,25 @@ def test_gradcheck_and_opcheck(device, layout):
     assert torch.autograd.gradcheck(lambda x: max_pool2x(x)[0], x)
     for dtype in DTYPES:
         x, grad_y = make((2, 3, 5, 4), dtype, device, layout)
-        torch.library.opcheck(torch.ops.fasthg.max_pool2x, (x,))
+        check_registration(torch.ops.fasthg.max_pool2x, (x,))
         index = max_pool2x(x)[1]
-        torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, 5, 4))
+        check_registration(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, 5, 4))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_opcheck(device):
+    x, grad_y = make((2, 3, 5, 4), torch.float32, device)
+    torch.library.opcheck(torch.ops.fasthg.max_pool2x, (x,))
+    index = max_pool2x(x)[1]
+    torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, 5, 4))
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(device, layout, backend):
     x, _ = make((2, 4, 7, 6), torch.float32, device, layout)
 

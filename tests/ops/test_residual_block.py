@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_testing import check_registration
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +28,7 @@ def make(
     *,
     offset: float = 0.0,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Input, weights and incoming gradient, drawn in float64 and rounded to dtype."""
+    """Input, weights and the gradient of y, drawn in float64 and rounded to dtype."""
     random = torch.Generator().manual_seed(sum(shape) + half)
 
     def draw(*sizes: int) -> Tensor:
@@ -50,28 +51,28 @@ def results(function, x: Tensor, weights: list[Tensor], grad_y: Tensor) -> list[
     return [y.detach(), *(s.detach() for s in statistics if s.numel()), *gradients]
 
 
-def far(got: Tensor, wanted: Tensor) -> float:
+def largest_error(actual: Tensor, expected: Tensor) -> float:
     """Largest error, relative to the largest value or, where all nearly cancel, to a tenth."""
-    error = (got.double() - wanted.double()).abs().max()
-    return (error / wanted.double().abs().max().clamp(min=0.1)).item()
+    error = (actual.double() - expected.double()).abs().max()
+    return (error / expected.double().abs().max().clamp(min=0.1)).item()
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
 def test_against_torch(device, dtype, error, block):
-    given = make(*block, dtype, device)
-    x, weights, grad_y = given
+    inputs = make(*block, dtype, device)
+    x, weights, grad_y = inputs
     exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
-    for got, wanted in zip(results(residual_block, *given), exact, strict=True):
-        assert got.dtype == dtype and got.shape == wanted.shape
-        assert far(got, wanted) < error
+    for actual, expected in zip(results(residual_block, *inputs), exact, strict=True):
+        assert actual.dtype == dtype and actual.shape == expected.shape
+        assert largest_error(actual, expected) < error
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("out", [32, 48])
 def test_half_types_err_no_more_than_twice_what_torch_does(device, dtype, out):
-    given = make((4, 32, 16, 16), 16, out, dtype, device)
-    x, weights, grad_y = given
+    inputs = make((4, 32, 16, 16), 16, out, dtype, device)
+    x, weights, grad_y = inputs
     exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
 
     def plain(x: Tensor, *w: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -85,72 +86,91 @@ def test_half_types_err_no_more_than_twice_what_torch_does(device, dtype, out):
         y = norm(functional.conv2d(inner, halves[4]), halves[5])
         return y + (norm(functional.conv2d(x, halves[6]), halves[7]) if len(w) > 6 else x), []
 
-    def distance(got: Tensor, wanted: Tensor) -> float:
-        return ((got.double() - wanted).norm() / wanted.norm()).item()
+    def distance(actual: Tensor, expected: Tensor) -> float:
+        return ((actual.double() - expected).norm() / expected.norm()).item()
 
-    ours, theirs = results(residual_block, *given), results(plain, *given)
+    ours, theirs = results(residual_block, *inputs), results(plain, *inputs)
     statistics = len(ours) - len(theirs)
     compared = [ours[0], *ours[1 + statistics :]]
-    wanted = [exact[0], *exact[1 + statistics :]]
-    for got, other, right in zip(compared, theirs, wanted, strict=True):
-        assert distance(got, right) < 2 * distance(other, right) + 1e-6
-    for got, right in zip(ours[1 : 1 + statistics], exact[1 : 1 + statistics], strict=True):
-        assert far(got, right) < 0.02
+    expected = [exact[0], *exact[1 + statistics :]]
+    for actual, other, right in zip(compared, theirs, expected, strict=True):
+        assert distance(actual, right) < 2 * distance(other, right) + 1e-6
+    for actual, right in zip(ours[1 : 1 + statistics], exact[1 : 1 + statistics], strict=True):
+        assert largest_error(actual, right) < 0.02
 
 
 @pytest.mark.parametrize("block", BLOCKS[1:3], ids=str)
 def test_gradcheck(block):
     x, weights, _ = make(*block, torch.float64)
     inputs = [t.requires_grad_() for t in (x, *weights)]
-    assert torch.autograd.gradcheck(lambda *given: residual_block(*given)[0], inputs)
+    assert torch.autograd.gradcheck(lambda *tensors: residual_block(*tensors)[0], inputs)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(device, dtype, block):
-    x, weights, grad_y = make(*block, dtype, device)
-    weights += [None] * (8 - len(weights))
+def operator_arguments(x, weights, grad_y):
+    """Of both operators."""
+    weights = weights + [None] * (8 - len(weights))
     inputs = [None if t is None else t.requires_grad_() for t in (x, *weights)]
-    torch.library.opcheck(torch.ops.fasthg.residual_block.default, (*inputs, 1e-3))
+    yield torch.ops.fasthg.residual_block.default, (*inputs, 1e-3)
     y, y1, y2, *values = torch.ops.fasthg.residual_block(*inputs, 1e-3)
     w1, b1, w2, b2, w3, _, skip, _ = (None if w is None else w.detach() for w in weights)
     saved = x.detach(), y1.detach(), y2.detach(), values[:8], values[8:]
     arguments = grad_y, *saved, w1, b1, w2, b2, w3, skip, 1e-3
-    torch.library.opcheck(torch.ops.fasthg.residual_block_backward.default, arguments)
+    yield torch.ops.fasthg.residual_block_backward.default, arguments
 
 
-@pytest.mark.parametrize("block", BLOCKS[:2], ids=str)
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_opcheck(device):
+    for operator, arguments in operator_arguments(*make(*BLOCKS[1], torch.float32, device)):
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_registration(device, dtype, block):
+    for operator, arguments in operator_arguments(*make(*block, dtype, device)):
+        check_registration(operator, arguments)
+
+
+@pytest.mark.parametrize(
+    ("backend", "block"),
+    [
+        pytest.param("inductor", BLOCKS[1], marks=pytest.mark.slow),  # with a skip convolution
+        ("aot_eager", BLOCKS[0]),
+    ],
+    ids=["inductor", "aot_eager"],
+)
 def test_compiles_without_a_graph_break(device, block, backend):
-    given = make(*block, torch.float32, device)
-    eager = results(residual_block, *given)
+    inputs = make(*block, torch.float32, device)
+    eager = results(residual_block, *inputs)
     compiled = torch.compile(residual_block, fullgraph=True, backend=backend)
-    for got, wanted in zip(results(compiled, *given), eager, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+    for actual, expected in zip(results(compiled, *inputs), eager, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_any_layout_and_any_incoming_gradient(device):
     x, weights, grad_y = make((2, 6, 7, 5), 3, 10, torch.float64, device)
-    wanted = results(residual_block, x, weights, grad_y)
+    expected = results(residual_block, x, weights, grad_y)
     sliced = torch.stack([x, x.flip(0)], 1)[:, 0]
     for laid in (x.contiguous(), sliced):
         for gradient in (grad_y.contiguous(), torch.stack([grad_y] * 2, -1)[..., 0]):
-            for got, right in zip(
-                results(residual_block, laid, weights, gradient), wanted, strict=True
+            for actual, right in zip(
+                results(residual_block, laid, weights, gradient), expected, strict=True
             ):
-                torch.testing.assert_close(got, right, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(actual, right, rtol=1e-12, atol=1e-12)
     expanded = torch.ones((), dtype=x.dtype, device=device).expand(grad_y.shape)
-    wanted = results(residual_block, x, weights, expanded.contiguous())
-    for got, right in zip(results(residual_block, x, weights, expanded), wanted, strict=True):
-        torch.testing.assert_close(got, right, rtol=1e-12, atol=1e-12)
+    expected = results(residual_block, x, weights, expanded.contiguous())
+    for actual, right in zip(results(residual_block, x, weights, expanded), expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_runs_are_equal(monkeypatch, device, dtype):
+def test_two_runs_are_equal(monkeypatch, device, set_threads, dtype, threads):
+    """With one number of threads: torch's matrix products depend on it."""
+    set_threads(threads)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    given = make((4, 32, 16, 16), 16, 48, dtype, device)
-    for a, b in zip(results(residual_block, *given), results(residual_block, *given), strict=True):
-        assert torch.equal(a, b)
+    inputs = make((4, 32, 16, 16), 16, 48, dtype, device)
+    first, second = (results(residual_block, *inputs) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("out", [6, 10])
@@ -162,11 +182,11 @@ def test_an_empty_batch(device, out):
 
 
 def test_a_mean_far_from_zero_in_the_skip_costs_few_digits(device):
-    given = make((4, 8, 8, 8), 8, 12, torch.float32, device, offset=100.0)
-    x, weights, grad_y = given
+    inputs = make((4, 8, 8, 8), 8, 12, torch.float32, device, offset=100.0)
+    x, weights, grad_y = inputs
     exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
-    for got, wanted in zip(results(residual_block, *given), exact, strict=True):
-        assert far(got, wanted) < 2e-3
+    for actual, expected in zip(results(residual_block, *inputs), exact, strict=True):
+        assert largest_error(actual, expected) < 2e-3
 
 
 def test_only_the_input_and_two_narrow_maps_are_kept():
@@ -193,9 +213,9 @@ def test_inference_with_folded_norms(device, out):
     y = residual_block_inference(x, w1, b1, w2, b2, w3, b3, *skip[:1])
     inner = functional.conv2d(x, w1, b1).relu()
     inner = functional.conv2d(inner, w2, b2, padding=1).relu()
-    wanted = functional.conv2d(inner, w3, b3)
-    wanted = wanted + (functional.conv2d(x, skip[0]) if skip else x)
-    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+    expected = functional.conv2d(inner, w3, b3)
+    expected = expected + (functional.conv2d(x, skip[0]) if skip else x)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +233,9 @@ def test_inference_with_folded_norms(device, out):
 )
 def test_what_is_refused(name, value, message):
     x, weights, _ = make((2, 6, 4, 4), 3, 6, torch.float32)
-    given = {"x": x, **dict(zip(NAMES, weights, strict=False)), name: value}
+    arguments = {"x": x, **dict(zip(NAMES, weights, strict=False)), name: value}
     with pytest.raises(ValueError, match="residual_block") as error:
-        residual_block(**given)
+        residual_block(**arguments)
     assert message in str(error.value)
 
 
@@ -227,12 +247,12 @@ def test_more_channels_out_than_in_need_a_skip_convolution():
 
 @pytest.mark.parametrize("out", [6, 10])
 def test_autocast_around_the_call_changes_nothing(device, out):
-    given = make((2, 6, 7, 5), 3, out, torch.float32, device)
-    plain = results(residual_block, *given)
+    inputs = make((2, 6, 7, 5), 3, out, torch.float32, device)
+    plain = results(residual_block, *inputs)
     with torch.autocast(device.type, torch.bfloat16):
-        around = results(residual_block, *given)
+        around = results(residual_block, *inputs)
     assert all(torch.equal(one, other) for one, other in zip(plain, around, strict=True))
-    x, (w1, b1, w2, b2, w3, b3, *skip), _ = given
+    x, (w1, b1, w2, b2, w3, b3, *skip), _ = inputs
     arguments = (x, w1, b1, w2, b2, w3, b3, *skip[:1])
     plain = residual_block_inference(*arguments)
     with torch.autocast(device.type, torch.bfloat16):

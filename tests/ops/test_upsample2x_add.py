@@ -2,39 +2,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_testing import LAYOUTS, channels_last, check_registration, dense, some_channels
+from pairwise import covering
 from torch.nn import functional
 
 from fasthg.ops import reference, upsample2x_add
 
 # dtype and the relative error of one rounding
-TOLERANCES = [
-    (torch.float64, 2.0**-53),
-    (torch.float32, 2.0**-24),
-    (torch.float16, 2.0**-11),
-    (torch.bfloat16, 2.0**-8),
-]
+TOLERANCES = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
 # those of low: vectors of channels, and where one would not divide them
 SHAPES = [(2, 8, 4, 5), (3, 5, 7, 3), (1, 1, 1, 1), (2, 67, 1, 2), (1, 256, 3, 3), (2, 16, 40, 44)]
 EMPTY = [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)]
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def dense(x):
-    return x.contiguous()
-
-
-def some_channels(x):
-    return channels_last(x.repeat_interleave(2, 1))[:, ::2]
-
-
-def some_rows(x):
-    return x.repeat_interleave(2, 2)[:, :, ::2]
-
-
-LAYOUTS = [dense, channels_last, some_channels, some_rows]
 
 
 def make(shape, dtype, device="cpu", layout=channels_last):
@@ -53,18 +36,20 @@ def plain(low, high):
     return high + functional.interpolate(low, scale_factor=2, mode="nearest")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), TOLERANCES)
-def test_against_torch(device, dtype, error, shape, layout):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "layout", "threads"), covering(list(TOLERANCES), SHAPES, LAYOUTS, [1, 2])
+)
+def test_against_torch(device, set_threads, dtype, shape, layout, threads):
+    set_threads(threads)
+    error = TOLERANCES[dtype]
     low, high, grad_y = make(shape, dtype, device, layout)
     y = upsample2x_add(low, high)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     exact = [t.detach().double().requires_grad_() for t in (low, high)]
-    wanted = plain(*exact)
-    torch.testing.assert_close(y.double(), wanted, rtol=error, atol=1e-7 * error)
+    expected = plain(*exact)
+    torch.testing.assert_close(y.double(), expected, rtol=error, atol=1e-7 * error)
     grad_low, grad_high = torch.autograd.grad(y, (low, high), grad_y)
-    right, _ = torch.autograd.grad(wanted, exact, grad_y.double())
+    right, _ = torch.autograd.grad(expected, exact, grad_y.double())
     # Three roundings of sums as large as 16 or, in half types, one of the result.
     torch.testing.assert_close(grad_low.double(), right, rtol=error, atol=16 * min(error, 2.0**-24))
     assert grad_low.dtype == dtype and torch.equal(grad_high, grad_y)
@@ -75,15 +60,15 @@ def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype):
     low, high, grad_y = make((2, 16, 16, 16), dtype, device)
     exact = [t.detach().double().requires_grad_() for t in (low, high)]
     results = []
-    for function, inputs, incoming in (
+    for function, inputs, grad_output in (
         (upsample2x_add, (low, high), grad_y),
         (plain, (low, high), grad_y),
         (plain, exact, grad_y.double()),
     ):
         y = function(*inputs)
-        results.append((y, *torch.autograd.grad(y, inputs, incoming)))
-    for ours, theirs, wanted in zip(*results, strict=True):
-        distances = [float((t.double() - wanted).detach().abs().max()) for t in (ours, theirs)]
+        results.append((y, *torch.autograd.grad(y, inputs, grad_output)))
+    for ours, theirs, expected in zip(*results, strict=True):
+        distances = [float((t.double() - expected).detach().abs().max()) for t in (ours, theirs)]
         assert distances[0] <= 2 * distances[1]
 
 
@@ -98,15 +83,15 @@ def test_nothing_to_add(device, shape):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_incoming_gradient(device, layout):
     low, high, grad_y = make((2, 6, 4, 5), torch.float32, device, layout)
-    for incoming in (
+    for grad_output in (
         torch.tensor(2.0, device=device).expand(high.shape),  # stride 0, as .sum() sends
         torch.rand(6, device=device)[:, None, None].expand(high.shape),
         dense(grad_y),
         some_channels(grad_y),
     ):
-        gradients = torch.autograd.grad(upsample2x_add(low, high), (low, high), incoming)
-        wanted = torch.autograd.grad(plain(low, high), (low, high), incoming)
-        torch.testing.assert_close(gradients, wanted)
+        gradients = torch.autograd.grad(upsample2x_add(low, high), (low, high), grad_output)
+        expected = torch.autograd.grad(plain(low, high), (low, high), grad_output)
+        torch.testing.assert_close(gradients, expected)
 
 
 def test_only_what_is_asked_for_is_computed():
@@ -129,25 +114,22 @@ def test_the_fallback_equals_the_kernels(monkeypatch, dtype, layout):
 
     native = run()
     monkeypatch.setattr("fasthg.ops._extension.has_kernel", lambda tensor: False)
-    for got, wanted in zip(run(), native, strict=True):
-        torch.testing.assert_close(got, wanted)
-        assert got.stride() == wanted.stride()
+    for actual, expected in zip(run(), native, strict=True):
+        torch.testing.assert_close(actual, expected)
+        assert actual.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_and_runs_do_not_change_a_bit(dtype):
+def test_threads_and_runs_do_not_change_a_bit(on_threads, dtype):
     low, high, grad_y = make((9, 24, 37, 21), dtype)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            y = upsample2x_add(low, high)
-            results.append((y, *torch.autograd.grad(y, (low, high), grad_y)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def run():
+        y = upsample2x_add(low, high)
+        return y, *torch.autograd.grad(y, (low, high), grad_y)
+
+    first, *others = on_threads(run)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_nan_and_infinity_pass(device):
@@ -160,17 +142,28 @@ def test_nan_and_infinity_pass(device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradcheck_and_opcheck(device, layout):
+def test_gradcheck_and_registration(device, layout):
     low, high, grad_y = make((2, 3, 2, 3), torch.float64, device, layout)
     assert torch.autograd.gradcheck(upsample2x_add, (low, high))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         low, high, grad_y = make((2, 3, 2, 3), dtype, device, layout)
-        torch.library.opcheck(torch.ops.fasthg.upsample2x_add, (low, high))
-        torch.library.opcheck(torch.ops.fasthg.upsample2x_add_backward, (grad_y,))
+        check_registration(torch.ops.fasthg.upsample2x_add, (low, high))
+        check_registration(torch.ops.fasthg.upsample2x_add_backward, (grad_y,))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", [dense, channels_last])
+def test_opcheck(device):
+    low, high, grad_y = make((2, 3, 2, 3), torch.float32, device)
+    torch.library.opcheck(torch.ops.fasthg.upsample2x_add, (low, high))
+    torch.library.opcheck(torch.ops.fasthg.upsample2x_add_backward, (grad_y,))
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [
+        pytest.param("inductor", channels_last, marks=pytest.mark.slow),
+        ("aot_eager", dense),
+    ],
+)
 def test_compiles_without_a_graph_break(device, layout, backend):
     low, high, _ = make((2, 4, 3, 4), torch.float32, device, layout)
 
