@@ -64,7 +64,6 @@ def test_a_copy_of_a_network_has_side_streams_of_its_own() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_graph_waits_for_overlapped_gradients() -> None:
     """Large products overlap a chain of small ones: read too early, they would be incomplete."""
     device = torch.device("cuda")

@@ -26,9 +26,10 @@ def test_the_maps_are_the_same() -> None:
     model = trained()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     images = torch.randn(2, 3, 64, 64)
-    wanted = model(images)
+    expected = model(images)
     folded = fold_batch_norm(model, torch.float32)
-    torch.testing.assert_close(folded(images), wanted, rtol=1e-4, atol=1e-4 * wanted.max().item())
+    close = 1e-4 * expected.max().item()
+    torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=close)
     assert not any(isinstance(module, BatchNorm) for module in folded.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 

@@ -75,7 +75,7 @@ def test_a_residual_is_the_same_either_way(channels_in: int, training: bool) -> 
     torch.manual_seed(0)
     block = Residual(channels_in, 12).double().train(training)
     x = torch.randn(3, channels_in, 8, 8, dtype=torch.float64, requires_grad=True)
-    found = []
+    results = []
     for fused in ("on", "off"):
         for module in block.modules():
             if isinstance(module, BatchNorm):
@@ -84,8 +84,8 @@ def test_a_residual_is_the_same_either_way(channels_in: int, training: bool) -> 
                 module.running_var.fill_(0.9)
         y = block(x)
         gradients = torch.autograd.grad(y.square().sum(), (x, *block.parameters()))
-        found.append((y, *gradients, *(b.clone() for b in block.buffers())))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+        results.append((y, *gradients, *(b.clone() for b in block.buffers())))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
 
 
 def test_an_hourglass_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_an_hourglass_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch) ->
         if isinstance(module, BatchNorm):
             module.fused = "off"
     x = torch.randn(2, 8, 8, 12, dtype=torch.float64, requires_grad=True)
-    found, calls = [], []
+    results, calls = [], []
     for name in ("max_pool2x", "upsample2x_add"):
         operator = getattr(ops, name)
         monkeypatch.setattr(
@@ -108,8 +108,8 @@ def test_an_hourglass_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch) ->
                 module.fused = fused
         y = block(x)
         gradients = torch.autograd.grad(y.square().sum(), (x, *block.parameters()))
-        found.append((y, *gradients))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+        results.append((y, *gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
     assert len(calls) == 4
 
 
@@ -117,8 +117,8 @@ def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
     monkeypatch.setattr(BatchNorm, "_fused", lambda *_: runs.append("fused"))
     layer, x = BatchNorm(3), torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
-    for served in (True, False):
-        monkeypatch.setattr("fasthg.model.fused.has_kernel", lambda _, served=served: served)
+    for available in (True, False):
+        monkeypatch.setattr("fasthg.model.fused.has_kernel", lambda _, known=available: known)
         layer(x)
     monkeypatch.setattr("fasthg.model.fused.has_kernel", lambda _: True)
     layer(x.float())
@@ -131,7 +131,7 @@ def test_auto_takes_whole_blocks_where_they_gain() -> None:
     cases = [(small, False), (large, True), (large.bfloat16(), False)]
     if not ops.has_kernel(small):
         cases = [(x, False) for x, _ in cases]
-    assert [block.fused_for(x) for x, _ in cases] == [wanted for _, wanted in cases]
+    assert [block.fused_for(x) for x, _ in cases] == [expected for _, expected in cases]
     if torch.cuda.is_available():
         assert not block.fused_for(large.cuda())
     block.conv1.bn.fused = "on"
@@ -146,8 +146,8 @@ def test_a_fused_block_compiles_without_a_graph_break() -> None:
         if isinstance(layer, BatchNorm):
             layer.fused = "on"
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    wanted = block(x)
-    torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), wanted)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), block(x))
 
 
 def test_half_precision_follows_autocast() -> None:
@@ -182,7 +182,7 @@ def test_the_convolutions_of_a_stack_are_those_of_torch(
     monkeypatch.setattr(stack.hourglass, "forward", lambda x: x)
     monkeypatch.setattr(stack.residual, "forward", lambda x: x)
     monkeypatch.setattr(stack.features, "forward", lambda _: features)
-    found = []
+    results = []
     for fused in ("off", "on"):
         stack.fused = fused
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -191,7 +191,7 @@ def test_the_convolutions_of_a_stack_are_those_of_torch(
         inputs = [features, x, *convolutions]
         loss = sum((t.float() * (i + 1)).square().sum() for i, t in enumerate(outputs))
         gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
-        found.append([*outputs, *(g for g in gradients if g is not None)])
-    for plain, fused_one in zip(*found, strict=True):
-        far = (fused_one.float() - plain.float()).norm() / plain.float().norm()
-        assert far < error
+        results.append([*outputs, *(g for g in gradients if g is not None)])
+    for plain, fused_one in zip(*results, strict=True):
+        relative_error = (fused_one.float() - plain.float()).norm() / plain.float().norm()
+        assert relative_error < error

@@ -84,9 +84,9 @@ def test_moving_statistics_after_one_update(
     for key in (k for k in golden if k.startswith("after1update__")):
         name = key.removeprefix("after1update__").replace("__", "/")
         before = golden["before__" + name.replace("/", "__")]
-        moved = float(np.abs(golden[key] - before).max())
+        change = float(np.abs(golden[key] - before).max())
         error = float(np.abs(state[names[name]].numpy() - golden[key]).max())
-        assert error <= max(1e-3 * moved, 5e-7)
+        assert error <= max(1e-3 * change, 5e-7)
 
 
 @pytest.mark.parametrize("stacks", [2, 8])

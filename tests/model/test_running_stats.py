@@ -58,7 +58,7 @@ def flattened() -> tuple[StackedHourglass, RunningStats]:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every call of the operator."""
     counted: list[int] = []
 
@@ -71,11 +71,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def equal(net: nn.Module, other: nn.Module) -> None:
-    for (name, got), wanted in zip(net.named_buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(got, wanted, msg=name)
+    for (name, actual), expected in zip(net.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected, msg=name)
 
 
-def test_equals_layers_that_move_by_themselves(flattened, launches: list[int]) -> None:
+def test_equals_layers_that_move_by_themselves(flattened, kernel_calls: list[int]) -> None:
     (net, statistics), plain = flattened, network()
     for decay in (0.9, 0.9, 0.1):
         statistics.set_decay(decay)
@@ -83,7 +83,7 @@ def test_equals_layers_that_move_by_themselves(flattened, launches: list[int]) -
         plain(IMAGES)
         statistics.apply(collected(net))
         equal(net, plain)
-    assert launches == [len(statistics.running)] * 3
+    assert kernel_calls == [len(statistics.running)] * 3
     taken = sum(b.numel() for b in net.buffers())
     assert taken < len(statistics.running)
     assert int((statistics.running != 0).sum()) <= taken
@@ -109,7 +109,7 @@ def decays_differ(net: StackedHourglass) -> None:
 
 @pytest.mark.parametrize("change", [evaluated, decays_differ])
 def test_what_does_not_go_at_once_goes_layer_by_layer(
-    flattened, launches: list[int], change: Callable[[StackedHourglass], None]
+    flattened, kernel_calls: list[int], change: Callable[[StackedHourglass], None]
 ) -> None:
     (net, statistics), plain = flattened, network()
     for model in (net, plain):
@@ -117,10 +117,10 @@ def test_what_does_not_go_at_once_goes_layer_by_layer(
     plain(IMAGES)
     statistics.apply(collected(net))
     equal(net, plain)
-    assert not launches
+    assert not kernel_calls
 
 
-def test_two_forwards_move_twice(flattened, launches: list[int]) -> None:
+def test_two_forwards_move_twice(flattened, kernel_calls: list[int]) -> None:
     (net, statistics), plain = flattened, network()
     plain(IMAGES)
     plain(IMAGES * 2)
@@ -129,7 +129,7 @@ def test_two_forwards_move_twice(flattened, launches: list[int]) -> None:
         net(IMAGES * 2)
     statistics.apply(stats)
     equal(net, plain)
-    assert not launches
+    assert not kernel_calls
 
 
 def test_an_empty_batch_moves_nothing(flattened) -> None:
@@ -166,7 +166,7 @@ def test_a_collection_within_another_keeps_its_own() -> None:
     assert not layer.running_mean.any()
 
 
-def test_torchs_own_kernels_are_collected_too(launches: list[int]) -> None:
+def test_torchs_own_kernels_are_collected_too(kernel_calls: list[int]) -> None:
     net, plain = network(), network()
     for model in (net, plain):
         model.set_fused("off")
@@ -179,7 +179,7 @@ def test_torchs_own_kernels_are_collected_too(launches: list[int]) -> None:
     statistics.apply(stats)
     plain(IMAGES)
     equal(net, plain)
-    assert len(launches) == 1
+    assert len(kernel_calls) == 1
 
 
 def test_what_is_made_again_in_the_backward_moves_once() -> None:
@@ -221,7 +221,7 @@ def test_a_block_that_collects_compiles_without_a_graph_break() -> None:
     equal(block, other)
 
 
-def test_a_step_moves_them_before_the_averages_take_them(launches: list[int]) -> None:
+def test_a_step_moves_them_before_the_averages_take_them(kernel_calls: list[int]) -> None:
     """The averages take the weights that a step starts from, and the statistics it stats."""
     config = Config(**KEYS)
     step = TrainStep(config, build_model(config), torch.device("cpu"))
@@ -229,12 +229,12 @@ def test_a_step_moves_them_before_the_averages_take_them(launches: list[int]) ->
     step(batch(0), 0)
     before = build_model(config)
     plain(normalise(batch(0).images))
-    for name, wanted in plain.named_buffers():
-        torch.testing.assert_close(step.model.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
+    for name, expected in plain.named_buffers():
+        torch.testing.assert_close(step.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
         old = before.state_dict()[name]
         averaged = step.ema_model().state_dict()[name]
-        torch.testing.assert_close(averaged, old + 0.9 * (wanted - old), rtol=1e-4, atol=1e-5)
-    assert launches == [len(step.flat.statistics)]
+        torch.testing.assert_close(averaged, old + 0.9 * (expected - old), rtol=1e-4, atol=1e-5)
+    assert kernel_calls == [len(step.flat.statistics)]
 
 
 def test_a_step_that_fails_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,16 +251,16 @@ def test_a_step_that_fails_leaves_nothing_for_the_next(monkeypatch: pytest.Monke
     equal(step.model, other.model)
 
 
-def test_decay_warms_up(launches: list[int]) -> None:
+def test_decay_warms_up(kernel_calls: list[int]) -> None:
     config = Config(**KEYS, BATCHNORM_DECAY_WARMUP=True)
     step = TrainStep(config, build_model(config), torch.device("cpu"))
     step(batch(0), 0)
     plain = build_model(config).train()
     set_decay(plain, 0.1)
     plain(normalise(batch(0).images))
-    for name, wanted in plain.named_buffers():
-        torch.testing.assert_close(step.model.state_dict()[name], wanted, rtol=1e-4, atol=1e-5)
-    assert len(launches) == 1
+    for name, expected in plain.named_buffers():
+        torch.testing.assert_close(step.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
+    assert len(kernel_calls) == 1
 
 
 def test_what_is_refused() -> None:

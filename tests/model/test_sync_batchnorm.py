@@ -21,13 +21,13 @@ class Thread:
 
     size = 2
 
-    def __init__(self, rank: int, barrier: Barrier, given: list[Tensor]) -> None:
-        self.rank, self.barrier, self.given = rank, barrier, given
+    def __init__(self, rank: int, barrier: Barrier, tensors: list[Tensor]) -> None:
+        self.rank, self.barrier, self.tensors = rank, barrier, tensors
 
     def stacked(self, tensor: Tensor) -> Tensor:
-        self.given[self.rank] = tensor
+        self.tensors[self.rank] = tensor
         self.barrier.wait(20)
-        both = torch.stack(self.given)
+        both = torch.stack(self.tensors)
         self.barrier.wait(20)
         return both
 
@@ -36,25 +36,25 @@ class Thread:
 
 
 def together(work: Callable[[Thread], list[Tensor]]) -> list[list[Tensor]]:
-    """What two threads make that talk to each other."""
-    barrier, given = Barrier(2), [torch.empty(0)] * 2
+    """Results of two threads that exchange tensors."""
+    barrier, tensors = Barrier(2), [torch.empty(0)] * 2
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(work, [Thread(rank, barrier, given) for rank in range(2)]))
+        return list(pool.map(work, [Thread(rank, barrier, tensors) for rank in range(2)]))
 
 
-def given(
+def draw(
     device: torch.device, dtype: torch.dtype, with_residual: bool
 ) -> tuple[list[Tensor], Tensor]:
-    """x, bias and perhaps a residual of four images; and the slope of y."""
+    """x, bias and perhaps a residual of four images; and the gradient of y."""
     random = torch.Generator().manual_seed(0)
-    x, residual, slope = (
+    x, residual, grad_y = (
         (torch.randn(4, 3, 5, 5, generator=random) * 2 + 1)
         .to(device, dtype)
         .to(memory_format=torch.channels_last)
         for _ in range(3)
     )
     bias = torch.randn(3, generator=random).to(device, dtype)
-    return [x, bias, residual][: 3 if with_residual else 2], slope
+    return [x, bias, residual][: 3 if with_residual else 2], grad_y
 
 
 def leaves(tensors: list[Tensor], rows: slice) -> list[Tensor]:
@@ -63,26 +63,26 @@ def leaves(tensors: list[Tensor], rows: slice) -> list[Tensor]:
     return [part.clone().requires_grad_() for part in parts]
 
 
-def torch_gradients(tensors: list[Tensor], slope: Tensor, relu: bool) -> list[Tensor]:
+def torch_gradients(tensors: list[Tensor], grad_y: Tensor, relu: bool) -> list[Tensor]:
     """y and the gradients, by torch, of all images together."""
     x, bias, *residual = whole = leaves(tensors, slice(None))
     y = F.batch_norm(x, None, None, torch.ones_like(bias), bias, True, eps=1e-3)
     y = y + residual[0] if residual else y
     y = y.relu() if relu else y
-    return [y, *torch.autograd.grad((y * slope).sum(), whole)]
+    return [y, *torch.autograd.grad((y * grad_y).sum(), whole)]
 
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -> None:
-    tensors, slope = given(torch.device("cpu"), torch.float64, with_residual)
+    tensors, grad_y = draw(torch.device("cpu"), torch.float64, with_residual)
 
     def work(group: Thread) -> list[Tensor]:
         rows = slice(2 * group.rank, 2 * group.rank + 2)
         x, bias, *residual = own = leaves(tensors, rows)
         added = residual[0] if residual else None
         y, mean, var = sync_norm(x, bias, added, group, relu=relu, eps=1e-3)
-        return [mean, var, y, *torch.autograd.grad((y * slope[rows]).sum(), own)]
+        return [mean, var, y, *torch.autograd.grad((y * grad_y[rows]).sum(), own)]
 
     first, second = together(work)
     var, mean = torch.var_mean(tensors[0], (0, 2, 3), correction=0)
@@ -91,7 +91,7 @@ def test_it_is_the_batch_norm_of_both_batches(relu: bool, with_residual: bool) -
         torch.testing.assert_close(one[0], mean, **close)
         torch.testing.assert_close(one[1], var, **close)
     for one, other, right in zip(
-        first[2:], second[2:], torch_gradients(tensors, slope, relu), strict=True
+        first[2:], second[2:], torch_gradients(tensors, grad_y, relu), strict=True
     ):
         # Each has the bias's gradient of its own images.
         both = one + other if right.dim() == 1 else torch.cat([one, other])
@@ -111,22 +111,21 @@ class Alone:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_kernels_of_a_gpu(dtype: torch.dtype, relu: bool, with_residual: bool) -> None:
     """Alone: a GPU has one thread for all backwards, where two could not wait for each other."""
-    tensors, slope = given(torch.device("cuda"), torch.float32, with_residual)
+    tensors, grad_y = draw(torch.device("cuda"), torch.float32, with_residual)
     tensors = [t if t.dim() == 1 else t.to(dtype).float() for t in tensors]
-    wanted = torch_gradients(tensors, slope.to(dtype).float(), relu)
+    expected = torch_gradients(tensors, grad_y.to(dtype).float(), relu)
     half = [t if t.dim() == 1 else t.to(dtype) for t in tensors]
     x, bias, *residual = own = leaves(half, slice(None))
     y, _, _ = sync_norm(x, bias, *(residual or [None]), Alone(), relu=relu, eps=1e-3)
-    found = [y, *torch.autograd.grad((y * slope.to(dtype)).sum(), own)]
+    actual = [y, *torch.autograd.grad((y * grad_y.to(dtype)).sum(), own)]
     limit = 1e-5 if dtype == torch.float32 else 1e-2
-    for got, right in zip(found, wanted, strict=True):
-        assert (got.float() - right).norm() <= limit * right.norm()
+    for ours, right in zip(actual, expected, strict=True):
+        assert (ours.float() - right).norm() <= limit * right.norm()
 
 
 def test_moving_statistics_are_those_of_both_batches() -> None:
@@ -140,9 +139,9 @@ def test_moving_statistics_are_those_of_both_batches() -> None:
 
     whole = BatchNorm(3, decay=0.5)
     whole(x)
-    for found in together(work):
-        torch.testing.assert_close(found[0], whole.running_mean, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(found[1], whole.running_var, rtol=1e-5, atol=1e-6)
+    for mean, var in together(work):
+        torch.testing.assert_close(mean, whole.running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(var, whole.running_var, rtol=1e-5, atol=1e-6)
 
 
 def test_every_norm_of_a_network_takes_part_and_whole_residuals_do_not() -> None:

@@ -161,6 +161,15 @@ def test_exponential_halves_every_two_epochs() -> None:
     )
 
 
+def test_decay_steps_are_whole_as_in_tensorflow() -> None:
+    """10 examples in batches of 4 are 2.5 steps an epoch, of which TensorFlow's trainer takes 2."""
+    keys = {"NUM_TRAIN_EXAMPLES": 10, "BATCH_SIZE": 4, "NUM_EPOCHS_PER_DELAY": 1}
+    c = config(LEARNING_RATE_DECAY_TYPE="exponential", LEARNING_RATE_STAIRCASE=True, **keys)
+    assert [learning_rate(c, step) for step in (1, 2, 3, 4)] == pytest.approx(
+        [0.1, 0.05, 0.05, 0.025]
+    )
+
+
 def test_polynomial_ends_at_the_end_rate() -> None:
     c = config(LEARNING_RATE_DECAY_TYPE="polynomial")
     assert learning_rate(c, 0) == pytest.approx(0.1)
