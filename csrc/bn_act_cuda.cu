@@ -1,6 +1,26 @@
-// Batch norm, residual and ReLU: a pass for the sums of each part of the rows, a small kernel that
-// adds the parts in order, and a pass for the result. The second pass walks backwards: what the
-// first one read last may still lie in the second-level cache. No atomics, so results repeat.
+// Batch norm, residual and ReLU of maps of any size, three launches each way.
+//
+//   y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual), channels last
+//
+// Fused: what follows a batch norm in a residual network (scale, offset, addition, ReLU) costs no
+// pass over memory of its own, and the ReLU's backward needs no stored mask.
+//
+// Forward: (1) the sums of x - origin and of its square over each part of the rows, (2) a small
+// kernel that adds the parts in order, (3) y. Backward: (1) the sums of grad_y and of grad_y (x -
+// mean), (2) the parts again, which are grad_beta and grad_gamma, (3) grad_x.
+//
+// Memory traffic, in maps: forward 3 (x read twice, y written), 1 more with a residual, 1 less with
+// frozen statistics, which need no sums. Backward 5 (x and grad_y read twice, grad_x written), with
+// residual and ReLU 8 (y read twice, grad_residual written). The sums add 2 * parts * channels real
+// numbers written and read, with at most 324 parts (fasthg/ops/bn_act.py: three blocks on each of
+// an A100's 108 multiprocessors, one wave). Two reads are needed because mean and variance are
+// known only after the last row: a block would have to keep its rows meanwhile, which
+// bn_act_on_chip_cuda.cu does for few rows. The last pass walks backwards through the rows: what
+// the first pass read last may still be in the L2 cache.
+//
+// Trade-off: sums go through a workspace and a second launch instead of atomics. Atomic additions
+// would need one launch less but come in any order, and floating-point sums would differ from run
+// to run. Sums within a part are float32 (float64 for float64), the parts are added in double.
 #include "bn_act_maps.cuh"
 #include "bn_act_math.h"
 #include "cuda_utils.cuh"
@@ -10,38 +30,40 @@ namespace fasthg {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kAcross = 32;          // threads side by side in a row, at most
-constexpr int kFinishThreads = 256;  // kWarp channels of as many groups of parts as fit
+constexpr int kAcross = 32;          // threads next to each other in a row, at most
+constexpr int kFinishThreads = 256;  // kGroups warps, each has the same kWarp channels
 constexpr int kGroups = kFinishThreads / kWarp;
-constexpr int kRowsPerThread = 8;  // of the second pass
+constexpr int kRowsPerThread = 8;  // of the last pass: per-channel values are loaded once for them
 
-// A block is a rectangle of threads: `across` threads hold one vector of channels each, and the
-// lines below each other take every `down`-th row.
-struct Shape {
+// How a block's threads cover the maps: `across` threads take one vector of channels each, and the
+// `down` lines of threads take every `down`-th row.
+struct BlockShape {
   int64_t rows;
   int channels, parts, across, down;
 };
 
-struct Place {
+// The line a thread is in, and its first channel.
+struct ThreadPosition {
   int line, channel;
 };
 
 template <int vector>
-__device__ Place place(const Shape& shape) {
+__device__ ThreadPosition thread_position(const BlockShape& shape) {
   const int column = threadIdx.x % shape.across;
   return {static_cast<int>(threadIdx.x) / shape.across,
           (static_cast<int>(blockIdx.y) * shape.across + column) * vector};
 }
 
-// Adds two sums a channel over the lines of a block; the first line writes them to the workspace.
+// Adds the two sums of each channel over the lines of a block and writes them to the workspace.
 template <typename Real, int vector>
-__device__ void write_part(const BatchNorm& norm, const Shape& shape, const Place& here,
-                           const Real* first, const Real* second, Real* scratch) {
+__device__ void write_part_sums(const BatchNorm& norm, const BlockShape& shape,
+                                const ThreadPosition& position, const Real* first,
+                                const Real* second, Real* scratch) {
   const int width = shape.across * vector, column = threadIdx.x % shape.across * vector;
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
-    scratch[2 * here.line * width + column + k] = first[k];
-    scratch[(2 * here.line + 1) * width + column + k] = second[k];
+    scratch[2 * position.line * width + column + k] = first[k];
+    scratch[(2 * position.line + 1) * width + column + k] = second[k];
   }
   __syncthreads();  // every line's sums must lie in scratch before threads add them up
   const int64_t part = blockIdx.x;
@@ -55,32 +77,32 @@ __device__ void write_part(const BatchNorm& norm, const Shape& shape, const Plac
   }
 }
 
-// The rows of a block's part that a line takes. Their number is known before the loop, which the
-// compiler can unroll only then, so that several loads are under way.
-__device__ int64_t first_row(const Shape& shape, const Place& here) {
-  return shape.rows * blockIdx.x / shape.parts + here.line;
+// The rows of a block's part that a line takes. Their number is computed before the loop, so that
+// the compiler can unroll it and several loads are in flight at once.
+__device__ int64_t first_row(const BlockShape& shape, const ThreadPosition& position) {
+  return shape.rows * blockIdx.x / shape.parts + position.line;
 }
-__device__ int turns_from(const Shape& shape, int64_t row) {
+__device__ int iterations_from(const BlockShape& shape, int64_t row) {
   const int64_t end = shape.rows * (blockIdx.x + int64_t{1}) / shape.parts;
   return row < end ? static_cast<int>((end - row + shape.down - 1) / shape.down) : 0;
 }
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    bn_act_moments_kernel(BatchNorm norm, Shape shape, Maps<T> maps) {
+    bn_act_sums_kernel(BatchNorm norm, BlockShape shape, BnActMaps<T> maps) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
-  const Place here = place<vector>(shape);
+  const ThreadPosition position = thread_position<vector>(shape);
   Real sum[vector] = {}, squares[vector] = {};
-  if (here.channel < shape.channels) {
-    const Values origin = *reinterpret_cast<const Values*>(maps.x + here.channel);
-    int64_t row = first_row(shape, here);
-    const int turns = turns_from(shape, row);
+  if (position.channel < shape.channels) {
+    const Values origin = *reinterpret_cast<const Values*>(maps.x + position.channel);
+    int64_t row = first_row(shape, position);
+    const int iterations = iterations_from(shape, row);
 #pragma unroll 4
-    for (int turn = 0; turn < turns; ++turn, row += shape.down) {
+    for (int iteration = 0; iteration < iterations; ++iteration, row += shape.down) {
       const Values x =
-          *reinterpret_cast<const Values*>(maps.x + row * shape.channels + here.channel);
+          *reinterpret_cast<const Values*>(maps.x + row * shape.channels + position.channel);
 #pragma unroll
       for (int k = 0; k < vector; ++k) {
         const Real value = static_cast<Real>(x.value[k]) - static_cast<Real>(origin.value[k]);
@@ -89,30 +111,31 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  write_part<Real, vector>(norm, shape, here, sum, squares, reinterpret_cast<Real*>(shared));
+  write_part_sums<Real, vector>(norm, shape, position, sum, squares,
+                                reinterpret_cast<Real*>(shared));
 }
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    bn_act_slopes_kernel(BatchNorm norm, Shape shape, Maps<T> maps) {
+    bn_act_grad_sums_kernel(BatchNorm norm, BlockShape shape, BnActMaps<T> maps) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   FASTHG_SHARED(shared);
-  const Place here = place<vector>(shape);
+  const ThreadPosition position = thread_position<vector>(shape);
   Real sum[vector] = {}, products[vector] = {};
-  if (here.channel < shape.channels) {
-    const Channels<Real, vector> channel(norm, here.channel);
-    int64_t row = first_row(shape, here);
-    const int turns = turns_from(shape, row);
+  if (position.channel < shape.channels) {
+    const ChannelParams<Real, vector> channel(norm, position.channel);
+    int64_t row = first_row(shape, position);
+    const int iterations = iterations_from(shape, row);
 #pragma unroll 2
-    for (int turn = 0; turn < turns; ++turn, row += shape.down) {
-      const int64_t at = row * shape.channels + here.channel;
-      const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-      const Values incoming = *reinterpret_cast<const Values*>(maps.grad_y + at);
+    for (int iteration = 0; iteration < iterations; ++iteration, row += shape.down) {
+      const int64_t offset = row * shape.channels + position.channel;
+      const Values x = *reinterpret_cast<const Values*>(maps.x + offset);
+      const Values loaded = *reinterpret_cast<const Values*>(maps.grad_y + offset);
       Real grad_y[vector];
 #pragma unroll
-      for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(incoming.value[k]);
-      relu_backward_(norm, maps, at, channel, x, grad_y);
+      for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(loaded.value[k]);
+      apply_relu_mask(norm, maps, offset, channel, x, grad_y);
 #pragma unroll
       for (int k = 0; k < vector; ++k) {
         sum[k] += grad_y[k];
@@ -120,19 +143,16 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  write_part<Real, vector>(norm, shape, here, sum, products, reinterpret_cast<Real*>(shared));
+  write_part_sums<Real, vector>(norm, shape, position, sum, products,
+                                reinterpret_cast<Real*>(shared));
 }
 
-struct Pair {
-  double first, second;
-};
-
-// One warp's width of channels a block; each warp adds every kGroups-th part, then the first warp
-// the warps' sums. True for the threads that have a result.
+// Adds the parts' sums of kWarp channels: each warp adds every kGroups-th part, then the first warp
+// adds the warps' sums. Returns true in the threads that have a total.
 template <typename Real>
-__device__ bool add_parts(const BatchNorm& norm, int channel, Pair* scratch, Pair* total) {
+__device__ bool add_parts(const BatchNorm& norm, int channel, SumPair* scratch, SumPair* total) {
   const int group = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  Pair sum{0, 0};
+  SumPair sum{0, 0};
   if (channel < norm.channels)
     for (int64_t part = group; part < norm.parts; part += kGroups) {
       const Real* in = static_cast<const Real*>(norm.workspace) + part * 2 * norm.channels;
@@ -152,87 +172,88 @@ __device__ bool add_parts(const BatchNorm& norm, int channel, Pair* scratch, Pai
 
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
-    bn_act_statistics_kernel(BatchNorm norm, const T* x) {
+    bn_act_mean_var_kernel(BatchNorm norm, const T* x) {
   using Real = typename Accumulate<T>::type;
   FASTHG_SHARED(shared);
   const int channel = static_cast<int>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
-  Pair sum;
-  if (!add_parts<Real>(norm, channel, reinterpret_cast<Pair*>(shared), &sum)) return;
+  SumPair sum;
+  if (!add_parts<Real>(norm, channel, reinterpret_cast<SumPair*>(shared), &sum)) return;
   const double origin = static_cast<double>(static_cast<Real>(x[channel]));
-  const Moments result = moments(sum.first, sum.second, origin, norm.rows);
+  const MeanVar result = mean_var_from_sums(sum.first, sum.second, origin, norm.rows);
   static_cast<Real*>(norm.mean)[channel] = static_cast<Real>(result.mean);
   static_cast<Real*>(norm.var)[channel] = static_cast<Real>(result.var);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
-    bn_act_totals_kernel(BatchNorm norm, typename Accumulate<T>::type* grad_beta,
-                         typename Accumulate<T>::type* grad_gamma) {
+    bn_act_grad_params_kernel(BatchNorm norm, typename Accumulate<T>::type* grad_beta,
+                              typename Accumulate<T>::type* grad_gamma) {
   using Real = typename Accumulate<T>::type;
   FASTHG_SHARED(shared);
   const int channel = static_cast<int>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
-  Pair sum;
-  if (!add_parts<Real>(norm, channel, reinterpret_cast<Pair*>(shared), &sum)) return;
+  SumPair sum;
+  if (!add_parts<Real>(norm, channel, reinterpret_cast<SumPair*>(shared), &sum)) return;
   const Real var = static_cast<const Real*>(norm.var)[channel];
   grad_beta[channel] = static_cast<Real>(sum.first);
-  grad_gamma[channel] = static_cast<Real>(sum.second * reciprocal_deviation(var, norm.eps));
+  grad_gamma[channel] = static_cast<Real>(sum.second * inv_std_of_var(var, norm.eps));
 }
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    bn_act_result_kernel(BatchNorm norm, Shape shape, Maps<T> maps) {
+    bn_act_result_kernel(BatchNorm norm, BlockShape shape, BnActMaps<T> maps) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
-  const Place here = place<vector>(shape);
-  if (here.channel >= shape.channels) return;
-  const Channels<Real, vector> channel(norm, here.channel);
+  const ThreadPosition position = thread_position<vector>(shape);
+  if (position.channel >= shape.channels) return;
+  const ChannelParams<Real, vector> channel(norm, position.channel);
   const int64_t block = int64_t{kRowsPerThread} * shape.down;
   const int64_t end = shape.rows - blockIdx.x * block;
   const int64_t begin = end > block ? end - block : 0;
 #pragma unroll 4
-  for (int64_t row = begin + here.line; row < end; row += shape.down) {
-    const int64_t at = row * shape.channels + here.channel;
-    const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-    write_result(norm, maps, at, channel, x);
+  for (int64_t row = begin + position.line; row < end; row += shape.down) {
+    const int64_t offset = row * shape.channels + position.channel;
+    const Values x = *reinterpret_cast<const Values*>(maps.x + offset);
+    write_result(norm, maps, offset, channel, x);
   }
 }
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    bn_act_gradient_kernel(BatchNorm norm, Shape shape, Maps<T> maps,
-                           const typename Accumulate<T>::type* __restrict__ grad_beta,
-                           const typename Accumulate<T>::type* __restrict__ grad_gamma) {
+    bn_act_grad_x_kernel(BatchNorm norm, BlockShape shape, BnActMaps<T> maps,
+                         const typename Accumulate<T>::type* __restrict__ grad_beta,
+                         const typename Accumulate<T>::type* __restrict__ grad_gamma) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
-  const Place here = place<vector>(shape);
-  if (here.channel >= shape.channels) return;
-  const Channels<Real, vector> channel(norm, here.channel);
-  Real centred_scale[vector], constant[vector];
+  const ThreadPosition position = thread_position<vector>(shape);
+  if (position.channel >= shape.channels) return;
+  const ChannelParams<Real, vector> channel(norm, position.channel);
+  Real x_centred_scale[vector], constant[vector];
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
-    const Slope<Real> s = slope(channel.scale[k], channel.deviation[k], grad_beta[here.channel + k],
-                                grad_gamma[here.channel + k], norm.rows, norm.frozen);
-    centred_scale[k] = s.centred_scale;
-    constant[k] = s.constant;
+    const BnGradCoefficients<Real> coefficients =
+        bn_grad_coefficients(channel.scale[k], channel.inv_std[k], grad_beta[position.channel + k],
+                             grad_gamma[position.channel + k], norm.rows, norm.frozen);
+    x_centred_scale[k] = coefficients.x_centred;
+    constant[k] = coefficients.constant;
   }
   const int64_t block = int64_t{kRowsPerThread} * shape.down;
   const int64_t end = shape.rows - blockIdx.x * block;
   const int64_t begin = end > block ? end - block : 0;
 #pragma unroll 2
-  for (int64_t row = begin + here.line; row < end; row += shape.down) {
-    const int64_t at = row * shape.channels + here.channel;
-    const Values x = *reinterpret_cast<const Values*>(maps.x + at);
-    Values values = *reinterpret_cast<const Values*>(maps.grad_y + at);
+  for (int64_t row = begin + position.line; row < end; row += shape.down) {
+    const int64_t offset = row * shape.channels + position.channel;
+    const Values x = *reinterpret_cast<const Values*>(maps.x + offset);
+    Values values = *reinterpret_cast<const Values*>(maps.grad_y + offset);
     Real grad_y[vector];
 #pragma unroll
     for (int k = 0; k < vector; ++k) grad_y[k] = static_cast<Real>(values.value[k]);
-    relu_backward_(norm, maps, at, channel, x, grad_y);
+    apply_relu_mask(norm, maps, offset, channel, x, grad_y);
     if (maps.grad_residual) {
 #pragma unroll
       for (int k = 0; k < vector; ++k) values.value[k] = static_cast<T>(grad_y[k]);
-      *reinterpret_cast<Values*>(maps.grad_residual + at) = values;
+      *reinterpret_cast<Values*>(maps.grad_residual + offset) = values;
     }
-    write_gradient(maps, at, channel, centred_scale, constant, x, grad_y);
+    write_grad_x(maps, offset, channel, x_centred_scale, constant, x, grad_y);
   }
 }
 
@@ -244,36 +265,37 @@ template <typename T, int vector>
 const char* launch(const BnActCall& call) {
   using Real = typename Accumulate<T>::type;
   const BatchNorm& norm = call.norm;
-  const Maps<T> maps(call);
+  const BnActMaps<T> maps(call);
   const int vectors = divide_up(norm.channels, vector);
   int across = 1;
   while (across < vectors && across < kAcross) across *= 2;
   const int down = kThreads / across;
-  const Shape shape{norm.rows, static_cast<int>(norm.channels), static_cast<int>(norm.parts),
-                    across, down};
+  const BlockShape shape{norm.rows, static_cast<int>(norm.channels), static_cast<int>(norm.parts),
+                         across, down};
   const dim3 threads(kThreads), columns(1, divide_up(vectors, across));
   const dim3 parts(shape.parts, columns.y), finish(divide_up(norm.channels, kWarp));
   const dim3 pass(divide_up(norm.rows, int64_t{kRowsPerThread} * down), columns.y);
-  const size_t sums = sizeof(Real) * 2 * kThreads * vector, pairs = sizeof(Pair) * kFinishThreads;
+  const size_t sums = sizeof(Real) * 2 * kThreads * vector,
+               pairs = sizeof(SumPair) * kFinishThreads;
   if (call.grad_y) {
     auto* grad_beta = static_cast<Real*>(call.grad_beta);
     auto* grad_gamma = static_cast<Real*>(call.grad_gamma);
-    FASTHG_LAUNCH((bn_act_slopes_kernel<T, vector>), parts, threads, sums, call.stream, norm, shape,
-                  maps);
+    FASTHG_LAUNCH((bn_act_grad_sums_kernel<T, vector>), parts, threads, sums, call.stream, norm,
+                  shape, maps);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_totals_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream, norm,
-                  grad_beta, grad_gamma);
+    FASTHG_LAUNCH(bn_act_grad_params_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream,
+                  norm, grad_beta, grad_gamma);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH((bn_act_gradient_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
+    FASTHG_LAUNCH((bn_act_grad_x_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
                   maps, grad_beta, grad_gamma);
     return launch_status();
   }
   if (!norm.frozen) {
-    FASTHG_LAUNCH((bn_act_moments_kernel<T, vector>), parts, threads, sums, call.stream, norm,
-                  shape, maps);
+    FASTHG_LAUNCH((bn_act_sums_kernel<T, vector>), parts, threads, sums, call.stream, norm, shape,
+                  maps);
     if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_statistics_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream,
-                  norm, maps.x);
+    FASTHG_LAUNCH(bn_act_mean_var_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream, norm,
+                  maps.x);
     if (const char* refusal = launch_status()) return refusal;
   }
   if (!call.result) return nullptr;

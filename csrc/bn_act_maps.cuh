@@ -1,5 +1,13 @@
-// What the two CUDA variants of bn_act share: bn_act_cuda.cu, three launches each way for maps of
-// any size, and bn_act_on_chip_cuda.cu, one launch for small ones.
+// Code shared by the two CUDA variants of bn_act: bn_act_cuda.cu takes three launches each way for
+// maps of any size, bn_act_on_chip_cuda.cu one launch for maps of few rows. Here are the arguments
+// of both, the per-channel parameters in registers, and the arithmetic of one vector of channels:
+//   y = relu?((x - mean) * scale + beta + residual)
+//   grad_x = grad_y * scale + ((x - mean) * x_centred_scale + constant)
+// with grad_y after the ReLU mask; bn_act_math.h derives the coefficients.
+//
+// Where a residual was added before the ReLU, the mask is read from y, which the next layer keeps
+// for its own backward anyway. Without a residual the mask follows from x, mean, scale and beta, so
+// y is not read: that saves one map of traffic in each pass of the backward.
 #pragma once
 
 #include "bn_act_math.h"
@@ -7,7 +15,8 @@
 
 namespace fasthg {
 
-// The arguments of a launcher; null where a direction or a case does without.
+// The arguments of a launcher. A forward call has no grad_y; pointers that a call does not need are
+// null.
 struct BnActCall {
   const BatchNorm& norm;
   const void *x, *residual, *y, *grad_y;
@@ -15,17 +24,18 @@ struct BnActCall {
   void* stream;
 };
 
-// Runs the direction that the call is of in one launch, where the maps allow it. False: they do
-// not, and nothing was launched; else the refusal is set, null if there is none.
+// Runs the forward or the backward of the call in one launch, if its maps fit into shared memory.
+// Returns false if they do not; nothing was launched then. Returns true otherwise and sets refusal,
+// to null if the launch was accepted.
 bool bn_act_on_chip(int dtype, const BnActCall& call, const char** refusal);
 
-// What the kernels read and write; null where a case does without.
+// The maps a kernel reads and writes, typed; null where a call does not have them.
 template <typename T>
-struct Maps {
+struct BnActMaps {
   const T *x, *residual, *y, *grad_y;
   T *result, *grad_residual;
 
-  explicit Maps(const BnActCall& call)
+  explicit BnActMaps(const BnActCall& call)
       : x(static_cast<const T*>(call.x)),
         residual(static_cast<const T*>(call.residual)),
         y(static_cast<const T*>(call.y)),
@@ -34,7 +44,12 @@ struct Maps {
         grad_residual(static_cast<T*>(call.grad_residual)) {}
 };
 
-// Whether every row is made of whole vectors.
+// Two sums of one channel: of x - origin and its square, or of grad_y and grad_y (x - mean).
+struct SumPair {
+  double first, second;
+};
+
+// Whether all maps can be read and written in vectors of 16 bytes.
 template <typename T>
 bool in_vectors(const BnActCall& call) {
   return call.norm.channels % kVectorLength<T> == 0 && aligned16(call.x) &&
@@ -42,74 +57,75 @@ bool in_vectors(const BnActCall& call) {
          aligned16(call.result) && aligned16(call.grad_residual);
 }
 
-// Per-channel values of `vector` neighbouring channels.
+// The per-channel parameters of `vector` neighbouring channels, in registers.
 template <typename Real, int vector>
-struct Channels {
-  Real mean[vector], deviation[vector], scale[vector], beta[vector];
-  __device__ Channels(const BatchNorm& norm, int channel)
-      : Channels(norm, channel, static_cast<const Real*>(norm.mean) + channel,
-                 static_cast<const Real*>(norm.var) + channel) {}
-  // With statistics that lie elsewhere: of these channels alone.
-  __device__ Channels(const BatchNorm& norm, int channel, const Real* means,
-                      const Real* variances) {
+struct ChannelParams {
+  Real mean[vector], inv_std[vector], scale[vector], beta[vector];
+  __device__ ChannelParams(const BatchNorm& norm, int channel)
+      : ChannelParams(norm, channel, static_cast<const Real*>(norm.mean) + channel,
+                      static_cast<const Real*>(norm.var) + channel) {}
+  // means, variances: of these channels only, as they lie in shared memory.
+  __device__ ChannelParams(const BatchNorm& norm, int channel, const Real* means,
+                           const Real* variances) {
     const Real* gamma = static_cast<const Real*>(norm.gamma);
 #pragma unroll
     for (int k = 0; k < vector; ++k) {
       mean[k] = means[k];
-      deviation[k] = reciprocal_deviation(variances[k], norm.eps);
-      scale[k] = gamma ? deviation[k] * gamma[channel + k] : deviation[k];
+      inv_std[k] = inv_std_of_var(variances[k], norm.eps);
+      scale[k] = gamma ? inv_std[k] * gamma[channel + k] : inv_std[k];
       beta[k] = static_cast<const Real*>(norm.beta)[channel + k];
     }
   }
 };
 
-// The gradient behind the ReLU, which replaces grad_y.
+// Apply the ReLU mask in place: grad_y = 0 where y (if given) or else the pre-activation computed
+// from x is <= 0. Without a ReLU nothing changes.
 template <typename T, int vector, typename Real>
-__device__ void relu_backward_(const BatchNorm& norm, const Maps<T>& maps, int64_t at,
-                               const Channels<Real, vector>& channel, const Vector<T, vector>& x,
-                               Real* grad_y) {
+__device__ void apply_relu_mask(const BatchNorm& norm, const BnActMaps<T>& maps, int64_t offset,
+                                const ChannelParams<Real, vector>& channel,
+                                const Vector<T, vector>& x, Real* grad_y) {
   if (!norm.relu) return;
   Vector<T, vector> y;
-  if (maps.y) y = *reinterpret_cast<const Vector<T, vector>*>(maps.y + at);
+  if (maps.y) y = *reinterpret_cast<const Vector<T, vector>*>(maps.y + offset);
 #pragma unroll
   for (int k = 0; k < vector; ++k)
-    grad_y[k] =
-        rectified_backward(maps.y ? static_cast<Real>(y.value[k])
-                                  : normalised(static_cast<Real>(x.value[k]), channel.mean[k],
-                                               channel.scale[k], channel.beta[k]),
-                           grad_y[k]);
+    grad_y[k] = relu_backward(maps.y ? static_cast<Real>(y.value[k])
+                                     : normalise(static_cast<Real>(x.value[k]), channel.mean[k],
+                                                 channel.scale[k], channel.beta[k]),
+                              grad_y[k]);
 }
 
-// One vector of the result.
+// Write one vector of y.
 template <typename T, int vector, typename Real>
-__device__ void write_result(const BatchNorm& norm, const Maps<T>& maps, int64_t at,
-                             const Channels<Real, vector>& channel, const Vector<T, vector>& x) {
+__device__ void write_result(const BatchNorm& norm, const BnActMaps<T>& maps, int64_t offset,
+                             const ChannelParams<Real, vector>& channel,
+                             const Vector<T, vector>& x) {
   Vector<T, vector> added, result;
-  if (maps.residual) added = *reinterpret_cast<const Vector<T, vector>*>(maps.residual + at);
+  if (maps.residual) added = *reinterpret_cast<const Vector<T, vector>*>(maps.residual + offset);
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
-    Real value = normalised(static_cast<Real>(x.value[k]), channel.mean[k], channel.scale[k],
-                            channel.beta[k]);
+    Real value = normalise(static_cast<Real>(x.value[k]), channel.mean[k], channel.scale[k],
+                           channel.beta[k]);
     if (maps.residual) value += static_cast<Real>(added.value[k]);
-    result.value[k] = static_cast<T>(norm.relu ? rectified(value) : value);
+    result.value[k] = static_cast<T>(norm.relu ? apply_relu(value) : value);
   }
-  *reinterpret_cast<Vector<T, vector>*>(maps.result + at) = result;
+  *reinterpret_cast<Vector<T, vector>*>(maps.result + offset) = result;
 }
 
-// One vector of the gradient; grad_y is the one behind the ReLU.
+// Write one vector of grad_x; grad_y: after the ReLU mask.
 template <typename T, int vector, typename Real>
-__device__ void write_gradient(const Maps<T>& maps, int64_t at,
-                               const Channels<Real, vector>& channel,
-                               const Real (&centred_scale)[vector], const Real (&constant)[vector],
-                               const Vector<T, vector>& x, const Real* grad_y) {
+__device__ void write_grad_x(const BnActMaps<T>& maps, int64_t offset,
+                             const ChannelParams<Real, vector>& channel,
+                             const Real (&x_centred_scale)[vector], const Real (&constant)[vector],
+                             const Vector<T, vector>& x, const Real* grad_y) {
   Vector<T, vector> result;
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
-    const Real centred = static_cast<Real>(x.value[k]) - channel.mean[k];
-    result.value[k] =
-        static_cast<T>(grad_y[k] * channel.scale[k] + (centred * centred_scale[k] + constant[k]));
+    const Real x_centred = static_cast<Real>(x.value[k]) - channel.mean[k];
+    result.value[k] = static_cast<T>(grad_y[k] * channel.scale[k] +
+                                     (x_centred * x_centred_scale[k] + constant[k]));
   }
-  *reinterpret_cast<Vector<T, vector>*>(maps.result + at) = result;
+  *reinterpret_cast<Vector<T, vector>*>(maps.result + offset) = result;
 }
 
 }  // namespace fasthg
