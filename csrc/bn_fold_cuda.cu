@@ -1,7 +1,23 @@
-// Batch norm folded into the 1 x 1 convolution before it, and the gradients of both. All matrices
-// are small and stay in the second-level cache: what counts is that many blocks share the work and
-// few launches do it. A block multiplies four rows with a matrix, its warps every eighth term of
-// the inner product; their sums are added in order, so results repeat.
+// Batch norm folded into the 1x1 convolution before it, and the gradients of both. Formulas and
+// derivation: bn_fold_math.h.
+//
+//   folded = s W,  offset = beta - folded m,  s = 1 / sqrt(diag(W C W^T) + eps)
+//
+// Fused: the forward is one kernel (product W C, statistics, scale, rounding, offset); the backward
+// is three: grad_weight, then back and mix, then the constant, which needs the rounded back and
+// mix. In plain torch the forward alone is about ten launches on small matrices.
+//
+// Memory traffic: weight (outputs x inputs) and covariance (inputs x inputs) are read and folded is
+// written; the backward reads product, weight and covariance and writes grad_weight, back and mix.
+// All of it fits into the L2 cache. From there every block of 4 rows reads a whole matrix: the
+// covariance is read outputs / 4 times in either direction, and for mix the weights inputs / 4
+// times.
+//
+// A block multiplies 4 rows with a matrix, 64 columns at a time. Each warp takes every eighth term
+// of the inner product, and the warps' sums are added in order: results repeat. Larger tiles would
+// read less from L2, but give fewer blocks, and the work is small enough that the number of busy
+// multiprocessors decides. Products are float32 (or float64) multiply-adds: tensor cores would
+// round the factors to TF32 or a half type, and the operator's error of 1e-5 needs float32.
 #include "bn_fold_math.h"
 #include "cuda_utils.cuh"
 #include "ops.h"
@@ -10,28 +26,29 @@ namespace fasthg {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 2;  // at once on a multiprocessor: the compiler then spills nothing
+constexpr int kBlocks = 2;  // at once on a multiprocessor: no register is spilled then
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRows = 4;
-constexpr int kWidth = kThreads / kRows;  // columns at a time: a thread has one product in the end
+constexpr int kWidth = kThreads / kRows;  // columns at a time: one product a thread in the end
 constexpr int kLaneColumns = kWidth / kWarp;
 constexpr int kChunk = 256;  // terms of the inner product whose factors lie in shared memory
 
 template <typename Real>
-struct Shared {
+struct FoldShared {
   Vector<Real, kRows> left[kChunk];
   Real products[kWarps][kRows * kWidth];
   Real sums[3][kWarps];
 };
 
-// The product, of this thread's row and column first + threadIdx.x % kWidth, of `left` with matrix
-// (inner, columns). left(k, row) is called once for each of its values.
+// Multiplies kRows rows, whose values are left(k, row), with `matrix` (inner, columns). Returns the
+// product at this thread's row and column first + threadIdx.x % kWidth. Each value of left is asked
+// for once.
 template <typename Real, typename Left>
-__device__ Real few_rows(const Real* __restrict__ matrix, int inner, int columns, int first,
-                         Shared<Real>* shared, const Left& left) {
+__device__ Real multiply_rows(const Real* __restrict__ matrix, int inner, int columns, int first,
+                              FoldShared<Real>* shared, const Left& left) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   Real sum[kRows][kLaneColumns] = {};
-  // Lanes beyond the last column repeat it; nobody reads their products.
+  // Lanes beyond the last column repeat it; their products are not used.
   int column[kLaneColumns];
 #pragma unroll
   for (int c = 0; c < kLaneColumns; ++c) column[c] = min(first + c * kWarp + lane, columns - 1);
@@ -98,7 +115,7 @@ template <typename Real, typename Out>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     bn_fold_kernel(BnFold fold, const Real* beta, Out* folded, Real* offset) {
   FASTHG_SHARED(memory);
-  auto* shared = reinterpret_cast<Shared<Real>*>(memory);
+  auto* shared = reinterpret_cast<FoldShared<Real>*>(memory);
   const auto* weight = static_cast<const Real*>(fold.weight);
   const auto* covariance = static_cast<const Real*>(fold.covariance);
   const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
@@ -108,8 +125,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t row = static_cast<int64_t>(output) * inputs;
   Real mean = 0, var = 0;
   for (int first = 0; first < inputs; first += kWidth) {
-    const Real product = few_rows(covariance, inputs, inputs, first, shared,
-                                  WeightRows<Real>{weight, first_output, outputs, inputs});
+    const Real product = multiply_rows(covariance, inputs, inputs, first, shared,
+                                       WeightRows<Real>{weight, first_output, outputs, inputs});
     const int column = first + lane;
     if (output < outputs && column < inputs) {
       mean += weight[row + column] * static_cast<const Real*>(fold.mean)[column];
@@ -119,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   mean = row_sum(mean, shared->sums[0]);
   var = quadratic_form(row_sum(var, shared->sums[1]));
   const Real scale = fold_scale(var, fold.eps);
-  // Of the rounded weights, so that the rounding moves no mean.
+  // From the rounded weights, so that rounding does not shift the mean of y.
   Real shift = 0;
   if (output < outputs)
     for (int column = lane; column < inputs; column += kWidth) {
@@ -136,18 +153,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <typename Real>
-struct Incoming {
-  const Real *product, *total;
+struct OutputGradSums {
+  const Real *product, *total;  // d^T a (outputs, inputs), and sums of d (outputs,)
   int64_t rows;
-  Real* workspace;  // (2, outputs): scale and mix of each
+  Real* workspace;  // (2, outputs): scale and mix coefficient of each
 };
 
-// Gradients of four outputs' weights at kWidth inputs. The blocks side by side all find the slopes.
+// grad_weight of four outputs at kWidth inputs. Blocks of the same outputs compute the coefficients
+// again.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    bn_fold_slopes_kernel(BnFold fold, Incoming<Real> in, Real* grad_weight) {
+    bn_fold_grad_weight_kernel(BnFold fold, OutputGradSums<Real> in, Real* grad_weight) {
   FASTHG_SHARED(memory);
-  auto* shared = reinterpret_cast<Shared<Real>*>(memory);
+  auto* shared = reinterpret_cast<FoldShared<Real>*>(memory);
   const auto* weight = static_cast<const Real*>(fold.weight);
   const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
   const int first_output = static_cast<int>(blockIdx.x) * kRows;
@@ -160,23 +178,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       product += in.product[row + column] * weight[row + column];
   product = row_sum(product, shared->sums[0]);
   const int first = static_cast<int>(blockIdx.y) * kWidth, column = first + lane;
-  const Real related = few_rows(static_cast<const Real*>(fold.covariance), inputs, inputs, first,
-                                shared, WeightRows<Real>{weight, first_output, outputs, inputs});
+  const Real weight_covariance =
+      multiply_rows(static_cast<const Real*>(fold.covariance), inputs, inputs, first, shared,
+                    WeightRows<Real>{weight, first_output, outputs, inputs});
   if (output >= outputs) return;
   const Real total = in.total[output];
   const Real scale = fold_scale(static_cast<const Real*>(fold.var_out)[output], fold.eps);
-  const FoldSlope<Real> slope =
-      fold_slope(scale, product, total, static_cast<const Real*>(fold.mean_out)[output], in.rows);
+  const BnFoldCoefficients<Real> coefficients = bn_fold_coefficients(
+      scale, product, total, static_cast<const Real*>(fold.mean_out)[output], in.rows);
   if (column < inputs)
     grad_weight[row + column] =
         scale * (in.product[row + column] - total * static_cast<const Real*>(fold.mean)[column] -
-                 slope.grad_covariance * related);
+                 coefficients.covariance * weight_covariance);
   if (column) return;
   in.workspace[output] = scale;
-  in.workspace[outputs + output] = slope.mix;
+  in.workspace[outputs + output] = coefficients.mix;
 }
 
-// Four rows of the inputs' mix, kWidth columns.
+// Four rows of mix at kWidth columns; the first column of blocks writes back as well.
 template <typename Real, typename Out>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     bn_fold_mix_kernel(BnFold fold, const Real* workspace, Out* back, Out* mix) {
@@ -185,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
   const int first_row = static_cast<int>(blockIdx.x) * kRows;
   const int first = static_cast<int>(blockIdx.y) * kWidth;
-  // The weights pass by here once in each column of blocks: the first one turns them over.
+  // Every column of blocks reads all weights once: the first one also writes their transpose.
   const auto left = [&](int output, int offset) -> Real {
     const int row = first_row + offset;
     if (row >= inputs) return Real(0);
@@ -195,18 +214,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
           static_cast<Out>(workspace[output] * value);
     return -workspace[outputs + output] * value;
   };
-  const Real product =
-      few_rows(weight, outputs, inputs, first, reinterpret_cast<Shared<Real>*>(memory), left);
+  const Real product = multiply_rows(weight, outputs, inputs, first,
+                                     reinterpret_cast<FoldShared<Real>*>(memory), left);
   const int row = first_row + static_cast<int>(threadIdx.x) / kWidth;
   const int column = first + static_cast<int>(threadIdx.x) % kWidth;
   if (column < inputs && row < inputs)
     mix[static_cast<int64_t>(row) * inputs + column] = static_cast<Out>(product);
 }
 
-// What keeps the mean gradient of each input, of the rounded matrices: a warp has one input.
+// constant = -mix m - back m1 of the rounded mix and back, one input a warp.
 template <typename Real, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    bn_fold_constant_kernel(BnFold fold, Incoming<Real> in, const Out* back, const Out* mix,
+    bn_fold_constant_kernel(BnFold fold, OutputGradSums<Real> in, const Out* back, const Out* mix,
                             Real* constant) {
   const int outputs = static_cast<int>(fold.outputs), inputs = static_cast<int>(fold.inputs);
   const int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / kWarp);
@@ -251,7 +270,7 @@ const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const voi
     using Real = decltype(real);
     using Out = decltype(out);
     FASTHG_LAUNCH((bn_fold_kernel<Real, Out>), dim3(divide_up(fold->outputs, kRows)),
-                  dim3(kThreads), sizeof(Shared<Real>), stream, *fold,
+                  dim3(kThreads), sizeof(FoldShared<Real>), stream, *fold,
                   static_cast<const Real*>(beta), static_cast<Out*>(folded),
                   static_cast<Real*>(offset));
     return launch_status();
@@ -268,14 +287,15 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
     using Real = decltype(real);
     using Out = decltype(out);
     const unsigned columns = divide_up(fold->inputs, kWidth);
-    const Incoming<Real> in{static_cast<const Real*>(product), static_cast<const Real*>(total),
-                            rows, static_cast<Real*>(workspace)};
-    FASTHG_LAUNCH(bn_fold_slopes_kernel<Real>, dim3(divide_up(fold->outputs, kRows), columns),
-                  dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in,
+    const OutputGradSums<Real> in{static_cast<const Real*>(product),
+                                  static_cast<const Real*>(total), rows,
+                                  static_cast<Real*>(workspace)};
+    FASTHG_LAUNCH(bn_fold_grad_weight_kernel<Real>, dim3(divide_up(fold->outputs, kRows), columns),
+                  dim3(kThreads), sizeof(FoldShared<Real>), stream, *fold, in,
                   static_cast<Real*>(grad_weight));
     if (const char* refusal = launch_status()) return refusal;
     FASTHG_LAUNCH((bn_fold_mix_kernel<Real, Out>), dim3(divide_up(fold->inputs, kRows), columns),
-                  dim3(kThreads), sizeof(Shared<Real>), stream, *fold, in.workspace,
+                  dim3(kThreads), sizeof(FoldShared<Real>), stream, *fold, in.workspace,
                   static_cast<Out*>(back), static_cast<Out*>(mix));
     if (const char* refusal = launch_status()) return refusal;
     FASTHG_LAUNCH((bn_fold_constant_kernel<Real, Out>), dim3(divide_up(fold->inputs, kWarps)),

@@ -1,5 +1,20 @@
-// What batch norm behind a 1 x 1 convolution does to one of its outputs, by the statistics of that
-// output alone.
+// Batch norm after a 1x1 convolution, computed from the moments of the convolution's input: the
+// derivation, and what concerns one output channel.
+//
+// Let a (n rows, inputs) be the input with mean m and biased covariance C, W (outputs, inputs) the
+// weights, z = a W^T the convolution's result. z is linear in a, so for output o with weights w
+//   mean_out = w m,  var_out = w C w^T,  s = 1 / sqrt(var_out + eps)
+//   y = (z - mean_out) s + beta = a (s w)^T + (beta - s w m)
+// and neither z nor a pass over z is needed: the norm becomes part of the weights.
+//
+// Backward, with d = dL/dy (n, outputs), product = d^T a and total = sum of d over the rows. Batch
+// norm gives (bn_act_math.h, gamma = 1, zhat = (z - mean_out) s)
+//   dL/dz = s (d - m1 - zhat m2),  m1 = total / n,  m2 = mean of d zhat
+//   n m2 = s (sum d z - mean_out total) = s (product . w - mean_out total)
+// as z = a w^T. With sum a = n m and sum (z - mean_out) a = n w C over the rows:
+//   grad_w = sum of dL/dz a = s (product - total m - s n m2 (w C))
+//   grad_a = dL/dz W = d back^T + a mix^T + constant, where
+//   back = (s W)^T,  mix = -W^T diag(s^2 m2) W,  constant = -back m1 - mix m
 #pragma once
 
 #include <cmath>
@@ -8,7 +23,7 @@
 
 namespace fasthg {
 
-// Rounding must not turn a variance near 0 negative. NaN passes.
+// A variance w C w^T, which rounding must not turn negative. NaN stays NaN.
 template <typename T>
 FASTHG_HD T quadratic_form(T value) {
   return value < 0 ? T(0) : value;
@@ -19,18 +34,18 @@ FASTHG_HD T fold_scale(T var, double eps) {
   return 1 / std::sqrt(var + static_cast<T>(eps));
 }
 
-// grad_weight = scale * (product - total * mean - grad_covariance * (weight covariance)), and an
-// input's gradient has input * -(weight^T mix weight), which follows through the variance.
+// covariance = s n m2 multiplies w C in grad_w; mix = s^2 m2 stands between the weights in mix.
 template <typename T>
-struct FoldSlope {
-  T grad_covariance, mix;
+struct BnFoldCoefficients {
+  T covariance, mix;
 };
 
-// total: the sum of the incoming gradient; product: that of gradient times convolution.
+// product: the sum of d z over the rows; total: the sum of d; mean: mean_out.
 template <typename T>
-FASTHG_HD FoldSlope<T> fold_slope(T scale, T product, T total, T mean, int64_t rows) {
-  const T grad_covariance = scale * scale * (product - mean * total);
-  return {grad_covariance, rows ? scale / static_cast<T>(rows) * grad_covariance : T(0)};
+FASTHG_HD BnFoldCoefficients<T> bn_fold_coefficients(T scale, T product, T total, T mean,
+                                                     int64_t rows) {
+  const T covariance = scale * scale * (product - mean * total);
+  return {covariance, rows ? scale / static_cast<T>(rows) * covariance : T(0)};
 }
 
 }  // namespace fasthg

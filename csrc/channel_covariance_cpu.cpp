@@ -1,6 +1,20 @@
-// Mean and covariance of the channels: threads over parts of the rows. Some rows at a time are
-// packed into panels of neighbouring channels, small enough to stay in the caches while the panels
-// are multiplied with each other; of the products, which are symmetric, one half is computed.
+// Mean and covariance of the channels on the CPU, threads over parts of the rows.
+//
+//   mean = sum x / n,  covariance = (x - o)^T (x - o) / n - (mean - o)(mean - o)^T
+// with o the first row of x: where means are large against the standard deviations, the plain
+// products would cancel.
+//
+// Memory traffic: x is read once; the result is channels (channels + 1) values. 128 rows at a time
+// are packed into panels of 16 neighbouring channels (float; one cache line a row), converted to
+// the arithmetic type and shifted by o. A panel is 8 KiB, so all panels of 128 channels are 64 KiB
+// and stay in the caches while they are multiplied with each other. A tile of 8 x 16 products
+// accumulates in vector registers over the 128 rows.
+//
+// The products are symmetric: a panel is multiplied with itself and the panels before it, which is
+// half of the work. Every part has sums of its own (channels (channels + 1) values), added in order
+// and in double: the result has the same bits with any number of threads.
+//
+// Alternative: a BLAS product of the centred rows needs a centred copy of x, written and read.
 #include <algorithm>
 #include <vector>
 
@@ -13,7 +27,7 @@ namespace fasthg {
 namespace {
 
 constexpr int64_t kPackedRows = 128;
-constexpr int64_t kDown = 8;  // a tile of 8 x kAcross products stays in the vector registers
+constexpr int64_t kDown = 8;  // a tile of 8 x kAcross products stays in vector registers
 
 template <typename T>
 using Real = typename Accumulate<T>::type;
@@ -28,7 +42,7 @@ struct alignas(64) Panel {
 };
 
 template <typename T>
-struct Part {
+struct RowPart {
   const T* x;             // (rows, channels), of which [begin, end)
   const Real<T>* origin;  // (channels,), taken off every row
   Panel<Real<T>>* panels;
@@ -39,8 +53,8 @@ struct Part {
 
 // Packs rows [begin, end) of `width` channels; the panel's other channels become zeros.
 template <typename T>
-FASTHG_HD void pack(const Part<T>& part, int64_t begin, int64_t end, int64_t first, int64_t width,
-                    Real<T>* panel) {
+FASTHG_HD void pack(const RowPart<T>& part, int64_t begin, int64_t end, int64_t first,
+                    int64_t width, Real<T>* panel) {
   constexpr int64_t across = kAcross<Real<T>>;
   Real<T> origin[across] = {}, sums[across] = {};
   std::copy(part.origin + first, part.origin + first + width, origin);
@@ -83,7 +97,7 @@ FASTHG_HD void tile_products(const Real* left, const Real* right, int64_t rows, 
 }
 
 template <typename T>
-FASTHG_HD void add(const Part<T>& part) {
+FASTHG_HD void add(const RowPart<T>& part) {
   constexpr int64_t across = kAcross<Real<T>>;
   const int64_t channels = part.channels;
   for (int64_t begin = part.begin; begin < part.end; begin += kPackedRows) {
@@ -105,14 +119,14 @@ FASTHG_HD void add(const Part<T>& part) {
   }
 }
 
-// Clones are made of plain functions only, so each type has its own.
-FASTHG_VECTOR_CLONES void add_part(const Part<float>& part) {
+// target_clones takes plain functions, no templates, so each type has its own.
+FASTHG_VECTOR_CLONES void add_part(const RowPart<float>& part) {
   add(part);
 }
-FASTHG_VECTOR_CLONES void add_part(const Part<double>& part) {
+FASTHG_VECTOR_CLONES void add_part(const RowPart<double>& part) {
   add(part);
 }
-FASTHG_VECTOR_CLONES void add_part(const Part<BFloat16>& part) {
+FASTHG_VECTOR_CLONES void add_part(const RowPart<BFloat16>& part) {
   add(part);
 }
 
@@ -124,7 +138,7 @@ const char* run(const void* x, int64_t rows, int64_t channels, int64_t parts, vo
   auto* mean_out = static_cast<Real<T>*>(mean);
   auto* out = static_cast<Real<T>*>(covariance);
   const int64_t part_size = (channels + 1) * channels, square = channels * channels;
-  // Channels are measured from the first row: a mean of many deviations costs no digits then.
+  // Channels are measured from the first row, so that large means cancel no digits.
   std::vector<Real<T>> origin(channels);
   for (int64_t c = 0; c < channels; ++c) origin[c] = widen(in[c]);
   const int64_t panels = (channels + kAcross<Real<T>> - 1) / kAcross<Real<T>>;
@@ -134,8 +148,8 @@ const char* run(const void* x, int64_t rows, int64_t channels, int64_t parts, vo
     for (int64_t part = begin; part < end; ++part) {
       Real<T>* part_products = products + part * part_size;
       std::fill_n(part_products, part_size, Real<T>(0));
-      add_part(Part<T>{in, origin.data(), packed.data(), part_products, part_products + square,
-                       rows * part / parts, rows * (part + 1) / parts, channels});
+      add_part(RowPart<T>{in, origin.data(), packed.data(), part_products, part_products + square,
+                          rows * part / parts, rows * (part + 1) / parts, channels});
     }
   });
   std::vector<double> centre(channels);  // the mean, measured from the origin

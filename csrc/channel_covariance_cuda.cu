@@ -1,7 +1,25 @@
-// Mean and covariance of the channels of half types on tensor cores: a kernel for the products and
-// sums of each part of the rows, and one that adds the parts in order, in double. A block has one
-// part and one square tile of the products, of which only those at and below the diagonal are
-// computed. No atomics, so results repeat.
+// Mean and covariance of the channels of half types, on tensor cores.
+//
+//   mean = sum x / n,  covariance = x^T x / n - mean mean^T,  x: (n rows, channels)
+//
+// One kernel computes products and sums of each part of the rows, a second adds the parts in order,
+// in double. A block has one part and one square tile of the products (64 x 64 channels up to 64
+// channels, else 128 x 128). The result is symmetric: only tiles at and below the diagonal are
+// computed, and those on the diagonal sum the channels as well, so x^T x and sum x cost one pass.
+//
+// Memory traffic: up to 128 channels x is read once; above, each tile reads its two strips of
+// channels, twice x in all at 256. The first kernel writes channels (channels + 1) floats a part,
+// the second reads the lower half of them. With 128 channels and parts of 256 rows (the least) that
+// is 1.5 times x; with more rows it shrinks, as there are at most 128 parts: about one for each
+// multiprocessor (_PARTS in fasthg/ops/channel_covariance.py).
+//
+// Loads of the next 64 rows go to registers while the tensor cores work on the current ones, and
+// two stages in shared memory alternate, so a step has one barrier. Parts go through memory because
+// atomic additions would come in any order and results would not repeat.
+//
+// Trade-off: half values go to the tensor cores as they are, so channels cannot be centred first as
+// on the CPU: the error grows with m_i m_j, m = |mean| / standard deviation. Centring would round
+// again to a half type or need another pass.
 #include "channel_covariance_math.h"
 #include "cuda_utils.cuh"
 #include "mma.cuh"
@@ -14,7 +32,8 @@ constexpr int kThreads = 256;
 constexpr int kWarpsDown = 2, kWarpsAcross = 4;
 constexpr int kStageRows = 64;
 constexpr int kVector = 8;  // half values in 16 bytes
-// 16 bytes more than its values: the eight rows of a matrix then lie in different banks.
+// A row in shared memory is 16 bytes longer than its values: the eight rows that one ldmatrix reads
+// then start in different banks.
 constexpr int kPadding = kVector;
 
 constexpr int kFinishLines = 4;   // rows of the covariance that a block finishes
@@ -22,7 +41,7 @@ constexpr int kFinishGroups = 8;  // of parts, one a warp
 constexpr int kFinishThreads = kFinishGroups * kWarp;
 
 template <typename T>
-struct Input {
+struct CovarianceInput {
   const T* x;        // (rows, channels)
   float* workspace;  // (parts, channels + 1, channels): products, then sums
   int64_t rows;
@@ -42,14 +61,14 @@ constexpr int kLines = kThreads / kColumns<tile>;
 template <int tile>
 constexpr int kLoads = kStageRows / kLines<tile>;
 
-// One thread's share of a stage: rows line, line + kLines, ... of eight neighbouring channels.
+// What one thread loads of a stage: rows line, line + kLines, ... of eight neighbouring channels.
 template <typename T, int tile>
-struct Share {
+struct StageLoad {
   Vector<T, kVector> values[kLoads<tile>];
 
   // Rows and channels beyond the part's become zeros.
   template <bool vectors>
-  __device__ void load(const Input<T>& in, int64_t row, int64_t end, int first) {
+  __device__ void load(const CovarianceInput<T>& in, int64_t row, int64_t end, int first) {
     const int channel = first + static_cast<int>(threadIdx.x) % kColumns<tile> * kVector;
     row += threadIdx.x / kColumns<tile>;
 #pragma unroll
@@ -82,13 +101,13 @@ struct Share {
   }
 };
 
-// A warp's part of a tile: `down` x `across` products of 16 x 16 channels.
+// The part of a tile that a warp computes: `down` x `across` products of 16 x 16 channels.
 template <typename T, int tile>
-struct Products {
+struct WarpTile {
   static constexpr int down = tile / kWarpsDown / 16, across = tile / kWarpsAcross / 16;
   float sums[down][2 * across][4] = {};
 
-  // Channels are the columns of both stages, so both operands come in transposed.
+  // The product is over rows and channels are columns of both stages: both operands are transposed.
   __device__ void add(const T* left, const T* right) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int in_piece = lane % 8, piece = lane / 8;
@@ -116,7 +135,8 @@ struct Products {
   }
 
   template <bool vectors>
-  __device__ void write(const Input<T>& in, float* out, int first_row, int first_column) const {
+  __device__ void write(const CovarianceInput<T>& in, float* out, int first_row,
+                        int first_column) const {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     first_row += warp / kWarpsAcross * down * 16 + lane / 4;
     first_column += warp % kWarpsAcross * across * 16 + lane % 4 * 2;
@@ -142,7 +162,7 @@ struct Products {
 
 // blockIdx.y counts the tiles at and below the diagonal, row by row.
 template <typename T, int tile, bool vectors>
-__global__ void __launch_bounds__(kThreads) covariance_parts_kernel(Input<T> in) {
+__global__ void __launch_bounds__(kThreads) covariance_parts_kernel(CovarianceInput<T> in) {
   FASTHG_SHARED(shared);
   T* stages = reinterpret_cast<T*>(shared);
   int tile_row = 0;
@@ -153,23 +173,23 @@ __global__ void __launch_bounds__(kThreads) covariance_parts_kernel(Input<T> in)
 
   const int64_t part = blockIdx.x, begin = in.rows * part / in.parts;
   const int64_t end = in.rows * (part + 1) / in.parts;
-  Share<T, tile> left, right;
-  Products<T, tile> products;
+  StageLoad<T, tile> left, right;
+  WarpTile<T, tile> products;
   float sums[kVector] = {};
   left.template load<vectors>(in, begin, end, first_row);
   if (!diagonal) right.template load<vectors>(in, begin, end, first_column);
-  int turn = 0;
-  for (int64_t row = begin; row < end; row += kStageRows, turn ^= 1) {
-    T* stage = stages + turn * 2 * kStage<tile>;
+  int buffer = 0;
+  for (int64_t row = begin; row < end; row += kStageRows, buffer ^= 1) {
+    T* stage = stages + buffer * 2 * kStage<tile>;
     T* other = diagonal ? stage : stage + kStage<tile>;
     left.store(stage);
     if (diagonal)
       left.add_to(sums);
     else
       right.store(other);
-    // Two stages in turn: whoever is past this barrier knows that all are done with the one before.
+    // Two stages alternate: after this barrier no thread reads the other stage any more.
     __syncthreads();  // the products read what all threads stored
-    // The next rows arrive while the tensor cores work on these.
+    // The next rows are loaded while the tensor cores work on these.
     if (row + kStageRows < end) {
       left.template load<vectors>(in, row + kStageRows, end, first_row);
       if (!diagonal) right.template load<vectors>(in, row + kStageRows, end, first_column);
@@ -180,7 +200,7 @@ __global__ void __launch_bounds__(kThreads) covariance_parts_kernel(Input<T> in)
   products.template write<vectors>(in, out, first_row, first_column);
   if (!diagonal) return;
 
-  // Behind the stages, which other warps may still read.
+  // After the stages in shared memory, which other warps may still read.
   auto* scratch = reinterpret_cast<float*>(stages + 4 * kStage<tile>);
   const int line = threadIdx.x / kColumns<tile>, column = threadIdx.x % kColumns<tile> * kVector;
 #pragma unroll
@@ -193,9 +213,9 @@ __global__ void __launch_bounds__(kThreads) covariance_parts_kernel(Input<T> in)
   out[static_cast<int64_t>(in.channels) * in.channels + channel] = sum;
 }
 
-// One warp's width of columns and kFinishLines rows a block: each warp adds every kFinishGroups-th
-// part, then a warp a row the warps' sums. Sums over channels come along as two more lines: those
-// of the columns, and those of the rows in the first lanes.
+// A block finishes kFinishLines rows and kWarp columns of the covariance. Each warp adds every
+// kFinishGroups-th part; then one warp a row adds the warps' sums. The sums of the channels are two
+// more lines: those of the columns, and those of the rows in the first lanes.
 template <typename Real>
 __global__ void __launch_bounds__(kFinishThreads)
     covariance_finish_kernel(const Real* workspace, int64_t rows, int channels, int parts,
@@ -253,7 +273,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 template <typename T, int tile, bool vectors>
-const char* launch_parts(const Input<T>& in, void* stream) {
+const char* launch_parts(const CovarianceInput<T>& in, void* stream) {
   constexpr size_t stages = sizeof(T) * 4 * kStage<tile>;
   constexpr size_t bytes = stages + sizeof(float) * kLines<tile> * tile;
   auto* kernel = covariance_parts_kernel<T, tile, vectors>;
@@ -265,7 +285,7 @@ const char* launch_parts(const Input<T>& in, void* stream) {
 }
 
 template <typename T, int tile>
-const char* launch_parts(const Input<T>& in, void* stream) {
+const char* launch_parts(const CovarianceInput<T>& in, void* stream) {
   const bool vectors = in.channels % kVector == 0 && aligned16(in.x) && aligned16(in.workspace);
   return vectors ? launch_parts<T, tile, true>(in, stream)
                  : launch_parts<T, tile, false>(in, stream);
@@ -274,8 +294,8 @@ const char* launch_parts(const Input<T>& in, void* stream) {
 template <typename T>
 const char* launch(const void* x, int64_t rows, int64_t channels, int64_t parts, void* workspace,
                    void* mean, void* covariance, void* stream) {
-  const Input<T> in{static_cast<const T*>(x), static_cast<float*>(workspace), rows,
-                    static_cast<int>(channels), static_cast<int>(parts)};
+  const CovarianceInput<T> in{static_cast<const T*>(x), static_cast<float*>(workspace), rows,
+                              static_cast<int>(channels), static_cast<int>(parts)};
   const char* refusal =
       channels <= 64 ? launch_parts<T, 64>(in, stream) : launch_parts<T, 128>(in, stream);
   if (refusal) return refusal;

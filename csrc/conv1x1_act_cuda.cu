@@ -1,7 +1,26 @@
-// 1x1 convolutions with bias, residual and ReLU: a product of matrices on tensor cores that writes
-// nothing but the result. Two pairs of operands are one longer sum. A block makes a rectangle of
-// the result; the sum over the inputs runs in steps, whose tiles are copied to shared memory while
-// earlier ones are multiplied. It has one order whatever the block's shape, so results repeat.
+// 1x1 convolutions with bias, residual and ReLU: one matrix product on tensor cores.
+//
+//   y = relu?(x W^T + x2 W2^T + bias + residual),  x: (rows, in), W: (outputs, in), half types
+//
+// Fused: two pairs of operands are one longer sum over in + in2 inputs, kept in float32 in
+// registers; bias, residual, ReLU and the rounding to y's type follow before anything is written.
+// With separate operators each of them would read and write y once more, and the sum of two
+// convolutions would be rounded in between.
+//
+// Memory traffic: in + in2 + 2 outputs values a row (x, x2 and residual read, y written), which is
+// the floor. Above 128 outputs x is read again by the next block, from the L2 cache: blocks that
+// share rows are neighbours in the grid. Weights are read by every block, from L2.
+//
+// A block of 8 warps computes a tile of 128 x 128 results (128 x 64 or 64 x 64 where there would be
+// fewer blocks than an H100 has multiprocessors). The sum runs in steps of 32 inputs; cp.async
+// fills three stages in shared memory in turn, so copies of the next two steps run during the
+// products of the current one. At the end the sums go through shared memory once, so that each row
+// of y is written in vectors of 16 bytes.
+//
+// Trade-offs: the sum over inputs is never split between blocks. Splitting would occupy more
+// multiprocessors where rows are few, and needs a second pass or atomics; as it is, the order of
+// the sum is the same for all tile shapes, and results repeat. mma.sync runs on all GPUs from
+// compute capability 8.0 on; Hopper's wgmma would need a kernel of its own and is not used.
 #include "cuda_utils.cuh"
 #include "mma.cuh"
 #include "ops.h"
@@ -13,37 +32,38 @@ constexpr int kThreads = 256;
 constexpr int kWarpsDown = 2, kWarpsAcross = 4;
 constexpr int kStep = 32;  // inputs that one stage holds
 constexpr int kChunk = 8;  // halves in 16 bytes
-// From row to row of a tile, in halves: eight rows of one matrix then lie in different banks.
+// Distance of two rows of a tile, in halves: the eight rows that one ldmatrix reads then start in
+// different banks.
 constexpr int kPitch = kStep + kChunk;
 constexpr int kStages = 3;
-constexpr int64_t kManyBlocks = 132;  // an H100's multiprocessors: fewer blocks leave some idle
+constexpr int64_t kMinimumBlocks = 132;  // an H100's multiprocessors: fewer blocks leave some idle
 
 // One pair of operands; `chunks`: rows can be read 16 bytes at a time.
 template <typename T>
-struct Pair {
+struct Operands {
   const T *x, *weight;
   int64_t in;
   bool chunks;
 };
 
 template <typename T>
-struct Work {
-  Pair<T> first, second;
+struct Conv1x1Work {
+  Operands<T> first, second;
   int64_t steps_of_first, steps;
   const float* bias;
   const T* residual;
   T* y;
   int64_t rows;
   int outputs;
-  bool relu, chunks;  // chunks: of residual and y
+  bool relu, chunks;  // chunks: rows of residual and y can be accessed 16 bytes at a time
 };
 
-// The rectangle of results that a block makes.
+// The rectangle of results that a block computes.
 template <int down_, int across_>
 struct Tile {
   static constexpr int down = down_, across = across_;
   static constexpr int stage = (down + across) * kPitch;  // halves
-  // From row to row of the sums: the pairs that half a warp writes then lie in different banks.
+  // Distance of two rows of sums: the pairs that half a warp writes then lie in different banks.
   static constexpr int pitch = across + 8;
   static constexpr size_t stages_bytes = size_t{kStages} * stage * 2;
   static constexpr size_t sums_bytes = size_t{down} * pitch * sizeof(float);
@@ -63,8 +83,8 @@ __device__ void load_tile(const T* matrix, int64_t row, int64_t rows, int64_t k,
     const T* from = matrix + (row + here) * in + input;
     const bool inside = row + here < rows;
     if (chunks) {
-      const bool wanted = inside && input < in;
-      copy_async(to, wanted ? from : matrix, wanted);
+      const bool valid = inside && input < in;
+      copy_async(to, valid ? from : matrix, valid);
     } else {
 #pragma unroll 1
       for (int i = 0; i < kChunk; ++i)
@@ -73,12 +93,14 @@ __device__ void load_tile(const T* matrix, int64_t row, int64_t rows, int64_t k,
   }
 }
 
-// One group of copies a step, if only an empty one: waiting counts groups.
+// Starts the copies of a step. Beyond the last step it commits an empty group, because
+// wait_for_copies counts groups.
 template <typename Tile, typename T>
-__device__ void load_stage(const Work<T>& work, int64_t step, int64_t row, int output, T* tiles) {
+__device__ void load_stage(const Conv1x1Work<T>& work, int64_t step, int64_t row, int output,
+                           T* tiles) {
   if (step < work.steps) {
     const bool second = step >= work.steps_of_first;
-    const Pair<T> pair = second ? work.second : work.first;
+    const Operands<T> pair = second ? work.second : work.first;
     const int64_t k = (second ? step - work.steps_of_first : step) * kStep;
     T* x = tiles + step % kStages * Tile::stage;
     load_tile<Tile::down>(pair.x, row, work.rows, k, pair.in, pair.chunks, x);
@@ -88,21 +110,21 @@ __device__ void load_stage(const Work<T>& work, int64_t step, int64_t row, int o
   commit_copies();
 }
 
-// Adds bias and residual to the sums of the block, and writes the result: `vector` neighbours at a
-// time, whole rows of the rectangle side by side.
+// Adds bias and residual to the sums of the block, applies the ReLU, and writes the result,
+// `vector` neighbouring outputs a thread.
 template <typename Tile, int vector, typename T>
-__device__ void finish(const Work<T>& work, int64_t row, int output, const float* sums) {
+__device__ void finish(const Conv1x1Work<T>& work, int64_t row, int output, const float* sums) {
   constexpr int across = Tile::across / vector;
   constexpr int part = vector < 4 ? vector : 4;  // 16 bytes of floats
   using Values = Vector<T, vector>;
-  using Part = Vector<float, part>;
+  using SumVector = Vector<float, part>;
   const int column = threadIdx.x % across * vector;
   if (output + column >= work.outputs) return;
   float bias[vector];
 #pragma unroll
   for (int i = 0; i < vector; ++i) bias[i] = work.bias ? work.bias[output + column + i] : 0;
-  // All of a few rows' residuals are on their way before the first result is stored: the compiler
-  // cannot know that the one is not the other.
+  // The residuals of a few rows are loaded before the first result is stored. The compiler cannot
+  // reorder them itself: y might alias the residual.
   constexpr int lines = kThreads / across;
   constexpr int ahead = Tile::down / lines < 4 ? Tile::down / lines : 4;
   for (int first = threadIdx.x / across; first < Tile::down; first += ahead * lines) {
@@ -121,7 +143,8 @@ __device__ void finish(const Work<T>& work, int64_t row, int output, const float
       Values result;
 #pragma unroll
       for (int i = 0; i < vector; i += part) {
-        const Part sum = *reinterpret_cast<const Part*>(sums + line * Tile::pitch + column + i);
+        const SumVector sum =
+            *reinterpret_cast<const SumVector*>(sums + line * Tile::pitch + column + i);
 #pragma unroll
         for (int j = 0; j < part; ++j) {
           float value = sum.value[j] + bias[i + j];
@@ -137,7 +160,7 @@ __device__ void finish(const Work<T>& work, int64_t row, int output, const float
 }
 
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(kThreads, 2) conv1x1_act_kernel(Work<T> work) {
+__global__ void __launch_bounds__(kThreads, 2) conv1x1_act_kernel(Conv1x1Work<T> work) {
   constexpr int kDown = Tile::down / kWarpsDown / 16, kAcross = Tile::across / kWarpsAcross / 16;
   FASTHG_SHARED(shared);
   T* tiles = reinterpret_cast<T*>(shared);
@@ -148,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv1x1_act_kernel(Work<T> work) 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_row = warp / kWarpsAcross * kDown * 16;
   const int warp_output = warp % kWarpsAcross * kAcross * 16;
-  // Where this lane finds its row of the matrices, in halves from the start of a tile.
+  // Where the rows that this lane gives to ldmatrix start, in halves from the start of a tile.
   const int in_x = (warp_row + lane % 16) * kPitch + lane / 16 * 8;
   const int in_weight = (warp_output + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
 
@@ -211,7 +234,7 @@ int64_t count_blocks(const Conv1x1& conv) {
 }
 
 template <typename T, typename Tile>
-const char* run(const Work<T>& work, int64_t blocks, void* stream) {
+const char* run(const Conv1x1Work<T>& work, int64_t blocks, void* stream) {
   if (blocks > INT32_MAX) return "conv1x1_act: more than 2^31 blocks: use smaller batches";
   if (const char* refusal = allow_shared(conv1x1_act_kernel<T, Tile>, Tile::bytes)) return refusal;
   FASTHG_LAUNCH((conv1x1_act_kernel<T, Tile>), dim3(blocks), dim3(kThreads), Tile::bytes, stream,
@@ -222,28 +245,29 @@ const char* run(const Work<T>& work, int64_t blocks, void* stream) {
 template <typename T>
 const char* launch(const Conv1x1& conv, void* stream) {
   const auto pair = [](const void* x, const void* weight, int64_t in) {
-    return Pair<T>{static_cast<const T*>(x), static_cast<const T*>(weight), in,
-                   in % kChunk == 0 && aligned16(x) && aligned16(weight)};
+    return Operands<T>{static_cast<const T*>(x), static_cast<const T*>(weight), in,
+                       in % kChunk == 0 && aligned16(x) && aligned16(weight)};
   };
   const int64_t steps = divide_up(conv.in, kStep);
-  const Work<T> work{pair(conv.x, conv.weight, conv.in),
-                     pair(conv.x2, conv.weight2, conv.in2),
-                     steps,
-                     steps + divide_up(conv.in2, kStep),
-                     static_cast<const float*>(conv.bias),
-                     static_cast<const T*>(conv.residual),
-                     static_cast<T*>(conv.y),
-                     conv.rows,
-                     static_cast<int>(conv.outputs),
-                     conv.relu,
-                     conv.outputs % kChunk == 0 && aligned16(conv.residual) && aligned16(conv.y)};
-  // The largest rectangle reads the least; few rows or outputs take smaller ones.
+  const Conv1x1Work<T> work{
+      pair(conv.x, conv.weight, conv.in),
+      pair(conv.x2, conv.weight2, conv.in2),
+      steps,
+      steps + divide_up(conv.in2, kStep),
+      static_cast<const float*>(conv.bias),
+      static_cast<const T*>(conv.residual),
+      static_cast<T*>(conv.y),
+      conv.rows,
+      static_cast<int>(conv.outputs),
+      conv.relu,
+      conv.outputs % kChunk == 0 && aligned16(conv.residual) && aligned16(conv.y)};
+  // The largest tile reads the least; few rows or outputs take smaller ones.
   using Large = Tile<128, 128>;
   using Narrow = Tile<128, 64>;
   using Small = Tile<64, 64>;
-  if (conv.outputs > Narrow::across && count_blocks<Large>(conv) >= kManyBlocks)
+  if (conv.outputs > Narrow::across && count_blocks<Large>(conv) >= kMinimumBlocks)
     return run<T, Large>(work, count_blocks<Large>(conv), stream);
-  if (count_blocks<Narrow>(conv) >= kManyBlocks)
+  if (count_blocks<Narrow>(conv) >= kMinimumBlocks)
     return run<T, Narrow>(work, count_blocks<Narrow>(conv), stream);
   return run<T, Small>(work, count_blocks<Small>(conv), stream);
 }

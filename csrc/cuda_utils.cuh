@@ -45,8 +45,8 @@ void store_whole(const V& value, void* to) {
   *static_cast<V*>(to) = value;
 }
 #else
-// Where the compiler would take a vector in pieces: from shared memory by halves, to global memory
-// by words.
+// One access for a whole vector, where the compiler would otherwise split it: loads from shared
+// memory into halves, stores to global memory into words.
 template <typename V>
 __device__ __forceinline__ V load_whole(const V* from) {
   static_assert(sizeof(V) == 8, "half a vector");
@@ -95,13 +95,13 @@ __device__ V shuffle_xor(V value, int mask) {
   return words.value;
 }
 
-// Copies 16 bytes from global to shared memory while the thread goes on, or writes 16 zeros there
-// where not `wanted`; both addresses are multiples of 16, `from` readable or not wanted. A thread's
-// copies since its last commit are a group; waiting ends when all its groups but the `pending`
-// latest have arrived. Other threads' copies need a barrier as well.
+// copy_async copies 16 bytes from global to shared memory while the thread goes on; if not `valid`
+// it writes 16 zeros and does not read `from`. Both addresses are multiples of 16. A thread's
+// copies since its last commit are a group. wait_for_copies returns when all groups of this thread
+// but the `pending` latest have arrived; other threads' copies need a barrier as well.
 #ifdef FASTHG_CUDA_EMULATION
-inline void copy_async(void* to, const void* from, bool wanted) {
-  emulation::copy_async(to, from, wanted);
+inline void copy_async(void* to, const void* from, bool valid) {
+  emulation::copy_async(to, from, valid);
 }
 inline void commit_copies() {
   emulation::commit_copies();
@@ -111,11 +111,11 @@ void wait_for_copies() {
   emulation::wait_for_copies(pending);
 }
 #else
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted) {
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(address), "l"(from), "r"(wanted ? 16 : 0)
+               : "r"(address), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() {
@@ -127,7 +127,7 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 #endif
 
-// Combine one value of each thread; the result is thread 0's. `scratch` is shared memory for
+// Combines one value of each thread; thread 0 returns the result. scratch: shared memory for
 // kMaximumWarps values. The block is a multiple of a warp. The order is fixed, so sums repeat.
 template <typename V, typename Combine>
 __device__ V block_reduce(V value, V identity, V* scratch, Combine combine) {
@@ -142,7 +142,7 @@ __device__ V block_reduce(V value, V identity, V* scratch, Combine combine) {
   return value;
 }
 
-// Makes a device current for a launch and gives the thread back its own.
+// Makes a device current for a launch and restores the thread's own afterwards.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -160,8 +160,9 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// More than 48 KB of dynamic shared memory must be asked for; null if the device has that much.
-// What a kernel may use is raised, never lowered: another thread may be about to launch it.
+// Allows a kernel more than the 48 KB of dynamic shared memory that need no request; returns null
+// if the device has that much. The limit is raised, never lowered: another thread may be about to
+// launch the kernel.
 template <typename Kernel>
 const char* allow_shared(Kernel* kernel, size_t bytes) {
   if (bytes <= 48 * 1024) return nullptr;
