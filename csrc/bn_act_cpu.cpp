@@ -36,9 +36,9 @@ using Real = typename Accumulate<T>::type;
 
 // Values aligned to a cache line, so that no vector of them crosses two lines.
 template <typename T>
-class Line {
+class AlignedValues {
  public:
-  explicit Line(int64_t count) : blocks_(count * sizeof(T) / sizeof(Block) + 1) {}
+  explicit AlignedValues(int64_t count) : blocks_(count * sizeof(T) / sizeof(Block) + 1) {}
   T* data() { return blocks_.data()->values; }
   const T* data() const { return blocks_.data()->values; }
   T& operator[](int64_t i) { return data()[i]; }
@@ -219,8 +219,8 @@ class RowParts {
 
   // (channels,) repeated to a tile.
   template <typename Value>
-  Line<Real<T>> repeated(const Value& value_of_channel) const {
-    Line<Real<T>> values(tile_);
+  AlignedValues<Real<T>> repeated(const Value& value_of_channel) const {
+    AlignedValues<Real<T>> values(tile_);
     for (int64_t i = 0; i < tile_; ++i) values[i] = value_of_channel(i % norm_.channels);
     return values;
   }
@@ -239,10 +239,10 @@ class RowParts {
   template <typename Add>
   std::vector<double> sums(const Add& add) const {
     const int64_t channels = norm_.channels;
-    std::vector<Line<Real<T>>> tiles(workers_, Line<Real<T>>(2 * tile_));
+    std::vector<AlignedValues<Real<T>>> tiles(workers_, AlignedValues<Real<T>>(2 * tile_));
     auto* partial = static_cast<Real<T>*>(norm_.workspace);
     each_part([&](int worker, int64_t part, int64_t begin, int64_t end) {
-      Line<Real<T>>& sum = tiles[worker];
+      AlignedValues<Real<T>>& sum = tiles[worker];
       std::fill(sum.data(), sum.data() + 2 * tile_, Real<T>(0));
       add(begin, end, sum.data(), sum.data() + tile_);
       Real<T>* out = partial + part * 2 * channels;

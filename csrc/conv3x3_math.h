@@ -1,11 +1,25 @@
-// Winograd's F(4, 3): four neighbouring results of a filter of three taps, from six inputs, with
-// six products in place of twelve. Two dimensions are one after the other.
+// Winograd's F(4, 3): four neighbouring results of a filter of three taps from six inputs, with six
+// products in place of twelve. Two dimensions are one after the other: F(4x4, 3x3) has 36 products
+// for 16 results, 2.25 each in place of 9.
 //
-// A correlation is a product of polynomials, and that follows from its values at the points 0, a,
-// -a, b, -b and infinity: y = A^T ((G w) * (B^T x)). Its transposes give the gradients: that of w
-// is G^T ((A grad_y) * (B^T x)), summed over all tiles. The points a = 5/8 and b = 3/2 halve the
-// rounding error of the usual 1 and 2 (measured), and all constants but those of G are exact in
-// binary.
+// Where the transforms come from. A product s(t) = d(t) w(t) of polynomials with 4 and 3
+// coefficients has degree 5, so its values at 6 points determine it. Evaluate both factors at the
+// points, multiply the values, interpolate: s = C ((A d) * (G w)), 6 products. A filter
+//   y_k = sum_j w_j x_(k + j),  k = 0..3, j = 0..2
+// is the transpose of that product in d and s (with w fixed, y = M^T x where s = M d), so
+//   y = A^T ((G w) * (B^T x)),  B^T = C^T.
+// With points p in {0, a, -a, b, -b, infinity} and f(p) the product of p - q over the other finite
+// points q:
+//   row p of A:    1, p, p^2, p^3                     (infinity: 0, 0, 0, 1)
+//   row p of G:    (1, p, p^2) / f(p)                 (infinity: 0, 0, 1)
+//   row p of B^T:  coefficients of the product of t - q over the other finite points q
+// The points a and -a share their even and odd parts, which saves half of the additions.
+//
+// Gradients are transposes again: grad_w = G^T ((A grad_y) * (B^T x)), summed over all tiles;
+// grad_x is a convolution of grad_y with the filter rotated by 180 degrees.
+//
+// Why a = 5/8 and b = 3/2: they halve the rounding error of the usual 1 and 2 (measured), and all
+// constants but those of G are exact in binary.
 //
 // Each transform takes kFrom values, numbers or vectors of them, to kTo.
 #pragma once
@@ -21,12 +35,12 @@ constexpr int kPoints = kReach * kReach;
 
 constexpr float kA = 0.625f, kB = 1.5f;
 constexpr float kA2 = kA * kA, kB2 = kB * kB;
-// One over the product of a point's distances from the others.
+// 1 / f(p), see above.
 constexpr float kAt0 = 1 / (kA2 * kB2);
 constexpr float kAtA = 1 / (2 * kA2 * (kA2 - kB2)), kAtB = 1 / (2 * kB2 * (kB2 - kA2));
 
-// B^T x
-struct OfInput {
+// B^T x: patch of the input, points
+struct InputTransform {
   static constexpr int kFrom = kReach, kTo = kReach;
   template <typename V>
   static FASTHG_HD void apply(const V* x, V* out) {
@@ -41,8 +55,8 @@ struct OfInput {
   }
 };
 
-// A^T m
-struct ToOutput {
+// A^T m: products, results
+struct OutputTransform {
   static constexpr int kFrom = kReach, kTo = kTile;
   template <typename V>
   static FASTHG_HD void apply(const V* m, V* out) {
@@ -55,8 +69,8 @@ struct ToOutput {
   }
 };
 
-// A grad_y
-struct OfGradient {
+// A grad_y: gradients of a tile, points
+struct GradOutputTransform {
   static constexpr int kFrom = kTile, kTo = kReach;
   template <typename V>
   static FASTHG_HD void apply(const V* grad_y, V* out) {
@@ -71,8 +85,8 @@ struct OfGradient {
   }
 };
 
-// G w
-struct OfWeight {
+// G w: taps, points
+struct WeightTransform {
   static constexpr int kFrom = kTaps, kTo = kReach;
   template <typename V>
   static FASTHG_HD void apply(const V* w, V* out) {
@@ -87,8 +101,8 @@ struct OfWeight {
   }
 };
 
-// G^T u
-struct ToWeightGradient {
+// G^T u: sums at the points, gradients of the taps
+struct GradWeightTransform {
   static constexpr int kFrom = kReach, kTo = kTaps;
   template <typename V>
   static FASTHG_HD void apply(const V* u, V* out) {

@@ -1,4 +1,11 @@
-// Draw target maps: one image at a time, threads over the batch.
+// Target maps on the CPU: one image at a time, threads over the batch.
+//
+//   heatmap[i, j] = across[i] down[j], the separable Gaussian of gaussian_heatmaps_math.h
+//
+// An image's tables are parts * (width + height) exponentials; then each value is one
+// multiplication and is written once. Memory traffic is that write alone: the tables stay in the
+// first-level cache. Computing an exponential a cell instead would make the kernel bound by
+// arithmetic.
 #include "gaussian_rows.h"
 #include "ops.h"
 #include "parallel.h"

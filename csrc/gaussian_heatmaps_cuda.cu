@@ -1,5 +1,14 @@
-// Draw target maps. Each block fills its image's tables and writes a share of the image, 16 bytes
-// a thread at a time; the writes are all the traffic there is.
+// Target maps on the GPU.
+//
+//   heatmap[i, j] = across[i] down[j], the separable Gaussian of gaussian_heatmaps_math.h
+//
+// A block fills the tables of its image in shared memory, parts * (width + height) exponentials,
+// and writes 8192 values of the image, 16 bytes a thread at a time. Memory traffic: each value is
+// written once; keypoints, sigmas and visibility are a few numbers an image.
+//
+// Trade-off: all blocks of an image fill the same tables. Fewer values a block would give more
+// blocks and repeat the tables more often: 8192 values cost a few times what the tables do. A
+// separate kernel for the tables would avoid the repetition, but needs a launch and a workspace.
 #include "gaussian_tables.cuh"
 #include "ops.h"
 

@@ -1,7 +1,11 @@
-// The Gaussian of a keypoint, for the operators that draw it and those that compare with it.
+// The Gaussian of a keypoint, for the operators that draw target maps and those that compare with
+// them.
 //
-// exp(-((i - u)^2 + (j - v)^2) / (2 sigma^2)) is a product of a factor of the column and a factor
-// of the row, so a map of H x W cells needs H + W exponentials. There is no cut-off.
+//   exp(-((i - u)^2 + (j - v)^2) / (2 sigma^2))
+//     = exp(-(i - u)^2 / (2 sigma^2)) exp(-(j - v)^2 / (2 sigma^2))
+// is a factor of the column i times a factor of the row j: a map of H x W cells needs H + W
+// exponentials in place of H * W, and one multiplication a cell. There is no cut-off radius: every
+// cell has its exact value.
 #pragma once
 
 #include <cmath>
@@ -16,7 +20,7 @@ struct Gaussian {
   bool drawn;  // false: the target map is empty
 };
 
-// The comparisons are written so that NaN fails them; x - x is 0 for finite numbers alone.
+// Reads one part's Gaussian. The comparisons are false for NaN; x - x is 0 for finite numbers only.
 template <typename T>
 FASTHG_HD Gaussian<T> gaussian_of(const Targets& targets, int image, int part) {
   const int64_t index = static_cast<int64_t>(image) * targets.parts + part;
@@ -34,7 +38,7 @@ FASTHG_HD Gaussian<T> gaussian_of(const Targets& targets, int image, int part) {
   return g;
 }
 
-// Dividing before squaring keeps far and huge coordinates from becoming inf / inf.
+// One factor. Dividing before squaring avoids inf / inf for huge coordinates.
 template <typename T>
 FASTHG_HD T gaussian_factor(int cell, T centre, T sigma) {
   const T z = (static_cast<T>(cell) - centre) / sigma;

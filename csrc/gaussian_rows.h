@@ -1,8 +1,8 @@
-// Target maps on the CPU, a row of memory at a time.
+// Target maps on the CPU, one row of memory at a time, from the tables of gaussian_heatmaps_math.h.
 //
 // A row is the stretch of memory that shares one set of `down` factors: a row of one part's map
-// where parts come first, a row of all parts' maps where parts come last. Either way row r of an
-// image starts at r * length, so callers need not know the layout.
+// where parts come first, a row of all parts' maps where parts come last. In both layouts row r of
+// an image starts at r * length, so callers need not know the layout.
 #pragma once
 
 #include <algorithm>
@@ -45,13 +45,14 @@ class GaussianRows {
       for (int x = 0; x < targets_.width; ++x) out[x] = factor * across[x];
       return;
     }
-    // The parts' factors repeat along the row; copying them out by doubling gives the product a
-    // plain pair of streams to vectorise over, whatever the number of parts.
+    // Parts last: the factors `down` repeat along the row with a period of `parts`. They are copied
+    // to a full row by doubling, so that the product is a loop over two arrays, which vectorises
+    // for any number of parts.
     const size_t parts = targets_.parts, length = repeated_.size();
     T* repeated = repeated_.data();
     std::memcpy(repeated, down_.data() + row * parts, parts * sizeof(T));
-    for (size_t done = parts; done < length; done *= 2)
-      std::memcpy(repeated + done, repeated, std::min(done, length - done) * sizeof(T));
+    for (size_t filled = parts; filled < length; filled *= 2)
+      std::memcpy(repeated + filled, repeated, std::min(filled, length - filled) * sizeof(T));
     const T* across = across_.data();
     for (size_t i = 0; i < length; ++i) out[i] = repeated[i] * across[i];
   }

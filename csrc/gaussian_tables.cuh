@@ -1,4 +1,6 @@
-// Target maps on the GPU: the tables of one image in shared memory, and a walk over its cells.
+// Target maps on the GPU, for the kernels that draw them and those that compare with them: a block
+// holds the tables of one image in shared memory, and a thread walks over its cells in memory
+// order.
 #pragma once
 
 #include "cuda_utils.cuh"
@@ -22,8 +24,8 @@ __device__ void fill_tables(const Targets& targets, int image, bool channels_las
   }
 }
 
-// Target values in memory order from any element of an image on. The divisions are paid once per
-// stretch; a step costs a comparison or two.
+// Target values in memory order, starting at any element of an image. The divisions are made once
+// at the start; a step costs one or two comparisons.
 template <typename T, bool channels_last>
 class TargetWalk {
  public:

@@ -1,5 +1,18 @@
-// Loss and gradient, each in one pass over the predictions: a block of targets is made in the
-// second-level cache, compared with those of every stack, and forgotten.
+// Heatmap loss and gradient on the CPU, threads over images.
+//
+//   loss[stack, image] = sum (prediction - target)^2 / 2
+//   grad_prediction = (prediction - target) grad_loss[stack, image]
+// with the Gaussian targets of gaussian_heatmaps_math.h.
+//
+// Fused: target values are made in blocks of 16384, which stay in the second-level cache, and
+// compared with the predictions of every stack; no target map is stored.
+//
+// Memory traffic, in predictions: forward 1 (read), backward 2 (read again, gradient written). With
+// stored targets a single stack would move 1 more to draw and 1 more to read in each direction. A
+// block's targets serve all stacks: their cost is shared by as many stacks as there are.
+//
+// Sums run over 2048 values in the maps' type, in four partial sums, and over those in double, in a
+// fixed order: the loss has the same bits with any number of threads.
 #include "gaussian_rows.h"
 #include "heatmap_mse_math.h"
 #include "ops.h"
@@ -8,8 +21,8 @@
 namespace fasthg {
 namespace {
 
-// Values of targets made at a time, at least a row: long enough for the processor to fetch ahead in
-// every stack, short enough to stay in a second-level cache.
+// Values of targets made at a time, at least a row: enough for the processor to prefetch each
+// stack, few enough to stay in a second-level cache.
 constexpr int64_t kBlock = 16384;
 constexpr int64_t kSum = 2048;  // values added up in T
 
@@ -26,7 +39,7 @@ FASTHG_HD int64_t write_block(GaussianRows<T>& rows, int64_t row, int64_t height
   return (end - row) * length;
 }
 
-// In four sums, which do not wait for each other.
+// Squared errors in four partial sums, whose additions do not depend on each other.
 template <typename T>
 FASTHG_HD T short_loss(const T* prediction, const T* target, int64_t length) {
   const int64_t quarter = length / 4;
@@ -58,7 +71,7 @@ FASTHG_HD void block_gradient(const T* __restrict__ prediction, const T* __restr
     gradient[i] = squared_error_backward(prediction[i], target[i], grad_loss);
 }
 
-struct Predictions {
+struct PredictionMaps {
   const void* data;
   int stacks;
   int64_t stack_stride, batch_stride;
@@ -67,15 +80,15 @@ struct Predictions {
 
 // Some stacks of one image, and where their losses and gradients go.
 template <typename T>
-struct Item {
+struct ImageStacks {
   const T* predictions;  // those of the first stack
   int64_t stack_stride, first, last, batch, image;
   int64_t index(int64_t stack) const { return stack * batch + image; }
 };
 
 template <typename T>
-FASTHG_HD void image_losses(GaussianRows<T>& rows, const Item<T>& item, T* target, double* totals,
-                            T* loss) {
+FASTHG_HD void image_losses(GaussianRows<T>& rows, const ImageStacks<T>& item, T* target,
+                            double* totals, T* loss) {
   const int64_t stacks = item.last - item.first, height = block_rows(rows);
   std::fill_n(totals, stacks, 0.0);
   for (int64_t row = 0; row < rows.rows(); row += height) {
@@ -88,7 +101,7 @@ FASTHG_HD void image_losses(GaussianRows<T>& rows, const Item<T>& item, T* targe
 }
 
 template <typename T>
-FASTHG_HD void image_gradients(GaussianRows<T>& rows, const Item<T>& item, T* target,
+FASTHG_HD void image_gradients(GaussianRows<T>& rows, const ImageStacks<T>& item, T* target,
                                const T* grad_loss, T* gradient) {
   const int64_t stacks = item.last - item.first, height = block_rows(rows);
   for (int64_t row = 0; row < rows.rows(); row += height) {
@@ -101,14 +114,15 @@ FASTHG_HD void image_gradients(GaussianRows<T>& rows, const Item<T>& item, T* ta
   }
 }
 
-// Clones are made of plain functions only, so each type has its own.
+// target_clones takes plain functions, no templates, so each type has its own.
 #define FASTHG_IMAGES(T)                                                                        \
-  FASTHG_VECTOR_CLONES void losses_of(GaussianRows<T>& rows, const Item<T>& item, T* target,    \
-                                      double* totals, T* loss) {                                \
+  FASTHG_VECTOR_CLONES void add_image_losses(GaussianRows<T>& rows, const ImageStacks<T>& item, \
+                                             T* target, double* totals, T* loss) {              \
     image_losses(rows, item, target, totals, loss);                                             \
   }                                                                                             \
-  FASTHG_VECTOR_CLONES void gradients_of(GaussianRows<T>& rows, const Item<T>& item, T* target, \
-                                         const T* grad_loss, T* gradient) {                     \
+  FASTHG_VECTOR_CLONES void write_image_gradients(GaussianRows<T>& rows,                        \
+                                                  const ImageStacks<T>& item, T* target,        \
+                                                  const T* grad_loss, T* gradient) {            \
     image_gradients(rows, item, target, grad_loss, gradient);                                   \
   }
 FASTHG_IMAGES(float)
@@ -116,7 +130,7 @@ FASTHG_IMAGES(double)
 #undef FASTHG_IMAGES
 
 template <typename T>
-struct Scratch {
+struct WorkerScratch {
   GaussianRows<T> rows;
   std::vector<T> target;
   std::vector<double> totals;
@@ -124,42 +138,44 @@ struct Scratch {
 
 // Calls body(scratch, item) for all stacks of all images.
 template <typename T, typename Body>
-void each_image(const Targets& targets, const Predictions& predictions, int threads,
+void each_image(const Targets& targets, const PredictionMaps& predictions, int threads,
                 const Body& body) {
   const GaussianRows<T> empty(targets, predictions.channels_last);
   const int64_t batch = targets.batch, stacks = predictions.stacks;
   const int workers = worker_count(batch * stacks, empty.image_size(), threads);
-  // All stacks of an image together, so its targets are made once; fewer only where there are not
-  // images enough for the workers, which changes no sum.
+  // All stacks of an image together, so that its targets are made once. With fewer images than
+  // workers the stacks are divided, which changes no sum.
   const int64_t shares = std::min(stacks, (workers + batch - 1) / batch);
   const std::vector<T> target(block_rows(empty) * empty.length());
-  std::vector<Scratch<T>> scratch(workers, {empty, target, std::vector<double>(stacks)});
+  std::vector<WorkerScratch<T>> scratch(workers, {empty, target, std::vector<double>(stacks)});
   parallel_for(batch * shares, workers, [&](int worker, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / shares, share = i % shares;
       const int64_t first = stacks * share / shares, last = stacks * (share + 1) / shares;
       scratch[worker].rows.load(image);
       body(scratch[worker],
-           Item<T>{static_cast<const T*>(predictions.data) + first * predictions.stack_stride +
-                       image * predictions.batch_stride,
-                   predictions.stack_stride, first, last, batch, image});
+           ImageStacks<T>{static_cast<const T*>(predictions.data) +
+                              first * predictions.stack_stride + image * predictions.batch_stride,
+                          predictions.stack_stride, first, last, batch, image});
     }
   });
 }
 
 template <typename T>
-void losses(const Targets& targets, const Predictions& predictions, T* loss, int threads) {
-  each_image<T>(targets, predictions, threads, [&](Scratch<T>& s, const Item<T>& item) {
-    losses_of(s.rows, item, s.target.data(), s.totals.data(), loss);
-  });
+void losses(const Targets& targets, const PredictionMaps& predictions, T* loss, int threads) {
+  each_image<T>(targets, predictions, threads,
+                [&](WorkerScratch<T>& s, const ImageStacks<T>& item) {
+                  add_image_losses(s.rows, item, s.target.data(), s.totals.data(), loss);
+                });
 }
 
 template <typename T>
-void gradients(const Targets& targets, const Predictions& predictions, const T* grad_loss,
+void gradients(const Targets& targets, const PredictionMaps& predictions, const T* grad_loss,
                T* gradient, int threads) {
-  each_image<T>(targets, predictions, threads, [&](Scratch<T>& s, const Item<T>& item) {
-    gradients_of(s.rows, item, s.target.data(), grad_loss, gradient);
-  });
+  each_image<T>(targets, predictions, threads,
+                [&](WorkerScratch<T>& s, const ImageStacks<T>& item) {
+                  write_image_gradients(s.rows, item, s.target.data(), grad_loss, gradient);
+                });
 }
 
 constexpr const char* kWrongDtype = "heatmap_mse on the CPU takes float32 and float64";
@@ -172,7 +188,7 @@ const char* fasthg_heatmap_mse_cpu(int dtype, const fasthg::Targets* targets, in
                                    int64_t batch_stride, bool channels_last, void* loss,
                                    int threads) {
   using namespace fasthg;
-  const Predictions p{predictions, stacks, stack_stride, batch_stride, channels_last};
+  const PredictionMaps p{predictions, stacks, stack_stride, batch_stride, channels_last};
   if (dtype == kFloat32)
     losses(*targets, p, static_cast<float*>(loss), threads);
   else if (dtype == kFloat64)
@@ -187,7 +203,7 @@ const char* fasthg_heatmap_mse_backward_cpu(int dtype, const fasthg::Targets* ta
                                             int64_t batch_stride, bool channels_last,
                                             const void* grad_loss, void* gradient, int threads) {
   using namespace fasthg;
-  const Predictions p{predictions, stacks, stack_stride, batch_stride, channels_last};
+  const PredictionMaps p{predictions, stacks, stack_stride, batch_stride, channels_last};
   if (dtype == kFloat32)
     gradients(*targets, p, static_cast<const float*>(grad_loss), static_cast<float*>(gradient),
               threads);

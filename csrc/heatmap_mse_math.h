@@ -1,4 +1,5 @@
-// Half the squared distance of one prediction to its target, and the derivative.
+// Half the squared distance of one prediction to its target, and the derivative:
+//   loss = sum (prediction - target)^2 / 2,  dloss/dprediction = prediction - target
 #pragma once
 
 #include "portable.h"
@@ -12,7 +13,7 @@ FASTHG_HD T squared_error(T prediction, T target) {
   return difference * difference;
 }
 
-// d loss / d prediction, times the derivative with respect to the loss.
+// The gradient of one prediction; grad_loss: the gradient of its loss.
 template <typename T>
 FASTHG_HD T squared_error_backward(T prediction, T target, T grad_loss) {
   return (prediction - target) * grad_loss;
