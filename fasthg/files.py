@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its target, forced to the disk and moved into place.
+"""Atomic writes: a temporary file in the same folder is forced to the disk and moved into place.
 
 An interrupted write leaves the older file as it was.
 """
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes]) -> int:
-    """Write `chunks` one behind the other, atomically, and return their number.
+    """Write `chunks` one after the other, atomically, and return their number.
 
     Raises:
         FasthgError: as `write_atomically`. What `chunks` itself raises passes unchanged.
@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writes that were killed left in `folder`; nobody else may write there."""
+    """Remove temporary files of killed writes from `folder`; no other process may write there."""
     for path in folder.glob(".*.*"):
         # .<name>.<process>, see _temporary
         if path.suffix[1:].isdigit() and path.is_file():
@@ -68,7 +68,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A path beside `path` in an existing folder; what is left there at the end is removed."""
+    """A temporary path in the folder of `path`, which is made; removed at the end if it is left."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

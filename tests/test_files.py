@@ -35,13 +35,13 @@ def test_content_is_forced_to_the_disk_before_the_file_is_moved(
         calls.append(("fsync", status.st_ino, status.st_size))
         fsync(descriptor)
 
-    def moved(source: Path, target: Path) -> None:
+    def replaced(source: Path, target: Path) -> None:
         status = os.stat(source)
         calls.append(("replace", status.st_ino, status.st_size))
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", moved)
+    monkeypatch.setattr(os, "replace", replaced)
     path = tmp_path / "file"
     WRITERS[writer](path)
     status = path.stat()

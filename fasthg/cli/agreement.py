@@ -37,14 +37,14 @@ def agreement(
     from fasthg.report.agreement.tables import as_dict, tables
     from fasthg.runs.run_folder import plain
 
-    found = measure(read_crowd(project), pixels_per_cm)
+    result = measure(read_crowd(project), pixels_per_cm)
     if html is not None:
-        write_text(html, write(found))
+        write_text(html, write(result))
     if as_json:
-        print_json(plain(as_dict(found)))
+        print_json(plain(as_dict(result)))
         return
     out = console()
-    for table in tables(found):
+    for table in tables(result):
         _print(out, table)
     if html is not None:
         out.print(f"\nwrote {html}", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ def check(
     overrides: Overrides = None,
     as_json: AsJson = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures of the worst.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page with images of the worst.")
     ] = None,
 ) -> None:
     """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any."""

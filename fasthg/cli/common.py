@@ -45,7 +45,7 @@ def print_json(value: Any) -> None:
 
 def first_argument(first: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
     """The first argument, None if it was left out and is an override; and all overrides."""
-    given = list(overrides or [])
+    rest = list(overrides or [])
     if first is not None and "=" in first and not Path(first).exists():
-        return None, [first, *given]
-    return first, given
+        return None, [first, *rest]
+    return first, rest

@@ -161,7 +161,7 @@ def convert_slp(
 @app.command("to-coco")
 def export_coco(
     config: ConfigPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="Images go beside it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="Images go to its folder.")],
     overrides: Overrides = None,
     splits: OnlySplits = None,
     images: Annotated[

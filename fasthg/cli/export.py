@@ -33,7 +33,9 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32",
     with_check: Annotated[
         bool,
-        typer.Option("--check", help="Run the file beside fasthg on real frames; exit 1 if apart."),
+        typer.Option(
+            "--check", help="Compare the file with fasthg on real frames; exit 1 if they differ."
+        ),
     ] = False,
     data: Annotated[
         list[str] | None,
@@ -49,16 +51,16 @@ def export(
 
     if not to:
         raise ConfigError(f"--to: not given; use one of {', '.join(exporting.FORMATS)}")
-    run, given = first_argument(run, overrides)
-    source = newest_run(given, Path()) if run is None else trained(Path(run))
+    run, keys = first_argument(run, overrides)
+    source = newest_run(keys, Path()) if run is None else trained(Path(run))
     moves = moved(source) if isinstance(source, RunFolder) else []
     if with_check:
         exporting.need_runtime(to)
-    network = exporting.open_trained(source, source.config([*moves, *given]))
+    network = exporting.open_trained(source, source.config([*moves, *keys]))
     start = time.perf_counter()
     done = exporting.export(network, to, target=out, precision=precision, peaks=peaks)
     seconds, size = time.perf_counter() - start, done.path.stat().st_size
-    found = exporting.check(done, network, data) if with_check else None
+    comparison = exporting.check(done, network, data) if with_check else None
     if as_json:
         print_json(
             {
@@ -67,14 +69,14 @@ def export(
                 "seconds": seconds,
                 "weights": network.path,
                 "notes": done.notes,
-                "check": None if found is None else found.as_dict(),
+                "check": None if comparison is None else comparison.as_dict(),
             }
         )
     else:
         lines = [f"{done.path}  {size / 1e6:.2f} MB, {precision}, {seconds:.1f} s", *done.notes]
-        if found is not None:
-            lines += found.lines()
+        if comparison is not None:
+            lines += comparison.lines()
         for line in lines:
             console().print(line, markup=False, soft_wrap=True)
-    if found is not None and not found.passed:
+    if comparison is not None and not comparison.passed:
         raise typer.Exit(1)

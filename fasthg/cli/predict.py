@@ -32,7 +32,7 @@ def predict(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FOLDER", help="Default: beside the input."),
+        typer.Option("-o", "--out", metavar="FOLDER", help="Default: the folder of the input."),
     ] = None,
     boxes: Annotated[
         Path | None,
@@ -61,7 +61,7 @@ def predict(
         str | None, typer.Option(help="dark (sub-pixel), quarter, argmax, plateau.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on behind the rows of an interrupted run.")
+        bool, typer.Option("--resume", help="Continue after the rows of an interrupted run.")
     ] = False,
 ) -> None:
     """Find the keypoints of new images and videos with a run's best weights, or a file's.
@@ -75,15 +75,15 @@ def predict(
     from fasthg.runs.run_folder import RunFolder
     from fasthg.runs.weights import SUFFIX, trained
 
-    given = list(inputs or [])
+    texts = list(inputs or [])
     # In a project, what is there and no run is the first input.
     first = RunFolder(Path(run))
     left_out = not first.resolved.is_file() and find_project(Path()) is not None
     left_out = left_out and (Path(run).exists() or "=" in run) and not run.endswith(SUFFIX)
     if left_out:
-        given.insert(0, run)
-    overrides = [text for text in given if "=" in text and not Path(text).exists()]
-    paths = [Path(text) for text in given if text not in overrides]
+        texts.insert(0, run)
+    overrides = [text for text in texts if "=" in text and not Path(text).exists()]
+    paths = [Path(text) for text in texts if text not in overrides]
     if not paths:
         raise ConfigError("no input; give images, folders of images or videos")
     screen = console()

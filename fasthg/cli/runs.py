@@ -30,7 +30,7 @@ def train(
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate at the end.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Try two steps; tell memory and time of the whole run."),
+        typer.Option("--dry-run", help="Try two steps; print memory and time of the whole run."),
     ] = False,
 ) -> None:
     """Train a network, then evaluate its best weights and write report.html.
@@ -38,7 +38,7 @@ def train(
     Without CONFIG: with --resume as the run was, otherwise as the MARS project around says.
     """
     if hasattr(signal, "SIGUSR1"):
-        # While it trains it saves; before and after it would be the end.
+        # The training saves on this signal; before and after it, the signal would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     from fasthg import report
     from fasthg.config import load_config
@@ -47,7 +47,7 @@ def train(
     from fasthg.runs.run_folder import RunFolder
     from fasthg.train import trainer as training
 
-    config, given = first_argument(config, overrides)
+    config, keys = first_argument(config, overrides)
     out = console()
     if dry_run and resume is not None:
         raise ConfigError("--dry-run: give a CONFIG and no --resume")
@@ -55,19 +55,19 @@ def train(
         refuse_ranks("--dry-run")
     if config is not None:
         source: Path | None = Path(config)
-        settings, stem = load_config(Path(config), given), Path(config).stem
+        settings, stem = load_config(Path(config), keys), Path(config).stem
     elif resume is not None:
         folder = RunFolder.open(resume)
-        settings, source, stem = folder.config([*moved(folder), *given]), None, ""
+        settings, source, stem = folder.config([*moved(folder), *keys]), None, ""
     else:
-        found = plan(given, Path())
-        if found is None:
+        project = plan(keys, Path())
+        if project is None:
             raise ConfigError(
                 "no CONFIG given, and no project_config.yaml here or above; for example: "
                 "fasthg train configs/demo.yaml"
             )
-        settings, source, stem = found.config, found.source, found.model
-        for line in found.lines:
+        settings, source, stem = project.config, project.source, project.model
+        for line in project.lines:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         from fasthg.train.profile import dry_run as try_out
@@ -75,19 +75,19 @@ def train(
         if try_out(settings, out, source=source) is None:
             raise typer.Exit(130)
         return
-    outcome = training.train(settings, out, source=source, stem=stem, resume=resume)
-    if outcome.rank:
-        raise typer.Exit(0 if outcome.signal is None else 128 + outcome.signal)
-    if outcome.signal is not None:
-        out.print(f"stopped at step {outcome.step}; go on with: --resume {outcome.run.path}")
-        raise typer.Exit(128 + outcome.signal)
+    result = training.train(settings, out, source=source, stem=stem, resume=resume)
+    if result.rank:
+        raise typer.Exit(0 if result.signal is None else 128 + result.signal)
+    if result.signal is not None:
+        out.print(f"stopped at step {result.step}; go on with: --resume {result.run.path}")
+        raise typer.Exit(128 + result.signal)
     if no_eval:
         return
     split = evaluation.default_split(settings)
     if split is not None:
-        measured = evaluation.evaluate_run(outcome.run, settings, split, None)
+        measured = evaluation.evaluate_run(result.run, settings, split, None)
         measured.print(out)
-        paths = [report.write(outcome.run, settings, measured)]
+        paths = [report.write(result.run, settings, measured)]
         for path in paths + report.write_performance(settings, measured):
             out.print(str(path), highlight=False, soft_wrap=True)
 
@@ -114,32 +114,32 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the best weights of a run, or a file's; writes metrics, predictions and pictures."""
+    """Measure the best weights of a run, or a file's; writes metrics, predictions and plots."""
     from fasthg import report
     from fasthg.interop.mars_project import moved, newest_run
     from fasthg.report import evaluate as evaluation
     from fasthg.runs.run_folder import RunFolder
     from fasthg.runs.weights import trained
 
-    run, given = first_argument(run, overrides)
-    folder = newest_run(given, Path()) if run is None else trained(Path(run))
+    run, keys = first_argument(run, overrides)
+    folder = newest_run(keys, Path()) if run is None else trained(Path(run))
     run_folder = folder if isinstance(folder, RunFolder) else None
-    settings = folder.config([*(moved(run_folder) if run_folder else []), *given])
+    settings = folder.config([*(moved(run_folder) if run_folder else []), *keys])
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
         raise ConfigError(f"{folder.path}: its DATA names no split; give --data GLOB")
     if with_report and not run_folder:
         raise ConfigError(f"--report: is a run's page, {folder.path} is of none; leave it out")
-    found = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
-    paths = [report.write(run_folder, settings, found)] if with_report and run_folder else []
+    measured = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
+    paths = [report.write(run_folder, settings, measured)] if with_report and run_folder else []
     if not data:
-        paths += report.write_performance(settings, found)
+        paths += report.write_performance(settings, measured)
     if as_json:
-        print_json(found.metrics)
+        print_json(measured.metrics)
         return
     out = console()
     if run is None:
         out.print(f"run      {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    found.print(out)
+    measured.print(out)
     for path in paths:
         out.print(str(path), highlight=False, soft_wrap=True)

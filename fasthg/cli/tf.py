@@ -45,28 +45,33 @@ def import_tf(
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"-o {out}: other verbs know weights by their name; end it in {SUFFIX}")
-    found = read_checkpoint(checkpoint, config, list(overrides or []), ema=not raw)
-    found.save(out)
-    keys, values = found.config, "raw values" if raw else "moving averages"
+    imported = read_checkpoint(checkpoint, config, list(overrides or []), ema=not raw)
+    imported.save(out)
+    keys, values = imported.config, "raw values" if raw else "moving averages"
     if as_json:
-        rows = [{"variable": m.variable, "name": m.name, "shape": m.shape} for m in found.mapped]
-        facts = {"checkpoint": found.prefix, "values": values, "step": found.step, "file": out}
+        rows = [{"variable": m.variable, "name": m.name, "shape": m.shape} for m in imported.mapped]
+        facts = {
+            "checkpoint": imported.prefix,
+            "values": values,
+            "step": imported.step,
+            "file": out,
+        }
         network = {k: getattr(keys, k) for k in ("NUM_STACKS", "FEATURES", "STEM_FEATURES")}
         parts = {"parts": keys.PARTS.NAMES}
-        print_json({**facts, **network, **parts, "variables": rows, "not_used": found.unused})
+        print_json({**facts, **network, **parts, "variables": rows, "not_used": imported.unused})
         return
     lines = [
-        f"checkpoint  {found.prefix}: step {found.step}, {values}",
+        f"checkpoint  {imported.prefix}: step {imported.step}, {values}",
         f"network     NUM_STACKS {keys.NUM_STACKS}, FEATURES {keys.FEATURES}, "
         f"STEM_FEATURES {keys.STEM_FEATURES}",
         f"parts       {', '.join(keys.PARTS.NAMES)}",
     ]
     if table:
-        lines += [f"{m.variable}  {m.name}  {'x'.join(map(str, m.shape))}" for m in found.mapped]
+        lines += [f"{m.variable}  {m.name}  {'x'.join(map(str, m.shape))}" for m in imported.mapped]
     else:
-        blocks = Counter(m.block for m in found.mapped)
+        blocks = Counter(m.block for m in imported.mapped)
         lines += [f"{block:<11} {count} variables" for block, count in blocks.items()]
-    unused = (kind if n == 1 else f"{n} {kind}" for kind, n in found.unused.items())
+    unused = (kind if n == 1 else f"{n} {kind}" for kind, n in imported.unused.items())
     lines += [f"not used    {', '.join(unused) or 'nothing'}", f"{out}"]
     for line in lines:
         console().print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,9 @@
 """Files of a run that hold weights: training state (`*.pt`) and EMA weights (`*.safetensors`).
 
-Every file is written beside its target, forced to the disk and moved into place, so an interrupted
-write leaves the older file as it was. A training state also carries a checksum, as the comment of
-the zip archive that it is; torch, which reads archives without looking at their sums, ignores it.
+Every file is written to a temporary file in the same folder, forced to the disk and moved into
+place, so an interrupted write leaves the older file as it was. A training state is a zip archive;
+its comment holds a checksum of the file, which torch ignores. torch itself reads archives without
+checking their sums.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _CHUNK = 1 << 22
 
 
 class DamagedFile(DataError):
-    """A file of a run is not what was written."""
+    """The content of a file is not what was written."""
 
 
 class NoCheckpoint(DataError):
@@ -45,7 +46,7 @@ class NoCheckpoint(DataError):
 
 
 class UnreadableFile(DataError):
-    """The disk does not give a file of a run back."""
+    """The disk fails to read a file of a run."""
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -56,7 +57,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             try:
                 torch.save({"format": FORMAT, **state}, file)
             except RuntimeError as error:
-                # torch's words for a failed write vary; the system's error stands behind them.
+                # torch's messages for a failed write vary; the system's error is their context.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -80,7 +81,7 @@ def _checksum(path: Path, length: int) -> bytes:
 
 
 def _seal(path: Path) -> None:
-    """Give an archive without a comment its checksum as a comment."""
+    """Write the checksum of an archive into its comment, which is empty before."""
     end = path.stat().st_size - 2
     comment = _SEAL + _checksum(path, end)
     with path.open("r+b") as file:
@@ -92,7 +93,7 @@ def _seal(path: Path) -> None:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether the content is what was written."""
+    """Whether the checksum of a training state is right."""
     end = path.stat().st_size - _SEALED - 2
     with path.open("rb") as file:
         file.seek(max(end, 0))
@@ -143,8 +144,8 @@ def load_state(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[DataError]]:
     """The newest training state of a run that can be read.
 
-    Returns its path, the state, and what is wrong with the newer ones; what is damaged is renamed
-    to `*.damaged`.
+    Returns its path, the state, and the faults of newer ones. Damaged files are renamed to
+    `*.damaged`.
 
     Raises:
         NoCheckpoint: there is none yet.
@@ -154,7 +155,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any], list[DataError]]:
     failed: set[tuple[int, int]] = set()
     for path in _newest_first(folder):
         status = path.stat()
-        # last.pt is a link to the newest file: what has failed once is told once. It is read
+        # last.pt is a link to the newest file, so its fault is reported once. It is read
         # nevertheless, as some network file systems give many files one inode number.
         inode = (status.st_dev, status.st_ino)
         is_link = path.name == "last.pt" and inode in failed
@@ -227,7 +228,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class CheckpointKeeper:
-    """Decides when to save and which files stay.
+    """Saves training states, decides when a save is due, and removes old files.
 
     `last.pt` is always the newest. Of `step_*.pt` the newest MAX_TO_KEEP stay; of those that leave,
     one for every KEEP_CHECKPOINT_EVERY_N_HOURS of training stays for good as `kept_*.pt`.
@@ -262,7 +263,7 @@ class CheckpointKeeper:
         return self._clock() - self._last_save >= self.interval
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Save `state` as `step_<step>.pt` and `last.pt`; remove what has to go."""
+        """Save `state` as `step_<step>.pt` and `last.pt`; remove old ones."""
         path = self.folder / f"step_{step:08d}.pt"
         save_state(path, state)
         write_atomically(self.folder / "last.pt", lambda p: _link(path, p))

@@ -1,6 +1,6 @@
-"""The run folder: where everything of one training lies.
+"""The run folder: all files of one training.
 
-`config.yaml` (as given), `config.resolved.yaml`, `env.json`, `metrics.jsonl`, TensorBoard events,
+`config.yaml` (a copy), `config.resolved.yaml`, `env.json`, `metrics.jsonl`, TensorBoard events,
 `checkpoints/{last.pt, step_*.pt, best.safetensors}`, `eval/<split>/` and `report.html`.
 """
 
@@ -55,7 +55,7 @@ class RunFolder:
 
         Args:
             config: RUNS_DIR and RUN_NAME name the folder; a number is added where it exists.
-            source: the configuration file as given, copied along.
+            source: the configuration file, copied into the folder.
             stem: name used with the time where RUN_NAME is null.
 
         Raises:
@@ -97,10 +97,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only training in this folder, and clear what a killed one left half written.
+        """Lock the folder for one training, and remove temporary files of a killed one.
 
-        The lock ends with the process, however that ends, and is not the loader's workers'. Where
-        the file system has no locks there is none.
+        The lock ends with the process, however that ends; the loader's workers do not hold it. On
+        a file system without locks nothing is locked.
 
         Raises:
             FasthgError: another training runs here.

@@ -1,4 +1,4 @@
-"""Trained weights on their own: what describes them, and how a network is made of them."""
+"""Weights files: their metadata, and the network that is loaded from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Weights without a run: what predicts and evaluates asks them what it asks a run."""
+    """A weights file without a run; prediction and evaluation use it as they use a run folder."""
 
     path: Path
 
@@ -46,7 +46,7 @@ class WeightsFile:
         return resolve(document, str(self.path), overrides)
 
     def eval_folder(self, split: str) -> Path:
-        """Where an evaluation on `split` goes: `<name>.eval/<split>` beside the file."""
+        """Where an evaluation on `split` goes: `<name>.eval/<split>` in the file's folder."""
         return self.path.with_suffix(".eval") / split
 
 
@@ -64,7 +64,7 @@ def trained(path: Path) -> RunFolder | WeightsFile:
 
 
 def weights_metadata(config: Config, step: int, error_px: float) -> dict[str, str]:
-    """What a weights file says of itself; values are JSON."""
+    """Metadata of a weights file: network, parts and configuration; values are JSON."""
     values = {
         "fasthg": __version__,
         "step": step,

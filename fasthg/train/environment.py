@@ -1,4 +1,4 @@
-"""What this machine and installation offer, for `fasthg doctor` and a run's `env.json`."""
+"""Facts of this machine and installation, for `fasthg doctor` and a run's `env.json`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _version(package: str) -> str | None:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, hardware, and the path that every op and loader takes with the reason."""
+    """Versions, hardware, and the path that every op and the loader take, with the reason."""
     device = choose_device("auto")
     loader, reason = loader_choice(Config(), device)
     gpus = []

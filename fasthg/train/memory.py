@@ -42,7 +42,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def out_of_memory(config: Config, device: torch.device, error: Exception) -> FasthgError:
     """The error to show: what torch tried, how much there is, and the keys that help."""
     memory = "the GPU's memory" if device.type == "cuda" else "the memory"
-    # torch tells many figures in one line; the first two sentences say what it tried.
+    # The first two sentences say what torch tried; figures of its allocator follow in one line.
     line = (str(error).splitlines() or ["out of memory"])[0]
     cause = ". ".join(line.split(". ")[:2]).rstrip(".")
     facts = "".join(f", {fact}" for fact in _facts(device))

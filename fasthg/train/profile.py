@@ -307,7 +307,7 @@ def _repeat(
 
 
 def _durations(work: Callable[[], Any], count: int, device: torch.device) -> Iterator[float]:
-    """Seconds of each of `count` calls; on a GPU of what they launch, without waits in between."""
+    """Seconds of each of `count` calls; on a GPU of their kernels, without waits in between."""
     if device.type != "cuda":
         for _ in range(count):
             begin = time.perf_counter()

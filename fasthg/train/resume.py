@@ -168,7 +168,7 @@ def best_so_far(
 class RestartNote:
     """A file in RUNS_DIR with the run folder of this torchrun job, for `--max-restarts`.
 
-    torchrun starts all ranks again when one has died; the note tells them which run to resume. A
+    torchrun starts all ranks again when one has died; the note names the run to resume. A
     job is identified by its `--rdzv-id` or, without one, by torchrun's process number, which a
     restart keeps.
 

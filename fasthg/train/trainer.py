@@ -66,9 +66,9 @@ class ControlRequests(NamedTuple):
     """Stop and save requests gathered after each step: signals of all ranks, and the save timer."""
 
     stop: int | None
-    """The signal that asks for the end."""
+    """Number of the signal that requests the end."""
     save: bool
-    """SIGUSR1 asks for a save."""
+    """SIGUSR1 requests a save."""
     save_due: bool
     """SAVE_INTERVAL_SECS have passed."""
 

@@ -245,6 +245,20 @@ def check_one_line(err: str, words: list[str]) -> None:
         assert word in err
 
 
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from fasthg.cli import main; sys.argv = ['fasthg', 'train', '--help']\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "Train a network" in done.stdout
+    loaded = set(done.stderr.split())
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "cv2", "matplotlib", "pydantic"}
+
+
 def test_debug_shows_where_an_error_came_from(
     fasthg, tmp_path: Path, stock: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

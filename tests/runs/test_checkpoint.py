@@ -104,9 +104,9 @@ def load_newest_of(folder: Path, name: str) -> None:
         assert (folder / "last.pt").exists()
 
 
-@pytest.mark.parametrize("room", [0, 100, 4_000, 100_000, 250_000, 399_000])
-def test_a_full_disk_leaves_the_old_state(tmp_path: Path, room: int) -> None:
-    """The file-size limit of the process stands in for a full disk."""
+@pytest.mark.parametrize("limit", [0, 100, 4_000, 100_000, 250_000, 399_000])
+def test_a_full_disk_leaves_the_old_state(tmp_path: Path, limit: int) -> None:
+    """The file-size limit of the process replaces a full disk."""
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
@@ -125,7 +125,7 @@ assert load_state(path)["step"] == 1
 assert [p.name for p in path.parent.iterdir()] == [path.name]
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.pt"), str(room)],
+        [sys.executable, "-c", code, str(tmp_path / "a.pt"), str(limit)],
         capture_output=True,
         text=True,
     )

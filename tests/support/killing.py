@@ -54,7 +54,7 @@ def _arm(point: str) -> None:
             _die()
         seal(path)
 
-    def moved(source: Path, target: Path) -> None:
+    def replaced(source: Path, target: Path) -> None:
         name = Path(target).name
         moment = third() and name.startswith("step_") and point == POINTS[2]
         moment |= third() and name == "last.pt" and point == POINTS[3]
@@ -81,7 +81,7 @@ def _arm(point: str) -> None:
             _die()
         log(self, row)
 
-    torch.save, checkpoint._seal, os.replace = torch_save, sealed, moved
+    torch.save, checkpoint._seal, os.replace = torch_save, sealed, replaced
     Path.unlink, RunFolder.log = unlinked, logged  # type: ignore[method-assign]
 
 

@@ -55,7 +55,7 @@ def test_other_ranks_write_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_full_disk_raises_where_it_is_met_and_nothing_else_changes(tmp_path: Path) -> None:
-    """The limit of a file's size stands in for the disk."""
+    """The limit of a file's size replaces a full disk."""
     hook, threads = threading.excepthook, threading.active_count()
     events = EventWriter(tmp_path, purge_step=1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

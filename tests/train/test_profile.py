@@ -1,4 +1,4 @@
-"""`fasthg bench` and `fasthg train --dry-run`: figures, advice, refusals; nothing stays behind."""
+"""`fasthg bench` and `fasthg train --dry-run`: figures, advice, refusals, and no file is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resumed run insists on, what it tells, and that one training alone uses a run folder."""
+"""What a resumed run refuses and prints, and that one training at a time uses a run folder."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_another_order_of_the_data_is_refused(mice: Path, tmp_path: Path, key: s
 def test_other_data_are_refused_and_moved_ones_are_not(mice: Path, tmp_path: Path) -> None:
     first = run(tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=2))
     records = [decode(f.payload, "") for f in read_frames(next(mice.glob("train_dataset-*")))]
-    moved, changed = tmp_path / "moved", tmp_path / "changed"
-    write_frames(moved, map(encode, records))
+    same, changed = tmp_path / "moved", tmp_path / "changed"
+    write_frames(same, map(encode, records))
     records[1].keypoints[0, 0] += 0.01
     write_frames(changed, map(encode, records))
     with pytest.raises(DataError, match="the training data changed since"):
         run(tiny(mice, tmp_path, DATA={"TRAIN": str(changed)}), resume=first.run.path)
-    again = run(tiny(mice, tmp_path, DATA={"TRAIN": str(moved)}), resume=first.run.path)
+    again = run(tiny(mice, tmp_path, DATA={"TRAIN": str(same)}), resume=first.run.path)
     assert again.step == 6
 
 

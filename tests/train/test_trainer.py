@@ -131,8 +131,8 @@ def test_a_new_run_never_writes_into_an_old_one(trained: TrainResult, mice: Path
 )
 def test_half_precision_trains(mice: Path, tmp_path: Path, precision: str, optimizer: str) -> None:
     keys = {"OPTIMIZER": optimizer, "INITIAL_LEARNING_RATE": 5e-3, "NUM_TRAIN_ITERATIONS": 20}
-    outcome = run(tiny(mice, tmp_path, PRECISION=precision, VALIDATE_EVERY_N_STEPS=50, **keys))
-    losses = [r["loss"] for r in rows(outcome.run) if "loss" in r]
+    result = run(tiny(mice, tmp_path, PRECISION=precision, VALIDATE_EVERY_N_STEPS=50, **keys))
+    losses = [r["loss"] for r in rows(result.run) if "loss" in r]
     assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
 
@@ -148,16 +148,16 @@ def test_both_loaders_train_alike(trained: TrainResult, mice: Path, tmp_path: Pa
 def test_loss_falls(mice: Path, tmp_path: Path, name: str) -> None:
     rate = {"adamw": 5e-3, "momentum": 2e-3}[name]
     keys = {"OPTIMIZER": name, "INITIAL_LEARNING_RATE": rate, "LOSS_SCALING": "mean"}
-    outcome = run(tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=30, GRADIENT_CLIP_NORM=10.0, **keys))
-    losses = [r["loss"] for r in rows(outcome.run) if "loss" in r]
+    result = run(tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=30, GRADIENT_CLIP_NORM=10.0, **keys))
+    losses = [r["loss"] for r in rows(result.run) if "loss" in r]
     assert np.mean(losses[-3:]) < 0.9 * losses[0]
 
 
 def test_without_validation_the_last_weights_are_the_best(mice: Path, tmp_path: Path) -> None:
     config = tiny(mice, tmp_path, DATA={"TRAIN": str(mice / "train_dataset-*")})
-    outcome = run(config)
-    state = load_state(outcome.run.last)
-    tensors, metadata = load_weights(outcome.run.best)
+    result = run(config)
+    state = load_state(result.run.last)
+    tensors, metadata = load_weights(result.run.best)
     assert json.loads(metadata["val_error_mean_px"]) is None
     assert all(torch.equal(tensors[k], v) for k, v in state["ema"].items())
 
@@ -223,9 +223,9 @@ def test_evaluation_works_from_any_folder(
 ) -> None:
     monkeypatch.chdir(mice)
     data = {"TRAIN": "train_dataset-*", "TEST": "test_dataset-*"}
-    outcome = run(tiny(mice, tmp_path, DATA=data, NUM_TRAIN_ITERATIONS=1))
+    result = run(tiny(mice, tmp_path, DATA=data, NUM_TRAIN_ITERATIONS=1))
     monkeypatch.chdir("/")
-    report = evaluate_run(outcome.run, outcome.run.config(), "test", None)
+    report = evaluate_run(result.run, result.run.config(), "test", None)
     assert report.metrics["instances"] == 4
 
 
@@ -299,7 +299,7 @@ def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Sig
 
 
 def test_a_full_disk_ends_with_one_line(mice: Path, tmp_path: Path) -> None:
-    """The file-size limit of the process stands in for a full disk."""
+    """The file-size limit of the process replaces a full disk."""
     config = tiny(mice, tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(RunFolder.create(config, None, "x").resolved.read_text())
