@@ -256,7 +256,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "Train a network" in done.stdout
     loaded = set(done.stderr.split())
     assert "typer" in loaded
-    assert not loaded & {"torch", "numpy", "cv2", "matplotlib", "pydantic"}
+    assert not loaded & {"torch", "numpy", "cv2", "matplotlib"}
 
 
 def test_debug_shows_where_an_error_came_from(

@@ -23,7 +23,7 @@ from fasthg.data import loader, opencv_loader
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.ops import OpPath
-from fasthg.train import profile
+from fasthg.train import profile, trainer
 from fasthg.train.profile import Facts, advise, describe_run
 from fasthg.train.step import TrainStep
 
@@ -297,6 +297,23 @@ def test_what_was_there_stays(mice: Path, tmp_path: Path) -> None:
     assert facts is not None
     assert all(value > 0 for value in facts[:-1])
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"]
+
+
+def test_the_time_of_a_validation_is_that_of_all_its_batches(
+    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = trainer.predict
+
+    def slowly(model: Any, batches: Iterator[Any], *others: Any) -> Any:
+        time.sleep(0.5)
+        return predict(model, batches, *others)
+
+    monkeypatch.setattr(trainer, "predict", slowly)
+    monkeypatch.setattr(profile, "DRY_BATCHES", 1)
+    facts = profile.dry_run(dry_config(mice, tmp_path, BATCH_SIZE=2), Console(quiet=True))
+    assert facts is not None
+    # One of its four batches was tried.
+    assert facts.validation > 4 * 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""What all ranks must have in common before the first step, and what is printed then."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import tiny
+
+from fasthg.data.synthetic.dataset import write_dataset
+from fasthg.errors import DataError, EnvironmentFault
+from fasthg.model import build_model
+from fasthg.runs.run_folder import RunFolder
+from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from fasthg.train.setup import check_same_weights, describe_training, open_data, open_run
+from fasthg.train.step import TrainStep
+
+
+class SecondOfTwo(ProcessGroup):
+    """Rank 1, where rank 0 has answered with `answer`."""
+
+    rank, size, active = 1, 2, True
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [self.answer, value]
+
+
+def test_a_rank_with_other_weights_is_refused() -> None:
+    values = torch.arange(5.0)
+    check_same_weights(SINGLE_PROCESS, values)
+    same = zlib.crc32(values.numpy().tobytes())
+    check_same_weights(SecondOfTwo(same), values)
+    values[3] += 1e-6
+    with pytest.raises(EnvironmentFault, match="rank 1 begins with other weights than rank 0"):
+        check_same_weights(SecondOfTwo(same), values)
+
+
+def test_other_ranks_take_the_run_folder_of_the_first(mice: Path, tmp_path: Path) -> None:
+    config = tiny(mice, tmp_path)
+    run, resumed = open_run(config, None, "a", None, SINGLE_PROCESS, None)
+    assert (run.path, resumed) == (tmp_path / "tiny", False)
+    group = SecondOfTwo((run.path, True))
+    same, resumed = open_run(config, None, "a", None, group, None)
+    assert (same.path, resumed) == (run.path, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    elsewhere = SecondOfTwo((tmp_path / "elsewhere", False))
+    with pytest.raises(DataError, match="rank 0 made it, rank 1 has none; put RUNS_DIR where"):
+        open_run(config, None, "a", None, elsewhere, None)
+
+
+def test_the_description_names_what_will_be_done(mice: Path, tmp_path: Path) -> None:
+    config = tiny(mice, tmp_path, QUEUE_MIN=4)
+    device = torch.device("cpu")
+    with open_data(config, device) as (train, validation):
+        step = TrainStep(config, build_model(config), device)
+        lines = describe_training(RunFolder(tmp_path), train, validation, step, SINGLE_PROCESS)
+    weights = sum(p.numel() for p in step.model.parameters())
+    assert lines[:3] == [
+        f"run      {tmp_path}",
+        "data     12 instances, 4 for validation",
+        f"network  2 stacks, 8 features, {weights:,} weights, float32 on cpu",
+    ]
+    assert [line.split()[:2] for line in lines[3:5]] == [["step", "eager"], ["loader", "portable"]]
+    assert any(line.startswith("no effect: QUEUE_MIN: ") for line in lines[5:])
+    assert not any(line.startswith("ranks") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mice")
+    write_dataset(folder, seed=3, frames={"train": 6, "val": 2, "test": 2}, size=(192, 160))
+    return folder
