@@ -47,7 +47,7 @@ MUTANTS = (
         "fasthg/train/logging.py",
         "        images_per_s *= group.size\n",
         "",
-        ("tests/train/test_logging.py",),
+        ("tests/train/test_logging.py::test_rates_and_losses_are_those_of_all_ranks",),
     ),
     Mutant(
         "no fsync",
@@ -140,7 +140,7 @@ MUTANTS = (
         "fasthg/data/prefetch.py",
         "            tensor.record_stream(compute)\n",
         "            pass\n",
-        ("tests/train/test_step.py",),
+        ("tests/data/test_prefetch.py",),
     ),
     Mutant(
         "unfinished rows stay",
@@ -184,7 +184,7 @@ MUTANTS = (
         "csrc/parallel.h",
         "if (finished_ == items_) all_finished_.notify_one();",
         "if (finished_ == items_ + 1) all_finished_.notify_one();",
-        ("tests/ops/test_extension.py",),
+        ("tests/ops/test_gaussian_heatmaps.py::test_a_forked_process_waits_for_its_threads",),
     ),
     Mutant(
         "last share left out",

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +127,33 @@ def test_threads_and_runs_do_not_change_a_bit(scene, on_threads, memory_format):
 
     first, *others = on_threads(run)
     assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_waits_for_its_threads(set_threads):
+    """It has no pool: its caller sleeps until the last of its threads notifies it."""
+    set_threads(4)
+    keypoints = np.random.default_rng(0).random((32, 7, 2), np.float32) * 64
+    sigmas = np.ones(7, np.float32)
+    expected = gaussian_heatmaps(keypoints, sigmas, 64)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            results = (gaussian_heatmaps(keypoints, sigmas, 64) for _ in range(200))
+            status = int(not all(np.array_equal(result, expected) for result in results))
+        finally:
+            os._exit(status)
+    end = time.monotonic() + 60
+    ended, status = 0, 0
+    while not ended and time.monotonic() < end:
+        time.sleep(0.02)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended, "the forked process still waits after a minute"
+    assert status == 0
 
 
 def test_opcheck(scene, device):
