@@ -1,14 +1,20 @@
-"""What the bytes of an encoded image say of themselves, without decoding it."""
+"""Checks of an encoded image by its markers alone, without decoding it."""
 
 from __future__ import annotations
 
+import re
 import struct
 
 _LARGEST = 1 << 30  # px, of OpenCV
+_END = b"\xff\xd9"
+# A marker other than restart markers, which belong to entropy-coded data as stuffed zeros do.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+_SEQUENTIAL = (0xC0, 0xC1)  # frame headers of baseline and extended Huffman coding
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in px from a JPEG's frame header, or None where there is none to read.
+    """(width, height) in px from a JPEG's frame header; None where it cannot be read.
 
     Walks the marker segments to the first SOFn (ITU-T T.81, B.1.1.3 and B.2.2).
     """
@@ -23,19 +29,44 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             height = data[at + 5] << 8 | data[at + 6]
             width = data[at + 7] << 8 | data[at + 8]
             return (width, height) if width and height else None
-        elif marker in (0xD9, 0xDA):
+        elif marker in (_EOI, _SOS):
             return None
         else:
             at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
 
 
-def image_fault(data: bytes, width: int, height: int) -> str | None:
-    """Why an encoded image cannot be trusted, or None; reads only its markers, a few microseconds.
+def _reaches_end(data: bytes) -> bool:
+    """Whether the first image of a JPEG stream reaches its end marker, whatever follows it.
 
-    Both loaders ask this first, because decoders differ in what damage they let pass: a truncated
-    JPEG decodes where only its upper part is wanted. Damage inside the entropy-coded data is not
-    seen here. width, height: px, as the record says.
+    Walks segments and entropy-coded data from the start (ITU-T T.81, B.1.1): thumbnails in the
+    header and images appended by a camera have end markers of their own. Entropy-coded data
+    contains none, so a sequential image in one scan is accepted where that scan begins if the
+    stream ends with the marker, as nearly all do: searching a scan takes 1.6 us per kB.
+    """
+    at, components = 2, b"none"
+    while match := _MARKER.search(data, at):
+        marker, at = data[match.end() - 1], match.end()
+        if marker == _EOI:
+            return True
+        if marker == _SOI or at + 2 > len(data):
+            return False
+        if marker in _SEQUENTIAL:
+            components = data[at + 7 : at + 8]
+        elif marker == _SOS and data[at + 2 : at + 3] == components and data.endswith(_END):
+            return True
+        if marker != _TEM:  # the only other marker without a length
+            at += data[at] << 8 | data[at + 1]
+    return False
+
+
+def image_fault(data: bytes, width: int, height: int) -> str | None:
+    """Why an encoded image cannot be used, or None; reads only its markers.
+
+    Both loaders ask this first, because decoders differ in the damage they tolerate: a truncated
+    JPEG decodes where only its upper part is needed. Bytes after the end of a JPEG, as phones and
+    cameras write them, are no fault. Damage inside the entropy-coded data is not detected.
+    width, height: px, from the record.
     """
     if not data:
         return "is empty"
@@ -44,9 +75,7 @@ def image_fault(data: bytes, width: int, height: int) -> str | None:
         if b"IEND" not in data[-16:]:
             return "is a truncated PNG"
     elif data.startswith(b"\xff\xd8"):
-        # A thumbnail in the header has an end marker too, hence only the tail is searched; some
-        # cameras append a little after the end.
-        if data.rfind(b"\xff\xd9", max(2, len(data) - 1024)) < 0:
+        if not _reaches_end(data):
             return "is a truncated JPEG (no end marker)"
         size = jpeg_size(data)
     else:
