@@ -48,6 +48,34 @@ class _Fed(NamedTuple):
     faults: dict[int, str]
 
 
+class _BufferCopies:
+    """Copies of DALI's GPU buffers in PyTorch's memory, which outlives its last reader.
+
+    DALI reuses a buffer on its own stream once no tensor shares it, even while another stream
+    still reads it, and PyTorch's `record_stream` does nothing for memory of another allocator. Each
+    buffer is therefore held until the event after its copy has completed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+
+    def copy(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor that shares DALI's buffer, on the current stream."""
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
+        copy = buffer.clone()
+        event = torch.cuda.current_stream(self._device).record_event()
+        self._held.append((event, buffer))
+        return copy
+
+    def finish(self) -> None:
+        """Wait for all copies and free their buffers."""
+        for event, _ in self._held:
+            event.synchronize()
+        self._held.clear()
+
+
 class DaliLoader:
     """A Loader (see loader.py). Only one pass runs at a time: another one ends the one before."""
 
@@ -78,6 +106,7 @@ class DaliLoader:
         self._faults = Faults(sampler)
         self._undecodable: dict[int, str] = {}
         self._graph: Any = None
+        self._copies = _BufferCopies(device)
         self._fed: deque[_Fed] = deque()
         self._feeding = 0
         self._next = 0
@@ -112,6 +141,7 @@ class DaliLoader:
         """Free the graph and its buffers; the loader is not used afterwards."""
         self._pass += 1
         self._closed = True
+        self._copies.finish()
         self._graph = None
         self._fed.clear()
 
@@ -131,9 +161,10 @@ class DaliLoader:
                 log.debug("DALI: %s", error)
                 self._undecodable.update(found)
                 self._restart(step)
-        # The tensor shares DALI's buffer, which the dynamic executor does not use again while the
-        # tensor lives.
-        return torch.from_dlpack(outputs[0].as_tensor())
+        # The tensor shares DALI's buffer, which the dynamic executor does not reuse while the
+        # tensor exists. On a GPU kernels read it even after the host has dropped the tensor.
+        images = torch.from_dlpack(outputs[0].as_tensor())
+        return images if self.device.type != "cuda" else self._copies.copy(images)
 
     def _stream(self) -> Any:
         if self.device.type != "cuda":
@@ -142,6 +173,7 @@ class DaliLoader:
 
     def _restart(self, step: int) -> None:
         """A fresh graph that begins at batch `step`; what was made ahead is thrown away."""
+        self._copies.finish()
         self._graph = None
         self._fed.clear()
         self._feeding = self._next = step

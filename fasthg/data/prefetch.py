@@ -1,4 +1,4 @@
-"""Batches on their way from the loader to the device, one step ahead of their use."""
+"""Copies of a loader's batches to the device, overlapped with the steps before."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from torch import Tensor
 from fasthg.data.batch import READ_BY_STEP, Batch
 
 AHEAD = 2
-"""Steps that the host may be ahead of a GPU: enough that the GPU never waits for a launch."""
+"""Steps that the host may run ahead of a GPU: enough that the GPU never waits for a launch."""
 
 
 class Prefetcher(Iterator[Batch]):
-    """A loader's batches with what a step reads on the device.
+    """A loader's batches, with the tensors that a step reads on the device.
 
-    On a GPU a batch is copied from page-locked memory on a stream of its own, while the steps
-    launched before still run; the current stream waits for the copy, the host does not. On a CPU
-    batches pass as they are. Use each batch on the current stream before asking for the next.
+    On a GPU a batch is copied from page-locked memory on a side stream while the steps launched
+    before still run; the current stream waits for the copy, the host does not. On a CPU batches
+    pass unchanged. Use each batch on the current stream before asking for the next.
+
+    A batch may be dropped while the step that reads it still runs. Its memory is PyTorch's: copies
+    are recorded for the current stream, and tensors that a loader made on the device belong to
+    that stream (`DaliLoader` copies DALI's buffers for this reason, because `record_stream` does
+    nothing for memory of another allocator).
 
     Args:
         batches: of a `Loader`.
@@ -28,7 +33,7 @@ class Prefetcher(Iterator[Batch]):
     """
 
     waited: float = 0.0
-    """Seconds that the loader let the last `next` wait."""
+    """Seconds that the last `next` waited for the loader."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches = batches
@@ -47,7 +52,8 @@ class Prefetcher(Iterator[Batch]):
 
     def _copied(self, batch: Batch) -> Batch:
         compute = torch.cuda.current_stream(self._device)
-        # Behind the step that used the batch before; waiting for an older one bounds the queue.
+        # This event follows the step that read the last batch; waiting for an older event bounds
+        # the number of queued steps.
         self._launched.append(compute.record_event())
         if len(self._launched) > AHEAD:
             self._launched.popleft().synchronize()
@@ -55,15 +61,15 @@ class Prefetcher(Iterator[Batch]):
         self._slots.reverse()
         slot.copied.synchronize()
         with torch.cuda.stream(self._copies):
-            moved = {
+            copies = {
                 name: slot.to(name, getattr(batch, name), self._device) for name in READ_BY_STEP
             }
             slot.copied.record()
         compute.wait_event(slot.copied)
-        for tensor in moved.values():
-            # Freed by the host while the step may still read it.
+        for tensor in copies.values():
+            # Allocated on the side stream, read on this one: not reused before that read.
             tensor.record_stream(compute)
-        return batch.replace(**moved)
+        return batch.replace(**copies)
 
 
 class _Slot:
@@ -74,7 +80,7 @@ class _Slot:
         self._locked: dict[str, Tensor] = {}
 
     def to(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        """Queue a copy to the device; what is there already stays as it is."""
+        """Queue a copy to the device; a tensor that is there already is returned as it is."""
         if tensor.is_cuda:
             return tensor
         locked = self._locked.get(name)
