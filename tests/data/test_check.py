@@ -119,7 +119,7 @@ SOUND = jpeg(picture(7))
         (setting(encoded=b"no image"), problems.BAD_IMAGE, "neither JPEG nor PNG"),
         (setting(height=100), problems.BAD_IMAGE, "200x160 px but its record says 200x100"),
         (
-            setting(encoded=SOUND[: SOUND.index(b"\xff\xc0") + 19] + b"\xff\xd9"),
+            setting(encoded=SOUND[: SOUND.index(b"\xff\xda")] + b"\xff\xd9"),
             problems.BAD_IMAGE,
             "cannot be decoded",
         ),

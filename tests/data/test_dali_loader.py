@@ -19,7 +19,8 @@ Pixels = Callable[[Loader, int, int], np.ndarray]
 
 @pytest.fixture
 def sampler(mice: RecordIndex) -> BatchSampler:
-    return BatchSampler(mice, Config(BATCH_SIZE=5), training=True, seed=4)
+    cfg = Config(BATCH_SIZE=5, INPUT_SIZE=64, HEATMAP_SIZE=16)
+    return BatchSampler(mice, cfg, training=True, seed=4)
 
 
 def test_threads_and_prefetching_make_no_difference(
@@ -43,11 +44,11 @@ def test_decoding_the_window_only_differs_by_rounding(
 
 def test_any_range_can_follow(sampler: BatchSampler, open_loader: Open, pixels_of: Pixels) -> None:
     loader = open_loader("dali", sampler)
-    whole = pixels_of(loader, 0, 6).reshape(6, 5, 256, 256, 3)
-    assert np.array_equal(pixels_of(loader, 3, 6), whole[3:].reshape(-1, 256, 256, 3))
+    whole = pixels_of(loader, 0, 6).reshape(6, 5, 64, 64, 3)
+    assert np.array_equal(pixels_of(loader, 3, 6), whole[3:].reshape(-1, 64, 64, 3))
     abandoned = loader.batches(0, 6)
     next(abandoned)
-    assert np.array_equal(pixels_of(loader, 1, 3), whole[1:3].reshape(-1, 256, 256, 3))
+    assert np.array_equal(pixels_of(loader, 1, 3), whole[1:3].reshape(-1, 64, 64, 3))
     assert next(abandoned, None) is None
 
 
@@ -66,7 +67,9 @@ def test_a_batch_keeps_its_pixels_while_others_are_made(
 def test_an_evaluation_ends_with_its_short_batch_and_can_be_repeated(
     mice: RecordIndex, open_loader: Open
 ) -> None:
-    sampler = BatchSampler(mice, Config(), training=False, seed=0, batch_size=10)
+    sampler = BatchSampler(
+        mice, Config(INPUT_SIZE=64, HEATMAP_SIZE=16), training=False, seed=0, batch_size=10
+    )
     loader = open_loader("dali", sampler)
     for _ in range(2):
         batches = list(loader.batches(0, 99))
