@@ -1,4 +1,4 @@
-"""Where one coordinate frame becomes another: image px, crop, network input px, heatmap cells.
+"""Affine maps between coordinate frames: image px, crop, network input px, heatmap cells.
 
 Every frame has its origin at the top left *corner* of its top left pixel or cell, x to the right
 and y downwards, so pixel `i` covers `[i, i + 1)` and its centre is at `i + 0.5`. In these frames
@@ -45,9 +45,9 @@ def shift_edges(
 
     box, shift: `(batch, 4)` in the order x1 y1 x2 y2, image px, shift not negative.
     """
-    moved = np.asarray(box, np.float64) + np.asarray(shift, np.float64) * [-1, -1, 1, 1]
+    shifted = np.asarray(box, np.float64) + np.asarray(shift, np.float64) * [-1, -1, 1, 1]
     limit = np.stack([np.asarray(width), np.asarray(height)] * 2, axis=-1)
-    return np.clip(moved, 0, limit)
+    return np.clip(shifted, 0, limit)
 
 
 def loose_crop(
@@ -63,8 +63,8 @@ def loose_crop(
     box = np.asarray(box, np.float64)
     size = np.stack([np.asarray(width), np.asarray(height)], axis=-1).astype(np.float64)
     low, high = box[:, :2], box[:, 2:]
-    wanted = np.asarray(factor, np.float64).reshape(-1, 1) * (high - low) / 2
-    pad = np.minimum(np.minimum(low, size - high), wanted)
+    padding = np.asarray(factor, np.float64).reshape(-1, 1) * (high - low) / 2
+    pad = np.minimum(np.minimum(low, size - high), padding)
     crop = np.concatenate([low - pad, high + pad], axis=1).astype(np.int64)
     crop[:, 2:] = np.maximum(crop[:, 2:], crop[:, :2] + 1)
     return crop

@@ -1,4 +1,4 @@
-"""Pages that are one file: style inside, pictures as data; no script, nothing to fetch."""
+"""HTML pages in one file: inline style, images as data URLs, no scripts, no external files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def pictures(images: Iterable[tuple[bytes, str]], kind: str = "jpeg") -> str:
 
 
 def folded(title: str, text: str) -> str:
-    """Text as it is, behind a title that opens it."""
+    """Preformatted text, folded under a title that opens it."""
     return (
         f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
     )

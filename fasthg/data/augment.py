@@ -1,4 +1,4 @@
-"""Every random choice of the augmentation, drawn as data before an image is touched.
+"""Parameters of the augmentation, drawn as arrays before any image is decoded.
 
 A row of `AugmentParams` depends only on (seed, epoch, instance): not on the batch, the loader, the
 number of workers or where a run was resumed. Frequencies and ranges come from the configuration,
@@ -36,7 +36,7 @@ _COUNT = 23
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """What happens to each instance of a batch; a value that changes nothing means "not drawn"."""
+    """Augmentation of each instance of a batch; a value without effect means "not drawn"."""
 
     pad: npt.NDArray[np.float64]
     """(batch,) padding factor of the loose crop; 0 where the crop is the box."""
@@ -68,7 +68,7 @@ class AugmentParams:
     """(batch,) JPEG quality 1..100; 0 = none."""
 
     def take(self, rows: npt.NDArray[np.int64]) -> AugmentParams:
-        """The draws of the given rows, in that order; a row may be taken twice."""
+        """The parameters of `rows`, in that order; a row may be taken twice."""
         return AugmentParams(
             **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
         )

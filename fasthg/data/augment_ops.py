@@ -1,4 +1,4 @@
-"""What both loaders must agree on, pixel by pixel; neither OpenCV nor DALI is needed here.
+"""Pixel operations that both loaders share or reproduce, in NumPy without OpenCV or DALI.
 
 Each step takes and gives uint8; a value is rounded to the nearest grey level once, at its end.
 """

@@ -1,4 +1,4 @@
-"""Images that cannot be used: named once each, counted, never fatal unless nothing is left."""
+"""Record of images that cannot be used: one warning each, an error only if none is left."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fasthg.errors import DataError
 log = logging.getLogger(__name__)
 
 
-class Faults:
-    """The records of a sampler's index that turned out to be unusable."""
+class BadImages:
+    """Records of a sampler's index whose image cannot be used."""
 
     def __init__(self, sampler: BatchSampler) -> None:
-        self._planner = sampler
+        self._sampler = sampler
         self.records: dict[int, str] = {}
-        """Record -> why, in the order met."""
+        """Record -> reason, in the order of the warnings."""
 
-    def report(self, found: dict[int, str]) -> None:
-        """Remember records and warn about those not met before."""
-        for record, reason in found.items():
+    def report(self, faults: dict[int, str]) -> None:
+        """Add records, with a warning for each new one."""
+        for record, reason in faults.items():
             if record not in self.records:
                 self.records[record] = reason
-                instead = "another of its batch is used" if self._planner.training else "left out"
+                instead = "another of its batch is used" if self._sampler.training else "left out"
                 log.warning("%s: image %s; %s", self._name(record), reason, instead)
 
     def give_up(self, step: int) -> NoReturn:
@@ -36,4 +36,4 @@ class Faults:
         )
 
     def _name(self, record: int) -> str:
-        return self._planner.index.describe_record(record)
+        return self._sampler.index.describe_record(record)

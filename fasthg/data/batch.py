@@ -1,4 +1,4 @@
-"""What a loader hands to a training step."""
+"""Batch: the tensors that a loader gives to a training step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READ_BY_STEP = ("images", "keypoints", "visibility", "sigmas")
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what is known about them; targets are rendered by the loss, not carried here."""
+    """Images and their annotations; the loss renders the targets."""
 
     images: Tensor
     """uint8 (batch, input, input, 3), RGB."""

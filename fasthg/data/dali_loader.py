@@ -1,7 +1,7 @@
-"""Images by NVIDIA DALI, on a GPU or (slower than OpenCV, for tests) on the CPU.
+"""Loader that decodes and augments images with NVIDIA DALI, on a GPU or (for tests) on the CPU.
 
-The graph is in dali_graph.py; here are its feeding, its hand-over to PyTorch and what happens when
-an image breaks it. The only module that imports nvidia.dali, and only once a loader is made.
+The graph is in dali_graph.py. This module feeds it, hands its output to PyTorch and restarts it
+after an image that cannot be decoded. It alone imports nvidia.dali, when a loader is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fasthg.data.augment_ops import noise_bank
-from fasthg.data.bad_images import Faults
+from fasthg.data.bad_images import BadImages
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.dali_graph import build_graph, build_probe, graph_inputs
 from fasthg.data.records.jpeg import image_fault
@@ -41,7 +41,7 @@ def _blank_png() -> bytes:
 
 
 class _Fed(NamedTuple):
-    """A batch that the graph has been given and has not yet returned."""
+    """A batch that is in the graph: fed and not yet returned."""
 
     step: int
     plan: BatchSpec
@@ -103,7 +103,7 @@ class DaliLoader:
         self.prefetch = prefetch
         self.decode_window = decode_window
         self._bank = noise_bank(sampler.cfg.INPUT_SIZE, sampler.cfg.RANDOM_NOISE_SCALE)
-        self._faults = Faults(sampler)
+        self._faults = BadImages(sampler)
         self._undecodable: dict[int, str] = {}
         self._graph: Any = None
         self._copies = _BufferCopies(device)
@@ -155,11 +155,11 @@ class DaliLoader:
                 break
             except RuntimeError as error:
                 # DALI names no record, and calls the graph unusable from here on.
-                found = self._find_undecodable()
-                if not found:
+                undecodable = self._find_undecodable()
+                if not undecodable:
                     raise
                 log.debug("DALI: %s", error)
-                self._undecodable.update(found)
+                self._undecodable.update(undecodable)
                 self._restart(step)
         # The tensor shares DALI's buffer, which the dynamic executor does not reuse while the
         # tensor exists. On a GPU kernels read it even after the host has dropped the tensor.
@@ -222,16 +222,16 @@ class DaliLoader:
         return plan
 
     def _find_undecodable(self) -> dict[int, str]:
-        """The records of the batches in flight that the decoder refuses when given alone."""
+        """The records of the batches in flight that the decoder refuses one by one."""
         index = self.sampler.index
-        found: dict[int, str] = {}
+        undecodable: dict[int, str] = {}
         for record in dict.fromkeys(r for fed in self._fed for r in fed.plan.records.tolist()):
             probe = build_probe(self._dali, index.jpeg(record), self.device)
             try:
                 probe.run()
             except RuntimeError:
-                found[record] = "cannot be decoded"
-        return found
+                undecodable[record] = "cannot be decoded"
+        return undecodable
 
 
 def import_dali() -> Any:

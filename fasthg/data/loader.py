@@ -1,4 +1,4 @@
-"""The choice between the two loaders, and what both promise."""
+"""The Loader protocol, and the choice between its two implementations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Loader(Protocol):
     Images depend on the plan alone, not on threads, workers, prefetching or earlier passes; the two
     loaders differ by rounding only. A record whose image cannot be used is named in one warning,
     noted in `corrupt`, and its rows are replaced (training: by the next usable row of the same
-    batch) or left out (evaluation; a batch without any row left is not given).
+    batch) or left out (evaluation; a batch without any row left is skipped).
     """
 
     name: str
@@ -60,7 +60,7 @@ def loader_choice(cfg: Config, device: torch.device) -> tuple[str, str]:
 def make_loader(
     sampler: BatchSampler, cfg: Config, device: torch.device, kind: str | None = None
 ) -> Loader:
-    """A loader of the sampler's batches; whoever asks closes it.
+    """A loader of the sampler's batches; the caller closes it.
 
     kind: "dali" or "portable"; as `loader_choice` decides unless given. NUM_INPUT_THREADS, at most
     the cores this process may use, is the number of processes or threads. Raises EnvironmentFault
@@ -74,7 +74,7 @@ def make_loader(
         try:
             import_dali()
         except EnvironmentFault as error:
-            log.warning("%s; the portable loader has_kernel", error)
+            log.warning("%s; the portable loader is used", error)
             chosen = "portable"
     if chosen == "portable":
         from fasthg.data.opencv_loader import PortableLoader

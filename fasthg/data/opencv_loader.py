@@ -1,7 +1,7 @@
-"""Images by OpenCV in DataLoader workers; runs wherever Python does.
+"""Loader that decodes and augments images with OpenCV in DataLoader workers, on any platform.
 
-Each worker makes whole batches from (sampler, step), so results do not depend on how many workers
-there are.
+Each worker makes whole batches from (sampler, step), so results do not depend on the number of
+workers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fasthg.data.augment_ops import (
     saturate,
     smoothing_radius,
 )
-from fasthg.data.bad_images import Faults
+from fasthg.data.bad_images import BadImages
 from fasthg.data.batch import Batch, make_batch
 from fasthg.data.forks import end_with_parent
 from fasthg.data.records.jpeg import image_fault
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 
 # uint8; OpenCV's type hints promise no more than some array.
 Image = npt.NDArray[Any]
-# The EXIF orientation of a frame is not the one its annotation was drawn in.
+# Annotations refer to the stored pixels, so the EXIF orientation is ignored.
 _DECODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PREFETCH = 2
-# Of the workers, while the same batch is waited for.
+# Restarts of the workers while waiting for one batch.
 _RESTARTS = 2
 
 
@@ -56,14 +56,14 @@ def decode_image(data: bytes) -> Image | None:
 
 
 class CropRenderer:
-    """Turns encoded images into network input by the recipe of a BatchSpec."""
+    """Renders network input from encoded images as a BatchSpec describes it."""
 
     def __init__(self, size: int, noise_scale: float) -> None:
         """size: side of the network input, px. noise_scale: RANDOM_NOISE_SCALE."""
         self.size = size
         self.bank = noise_bank(size, noise_scale)
 
-    def paint(self, data: bytes, plan: BatchSpec, row: int, out: Image) -> str | None:
+    def render(self, data: bytes, plan: BatchSpec, row: int, out: Image) -> str | None:
         """Write row `row` of the plan into `out`, RGB uint8 (size, size, 3).
 
         data: the encoded image. Returns why the image is unusable, or None.
@@ -126,34 +126,34 @@ class CropRenderer:
         return image
 
 
-class _Painted(NamedTuple):
-    """A batch on its way out of a worker: the images travel in shared memory, the rest pickled."""
+class _Rendered(NamedTuple):
+    """A batch as a worker returns it: images in shared memory, the rest pickled."""
 
     images: torch.Tensor
     plan: BatchSpec
     faults: dict[int, str]
     error: DataError | None = None
-    """What kept the worker from reading its files; raised by the parent, where it stays short."""
+    """Error of reading a file in the worker; the parent raises it without that traceback."""
 
 
-class _Batches(Dataset[_Painted]):
-    """Batch `step` as an item, made in whichever process asks for it."""
+class _Batches(Dataset[_Rendered]):
+    """Dataset whose item `step` is the batch of that step."""
 
     def __init__(self, sampler: BatchSampler) -> None:
         self.sampler = sampler
         cfg = sampler.cfg
-        self.painter = CropRenderer(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
+        self.renderer = CropRenderer(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
 
-    def __getitem__(self, step: int) -> _Painted:
+    def __getitem__(self, step: int) -> _Rendered:
         plan = self.sampler.plan(step)
         try:
-            return self._paint(plan)
+            return self._render(plan)
         except DataError as error:
-            return _Painted(torch.empty(0), plan, {}, error)
+            return _Rendered(torch.empty(0), plan, {}, error)
 
-    def _paint(self, plan: BatchSpec) -> _Painted:
+    def _render(self, plan: BatchSpec) -> _Rendered:
         index = self.sampler.index
-        size = self.painter.size
+        size = self.renderer.size
         images = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
         pixels = images.numpy()
         bad = np.zeros(len(plan), bool)
@@ -163,17 +163,17 @@ class _Batches(Dataset[_Painted]):
             if fault is None:
                 data = index.jpeg(record)
                 fault = image_fault(data, int(index.width[record]), int(index.height[record]))
-                fault = fault or self.painter.paint(data, plan, row, pixels[row])
+                fault = fault or self.renderer.render(data, plan, row, pixels[row])
             if fault is not None:
                 faults[record], bad[row] = fault, True
         if faults:
             rows = replacement_rows(bad, self.sampler.training)
             images, plan = images[torch.from_numpy(rows)], plan.take(rows)
-        return _Painted(images, plan, faults)
+        return _Rendered(images, plan, faults)
 
 
 class _Steps(Sampler[int]):
-    """The steps of the next pass; set before each one, because workers outlive a pass."""
+    """Steps of the next pass, set before each pass because workers outlive it."""
 
     def __init__(self) -> None:
         self.steps = range(0)
@@ -196,14 +196,14 @@ class PortableLoader:
     def __init__(self, sampler: BatchSampler, workers: int) -> None:
         """workers: processes that make batches; 0 makes them in this one."""
         self.sampler = sampler
-        self._faults = Faults(sampler)
+        self._faults = BadImages(sampler)
         self._steps = _Steps()
         self._pass = 0
         self._dataset = _Batches(sampler)
         self.workers = _affordable(workers, sampler)
-        self._data: DataLoader[_Painted] | None = self._with_new_workers()
+        self._data: DataLoader[_Rendered] | None = self._with_new_workers()
 
-    def _with_new_workers(self) -> DataLoader[_Painted]:
+    def _with_new_workers(self) -> DataLoader[_Rendered]:
         options: dict[str, Any] = {}
         if self.workers:
             # A fork starts at once and shares the index; elsewhere workers import everything anew.
@@ -219,7 +219,7 @@ class PortableLoader:
             batch_size=None,
             sampler=self._steps,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             **options,
         )
 
@@ -232,33 +232,33 @@ class PortableLoader:
         """Batches start..stop-1; see loader.Loader."""
         limit = self.sampler.stop
         stop = stop if limit is None else min(stop, limit)
-        painted_batches: Iterator[_Painted] | None = None
+        rendered_batches: Iterator[_Rendered] | None = None
         mine, step, deaths = -1, start, 0
         while step < stop:
             try:
-                if painted_batches is None:
-                    painted_batches = self._start(step, stop)
+                if rendered_batches is None:
+                    rendered_batches = self._start(step, stop)
                     mine = self._pass
-                painted = next(painted_batches)
+                rendered = next(rendered_batches)
             except RuntimeError as error:
                 if "exited unexpectedly" not in str(error):
                     raise
                 deaths += 1
                 self._replace_workers(deaths, error)
-                painted_batches = None
+                rendered_batches = None
                 continue
-            if painted.error is not None:
-                raise painted.error
-            self._faults.report(painted.faults)
-            if len(painted.plan):
-                yield make_batch(painted.images, painted.plan)
+            if rendered.error is not None:
+                raise rendered.error
+            self._faults.report(rendered.faults)
+            if len(rendered.plan):
+                yield make_batch(rendered.images, rendered.plan)
             elif self.sampler.training:
                 self._faults.give_up(step)
             if mine != self._pass:
                 return
             step, deaths = step + 1, 0
 
-    def _start(self, start: int, stop: int) -> Iterator[_Painted]:
+    def _start(self, start: int, stop: int) -> Iterator[_Rendered]:
         """Begin a pass over steps start..stop-1."""
         if self._data is None:
             raise RuntimeError("this loader is closed")
@@ -276,7 +276,7 @@ class PortableLoader:
         return iterator
 
     def _replace_workers(self, deaths: int, error: RuntimeError) -> None:
-        """Start workers anew after one was killed; EnvironmentFault when it happens again."""
+        """Start new workers after one was killed; EnvironmentFault the third time in a row."""
         if deaths > _RESTARTS:
             raise EnvironmentFault(
                 f"input workers are killed again and again ({str(error).splitlines()[0]}); "
@@ -296,17 +296,17 @@ class PortableLoader:
 
 
 def _affordable(workers: int, sampler: BatchSampler) -> int:
-    """Fewer workers where their finished batches would not fit into shared memory."""
+    """Number of workers whose finished batches fit into shared memory, at most `workers`."""
     if not workers or not os.path.isdir("/dev/shm"):
         return workers
     batch = sampler.batch_size * sampler.cfg.INPUT_SIZE**2 * 3
-    room = shutil.disk_usage("/dev/shm").free
-    fitting = int(room // (batch * (_PREFETCH + 1)))
+    free = shutil.disk_usage("/dev/shm").free
+    fitting = int(free // (batch * (_PREFETCH + 1)))
     if fitting < workers:
         log.warning(
             "shared memory (/dev/shm, %d MB free) holds the batches of %d of %d input workers; "
             "enlarge it, e.g. docker run --shm-size=1g",
-            room // 2**20,
+            free // 2**20,
             fitting,
             workers,
         )
@@ -315,10 +315,10 @@ def _affordable(workers: int, sampler: BatchSampler) -> int:
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """While workers are forked: processes are the parallelism, so each needs one thread only.
+    """Set OpenCV to one thread while workers are forked, since processes are the parallelism.
 
-    It has to be set here and not in the worker, because OpenCV's thread pool does not survive a
-    fork: setting the number in the child waits for threads that only the parent has.
+    It must be set before the fork: OpenCV's thread pool does not survive one, and setting the
+    number in the child waits for threads that exist in the parent only.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -343,5 +343,5 @@ def _start_worker(parent: int | None, _: int) -> None:
         end_with_parent(parent)
 
 
-def _as_it_is(painted: Any) -> Any:
-    return painted
+def _unchanged(rendered: Any) -> Any:
+    return rendered

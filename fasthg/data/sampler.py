@@ -21,9 +21,9 @@ from fasthg.data.rng import first_words
 from fasthg.errors import DataError
 
 _STREAM = 0
-# Each worker keeps its own; the next epoch's is wanted while batches of the last are made.
+# Orders kept by each process: a batch may need those of two epochs.
 _ORDERS_KEPT = 2
-# Instances whose random numbers are drawn together: what that takes stays within a cache.
+# Instances whose random numbers are drawn at once; their arrays fit into a CPU cache.
 _DRAWN_TOGETHER = 1 << 14
 
 
@@ -82,7 +82,7 @@ def make_crop_transforms(
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """One batch as a recipe; every array has the batch as its first dimension."""
+    """Specification of one batch; every array has the batch as its first dimension."""
 
     instances: npt.NDArray[np.int64]
     """(batch,) rows of the RecordIndex."""
@@ -114,14 +114,14 @@ class BatchSpec:
         return len(self.instances)
 
     def take(self, rows: npt.NDArray[np.int64]) -> BatchSpec:
-        """The plan of the given rows, in that order; a row may be taken twice."""
+        """The specification of `rows`, in that order; a row may be taken twice."""
         taken: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         draws = taken.pop("draws").take(rows)
         return BatchSpec(draws=draws, **{name: array[rows] for name, array in taken.items()})
 
 
 class BatchSampler:
-    """Plans of the batches of one split.
+    """Specifications of the batches of one split.
 
     Training: an endless stream that holds every instance once per epoch, each epoch in a fresh
     order and with fresh draws; every batch is full, so one may span two epochs (and a small
@@ -179,7 +179,7 @@ class BatchSampler:
         return None if self.training else self.batches_per_epoch
 
     def plan(self, step: int) -> BatchSpec:
-        """The plan of batch `step`, counted from 0. Raises IndexError beyond the last one."""
+        """Specification of batch `step`, counted from 0. Raises IndexError beyond the last one."""
         if step < 0 or (self.stop is not None and step >= self.stop):
             raise IndexError(f"batch {step} of {self.batches_per_epoch}")
         count = len(self.index)
@@ -199,7 +199,7 @@ class BatchSampler:
         if epoch not in self._orders:
             if len(self._orders) >= _ORDERS_KEPT:
                 del self._orders[next(iter(self._orders))]
-            # Sorted by a random word, equal ones by instance: in one number there is but one order.
+            # Random word in the upper half, instance in the lower: the order is unique.
             keys = np.arange(len(self.index), dtype=np.uint64)
             for start in range(0, len(keys), _DRAWN_TOGETHER):
                 part = keys[start : start + _DRAWN_TOGETHER]
@@ -247,7 +247,7 @@ class BatchSampler:
 
 
 def replacement_rows(bad: npt.NDArray[np.bool_], training: bool) -> npt.NDArray[np.int64]:
-    """Which rows a batch is made of when some of them cannot be decoded.
+    """Rows of a batch after those whose image cannot be decoded are replaced or dropped.
 
     bad: `(batch,)`. Training keeps the size: each bad row becomes the next good one after it,
     cyclically. Evaluation drops bad rows. No rows at all if every row is bad.

@@ -15,7 +15,7 @@ from fasthg.data.sampler import BatchSampler
 
 @dataclass(frozen=True)
 class Split:
-    """One split of the data, ready to be loaded again and again; whoever opened it closes it."""
+    """One split of the data, which can be loaded repeatedly; `open_split`'s caller closes it."""
 
     index: RecordIndex
     sampler: BatchSampler

@@ -181,7 +181,7 @@ def test_an_error_in_a_worker_is_no_kill(
     def fail(*_: object) -> str | None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(opencv_loader.CropRenderer, "paint", fail)
+    monkeypatch.setattr(opencv_loader.CropRenderer, "render", fail)
     loader = opencv_loader.PortableLoader(BatchSampler(mice, Config(), training=True, seed=0), 1)
     try:
         with pytest.raises(RuntimeError, match="planted"):

@@ -81,13 +81,13 @@ def test_figures_as_json(fasthg: Fasthg, arguments: list[str]) -> None:
 
 
 def test_a_slow_loader_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paint = opencv_loader.CropRenderer.paint
+    render = opencv_loader.CropRenderer.render
 
     def slowly(self: Any, *arguments: Any) -> str | None:
         time.sleep(0.1)
-        return paint(self, *arguments)
+        return render(self, *arguments)
 
-    monkeypatch.setattr(opencv_loader.CropRenderer, "paint", slowly)
+    monkeypatch.setattr(opencv_loader.CropRenderer, "render", slowly)
     monkeypatch.setattr(profile, "available_cores", lambda: 3)
     report = profile.bench(small(mice), 1.5)
     loading, both = report.figures["loader"], report.figures["both"]

@@ -47,8 +47,8 @@ def check(
         report.problems += [
             Problem(_KINDS[f.kind], split, f.where, f.cause, f.record) for f in faults
         ]
-        looks[split], found = images.look(index, split)
-        report.problems += found
+        looks[split], problems = images.look(index, split)
+        report.problems += problems
         report.problems += labels.doubtful(index, split, names, pairs)
     report.problems += images.repeated(indices, looks)
     return report, indices

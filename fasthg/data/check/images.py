@@ -57,15 +57,15 @@ def look(index: RecordIndex, split: str) -> tuple[Looks, list[Problem]]:
     cv2.setNumThreads(1)  # images are the parallelism
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(lambda r: _look(index, r), range(index.num_records)))
+            looks = list(pool.map(lambda r: _look(index, r), range(index.num_records)))
     finally:
         cv2.setNumThreads(cv2_threads)
     problems = [
         Problem(BAD_IMAGE, split, index.describe_record(record), one.fault, record)
-        for record, one in enumerate(found)
+        for record, one in enumerate(looks)
         if one.fault
     ]
-    sound = [(record, one) for record, one in enumerate(found) if one.thumbnail is not None]
+    sound = [(record, one) for record, one in enumerate(looks) if one.thumbnail is not None]
     thumbnails = [one.thumbnail for _, one in sound if one.thumbnail is not None]
     return Looks(
         np.array([record for record, _ in sound], np.int64),

@@ -75,15 +75,15 @@ def _outside(index: RecordIndex, split: str, names: Sequence[str]) -> Iterator[P
     off_box = _beyond(index, box[:, :2], box[:, 2:])
     # NaN fails both comparisons: unlabelled parts are outside of nothing.
     outside = off_image > _TOLERANCE_PX
-    for kind, px, found in (
+    for kind, px, flagged in (
         (OUTSIDE_IMAGE, off_image, outside),
         (OUTSIDE_BOX, off_box, (off_box > _TOLERANCE_PX) & ~outside),
     ):
-        for instance in np.flatnonzero(found.any(axis=1)).tolist():
-            parts = np.flatnonzero(found[instance]).tolist()
+        for instance in np.flatnonzero(flagged.any(axis=1)).tolist():
+            parts = np.flatnonzero(flagged[instance]).tolist()
             x, y = points[instance, :, 0], points[instance, :, 1]
             detail = ", ".join(f"{names[p]} at {x[p]:.0f},{y[p]:.0f}" for p in parts)
-            weight = float(px[instance][found[instance]].max())
+            weight = float(px[instance][flagged[instance]].max())
             yield _problem(kind, index, split, instance, detail, tuple(parts), weight)
 
 

@@ -39,12 +39,12 @@ def _body(
         return
     right = {part for _, part in pairs}
     for kind in KINDS:
-        found = report.of(kind)
-        if not found:
+        problems = report.of(kind)
+        if not problems:
             continue
-        yield html.heading(f"{kind}: {len(found)}")
+        yield html.heading(f"{kind}: {len(problems)}")
         images, without = [], []
-        for problem in found[:PICTURED]:
+        for problem in problems[:PICTURED]:
             image = _picture(problem, indices[problem.split], right)
             if image is None:
                 without.append([problem.split, problem.where, problem.detail])
@@ -54,8 +54,8 @@ def _body(
             yield html.pictures(images)
         if without:
             yield html.table(["split", "where", "what"], without)
-        if len(found) > PICTURED:
-            yield html.note(f"and {len(found) - PICTURED} more; --json lists all")
+        if len(problems) > PICTURED:
+            yield html.note(f"and {len(problems) - PICTURED} more; --json lists all")
 
 
 def _picture(problem: Problem, index: RecordIndex, right: set[int]) -> bytes | None:

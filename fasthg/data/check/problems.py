@@ -33,7 +33,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing found in one place."""
+    """One problem of one record, image or animal."""
 
     kind: str
     """One of KINDS."""
@@ -66,7 +66,7 @@ class Counts:
 
 @dataclass
 class Report:
-    """What was looked at, by split, and what was found."""
+    """Result of a check: counts by split, and all problems."""
 
     names: tuple[str, ...]
     splits: dict[str, Counts] = field(default_factory=dict)
@@ -74,8 +74,8 @@ class Report:
 
     def of(self, kind: str, split: str | None = None) -> list[Problem]:
         """The problems of a kind, the worst first."""
-        found = [p for p in self.problems if p.kind == kind and split in (None, p.split)]
-        return sorted(found, key=lambda problem: -problem.weight)
+        selected = [p for p in self.problems if p.kind == kind and split in (None, p.split)]
+        return sorted(selected, key=lambda problem: -problem.weight)
 
     def table(self) -> list[list[str | int]]:
         """Rows of a table: what is counted, then its number in each split."""
@@ -97,11 +97,11 @@ class Report:
             return ["no problem found"]
         lines = []
         for kind in KINDS:
-            found = self.of(kind)
-            if found:
-                lines.append(f"{kind}: {len(found)}")
-                lines += [f"  {problem.split}: {problem}" for problem in found[:shown]]
-                lines += [f"  and {len(found) - shown} more"] if len(found) > shown else []
+            problems = self.of(kind)
+            if problems:
+                lines.append(f"{kind}: {len(problems)}")
+                lines += [f"  {problem.split}: {problem}" for problem in problems[:shown]]
+                lines += [f"  and {len(problems) - shown} more"] if len(problems) > shown else []
         return lines
 
     def as_json(self) -> dict[str, Any]:

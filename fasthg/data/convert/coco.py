@@ -171,21 +171,21 @@ def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _
 
 
 def _category(
-    path: Path, categories: Sequence[Entry], annotations: Sequence[Entry], wanted: Sequence[str]
+    path: Path, categories: Sequence[Entry], annotations: Sequence[Entry], selected: Sequence[str]
 ) -> tuple[set[Any], list[str]]:
     """The ids of the categories to convert, and their keypoints."""
     posed = [category for category in categories if category.get("keypoints")]
     there = ", ".join(str(category["name"]) for category in posed)
     if not posed:
         raise DataError(f"{path}: no category has keypoints; export keypoint annotations")
-    unknown = [name for name in wanted if name not in [category["name"] for category in posed]]
+    unknown = [name for name in selected if name not in [category["name"] for category in posed]]
     if unknown:
         raise DataError(
             f"{path}: no category {', '.join(unknown)} with keypoints; there are {there}"
         )
     used = {a["category_id"] for a in annotations if a.get("keypoints")}
-    chosen = [c for c in posed if (c["name"] in wanted if wanted else c["id"] in used)]
-    if len(chosen) > 1 and not wanted:
+    chosen = [c for c in posed if (c["name"] in selected if selected else c["id"] in used)]
+    if len(chosen) > 1 and not selected:
         raise DataError(f"{path}: several categories have keypoints ({there}); choose: --category")
     names = [[str(name) for name in category["keypoints"]] for category in chosen or posed]
     if any(other != names[0] for other in names):
@@ -213,13 +213,13 @@ def _find(content: _Set, images: Path | None) -> list[Path | None]:
     files = []
     for image in content.images:
         name = str(image["file_name"])
-        found = locate(name, images, folders)
-        if found is not None and taken.setdefault(found, name) != name:
+        file = locate(name, images, folders)
+        if file is not None and taken.setdefault(file, name) != name:
             raise DataError(
-                f"{content.path}: images {taken[found]} and {name} are both found as {found}; "
+                f"{content.path}: images {taken[file]} and {name} are both found as {file}; "
                 f"give the folder of the images: --images"
             )
-        files.append(found)
+        files.append(file)
     return files
 
 

@@ -29,21 +29,21 @@ def records(config: Config, splits: Sequence[str]) -> Iterator[tuple[str, Record
     if unknown:
         raise ConfigError(f"--split {unknown[0]}: use {', '.join(SPLITS)}")
     patterns = {split: getattr(config.DATA, split.upper()) for split in splits or SPLITS}
-    for split, given in patterns.items():
-        if splits and not given:
+    for split, pattern in patterns.items():
+        if splits and not pattern:
             raise ConfigError(f"DATA.{split.upper()}: not set; set it or leave out --split {split}")
     if not any(patterns.values()):
         raise ConfigError("DATA names no split; set DATA.TRAIN to a glob")
     parts = config.PARTS.NUM_PARTS
-    for split, given in patterns.items():
-        for path in expand(given) if given else ():
+    for split, pattern in patterns.items():
+        for path in expand(pattern) if pattern else ():
             for number, frame in enumerate(read_frames(path)):
                 where = f"{path}: record {number}"
                 record = decode(frame.payload, where)
-                found = record.keypoints.shape[1]
-                if len(record.keypoints) and found != parts:
+                count = record.keypoints.shape[1]
+                if len(record.keypoints) and count != parts:
                     raise DataError(
-                        f"{where}: {found} parts an object, but PARTS.NUM_PARTS is {parts}; set "
+                        f"{where}: {count} parts an object, but PARTS.NUM_PARTS is {parts}; set "
                         f"PARTS to the parts of this data set"
                     )
                 if not (record.width and record.height):

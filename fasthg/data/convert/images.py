@@ -1,4 +1,4 @@
-"""The images of a project: found by paths of any system, read as JPEG."""
+"""Images of a labelling project: located by paths of any operating system, read as JPEG."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def find_among(folders: Sequence[Path], path: str) -> Path | None:
     return None
 
 
-def locate(path: str, given: Path | None, folders: Sequence[Path]) -> Path | None:
-    """The file that `path` names: below the folder `given` if there is one; otherwise where an
+def locate(path: str, root: Path | None, folders: Sequence[Path]) -> Path | None:
+    """The file that `path` names: below the folder `root` if there is one; otherwise where an
     absolute path says, or as `find_among` in `folders`."""
-    if given is not None:
-        return find_among([given], path)
+    if root is not None:
+        return find_among([root], path)
     if is_absolute(path) and Path(path).is_file():
         return Path(path)
     return find_among(folders, path)

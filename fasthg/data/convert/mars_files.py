@@ -144,13 +144,13 @@ def _names(path: Path, config: Mapping[Any, Any], key: Any, under: str = "") -> 
 
 
 def _pairs(path: Path, pairs: Any, keypoints: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    found = []
+    indices = []
     for pair in pairs if isinstance(pairs, list | tuple) else [pairs]:
         whole = isinstance(pair, list) and len(pair) == 2 and all(p in keypoints for p in pair)
         if not whole or pair[0] == pair[1]:
             raise DataError(f"{path}: check_pairs: {pair} is no pair of keypoints; correct it")
-        found.append((keypoints.index(pair[0]), keypoints.index(pair[1])))
-    return tuple(found)
+        indices.append((keypoints.index(pair[0]), keypoints.index(pair[1])))
+    return tuple(indices)
 
 
 def _scale(path: Path, value: Any) -> float | None:
@@ -169,15 +169,15 @@ def _find_annotations(folder: Path, name: str | None) -> Path:
     if name and (folder / name).is_file():
         return folder / name
     for pattern in ("*.manifest", "*.csv"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
+        paths = sorted(folder.glob(pattern))
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
             raise DataError(
                 f"{folder}: several files of labels ({names}); "
                 f"set manifest_name in project_config.yaml"
             )
-        if found:
-            return found[0]
+        if paths:
+            return paths[0]
     return folder / "processed_keypoints.json"
 
 

@@ -29,20 +29,20 @@ def parse_parts(text: str | None) -> dict[str, str] | None:
 
 
 def choose_parts(
-    own: Sequence[str], wanted: Mapping[str, str] | None, where: str | Path
+    own: Sequence[str], chosen: Mapping[str, str] | None, where: str | Path
 ) -> dict[str, str]:
     """The parts to write of a project's `own`, as {own name: name written}.
 
-    Raises DataError, beginning with `where`, for a wanted part that the project lacks.
+    Raises DataError, beginning with `where`, for a chosen part that the project lacks.
     """
-    if wanted is None:
+    if chosen is None:
         return {name: name for name in own}
-    unknown = [name for name in wanted if name not in own]
+    unknown = [name for name in chosen if name not in own]
     if unknown:
         raise DataError(
             f"{where}: no body part named {', '.join(unknown)}; there are {', '.join(own)}"
         )
-    return dict(wanted)
+    return dict(chosen)
 
 
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}

@@ -150,25 +150,25 @@ class _Ids:
 class _Reader:
     """Finds the image of a frame and opens its video."""
 
-    def __init__(self, labels: Path, given: Path | None) -> None:
-        self._labels, self._given = labels, given
+    def __init__(self, labels: Path, images: Path | None) -> None:
+        self._labels, self._images = labels, images
         self._folders = [labels.parent, Path()]
         self._there: dict[int, bool] = {}
 
     def source(self, video: Any, number: int) -> Path | Any | None:
         """An image file, the open video, or None where neither is there."""
         if not isinstance(video.filename, str):
-            return locate(video.filename[number], self._given, self._folders)
+            return locate(video.filename[number], self._images, self._folders)
         if id(video) not in self._there:
             self._there[id(video)] = self._open(video)
         return video if self._there[id(video)] and video.backend.has_frame(number) else None
 
     def _open(self, video: Any) -> bool:
         if Path(video.filename) != self._labels:
-            found = locate(video.filename, self._given, self._folders)
-            if found is None:
+            file = locate(video.filename, self._images, self._folders)
+            if file is None:
                 return False
-            video.replace_filename(found, open=False)
+            video.replace_filename(file, open=False)
         try:
             video.open()
             len(video.backend)  # A broken video shows when its first frame is read.

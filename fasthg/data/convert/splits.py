@@ -157,17 +157,17 @@ def divide(
     return splits, _notes(folder / NAME, splits, items, before)
 
 
-def _rule(folder: Path, known: Splits | None, wanted: str | None, given: Sequence[bool]) -> str:
-    if wanted is not None and wanted not in _RULES:
-        raise ConfigError(f"--split-by {wanted}: use {', '.join(_RULES)}")
-    if wanted is None and any(given):
+def _rule(folder: Path, known: Splits | None, rule: str | None, given: Sequence[bool]) -> str:
+    if rule is not None and rule not in _RULES:
+        raise ConfigError(f"--split-by {rule}: use {', '.join(_RULES)}")
+    if rule is None and any(given):
         if not all(given):
             raise DataError("some frames name their split and some do not; name all or none")
-        wanted = "given"
+        rule = "given"
     if known is None:
-        return wanted or "frame"
-    if wanted not in (None, known.by) or (known.by == "given" and not all(given)):
-        asked = wanted or "frame"
+        return rule or "frame"
+    if rule not in (None, known.by) or (known.by == "given" and not all(given)):
+        asked = rule or "frame"
         raise DataError(f"{folder / NAME}: made by {known.by}, not by {asked}; {_REDRAW}")
     return known.by
 

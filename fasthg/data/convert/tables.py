@@ -130,11 +130,11 @@ def _read_h5(path: Path) -> Table:
 def _row(
     name: Iterable[object], keys: Sequence[tuple[Column, str]], values: Sequence[float]
 ) -> Row:
-    found: dict[Column, dict[str, float]] = {}
+    coordinates: dict[Column, dict[str, float]] = {}
     for (column, coord), value in zip(keys, values, strict=True):
-        found.setdefault(column, {})[coord] = value
+        coordinates.setdefault(column, {})[coord] = value
     points = {}
-    for column, xy in found.items():
+    for column, xy in coordinates.items():
         x, y = xy.get("x", math.nan), xy.get("y", math.nan)
         if math.isfinite(x) and math.isfinite(y):
             points[column] = (x, y)

@@ -1,4 +1,4 @@
-"""The crops of a preview, made by the sampler and the painter that training has.
+"""The crops of a preview, made by the sampler and the renderer that training has.
 
 A batch of one instance is drawn again for each row, with other frequencies in its configuration.
 `AugmentParams` depend on (seed, epoch, instance) alone, each augmentation's apart, so the last row
@@ -149,7 +149,7 @@ def make_preview(
     seed: RANDOM_SEED unless given. Raises DataError where no image can be read.
     """
     seed = int(cfg.RANDOM_SEED) if seed is None else seed
-    painter = CropRenderer(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
+    renderer = CropRenderer(cfg.INPUT_SIZE, cfg.RANDOM_NOISE_SCALE)
 
     def sampler(settings: Config) -> BatchSampler:
         return BatchSampler(index, settings, training=True, seed=seed, batch_size=1)
@@ -162,7 +162,7 @@ def make_preview(
         if len(steps) == count:
             break
         try:
-            before.append(_crop(plain, painter, step, ()))
+            before.append(_crop(plain, renderer, step, ()))
             steps.append(step)
         except DataError as error:
             replaced[str(error)] = None
@@ -178,7 +178,7 @@ def make_preview(
         instances=tuple(index.describe(int(plain.plan(step).instances[0])) for step in steps),
         before=tuple(before),
         rows=tuple(
-            Row(name, share, tuple(_crop(made, painter, step, told) for step in steps))
+            Row(name, share, tuple(_crop(made, renderer, step, told) for step in steps))
             for name, made, share, told in sources
         ),
         off={a.name: key for a in AUGMENTATIONS if (key := a.off_by(cfg)) is not None},
@@ -196,15 +196,15 @@ def _share(cfg: Config, augmentation: Augmentation) -> str:
 
 
 def _crop(
-    sampler: BatchSampler, painter: CropRenderer, step: int, told: Sequence[Augmentation]
+    sampler: BatchSampler, renderer: CropRenderer, step: int, told: Sequence[Augmentation]
 ) -> Crop:
     """The only instance of batch `step`. Raises DataError where its image cannot be used."""
     cfg, index, plan = sampler.cfg, sampler.index, sampler.plan(step)
     record = int(plan.records[0])
-    image = np.empty((painter.size, painter.size, 3), np.uint8)
+    image = np.empty((renderer.size, renderer.size, 3), np.uint8)
     data = index.jpeg(record)
     fault = image_fault(data, int(index.width[record]), int(index.height[record]))
-    fault = fault or painter.paint(data, plan, 0, image)
+    fault = fault or renderer.render(data, plan, 0, image)
     if fault is not None:
         raise DataError(f"{index.describe_record(record)}: {fault}")
     cell = cfg.INPUT_SIZE / cfg.HEATMAP_SIZE

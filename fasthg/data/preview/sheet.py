@@ -42,7 +42,7 @@ class Mark:
 
 def marks(parts: Parts) -> list[Mark]:
     """A mark for each part: a disc for the first of a pair, a ring for the second."""
-    found = [Mark(_BLACK, SQUARE)] * parts.NUM_PARTS
+    marks = [Mark(_BLACK, SQUARE)] * parts.NUM_PARTS
     shape: dict[int, str] = {}
     first: dict[int, int] = {}
     for left, right in parts.LEFT_RIGHT_PAIRS:
@@ -52,8 +52,8 @@ def marks(parts: Parts) -> list[Mark]:
     for part in range(parts.NUM_PARTS):
         group = first.get(part, part)
         colours.setdefault(group, _PALETTE[len(colours) % len(_PALETTE)])
-        found[part] = Mark(colours[group], shape.get(part, SQUARE))
-    return found
+        marks[part] = Mark(colours[group], shape.get(part, SQUARE))
+    return marks
 
 
 def draw(crop: Crop, styles: Sequence[Mark]) -> Pixels:
@@ -111,7 +111,7 @@ class _Sheet:
         self.font = ImageFont.load_default(15)
         self.bottom = _GAP
 
-    def room(self, height: int) -> None:
+    def reserve(self, height: int) -> None:
         if self.bottom + height > self.image.height:
             taller = Image.new("RGB", (self.width, 2 * (self.bottom + height)), _WHITE)
             taller.paste(self.image)
@@ -130,7 +130,7 @@ class _Sheet:
     def text(self, x: int, y: int, text: str, width: int, ink: tuple[int, int, int] = _INK) -> int:
         """Write lines of at most `width` px below (x, y); returns their height in px."""
         lines = self.wrapped(text, width)
-        self.room(y + len(lines) * _LINE - self.bottom)
+        self.reserve(y + len(lines) * _LINE - self.bottom)
         for number, line in enumerate(lines):
             self.pen.text((x, y + number * _LINE), line, ink, self.font)
         return len(lines) * _LINE
@@ -170,13 +170,13 @@ def _notes(preview: Preview, parts: Parts) -> list[str]:
 
 def _legend(sheet: _Sheet, parts: Parts, styles: Sequence[Mark]) -> None:
     """Marks with names, in lines over the sheet's width."""
-    sheet.room(2 * _LINE)
+    sheet.reserve(2 * _LINE)
     x = _GAP
     for name, style in zip(parts.NAMES, styles, strict=True):
         width = 26 + int(sheet.pen.textlength(name, sheet.font)) + 2 * _GAP
         if x > _GAP and x + width > sheet.width:
             x, sheet.bottom = _GAP, sheet.bottom + _LINE + 6
-            sheet.room(2 * _LINE)
+            sheet.reserve(2 * _LINE)
         patch = np.full((_LINE, _LINE, 3), 190, np.uint8)
         _mark(patch, np.array([_LINE / 2, _LINE / 2]) - 0.5, style)
         sheet.image.paste(Image.fromarray(patch), (x, sheet.bottom))
@@ -203,7 +203,7 @@ def as_png(preview: Preview, parts: Parts, title: str) -> bytes:
     )
     for row in preview.rows:
         sheet.bottom += _GAP // 2
-        sheet.room(side + 2)
+        sheet.reserve(side + 2)
         top = sheet.bottom
         for x, before, after in zip(lefts, preview.before, row.crops, strict=True):
             sheet.image.paste(Image.fromarray(_pair(before, after, styles)), (x, top))
