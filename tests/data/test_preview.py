@@ -22,7 +22,6 @@ from fasthg.data.records.schema import Record
 from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError
-from fasthg.runs import checkpoint
 
 Make = Callable[..., Config]
 # How each is switched on, seldom enough that a row has to force it.
@@ -245,13 +244,13 @@ def test_a_picture_and_a_page(fasthg: Callable, tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_older_file(
     fasthg: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path) -> None:
+    def full(_: int) -> None:
         raise OSError(28, os.strerror(28))
 
     out = tmp_path / "out" / "a.png"
     out.parent.mkdir()
     out.write_text("older")
-    monkeypatch.setattr(checkpoint, "_to_disk", full)
+    monkeypatch.setattr(os, "fsync", full)
     code, said = fasthg("-o", out)
     assert code == 1 and len(said.splitlines()) == 1
     assert out.read_text() == "older" and os.listdir(out.parent) == ["a.png"]
