@@ -1,4 +1,4 @@
-"""Philox4x32-10, a counter-based random generator, on whole NumPy arrays.
+"""Philox4x32-10, a counter-based random number generator, vectorised in NumPy.
 
 A value depends only on its key and counter, so a random choice can be named (seed, epoch,
 instance) and be the same whoever computes it, in whatever order and batch.

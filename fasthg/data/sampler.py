@@ -123,8 +123,8 @@ class BatchSpec:
 class BatchSampler:
     """Specifications of the batches of one split.
 
-    Training: an endless stream that holds every instance once per epoch, each epoch in a fresh
-    order and with fresh draws; every batch is full, so one may span two epochs (and a small
+    Training: an endless stream that holds every instance once per epoch, each epoch in a new
+    order and with new parameters; every batch is full, so one may span two epochs (and a small
     dataset repeats within a batch, drawn anew). Evaluation: each instance once, in order, without
     augmentation; the last batch may be short.
     """

@@ -1,4 +1,4 @@
-"""`fasthg data check`: looks through a data set for what would spoil training quietly."""
+"""`fasthg data check`: finds faults of a data set that degrade training without an error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(
     names: Sequence[str] = (),
     pairs: Sequence[tuple[int, int]] = (),
 ) -> tuple[Report, dict[str, RecordIndex]]:
-    """Look through every record, image and animal of some splits.
+    """Check every record, image and animal of some splits.
 
     splits: name -> paths or globs of TFRecord files, in the order in which one is compared with
     those before it; names: the parts', for messages; pairs: indices of left and right parts

@@ -1,4 +1,4 @@
-"""Images that are damaged, or there more than once."""
+"""Checks of images: damaged ones, duplicates and near-duplicates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fasthg.data.records.jpeg import image_fault
 from fasthg.errors import DataError
 
 SIDE = 32
-"""Pixels of a thumbnail, a side."""
+"""Side of a thumbnail, px."""
 TOLERANCE = 4.0
 """Grey levels: two images are much alike where no pixel of their thumbnails differs by more, once
 the brightness is made equal. Encoding again changes less, an animal that moved a pixel more."""
@@ -161,7 +161,7 @@ def _near(those: Looks, others: Looks) -> Iterator[tuple[int, int, float]]:
 
 
 def _level(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """float32 with each image's mean taken off."""
+    """Thumbnails as float32 minus the mean of each."""
     values = thumbnails.astype(np.float32)
     return np.asarray(values - values.mean(axis=(1, 2), keepdims=True), np.float32)
 

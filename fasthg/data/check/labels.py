@@ -1,4 +1,4 @@
-"""Boxes, parts and areas that are possible and yet doubtful."""
+"""Checks of labels: boxes, parts and areas that are possible but doubtful."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of `fasthg data check` as one HTML file, with pictures of the worst."""
+"""The report of `fasthg data check` as one HTML file, with images of the worst problems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import DataError
 
 PICTURED = 12
-"""Problems of a kind that are shown."""
+"""Number of problems of a kind that are shown with an image."""
 _WIDTH = 480  # px
 _FAR = 10_000  # px; OpenCV cannot draw everywhere
 # BGR of Okabe and Ito's palette: blue for what is meant, sky blue for the box, orange for the rest.

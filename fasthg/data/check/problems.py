@@ -1,4 +1,4 @@
-"""What a look through a data set finds, and its form for terminals and machines."""
+"""Problems of a data set, and their report for terminals and programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = (
     *(BROKEN_RECORD, WRONG_COUNTS, BAD_BOX, BAD_IMAGE, SAME_ID, SAME_IMAGE, NEAR_IMAGE),
     *(UNLABELLED, OUTSIDE_IMAGE, OUTSIDE_BOX, BOX_OUTSIDE, TINY, IDENTICAL, SWAPPED, WRONG_AREA),
 )
-"""In the order of reports."""
+"""Kinds of problems, in the order of reports."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Problem:
     where: str
     """File, record and image id, and object."""
     detail: str
-    """Figures or names."""
+    """Details: figures or names."""
     record: int | None = None
-    """Row of the split's index, where there is one to look at."""
+    """Row of the record in the split's index, if it has one."""
     instance: int | None = None
-    """Row of the split's index, where one animal is meant."""
+    """Row of the instance in the split's index, if the problem is of one animal."""
     parts: tuple[int, ...] = ()
-    """The parts meant."""
+    """Indices of the parts concerned."""
     weight: float = 0.0
-    """The greater, the worse among problems of its kind."""
+    """Severity among problems of the same kind; larger is worse."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.detail}"
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there is in a split; unlabelled: (parts,) animals that lack each part."""
+    """Counts of a split; unlabelled: (parts,) animals that lack each part."""
 
     frames: int
     instances: int
@@ -105,7 +105,7 @@ class Report:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, every problem included."""
+        """The report as plain values for JSON, with all problems."""
         return {
             "splits": {
                 split: {

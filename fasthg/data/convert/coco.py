@@ -7,7 +7,7 @@ image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. A given box o
 missing one is made as for other formats. Crowds and annotations without keypoints are left out.
 
 An image is looked for in the folder given; otherwise where an absolute `file_name` says, then
-beside the JSON file and one folder up, there and in `images`: by as many trailing components of
+next to the JSON file and one folder up, there and in `images`: by as many trailing components of
 its name as exist. Its id is `file_name` less its suffix and a first folder named `images` or
 `*_images`; of an absolute one, the last folder and the name.
 """
@@ -59,14 +59,14 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """`train=FILE`, `val=FILE`, `test=FILE` or `FILE`."""
+        """Parse `train=FILE`, `val=FILE`, `test=FILE` or `FILE`."""
         split, equals, path = text.partition("=")
         return cls(Path(path), split) if equals and split in SPLITS else cls(Path(text))
 
 
 @dataclass(frozen=True)
 class _Set:
-    """What is used of a file. names: the keypoints'; animals: annotations by image id; splits: of
+    """The content of a file. names: of the keypoints; animals: annotations by image id; splits: of
     each image, None for one to be divided."""
 
     path: Path
@@ -207,8 +207,8 @@ def _unusable(annotation: Entry, categories: set[Any], images: Mapping[Any, Any]
 
 def _find(content: _Set, images: Path | None) -> list[Path | None]:
     """The file of each image, None where there is none."""
-    beside, above = content.path.parent, content.path.parent.parent
-    folders = [beside, beside / "images", above, above / "images"]
+    own, above = content.path.parent, content.path.parent.parent
+    folders = [own, own / "images", above, above / "images"]
     taken: dict[Path, str] = {}
     files = []
     for image in content.images:

@@ -1,4 +1,4 @@
-"""What every converter shares: boxes, writing, the report."""
+"""Shared by all converters: boxes, writing of records, and the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float64]
 
 
 class WriteOptions(SplitOptions, total=False):
-    """What `write_splits` takes. shard_size: records a file."""
+    """Parameters of `write_splits`. shard_size: records per file."""
 
     shard_size: int
 
@@ -58,7 +58,7 @@ class Labelled:
 
 @dataclass
 class Report:
-    """What a conversion did. frames: records by split; parts: names in the order written;
+    """Result of a conversion. frames: records by split; parts: names in the order written;
     mapping: names in the project to those written; pairs: indices of left and right parts, guessed
     from the names; skipped: reason and count; swaps: exchanges of left and right that were
     repaired; notes: whatever else the user should read; splits: where `splits.json` is."""
@@ -92,7 +92,7 @@ class Report:
         return lines + self.notes + [f"wrote {path}" for path in written]
 
     def skip(self, reason: str, number: int = 1) -> None:
-        """Count what is left out."""
+        """Count an item that is left out."""
         self.skipped[reason] = self.skipped.get(reason, 0) + number
 
 

@@ -1,4 +1,4 @@
-"""Many workers' labels of the same animal: left/right swaps repaired, then the median."""
+"""Labels of several workers merged: left/right swaps are repaired, then the median is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the converters back to other tools share: the records of a configuration, names of files."""
+"""Shared by converters to other tools: the records of a configuration, and image file names."""
 
 from __future__ import annotations
 

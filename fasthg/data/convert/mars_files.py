@@ -26,8 +26,8 @@ PROJECT_CONFIG = "project_config.yaml"
 
 @dataclass(frozen=True)
 class Project:
-    """What is needed of project_config.yaml. pairs: indices into keypoints; pose: animals of each
-    model, empty for all; pixels_per_cm: image px, None where unknown; manifest: manifest_name."""
+    """Keys of project_config.yaml. pairs: indices into keypoints; pose: animals of each model,
+    empty for all; pixels_per_cm: image px, None where unknown; manifest: manifest_name."""
 
     folder: Path
     keypoints: tuple[str, ...]
@@ -40,7 +40,7 @@ class Project:
 
     @property
     def config(self) -> Path:
-        """Where all this was read."""
+        """Path of project_config.yaml."""
         return self.folder / PROJECT_CONFIG
 
     @property
@@ -132,7 +132,7 @@ def read_project(folder: Path) -> Project:
 
 
 def _names(path: Path, config: Mapping[Any, Any], key: Any, under: str = "") -> tuple[str, ...]:
-    """A list of names, each once; empty where the key is absent or has no value."""
+    """A list of distinct names; empty where the key is absent or has no value."""
     values = config.get(key) or []
     if not isinstance(values, list) or any(isinstance(v, list | dict) or v is None for v in values):
         raise DataError(f"{path}: {under}{key} is no list of names; write {key}: [first, second]")

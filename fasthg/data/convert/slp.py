@@ -2,7 +2,7 @@
 
 Written are the instances that a user labelled; points marked as not visible count as unlabelled.
 Images come from the package where they are embedded, otherwise from the videos or image files that
-the labels name; those that are not there any more are looked for beside the labels, by as many
+the labels name; those that are not there any more are searched next to the labels, by as many
 trailing components of their path as exist. Frames of videos become JPEGs of quality 95.
 
 A frame's id is its video's name and its number there, or folder and name of its image file.
@@ -135,7 +135,7 @@ class _Ids:
         self._images = trailing(images, 2)
 
     def origin(self, video: Any, number: int) -> str:
-        """For messages."""
+        """Name of the frame in messages."""
         name = self._origins[id(video)]
         return f"frame {number} of {name}" if isinstance(name, str) else name[number]
 

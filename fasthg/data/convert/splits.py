@@ -1,14 +1,14 @@
-"""Which frame goes to train, val or test: drawn once, kept in `splits.json`, never drawn again.
+"""Division of frames into train, val and test: drawn once and kept in `splits.json`.
 
-`splits.json` lies beside the records::
+`splits.json` is in the folder of the records::
 
     {"by": "video", "seed": 0, "fractions": [0.85, 0.05, 0.1], "session_pattern": null,
      "frames": {"<image id>": "train", ...}, "groups": {"<video>": "train", ...},
      "files": ["train_dataset-00000-of-00001", ...]}
 
 `by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
-`groups` may be edited by hand. A frame whose id is there stays where it is; a new one goes where
-its video or session is; only what is left is drawn.
+`groups` may be edited by hand. A frame whose id is listed keeps its split; a new one joins its
+video or session; only the remaining frames are drawn.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SplitOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Item:
-    """What decides where a frame goes. given: the split that the source names."""
+    """Properties of a frame that decide its split. given: the split that the source names."""
 
     image_id: str
     video: str
@@ -103,7 +103,7 @@ def session_of(video: str, pattern: str | None = None) -> str:
     """The session that a video belongs to.
 
     pattern: a regular expression searched in the video's name; its first group, or else all it
-    matches, is the session. By default the name less its last token behind "_" or "-", such as the
+    matches, is the session. By default the name less its last token after "_" or "-", such as the
     camera in `mouse3_day1_cam2`. Raises ConfigError for a bad expression or one without a match.
     """
     if pattern is None:

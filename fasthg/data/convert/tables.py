@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The columns in the order of the file, and the rows."""
+    """A table: its columns in the order of the file, and its rows."""
 
     columns: tuple[Column, ...]
     rows: list[Row]

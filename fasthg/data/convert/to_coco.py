@@ -1,7 +1,7 @@
 """TFRecords as COCO keypoint annotations.
 
 One JSON file for all splits: `images[].split` says which one an image is in, and
-`fasthg.data.convert.coco` keeps it. Images lie in `<name>_images` beside it, in the bytes of the
+`fasthg.data.convert.coco` keeps it. Images lie in `<name>_images` next to it, in the bytes of the
 records. Keypoints, boxes (x y width height) and areas are image px and px², rounded to 1e-4.
 """
 

@@ -1,4 +1,4 @@
-"""What training sees: crops with their targets, before and after each augmentation."""
+"""Preview of the network input: crops with their targets, before and after each augmentation."""
 
 from __future__ import annotations
 

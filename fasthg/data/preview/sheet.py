@@ -1,4 +1,4 @@
-"""A Preview as one picture, or as one HTML file."""
+"""A Preview as one image file, or as one HTML file."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _fine(at: npt.NDArray[np.float64]) -> tuple[int, int]:
 
 
 class _Sheet:
-    """A white picture that grows downwards."""
+    """A white image that grows downwards."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -218,7 +218,7 @@ def as_png(preview: Preview, parts: Parts, title: str) -> bytes:
 
 
 def as_page(preview: Preview, parts: Parts, title: str) -> str:
-    """The same as one HTML file, its pictures inside."""
+    """The contact sheet as one HTML file with embedded images."""
     return html.page(title, _body(preview, parts))
 
 

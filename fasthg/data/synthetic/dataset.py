@@ -1,4 +1,4 @@
-"""A made-up data set: two mice in a cage, seen from above, in MARS' format.
+"""Synthetic data set: two mice in a cage, seen from above, in MARS' format.
 
 For trying out training, for benchmarks of any size and for tests without data. A frame is a pure
 function of (seed, split, number, size): the same on every machine but for the last bit of a blur.
