@@ -140,7 +140,9 @@ MUTANTS = (
         "fasthg/data/prefetch.py",
         "            tensor.record_stream(compute)\n",
         "            pass\n",
-        ("tests/data/test_prefetch.py",),
+        (
+            "tests/data/test_device_batches.py::test_copies_wait_for_no_step_and_steps_for_their_copies",
+        ),
     ),
     Mutant(
         "unfinished rows stay",
