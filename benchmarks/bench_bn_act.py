@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg.ops import bn_act
 
@@ -20,10 +20,10 @@ READS = {"relu": 8, "residual": 9, "small": 5}
 BYTES = {kind: READS[kind] * 2 * math.prod(shape) for kind, shape in SHAPES.items()}
 
 
-@race("torch", "three launches", "fasthg", moved=lambda kind: BYTES[kind], kind=SHAPES)
+@compare("torch", "three launches", "fasthg", bytes_moved=lambda kind: BYTES[kind], kind=SHAPES)
 def bench_bn_act(device, kind):
     shape = SHAPES[kind]
-    x, residual, incoming = (
+    x, residual, grad_y = (
         torch.randn(shape, device=device)
         .to(torch.bfloat16)
         .contiguous(memory_format=torch.channels_last)
@@ -46,11 +46,11 @@ def bench_bn_act(device, kind):
     def three_launches():
         module = importlib.import_module("fasthg.ops.bn_act")
         with mock.patch.object(module, "_ON_CHIP_ROWS", 0):
-            return torch.autograd.grad(fused(), inputs, incoming)
+            return torch.autograd.grad(fused(), inputs, grad_y)
 
     choice = device.type == "cuda" and kind == "small"
     return {
-        "torch": lambda: torch.autograd.grad(plain(), inputs, incoming),
+        "torch": lambda: torch.autograd.grad(plain(), inputs, grad_y),
         "three launches": three_launches if choice else "small maps on a GPU alone have the choice",
-        "fasthg": lambda: torch.autograd.grad(fused(), inputs, incoming),
+        "fasthg": lambda: torch.autograd.grad(fused(), inputs, grad_y),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from race import race
+from compare import compare
 
 from fasthg.ops import bn_fold, bn_fold_backward, reference
 
@@ -12,7 +12,7 @@ INPUTS, OUTPUTS, ROWS, EPS = 128, 256, 8 * 64 * 64, 1e-3
 BYTES = 4 * (4 * OUTPUTS * INPUTS + 2 * INPUTS**2) + 2 * (2 * OUTPUTS * INPUTS + INPUTS**2)
 
 
-@race("torch", "fasthg", moved=BYTES)
+@compare("torch", "fasthg", bytes_moved=BYTES)
 def bench_bn_fold(device):
     a = torch.randn(1000, INPUTS, device=device).relu()
     weight, product = torch.randn(2, OUTPUTS, INPUTS, device=device) / INPUTS**0.5
@@ -21,8 +21,8 @@ def bench_bn_fold(device):
 
     def both(fold, fold_backward):
         forward = fold(weight, *moments, beta, EPS, torch.bfloat16)
-        given = (product, total, weight, *moments, *forward[2:], ROWS, EPS, torch.bfloat16)
-        return forward, fold_backward(*given)
+        arguments = (product, total, weight, *moments, *forward[2:], ROWS, EPS, torch.bfloat16)
+        return forward, fold_backward(*arguments)
 
     return {
         "torch": lambda: both(reference.bn_fold, reference.bn_fold_backward),

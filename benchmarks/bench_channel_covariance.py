@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from race import race
+from compare import compare
 
 from fasthg.ops import channel_covariance
 
 ROWS = 8 * 64 * 64
 
 
-def moved(channels):
+def bytes_moved(channels):
     return ROWS * channels * 2 + channels * (channels + 1) * 4
 
 
-@race("torch", "bfloat16", "fasthg", moved=moved, channels=[128, 256])
+@compare("torch", "bfloat16", "fasthg", bytes_moved=bytes_moved, channels=[128, 256])
 def bench_channel_covariance(device, channels):
     x = torch.randn(8, channels, 64, 64, device=device).relu().to(torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg.ops import conv1x1_act
 
@@ -12,13 +12,13 @@ ROWS = 8 * 64 * 64
 CHANNELS = {"128 to 256": (128, 256), "256 to 128": (256, 128)}
 
 
-def moved(kind):
+def bytes_moved(kind):
     """x and residual read, y written."""
     inputs, outputs = CHANNELS[kind]
     return ROWS * (inputs + 2 * outputs) * 2
 
 
-@race("torch", "fasthg", moved=moved, kind=CHANNELS)
+@compare("torch", "fasthg", bytes_moved=bytes_moved, kind=CHANNELS)
 def bench_conv1x1_act(device, kind):
     inputs, outputs = CHANNELS[kind]
     x, residual = (

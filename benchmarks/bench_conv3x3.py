@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg.ops import conv3x3
 
@@ -13,7 +13,7 @@ MAP = 8 * CHANNELS * SIDE * SIDE * 4
 BYTES = 6 * MAP  # x and y's gradient are read twice, y and x's gradient written
 
 
-@race("torch", "fasthg", moved=BYTES)
+@compare("torch", "fasthg", bytes_moved=BYTES)
 def bench_conv3x3(device):
     def maps():
         values = torch.randn(8, CHANNELS, SIDE, SIDE, device=device)

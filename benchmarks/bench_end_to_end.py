@@ -8,7 +8,7 @@ from functools import cache
 
 import networks
 import pytest
-from race import race
+from compare import compare
 from reference.loader import reference_loader
 
 from fasthg.data.index.record_index import RecordIndex
@@ -38,36 +38,35 @@ class Ours:
         self.count += 1
 
 
-def figures(run, seconds, **chosen):
-    found = networks.step_figures(run, seconds, **chosen)
+def end_to_end_figures(run, seconds, **values):
+    figures = networks.step_figures(run, seconds, **values)
     if isinstance(run, Ours):
         share = run.waited / max(run.count - 1, 1) / seconds
-        found["waiting for data"] = float(f"{share:.2g}")
-    return found
+        figures["waiting for data"] = float(f"{share:.2g}")
+    return figures
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@race(
+@compare(
     *(*networks.RIVALS, "fasthg"),
-    rounds=lambda device: 3 if device.type == "cpu" else 5,
-    # On a GPU so many that the batches which lie ready, 8 of the recipe, do not count.
-    calls=lambda device: 1 if device.type == "cpu" else 60,
-    cool=False,
-    apart=True,
-    figures=figures,
+    rounds=(3, 5),
+    # On a GPU so many that the 8 batches that the recipe has ready do not count.
+    calls=(1, 60),
+    cold=False,
+    own_process=True,
+    figures=end_to_end_figures,
     stacks=[2, 8],
     batch=[8, 32, 64],
 )
 def bench_end_to_end(device, stacks, batch):
-    networks.leave_out(device, batch)
+    networks.skip_large(device, batch)
     with tempfile.TemporaryDirectory() as folder:
         files = write_dataset(folder, seed=0, frames={"train": 48}, size=(1024, 570))
         index = RecordIndex.build(files, 7)
         cfg = networks.config(stacks, batch, NUM_INPUT_THREADS=available_cores())
-        # One for all rivals of a process: their workers would stand in each other's way.
-        given = cache(lambda: iter(reference_loader(index, cfg, WORKERS)))
-        found = networks.rivals(cfg, device, lambda one: lambda: one.step(*next(given())))
+        batches = cache(lambda: iter(reference_loader(index, cfg, WORKERS)))
+        providers = networks.rivals(cfg, device, lambda one: lambda: one.step(*next(batches())))
         with contextlib.ExitStack() as stack:
 
             def ours():
@@ -75,5 +74,4 @@ def bench_end_to_end(device, stacks, batch):
                 stack.callback(made.loader.close)
                 return made
 
-            found["fasthg"] = lambda: networks.weighed(ours)
-            yield found
+            yield providers | {"fasthg": ours}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from race import race
+from compare import compare
 
 from fasthg.ops import gaussian_heatmaps
 
@@ -12,7 +12,7 @@ BATCH, PARTS, SIZE = 32, 7, 64
 BYTES = BATCH * PARTS * SIZE * SIZE * 4  # the maps are written once
 
 
-@race("numpy loop", "torch", "fasthg", moved=BYTES)
+@compare("numpy loop", "torch", "fasthg", bytes_moved=BYTES)
 def bench_gaussian_heatmaps(device):
     keypoints = torch.rand(BATCH, PARTS, 2, generator=torch.Generator().manual_seed(0)) * SIZE
     sigmas = torch.tensor([1.5, 2, 2, 3, 3, 3, 3])

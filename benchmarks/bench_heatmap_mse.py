@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from race import race
+from compare import compare
 
 from fasthg.ops import heatmap_mse
 
@@ -12,7 +12,7 @@ STACKS, BATCH, PARTS, SIZE = 8, 32, 7, 64
 BYTES = 3 * STACKS * BATCH * PARTS * SIZE * SIZE * 4
 
 
-@race("draw, then MSE", "fasthg", moved=BYTES)
+@compare("draw, then MSE", "fasthg", bytes_moved=BYTES)
 def bench_heatmap_mse(device):
     random = torch.Generator().manual_seed(0)
     keypoints = (torch.rand(BATCH, PARTS, 2, generator=random) * SIZE).to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from race import race
+from compare import compare
 
 from fasthg.ops import heatmap_peaks, reference
 
@@ -12,7 +12,7 @@ BYTES = BATCH * PARTS * SIZE * SIZE * 4  # the maps are read once
 METHODS = ["argmax", "quarter", "dark", "plateau"]
 
 
-@race("torch", "fasthg", moved=BYTES, method=METHODS)
+@compare("torch", "fasthg", bytes_moved=BYTES, method=METHODS)
 def bench_heatmap_peaks(device, method):
     maps = torch.rand(BATCH, PARTS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     maps = maps.to(device)

@@ -10,7 +10,7 @@ import importlib.util
 import tempfile
 
 import pytest
-from race import race
+from compare import compare
 from reference.loader import reference_loader
 
 from fasthg.config import Config
@@ -20,7 +20,7 @@ from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 
 BATCH, WORKERS, CORES = 32, 4, available_cores()
-# Workers finish at much the same time: whole turns of all of them are timed.
+# Workers finish at much the same time: a round takes whole cycles of all of them.
 CALLS = 2 * max(WORKERS, CORES)
 
 
@@ -47,10 +47,10 @@ class Anew:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@race(
+@compare(
     *("reference", "reference, equal cores", "portable", "dali", "fasthg"),
-    rounds=5,
-    calls=CALLS,
+    rounds=(5, 5),
+    calls=(CALLS, CALLS),
     figures=lambda run, seconds: {"instances/s": round(BATCH / seconds), "cores": CORES},
 )
 def bench_loader(device):
@@ -70,12 +70,12 @@ def bench_loader(device):
                 loader.close()
 
         chosen = loader_choice(cfg, device)[0]
-        found = {"portable": Anew(ours, "portable"), "dali": Anew(ours, "dali")}
+        providers = {"portable": Anew(ours, "portable"), "dali": Anew(ours, "dali")}
         if importlib.util.find_spec("nvidia.dali") is None:
-            found["dali"] = "DALI is not installed"
-        found |= {"fasthg": found[chosen], chosen: "the loader that fasthg takes here"}
-        found["reference"] = Anew(reference, WORKERS)
-        found["reference, equal cores"] = Anew(reference, CORES)
+            providers["dali"] = "DALI is not installed"
+        providers |= {"fasthg": providers[chosen], chosen: "the loader that fasthg takes here"}
+        providers["reference"] = Anew(reference, WORKERS)
+        providers["reference, equal cores"] = Anew(reference, CORES)
         if CORES == WORKERS:
-            found["reference"] = f"{CORES} cores: the same as with equal cores"
-        yield found
+            providers["reference"] = f"{CORES} cores: the same as with equal cores"
+        yield providers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg.ops import max_pool2x
 
@@ -12,9 +12,9 @@ from fasthg.ops import max_pool2x
 BYTES = 2 * 8 * 256 * (64 * 64 * 2 + 32 * 32 * 3)
 
 
-@race("torch", "fasthg", moved=BYTES)
+@compare("torch", "fasthg", bytes_moved=BYTES)
 def bench_max_pool2x(device):
-    x, incoming = (
+    x, grad_y = (
         torch.randn(8, 256, side, side, device=device)
         .to(torch.bfloat16)
         .contiguous(memory_format=torch.channels_last)
@@ -22,6 +22,6 @@ def bench_max_pool2x(device):
     )
     x.requires_grad_()
     return {
-        "torch": lambda: torch.autograd.grad(F.max_pool2d(x, 2, 2), x, incoming),
-        "fasthg": lambda: torch.autograd.grad(max_pool2x(x)[0], x, incoming),
+        "torch": lambda: torch.autograd.grad(F.max_pool2d(x, 2, 2), x, grad_y),
+        "fasthg": lambda: torch.autograd.grad(max_pool2x(x)[0], x, grad_y),
     }

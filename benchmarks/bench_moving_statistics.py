@@ -1,9 +1,9 @@
-"""Running statistics of the stock network's 356 batch norms, 8 stacks, moved by one batch's."""
+"""Running statistics of the stock network's 356 batch norms, 8 stacks, updated from one batch's."""
 
 from __future__ import annotations
 
 import torch
-from race import race
+from compare import compare
 
 from fasthg.model import RunningStats, StackedHourglass, decayed_parameters
 from fasthg.model.layers import BatchNorm, BatchStats
@@ -19,8 +19,8 @@ def network(device):
     return StackedHourglass(bn_decay=DECAY).to(device, memory_format=torch.channels_last)
 
 
-def found_in(net):
-    """What one forward finds in each layer."""
+def batch_stats(net):
+    """What one forward reports for each layer."""
     layers = [module for module in net.modules() if isinstance(module, BatchNorm)]
     return [
         BatchStats(layer, torch.randn_like(layer.bias), torch.rand_like(layer.bias), COUNT)
@@ -30,10 +30,10 @@ def found_in(net):
 
 @torch.no_grad()
 def layer_by_layer(device):
-    found = found_in(network(device))
+    stats = batch_stats(network(device))
 
     def step():
-        for layer, mean, var, count in found:
+        for layer, mean, var, count in stats:
             layer.update_running_stats(mean, var, count)
 
     return step
@@ -41,13 +41,13 @@ def layer_by_layer(device):
 
 @torch.no_grad()
 def foreach(device):
-    found = found_in(network(device))
-    running = [t for one in found for t in (one.layer.running_mean, one.layer.running_var)]
+    stats = batch_stats(network(device))
+    running = [t for one in stats for t in (one.layer.running_mean, one.layer.running_var)]
 
     @torch.no_grad()
     def step():
-        unbiased = torch._foreach_mul([one.var for one in found], COUNT / (COUNT - 1))
-        batch = [t for one, var in zip(found, unbiased, strict=True) for t in (one.mean, var)]
+        unbiased = torch._foreach_mul([one.var for one in stats], COUNT / (COUNT - 1))
+        batch = [t for one, var in zip(stats, unbiased, strict=True) for t in (one.mean, var)]
         torch._foreach_lerp_(running, batch, 1 - DECAY)
 
     return step
@@ -56,12 +56,12 @@ def foreach(device):
 def at_once(device):
     net = network(device)
     flat = FlatParameters(net, *decayed_parameters(net))
-    statistics, found = RunningStats(net, flat.statistics), found_in(net)
-    statistics.set_decay(DECAY)
-    return lambda: statistics.apply(found)
+    running, stats = RunningStats(net, flat.statistics), batch_stats(net)
+    running.set_decay(DECAY)
+    return lambda: running.apply(stats)
 
 
-@race("layer by layer", "torch foreach", "fasthg", moved=BYTES)
+@compare("layer by layer", "torch foreach", "fasthg", bytes_moved=BYTES)
 def bench_moving_statistics(device):
     return {
         "layer by layer": layer_by_layer(device),

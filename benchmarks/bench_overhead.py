@@ -1,4 +1,4 @@
-"""What a call costs beside its arithmetic: every operator and its like in torch on tiny tensors.
+"""Cost of a call apart from its arithmetic: each operator and its like in torch, on tiny tensors.
 
 Forward, and forward with backward where there is one. Each row of `CASES` is one operator: how to
 call it, and what one would write in torch without it.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg import ops
 
@@ -168,19 +168,26 @@ CASES = {
 
 # Together they take more than ten seconds.
 @pytest.mark.slow
-@race("torch", "fasthg", calls=100, cool=False, operator=CASES, way=["forward", "with backward"])
+@compare(
+    "torch",
+    "fasthg",
+    calls=(100, 100),
+    cold=False,
+    operator=CASES,
+    way=["forward", "with backward"],
+)
 def bench_overhead(device, operator, way):
     case = CASES[operator]
     tensors = case.tensors(device)
-    wanted = [t for t in tensors if t.requires_grad]
+    differentiable = [t for t in tensors if t.requires_grad]
     if way == "forward":
         tensors = tuple(t.detach() for t in tensors)
         return {"torch": lambda: case.torch(*tensors), "fasthg": lambda: case.ours(*tensors)}
-    if not wanted:
+    if not differentiable:
         pytest.skip(f"{operator} has no gradient")
 
     def with_backward(function):
         grad_y = torch.ones_like(function(*tensors))
-        return lambda: torch.autograd.grad(function(*tensors), wanted, grad_y)
+        return lambda: torch.autograd.grad(function(*tensors), differentiable, grad_y)
 
     return {"torch": with_backward(case.torch), "fasthg": with_backward(case.ours)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg.ops import bn_act, residual_block
 
@@ -14,10 +14,10 @@ BYTES = 15 * 8 * 256 * 64 * 64 * 2
 
 
 # Seconds a call where the processor does not multiply bfloat16.
-@race("torch", "bn_act", "fasthg", moved=BYTES, rounds=7)
+@compare("torch", "bn_act", "fasthg", bytes_moved=BYTES, rounds=(7, 7))
 def bench_residual_block(device):
     random = torch.Generator().manual_seed(0)
-    x, incoming = (
+    x, grad_y = (
         torch.randn(SHAPE, generator=random)
         .to(device, torch.bfloat16)
         .contiguous(memory_format=torch.channels_last)
@@ -54,7 +54,7 @@ def bench_residual_block(device):
         return residual_block(x, *(t for pair in pairs for t in pair))[0]
 
     return {
-        "torch": lambda: torch.autograd.grad(layers(plain), inputs, incoming),
-        "bn_act": lambda: torch.autograd.grad(layers(fused_norm), inputs, incoming),
-        "fasthg": lambda: torch.autograd.grad(block(), inputs, incoming),
+        "torch": lambda: torch.autograd.grad(layers(plain), inputs, grad_y),
+        "bn_act": lambda: torch.autograd.grad(layers(fused_norm), inputs, grad_y),
+        "fasthg": lambda: torch.autograd.grad(block(), inputs, grad_y),
     }

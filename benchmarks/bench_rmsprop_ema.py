@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from race import race
+from compare import compare
 
 from fasthg.model import StackedHourglass, decayed_parameters
 from fasthg.ops import rmsprop_ema
@@ -56,6 +56,6 @@ def fused(device):
     )
 
 
-@race("torch foreach", "fasthg", moved=BYTES)
+@compare("torch foreach", "fasthg", bytes_moved=BYTES)
 def bench_rmsprop_ema(device):
     return {"torch foreach": foreach(device), "fasthg": fused(device)}

@@ -1,56 +1,90 @@
-"""One training step on a batch that lies on the device: forward to the moving averages.
+"""One training step on a batch that lies on the device: from the forward to the moving averages.
 
-The rivals are given heatmaps that were drawn before and images in float32; fasthg starts from bytes
-and keypoints. The variants of fasthg show on a GPU what the graph and the residual operator gain.
+The rivals start from heatmaps drawn before and images in float32; fasthg starts from bytes and
+keypoints. `step_variants` shows what single keys of fasthg cost.
 """
 
 from __future__ import annotations
 
+import os
+
 import networks
 import pytest
 import torch
-from race import race
+from compare import compare
 
 from fasthg.model import build_model
+from fasthg.runtime.distributed import SINGLE_PROCESS, open_process_group
 from fasthg.train.step import TrainStep
 
-VARIANTS = ("fasthg, eager", "fasthg, FUSED on")
+VARIANTS = {
+    "STEP eager": {"STEP": "eager"},
+    "FUSED on": {"FUSED": "on"},
+    "RECOMPUTE stack": {"RECOMPUTE": "stack"},
+    "DETERMINISTIC": {"DETERMINISTIC": True},
+    "torchrun, one process": {},
+    "torchrun, BATCHNORM_SYNC": {"BATCHNORM_SYNC": True},
+    "fasthg": {},
+}
+PORTS = {"torchrun, one process": "29513", "torchrun, BATCHNORM_SYNC": "29514"}
+ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+
+
+class Step:
+    """A step on the same batch again and again; loss: of the third, the same for all variants."""
+
+    def __init__(self, cfg, device, group=SINGLE_PROCESS):
+        self.batch = networks.example(cfg, device)
+        self.step = TrainStep(cfg, build_model(cfg).to(device), device, group)
+        self.number = 0
+        losses = [self() for _ in range(3)]
+        self.loss = float(losses[-1].loss.sum())
+        assert torch.isfinite(self.step.flat.gradient).all(), "the gradient is not finite"
+
+    def __call__(self):
+        self.number += 1
+        return self.step(self.batch, self.number - 1)
 
 
 @pytest.mark.slow
-@race(
-    *(*networks.RIVALS, *VARIANTS, "fasthg"),
-    rounds=networks.rounds,
-    cool=False,
-    apart=True,
+@compare(
+    *(*networks.RIVALS, "fasthg"),
+    rounds=(3, 20),
+    cold=False,
+    own_process=True,
     figures=networks.step_figures,
     stacks=[2, 8],
     batch=[8, 32, 64],
 )
 def bench_training_step(device, stacks, batch):
-    networks.leave_out(device, batch)
+    networks.skip_large(device, batch)
     cfg = networks.config(stacks, batch)
-    given = networks.example(cfg, device)
-    images, heatmaps = networks.as_reference(given, cfg)
-    found = networks.rivals(cfg, device, lambda one: lambda: one.step(images, heatmaps))
-    for name in VARIANTS:
-        found[name] = "on a GPU, where its memory allows"
-        if device.type == "cuda" and stacks * batch <= 256:
-            found[name] = lambda name=name: networks.weighed(lambda: ours(cfg, given, name))
-    found["fasthg"] = lambda: networks.weighed(lambda: ours(cfg, given, "fasthg"))
-    return found
+    images, heatmaps = networks.as_reference(networks.example(cfg, device), cfg)
+    providers = networks.rivals(cfg, device, lambda one: lambda: one.step(images, heatmaps))
+    return providers | {"fasthg": lambda: Step(cfg, device)}
 
 
-def ours(cfg, given, name):
-    changed = {"fasthg, eager": {"STEP": "eager"}, "fasthg, FUSED on": {"FUSED": "on"}}
-    cfg = cfg.model_copy(update=changed.get(name, {}))
-    device = given.images.device
-    step = TrainStep(cfg, build_model(cfg).to(device), device)
-    count = iter(range(10**9))
+def variant_figures(run, seconds):
+    batch = len(run.batch.images)
+    return {"loss of step 3": run.loss} | networks.step_figures(run, seconds, batch=batch)
 
-    def run():
-        step(given, next(count))
 
-    run()
-    assert torch.isfinite(step.flat.gradient).all(), f"{name}: the gradient is not finite"
-    return run
+@pytest.mark.slow
+@compare(*VARIANTS, rounds=(3, 20), cold=False, own_process=True, figures=variant_figures)
+def bench_step_variants(device):
+    """8 stacks, batch 8; on a CPU a tiny network."""
+    gpu = device.type == "cuda"
+    tiny = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
+    stacks, batch, size = (8, 8, {}) if gpu else (1, 2, tiny)
+
+    def make(name):
+        cfg = networks.config(stacks, batch, HEAD_INIT_SCALE=0.01, **size, **VARIANTS[name])
+        if not name.startswith("torchrun"):
+            return Step(cfg, device)
+        os.environ.update(ONE_PROCESS, MASTER_ADDR="localhost", MASTER_PORT=PORTS[name])
+        context = open_process_group(device.type)
+        step = Step(cfg, device, context.__enter__())
+        step.context = context  # closed with the process
+        return step
+
+    return {name: lambda name=name: make(name) for name in VARIANTS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from race import race
+from compare import compare
 
 from fasthg.ops import upsample2x_add
 
@@ -12,9 +12,9 @@ from fasthg.ops import upsample2x_add
 BYTES = int(3.5 * 8 * 256 * 64 * 64 * 2)
 
 
-@race("torch", "fasthg", moved=BYTES)
+@compare("torch", "fasthg", bytes_moved=BYTES)
 def bench_upsample2x_add(device):
-    high, low, incoming = (
+    high, low, grad_y = (
         torch.randn(8, 256, side, side, device=device)
         .to(torch.bfloat16)
         .contiguous(memory_format=torch.channels_last)
@@ -26,6 +26,6 @@ def bench_upsample2x_add(device):
         return high + F.interpolate(low, scale_factor=2, mode="nearest")
 
     return {
-        "torch": lambda: torch.autograd.grad(plain(), inputs, incoming),
-        "fasthg": lambda: torch.autograd.grad(upsample2x_add(low, high), inputs, incoming),
+        "torch": lambda: torch.autograd.grad(plain(), inputs, grad_y),
+        "fasthg": lambda: torch.autograd.grad(upsample2x_add(low, high), inputs, grad_y),
     }

@@ -1,24 +1,22 @@
-"""Checks the floors, sums up the ratios, and keeps of a run what a results file needs."""
+"""Options of the benchmarks, a summary of all ratios, and the contents of a results file."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import floors
 import pytest
 import torch
-from race import MEASURED, RACES
+from compare import RESULTS
 
 from fasthg import __version__
 
-LOAD = os.getloadavg()[0]  # before this run makes its own
+LOAD = os.getloadavg()[0]  # before this run adds its own
 KEPT = ("min", "q1", "median", "q3", "max")  # seconds
 
 
 def pytest_addoption(parser):
     parser.addoption("--bench-rounds", type=int, help="rounds of each group, in place of its own")
-    parser.addoption("--bench-figures", action="store_true", help="print figures for make gpu")
 
 
 def pytest_configure(config):
@@ -29,17 +27,10 @@ def pytest_configure(config):
         file.parent.mkdir(parents=True, exist_ok=True)
 
 
-def pytest_collection_modifyitems(config, items):
-    files = {Path(race.build.__code__.co_filename).name for race in RACES.values()}
-    complete = files >= {path.name for path in Path(__file__).parent.glob("bench_*.py")}
-    wrong = floors.unknown(floors.read(), RACES, complete)
-    if wrong:
-        raise pytest.UsageError("\n".join(f"benchmarks/{floors.FILE.name}: {w}" for w in wrong))
-
-
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter):
-    rows = [(group, *row) for group, m in MEASURED.items() for row in m.ratios().items()]
+def pytest_terminal_summary(terminalreporter, config):
+    results = config.stash.get(RESULTS, {})
+    rows = [(group, *row) for group, one in results.items() for row in one.ratios().items()]
     if rows:
         terminalreporter.section("times as fast as each provider fasthg is: median (quartiles)")
     for group, name, (low, median, high) in rows:
@@ -48,7 +39,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_benchmark_update_machine_info(machine_info):
-    """Nothing that tells one machine from another of its kind."""
+    """Keep the kind of machine, and nothing that identifies a single one."""
     cpu = machine_info["cpu"].get("brand_raw") or machine_info["machine"]
     python = machine_info["python_version"]
     machine_info.clear()

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from gpu_probe import kernel_names
+from compare import Run
 from reference.training import ReferenceTraining
 from reference.tuned import TunedTraining
 from torch import Tensor
-from turns import Run
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.model import normalise
 from fasthg.ops import gaussian_heatmaps
 from fasthg.runtime.device import choose_precision
+from fasthg.runtime.process import peak_bytes
 
-# What torch's users have: the recipe as it is, with the switches that cost nothing, and compiled.
-RIVALS = ("reference", "reference, TF32", "eager channels_last", "torch.compile")
-NO_TF32 = "TF32 is a GPU's"
+# The recipe as it is, with the switches of torch that cost nothing, captured, and compiled.
+RIVALS = ("reference", "reference, TF32", "eager channels_last", "captured", "torch.compile")
+ON_GPU = "only on a GPU"
 NOT_COMPILED = "compiling the network takes many minutes; BENCH_COMPILE=on does it"
-# on or off; unset, on a GPU alone.
+# on or off; unset: on a GPU only.
 COMPILE = os.environ.get("BENCH_COMPILE", "auto")
+
+# torch's own default lets convolutions multiply in TF32; of the rivals only one may.
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+# As in a training.
+torch.backends.cudnn.benchmark = True
 
 
 def config(stacks: int, batch: int, **keys: Any) -> Config:
@@ -49,13 +55,13 @@ def example(cfg: Config, device: torch.device) -> Batch:
 
 
 def as_reference(batch: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
-    """The same batch as the reference loader would give it: float images and heatmaps."""
+    """The same batch as the reference loader would make it: float images and heatmaps."""
     maps = gaussian_heatmaps(batch.keypoints, batch.sigmas, cfg.HEATMAP_SIZE)
     return normalise(batch.images).contiguous(), maps
 
 
-def leave_out(device: torch.device, batch: int) -> None:
-    """Skip the sizes that take a CPU minutes a call."""
+def skip_large(device: torch.device, batch: int) -> None:
+    """Skip the sizes at which a CPU takes minutes a call."""
     if device.type == "cpu" and batch > 8:
         pytest.skip("a GPU's batch")
 
@@ -63,80 +69,62 @@ def leave_out(device: torch.device, batch: int) -> None:
 def rivals(
     cfg: Config, device: torch.device, use: Callable[[ReferenceTraining], Run]
 ) -> dict[str, Callable[[], Run] | str]:
-    """What makes each of RIVALS, `use` of a training, or why there is none here."""
+    """Functions that make each of RIVALS, `use` of a training, or why there is none here."""
     gpu = device.type == "cuda"
     precision = choose_precision(cfg.PRECISION, device)
-    found: dict[str, Callable[[], Run] | str] = {
-        "reference": lambda: weighed(lambda: use(ReferenceTraining(cfg, device))),
-        "reference, TF32": NO_TF32,
-        "eager channels_last": lambda: weighed(lambda: use(TunedTraining(cfg, device, precision))),
-        "torch.compile": NOT_COMPILED,
+
+    def with_tf32() -> Run:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        return use(ReferenceTraining(cfg, device))
+
+    compiles = COMPILE == "on" or (COMPILE == "auto" and gpu)
+    return {
+        "reference": lambda: use(ReferenceTraining(cfg, device)),
+        "reference, TF32": with_tf32 if gpu else ON_GPU,
+        "eager channels_last": lambda: use(TunedTraining(cfg, device, precision)),
+        "captured": (
+            (lambda: use(TunedTraining(cfg, device, precision, captured=True))) if gpu else ON_GPU
+        ),
+        "torch.compile": (
+            (lambda: use(TunedTraining(cfg, device, precision, captured=gpu, compiled=True)))
+            if compiles
+            else NOT_COMPILED
+        ),
+    }
+
+
+def step_figures(run: Run, seconds: float, **values: Any) -> dict[str, Any]:
+    """Images a second, the peak of the process's memory and, on a GPU, the kernels of a call.
+
+    kernels: number of launches; profile: name of each kernel -> launches and us, longest first.
+    """
+    gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if gpu else peak_bytes()
+    figures = {
+        "images/s": float(f"{values['batch'] / seconds:.4g}"),
+        "peak GiB": round(peak / 2**30, 2),
     }
     if gpu:
-        found["reference, TF32"] = lambda: weighed(
-            lambda: WithTf32(use(ReferenceTraining(cfg, device)))
-        )
-    if COMPILE == "on" or (COMPILE == "auto" and gpu):
-        found["torch.compile"] = lambda: weighed(
-            lambda: use(TunedTraining(cfg, device, precision, compiled=True))
-        )
-    return found
+        profile = kernels(run)
+        figures["kernels"] = sum(count for count, _ in profile.values())
+        figures["ms of kernels"] = round(sum(us for _, us in profile.values()) / 1e3, 3)
+        figures["profile"] = profile
+    return figures
 
 
-class WithTf32:
-    """A provider that multiplies float32 in TF32 while it runs."""
+def kernels(run: Run) -> dict[str, tuple[int, float]]:
+    """By name, how often one call launches a kernel and their us together, longest first."""
+    from torch.profiler import ProfilerActivity, profile
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def before(self) -> None:
-        _allow_tf32(True)
-
-    def __call__(self) -> object:
-        return self.run()
-
-    def after(self) -> None:
-        _allow_tf32(False)
-
-
-def _allow_tf32(allowed: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-# torch's own default lets convolutions use it, and all but that one provider are strict.
-_allow_tf32(False)
-
-
-# As a training has it.
-torch.backends.cudnn.benchmark = True
-
-
-def rounds(device: torch.device) -> int:
-    """Steps of a CPU take seconds, those of a GPU milliseconds."""
-    return 3 if device.type == "cpu" else 20
-
-
-def weighed(make: Callable[[], Run]) -> Run:
-    """A provider that knows, on a GPU, the peak of memory of its making and first call.
-
-    Later a captured graph takes nothing, and what others keep counts as well.
-    """
-    if not torch.cuda.is_available():
-        return make()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run = make()
-    run()
-    peak = torch.cuda.max_memory_allocated() - before
-    run.peak = round(peak / 2**30, 2)  # type: ignore[attr-defined]
-    return run
-
-
-def step_figures(run: Run, seconds: float, **chosen: Any) -> dict[str, Any]:
-    """Images a second and, on a GPU, the peak of memory and the kernels of a call."""
-    found: dict[str, Any] = {"images/s": float(f"{chosen['batch'] / seconds:.4g}")}
-    if torch.cuda.is_available():
-        found["peak GiB"] = run.peak  # type: ignore[attr-defined]
-        # The profiler may miss the first ones of a session.
-        found["kernels"] = max(len(kernel_names(run)) for _ in range(2))
-    return found
+    times: dict[str, list[float]] = {}
+    for _ in range(2):  # the profiler may miss the first kernels of its first session
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            run()
+            torch.cuda.synchronize()
+        times = defaultdict(list)
+        for event in recorded.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                times[event.name[:120]].append(event.self_device_time_total)
+    longest = sorted(times.items(), key=lambda item: -sum(item[1]))
+    return {name: (len(each), round(sum(each), 1)) for name, each in longest}

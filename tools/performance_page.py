@@ -48,7 +48,7 @@ Results = dict[str, list[tuple[str, dict[str, Any]]]]
 def newest(folder: Path) -> Results:
     """The newest results of every group that the machine of the newest file has measured."""
     files = [(f.name, json.loads(f.read_text(encoding="utf-8"))) for f in folder.glob("*.json")]
-    # Without benchmarks it is a report of `make gpu`.
+    # A visit of `make gpu` that ran none has no benchmarks.
     files = [(name, content) for name, content in files if "benchmarks" in content]
     found: Results = {}
     for name, content in sorted(files, key=lambda file: file[1]["datetime"], reverse=True):
@@ -108,13 +108,17 @@ def section(name: str, content: dict[str, Any]) -> Iterator[str]:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table, behind its group."""
+    """A row of the table, after its group."""
     stats, info = row["stats"], row["extra_info"]
     ratio = spread = ""
     if RATIO in info:
         ratio, spread = f"{times(info[RATIO])}x", " to ".join(map(times, info[SPREAD]))
     left_out = (*OF_MACHINE, RATIO, SPREAD)
-    further = [f"{value} {key}" for key, value in info.items() if key not in left_out]
+    further = [
+        f"{value} {key}"
+        for key, value in info.items()
+        if key not in left_out and not isinstance(value, dict)
+    ]
     return [
         row["params"]["provider"],
         duration(stats["median"]),

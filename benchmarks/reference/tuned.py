@@ -1,5 +1,5 @@
 """The reference recipe with what torch itself offers for speed: channels_last, mixed precision and,
-if asked for, torch.compile and a CUDA graph around the whole step. The baselines to beat.
+on request, torch.compile and a CUDA graph of the whole step. The baselines to beat.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ class TunedTraining(ReferenceTraining):
 
     Args:
         precision: dtype of convolutions, under autocast; float32 without.
-        compiled: let torch.compile make forward and backward, on a GPU with max-autotune; there the
-            step, optimiser and averages included, is then captured as a graph. The weight of the
-            averages stays that of the capture, which costs nothing to change.
+        captured: replay the whole step, optimiser and averages included, as a CUDA graph. The
+            weight of the averages stays that of the capture.
+        compiled: let torch.compile make forward and backward, on a GPU with max-autotune.
     """
 
     def __init__(
-        self, cfg: Config, device: torch.device, precision: torch.dtype, compiled: bool = False
+        self,
+        cfg: Config,
+        device: torch.device,
+        precision: torch.dtype,
+        captured: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.precision = precision
         super().__init__(cfg, device)
         self._forward, self._infer = self._maps, _last
         self._replayed = GraphedCallable(super().step, device)
-        self._captures = compiled and device.type == "cuda"
+        self._captures = captured and device.type == "cuda"
         if compiled:
             mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
             self._forward = torch.compile(self._maps, dynamic=False, fullgraph=True, mode=mode)
@@ -45,8 +50,8 @@ class TunedTraining(ReferenceTraining):
         """As `ReferenceTraining.step`."""
         if not self._captures:
             return super().step(images, heatmaps)
-        given = (tensor.to(self.device, non_blocking=True) for tensor in (images, heatmaps))
-        return self._replayed(*given)
+        on_device = (tensor.to(self.device, non_blocking=True) for tensor in (images, heatmaps))
+        return self._replayed(*on_device)
 
     def _placed(self, network: ReferenceHourglass) -> ReferenceHourglass:
         return network.to(self.device, memory_format=torch.channels_last)

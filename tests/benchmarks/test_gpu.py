@@ -1,0 +1,121 @@
+"""`make gpu` as far as it runs without a GPU: stages, limits, results file, operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu
+import gpu_check_ops
+import pytest
+import torch
+
+from fasthg import ops
+
+
+def python(name: str, code: str, limit: float = 60.0, **options: Any) -> gpu.Stage:
+    return gpu.Stage(name, limit, [sys.executable, "-c", code], **options)
+
+
+def test_without_a_gpu_one_line_and_status_3(repository: Path) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
+    command = [sys.executable, str(repository / "tools" / "gpu.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == gpu.NO_GPU == 3
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("gpu: torch") and "no GPU" in done.stderr
+
+
+def test_a_dry_run_lists_every_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "read_facts", lambda: {"problem": "no GPU"})
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run"])
+    assert gpu.main() == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    names = [words[-1] for words in lines]
+    assert {"build", "operators", "memcheck", "benchmarks", "steps"} <= set(names)
+    assert "tests/ops/test_bn_act.py" in names and len(set(names)) == len(names)
+    # Stages after the checks are timed, so that each is alone in its group.
+    groups = [words[0] for words in lines if int(words[0]) > 1]
+    assert len(set(groups)) == len(groups)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--only", "biuld"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "no stage biuld" in capsys.readouterr().err
+
+
+def test_stages_are_judged_by_their_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GPU_RESULTS", str(tmp_path))
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
+    report = tmp_path / "stage" / "report.json"
+    report.parent.mkdir()
+    row = {"group": "x, cuda", "params": {"provider": "torch"}, "stats": {"median": 1.0}}
+    content = {"machine_info": {"gpu": "x"}, "benchmarks": [{**row, "extra_info": {}}]}
+    report.write_text(json.dumps(content))
+    group = [
+        python("good", "print('all well')", report=report),
+        python("bad", "print('wrong'); raise SystemExit(4)"),
+        python("import", "import absent_package"),
+        python("typo", "import fasthg.absent"),
+        python("crash", "import os; os.kill(os.getpid(), 11)"),
+        python("late", "import time; time.sleep(60)", 3.0, measures=True),
+        python("hung", "import time; time.sleep(60)", 3.0),
+        python("needs", "", needs=("absent_package",)),
+        python("unproved", "print('no summary')", summary=gpu.SUMMARY),
+        python("proved", "print('= ERROR SUMMARY: 0 errors')", summary=gpu.SUMMARY),
+        python("other", "print('Device not supported')", summary=gpu.SUMMARY),
+    ]
+    begin = time.monotonic()
+    facts = {"gpu": {"name": "NVIDIA H200"}, "missing": []}
+    assert not gpu.run([group, [python("path", f"print({sys.executable!r})")]], facts, 120)
+    assert time.monotonic() - begin < 60
+    (file,) = tmp_path.glob("nvidia-h200-*.json")
+    kept = json.loads(file.read_text())
+    results = {stage["name"]: stage for stage in kept["stages"]}
+    failed = {name for name, stage in results.items() if stage["status"] == "FAILED"}
+    assert failed == {"bad", "typo", "crash", "hung", "unproved"}
+    skipped = {
+        name: stage["note"] for name, stage in results.items() if stage["status"] == "skipped"
+    }
+    assert set(skipped) == {"import", "needs", "other"}
+    assert skipped["import"] == skipped["needs"] == "not installed: absent_package"
+    assert results["late"]["status"] == "stopped" and "signal 11" in results["crash"]["note"]
+    assert results["proved"]["note"] == "ERROR SUMMARY: 0 errors"
+    assert results["path"]["note"] == "python3"
+    assert kept["passed"] is False and kept["benchmarks"] == content["benchmarks"]
+    assert kept["commit_info"]["id"] and kept["machine_info"] == {"gpu": "x"}
+    assert capsys.readouterr().out.splitlines()[-1] == str(file)
+
+
+def test_no_time_left_is_a_failure_unless_only_measuring() -> None:
+    now = time.monotonic()
+    stages = [python("proof", ""), python("measure", "", measures=True)]
+    assert [gpu.run_stage(s, now).status for s in stages] == ["FAILED", "stopped"]
+
+
+def test_every_operator_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {name for name, _ in gpu_check_ops.cases()} == {row.op for row in ops.paths()}
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--device", "cpu", "--only", "heatmap_mse", "max_pool2x"]
+    )
+    native = all(row.path != "torch reference" for row in ops.paths() if row.device == "cpu")
+    assert gpu_check_ops.main() == (0 if native else 1)
+    right = ops.heatmap_mse
+
+    def wrong(maps: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return right(maps, *others) * (1 if maps.dtype == torch.float64 else 1.001)
+
+    monkeypatch.setattr(ops, "heatmap_mse", wrong)
+    capsys.readouterr()
+    assert gpu_check_ops.main() == 1
+    assert "heatmap_mse in torch.float32: result 0 is off by" in capsys.readouterr().out
