@@ -1,11 +1,14 @@
 // Threads over the items of a batch, for the CPU launchers.
 //
-// They are those of torch's own pool where it is GNU OpenMP's, found at run time: after each of its
-// operators torch keeps its threads spinning for some milliseconds, so other threads would wait
-// that long for a core. This library links no OpenMP, whose second pool would spin beside torch's.
-// A pool does not survive fork(), which data-loader workers use: a child, like a process without
-// OpenMP, starts threads for each call (about 20 us), and there the caller waits for work that was
-// begun, never for a thread to start.
+// They belong to torch's own pool where that is GNU OpenMP's, looked up at run time: after each of
+// its operators torch keeps its threads spinning for some milliseconds, so that other threads would
+// wait that long for a core. This library links no OpenMP, whose second pool would spin as well.
+//
+// A pool does not survive fork(), which data-loader workers use. A process that was forked after it
+// had loaded this library, and one without OpenMP, starts threads for each call (about 20 us);
+// there the caller waits for shares that were begun, never for a thread to start. A process that
+// was forked after torch had used the pool and loads this library itself is not recognised: its
+// first parallel call hangs, as torch's own operators do in such a process.
 #pragma once
 
 #include <dlfcn.h>
@@ -67,8 +70,8 @@ using Pool = void (*)(void (*)(void*), void*, unsigned, unsigned);
 inline const pid_t kLoadedBy = getpid();
 
 inline Pool pool() {
-  static const Pool found = reinterpret_cast<Pool>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return getpid() == kLoadedBy ? found : nullptr;
+  static const Pool gomp = reinterpret_cast<Pool>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == kLoadedBy ? gomp : nullptr;
 }
 
 // Calls body(worker, begin, end) on contiguous shares of [0, items); a worker has one share at a
