@@ -4,8 +4,7 @@
 //
 // An image's tables are parts * (width + height) exponentials; then each value is one
 // multiplication and is written once. Memory traffic is that write alone: the tables stay in the
-// first-level cache. Computing an exponential a cell instead would make the kernel bound by
-// arithmetic.
+// caches. An exponential for each cell would be width * height a map in place of width + height.
 #include "gaussian_rows.h"
 #include "ops.h"
 #include "parallel.h"

@@ -1,4 +1,18 @@
-// Peak of each map: one block a map finds the largest cell, then the refinement of the method.
+// Peak of each map on the GPU, one block a map. Formulas of the refinements: heatmap_peaks_math.h.
+//
+//   xy = argmax + step (argmax, quarter or dark), or the centre of the largest plateau's box
+//
+// A block of 128 threads reduces its map to the largest cell; ties go to the smaller cell, so the
+// order of the reduction does not matter. dark then blurs the 13 cells of its stencil, one a
+// thread.
+//
+// Memory traffic: each value is read once; the refinement's cells (4 for quarter, at most 121 for
+// dark) come from the cache. Written: 3 numbers a map. Blurring the whole map first, as the paper
+// does, would write and read it for 13 values.
+//
+// plateau grows the region of cells equal to the maximum by one ring a round, marks in shared
+// memory, one byte a cell. A round reads the whole map again, so its time grows with the diameter
+// of the plateau; a union-find labelling would need fewer rounds.
 #include "cuda_utils.cuh"
 #include "heatmap_peaks_math.h"
 #include "ops.h"
@@ -8,13 +22,13 @@ namespace {
 
 constexpr int kThreads = 128;
 
-struct Layout {
+struct HeatmapLayout {
   int64_t batch_stride, part_stride, row_stride, column_stride;
   int parts, height, width;
 };
 
 template <typename T, typename Real>
-struct Map {
+struct DeviceMap {
   const T* data;
   int64_t row_stride, column_stride;
   int height, width;
@@ -37,10 +51,10 @@ struct Union {
   }
 };
 
-constexpr int kCells = 32;  // of a thread, between two barriers
+constexpr int kCells = 32;  // cells of a thread between two barriers: the bits of `reached`
 
-// Grow the plateau from the peak by a ring of cells a round, until a round adds none. All threads
-// look at their cells, up to kCells each, before any of them is marked.
+// Grows the plateau from the peak by a ring of cells a round, until a round adds none. All threads
+// test their cells, up to kCells each, before any of them is marked.
 template <typename Real, typename AnyMap>
 __device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, uint8_t* marks, Box* scratch,
                                Real* xy) {
@@ -51,7 +65,7 @@ __device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, uint8_t* mark
     added = false;
     for (int first = 0; first < cells; first += kThreads * kCells) {
       __syncthreads();  // what was marked before is there
-      uint32_t found = 0;
+      uint32_t reached = 0;
       for (int k = 0; k < kCells; ++k) {
         const int i = first + k * kThreads + static_cast<int>(threadIdx.x);
         if (i >= cells || marks[i]) continue;
@@ -59,12 +73,12 @@ __device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, uint8_t* mark
         if (map.at(y, x) != peak.value) continue;
         if ((x > 0 && marks[i - 1]) || (x < map.width - 1 && marks[i + 1]) ||
             (y > 0 && marks[i - map.width]) || (y < map.height - 1 && marks[i + map.width]))
-          found |= 1u << k;
+          reached |= 1u << k;
       }
       __syncthreads();  // nobody reads marks any more, though an early one would do no harm
       for (int k = 0; k < kCells; ++k)
-        if (found >> k & 1) marks[first + k * kThreads + threadIdx.x] = 1;
-      added |= found != 0;
+        if (reached >> k & 1) marks[first + k * kThreads + threadIdx.x] = 1;
+      added |= reached != 0;
     }
   } while (__syncthreads_or(added));
   Box box{map.width, -1, map.height, -1};
@@ -83,7 +97,7 @@ __device__ void plateau_centre(const AnyMap& map, Peak<Real> peak, uint8_t* mark
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    heatmap_peaks_kernel(const T* __restrict__ heatmaps, Layout layout, int method,
+    heatmap_peaks_kernel(const T* __restrict__ heatmaps, HeatmapLayout layout, int method,
                          typename Accumulate<T>::type* __restrict__ xy,
                          typename Accumulate<T>::type* __restrict__ score) {
   using Real = typename Accumulate<T>::type;
@@ -96,8 +110,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int index = blockIdx.x;
   const T* data = heatmaps + index / layout.parts * layout.batch_stride +
                   index % layout.parts * layout.part_stride;
-  const Map<T, Real> map{data, layout.row_stride, layout.column_stride, layout.height,
-                         layout.width};
+  const DeviceMap<T, Real> map{data, layout.row_stride, layout.column_stride, layout.height,
+                               layout.width};
   xy += 2 * static_cast<int64_t>(index);
 
   const Peak<Real> none{Real(NAN), -1};
@@ -130,8 +144,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();  // thread 0 reads what 13 threads wrote
   if (threadIdx.x != 0) return;
   Real dx = 0, dy = 0;
-  const bool found = method == kArgmax || (dark && dark_offset(logs, &dx, &dy));
-  if (!found) quarter_offset(map, x, y, &dx, &dy);
+  const bool refined = method == kArgmax || (dark && dark_offset(logs, &dx, &dy));
+  if (!refined) quarter_offset(map, x, y, &dx, &dy);
   xy[0] = x + dx;
   xy[1] = y + dy;
 }
@@ -144,13 +158,13 @@ const char* fasthg_heatmap_peaks_cuda(int dtype, const void* heatmaps, const int
                                       int device, void* stream) {
   using namespace fasthg;
   const DeviceGuard guard(device);
-  const Layout layout{strides[0],
-                      strides[1],
-                      strides[2],
-                      strides[3],
-                      static_cast<int>(shape[1]),
-                      static_cast<int>(shape[2]),
-                      static_cast<int>(shape[3])};
+  const HeatmapLayout layout{strides[0],
+                             strides[1],
+                             strides[2],
+                             strides[3],
+                             static_cast<int>(shape[1]),
+                             static_cast<int>(shape[2]),
+                             static_cast<int>(shape[3])};
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     using Real = typename Accumulate<T>::type;

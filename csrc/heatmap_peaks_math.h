@@ -1,5 +1,19 @@
 // From the largest cell of a map to a position between cells.
 //
+// quarter: a quarter of a cell towards the larger neighbour on each axis (Newell et al., ECCV
+// 2016).
+//
+// dark (Zhang et al., CVPR 2020): let L be the logarithm of the map. That of a Gaussian is a
+// paraboloid, so its Taylor expansion around the largest cell c ends after the second order:
+//   L(c + d) = L(c) + D^T d + d^T H d / 2,  D: gradient, H: Hessian at c
+// The gradient with respect to d is 0 at d = -H^-1 D, which with the inverse of a 2 x 2 matrix is
+//   d_x = (L_xy L_y - L_yy L_x) / det,  d_y = (L_xy L_x - L_xx L_y) / det,
+//   det = L_xx L_yy - L_xy^2
+// Central differences give the derivatives, and are exact for a paraboloid. The map is blurred
+// first: that reduces the noise of a network's map, and a blurred Gaussian is still a Gaussian with
+// the same centre. Only the 13 cells that the differences use are blurred, not the map. If H does
+// not describe a maximum (a ridge, or noise), there is no step and the caller takes `quarter`.
+//
 // A map is read through strides and needs `T at(int y, int x)`, `height` and `width`.
 #pragma once
 
@@ -18,7 +32,7 @@ struct Peak {
   int cell;  // row-major; -1: no number seen
 };
 
-// Larger value first, then the smaller cell; NaN is never a candidate.
+// The larger value wins, of equal ones the smaller cell. Callers never pass a NaN value.
 template <typename T>
 FASTHG_HD Peak<T> better_peak(Peak<T> a, Peak<T> b) {
   if (a.cell < 0) return b;
@@ -39,9 +53,7 @@ FASTHG_HD void quarter_offset(const Map& map, int x, int y, T* dx, T* dy) {
   *dy = y > 0 && y < map.height - 1 ? quarter_step(map.at(y - 1, x), map.at(y + 1, x)) : T(0);
 }
 
-// DARK (Zhang et al., CVPR 2020): near its peak the logarithm of a Gaussian is a paraboloid, so a
-// second-order Taylor step from the largest cell ends at the centre. The blur tames the noise of a
-// network's map and leaves a Gaussian a Gaussian. Only 13 blurred cells are ever looked at.
+// DARK; see the head of this file.
 constexpr int kBlurRadius = 3;      // 3 sigma of the blur
 constexpr int kStencilRadius = 2;   // central second differences with a step of 1, applied twice
 constexpr int kStencilPoints = 13;  // cells within a city-block distance of 2
@@ -71,8 +83,9 @@ FASTHG_HD T blur_weight(int d) {
                   : T(0.011108996538242306);
 }
 
-// Logarithm of the blurred map at one cell; NaN where it does not exist. Taps outside the map are
-// left out and the others renormalised: zeros there would drag the peak inwards.
+// Logarithm of the blurred map at one cell; NaN where the blurred value is not positive. Taps
+// outside the map are left out and the others renormalised: zeros there would shift the peak
+// inwards.
 template <typename T, typename Map>
 FASTHG_HD T log_blurred(const Map& map, int x, int y) {
   T sum = 0, total = 0;
@@ -94,7 +107,7 @@ FASTHG_HD T clamp_step(T step) {
   return step > most ? most : step < -most ? -most : step;
 }
 
-// h: log_blurred at the 13 stencil points. False, and no step, where it leads nowhere.
+// h: log_blurred at the 13 stencil points. Returns false and sets no step where h has no maximum.
 template <typename T>
 FASTHG_HD bool dark_offset(const T* h, T* step_x, T* step_y) {
   const T dx = (h[7] - h[5]) / 2;

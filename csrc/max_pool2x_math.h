@@ -1,4 +1,6 @@
-// The largest of two by two values, counted row by row, and what it sends back.
+// The largest of 2 x 2 values, and the gradient:
+//   y = max of x[2i, 2j], x[2i, 2j + 1], x[2i + 1, 2j], x[2i + 1, 2j + 1]  (positions 0, 1, 2, 3)
+//   grad_x at position p = grad_y where p is the position of the largest, else 0
 #pragma once
 
 #include "portable.h"
@@ -12,10 +14,10 @@ FASTHG_HD bool replaces(T value, T largest) {
   return static_cast<int>(value > largest) | static_cast<int>(value != value);
 }
 
-// The gradient of the value at `place`, where that at `index` was the largest.
+// The gradient of the value at `position`, where the value at `index` was the largest.
 template <typename T, typename Index>
-FASTHG_HD T pooled_backward(T grad_y, Index index, Index place) {
-  return index == place ? grad_y : T{};
+FASTHG_HD T max_pool_backward(T grad_y, Index index, Index position) {
+  return index == position ? grad_y : T{};
 }
 
 }  // namespace fasthg

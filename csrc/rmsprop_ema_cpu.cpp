@@ -1,5 +1,15 @@
-// The optimiser's step, threads over the values. A block is small enough to stay in the first-level
-// cache, so the loops over it, each of which vectorises, cost one pass over memory together.
+// One step of RMSProp and moving averages on the CPU, threads over blocks of the values. Formulas:
+// rmsprop_ema_math.h.
+//
+// Fused: average, L2, mean square, momentum, weight and the bfloat16 copy in one pass over flat
+// buffers. As single operations on whole tensors each of them would read and write memory again.
+//
+// Memory traffic, in weights: 5 (gradient read, values and squares read and written), 2 more each
+// for momenta and averages, half for the bfloat16 copy, which is the floor.
+//
+// A block of 1024 values stays in the first-level cache, so the loops over it (averages, update,
+// rounding), each of which vectorises, cost one pass over memory together. One loop with all cases
+// inside would branch for every value.
 #include <algorithm>
 
 #include "ops.h"
@@ -30,7 +40,8 @@ struct Buffers {
 template <typename T>
 FASTHG_HD void average_block(const T* __restrict__ values, T weight, int64_t begin, int64_t end,
                              T* __restrict__ averages) {
-  for (int64_t i = begin; i < end; ++i) averages[i] = moved_average(averages[i], values[i], weight);
+  for (int64_t i = begin; i < end; ++i)
+    averages[i] = update_average(averages[i], values[i], weight);
 }
 
 template <typename T>
@@ -67,7 +78,7 @@ FASTHG_HD void update(const Buffers<T>& b, const RmspropStep& step, const Rmspro
                       bool skip, int64_t begin) {
   const int64_t end = std::min(begin + kBlock, step.total);
   while (begin < end) {
-    // Up to the next border, all values are of one kind.
+    // Up to the next border all values are treated alike: decayed, plain weight, or averages only.
     int64_t stop = end;
     for (const int64_t border : {step.decayed, step.weights})
       if (begin < border) stop = std::min(stop, border);
@@ -84,7 +95,7 @@ FASTHG_HD void update(const Buffers<T>& b, const RmspropStep& step, const Rmspro
   }
 }
 
-// Clones are made of plain functions only, so each type has its own.
+// target_clones takes plain functions, no templates, so each type has its own.
 FASTHG_VECTOR_CLONES void block(const Buffers<float>& b, const RmspropStep& step,
                                 const RmspropConstants<float>& c, bool skip, int64_t begin) {
   update(b, step, c, skip, begin);
@@ -99,8 +110,8 @@ const char* run(const RmspropStep& step, int threads) {
   const Buffers<T> buffers(step);
   const RmspropConstants<T> constants(step);
   const bool skip = step.found_inf && *step.found_inf != 0;
-  // Whole blocks are shared out: a loop's last few values may be rounded otherwise than the vectors
-  // before them, so its ends must not depend on the number of threads.
+  // Threads get whole blocks. The last few values of a loop may be rounded differently from the
+  // vectors before them (fused multiply-add), so its ends must not depend on the number of threads.
   const int64_t blocks = (step.total + kBlock - 1) / kBlock;
   parallel_for(blocks, worker_count(blocks, kBlock, threads), [&](int, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) block(buffers, step, constants, skip, i * kBlock);

@@ -1,4 +1,15 @@
-// The optimiser's step: every value is read and written once, 16 bytes at a time.
+// One step of RMSProp and moving averages on the GPU. Formulas: rmsprop_ema_math.h.
+//
+// Fused: average, L2, mean square, momentum, weight and the bfloat16 copy of all tensors in one
+// launch over flat buffers, 16 bytes a thread.
+//
+// Memory traffic, in weights: 5 (gradient read, values and squares read and written), 2 more each
+// for momenta and averages, half for the bfloat16 copy, which is the floor.
+//
+// Rate, average weight and found_inf are read on the device: a captured CUDA graph can be replayed
+// with others, and a step skipped after an overflow costs no synchronisation with the host. Flat
+// buffers are the price: parameters and gradients must be views into them. A list of pointers, as
+// in torch's foreach optimisers, would not need that, but has borders inside blocks.
 #include "cuda_utils.cuh"
 #include "ops.h"
 #include "rmsprop_ema_math.h"
@@ -13,22 +24,22 @@ __global__ void __launch_bounds__(kThreads) rmsprop_ema_kernel(RmspropStep step)
   using Values = Vector<T, vector>;
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * vector;
   if (at >= step.total) return;
-  const auto lies = [at](auto* buffer) {
+  const auto at_buffer = [at](auto* buffer) {
     return reinterpret_cast<Values*>(static_cast<T*>(buffer) + at);
   };
   const RmspropConstants<T> c(step);
-  Values values = *lies(step.values);
+  Values values = *at_buffer(step.values);
   if (step.averages) {
-    Values averages = *lies(step.averages);
+    Values averages = *at_buffer(step.averages);
 #pragma unroll
     for (int k = 0; k < vector; ++k)
-      averages.value[k] = moved_average(averages.value[k], values.value[k], c.average_weight);
-    *lies(step.averages) = averages;
+      averages.value[k] = update_average(averages.value[k], values.value[k], c.average_weight);
+    *at_buffer(step.averages) = averages;
   }
-  // With vectors, the launcher has seen to it that no vector crosses the end of the weights.
+  // With vectors the launcher has checked that no vector crosses the end of the weights.
   if (at >= step.weights || (step.found_inf && *step.found_inf != 0)) return;
 
-  Values squares = *lies(step.squares);
+  Values squares = *at_buffer(step.squares);
   const Values gradient =
       *reinterpret_cast<const Values*>(static_cast<const T*>(step.gradient) + at);
   Values changes;
@@ -37,16 +48,16 @@ __global__ void __launch_bounds__(kThreads) rmsprop_ema_kernel(RmspropStep step)
     changes.value[k] =
         rmsprop_change(values.value[k], gradient.value[k],
                        at + k < step.decayed ? c.weight_decay : T(0), c, squares.value[k]);
-  *lies(step.squares) = squares;
+  *at_buffer(step.squares) = squares;
   if (step.momenta) {
-    const Values momenta = *lies(step.momenta);
+    const Values momenta = *at_buffer(step.momenta);
 #pragma unroll
     for (int k = 0; k < vector; ++k) changes.value[k] += c.momentum * momenta.value[k];
-    *lies(step.momenta) = changes;
+    *at_buffer(step.momenta) = changes;
   }
 #pragma unroll
   for (int k = 0; k < vector; ++k) values.value[k] -= changes.value[k];
-  *lies(step.values) = values;
+  *at_buffer(step.values) = values;
   if (step.bfloat16) {
     Vector<uint16_t, vector> rounded;
 #pragma unroll

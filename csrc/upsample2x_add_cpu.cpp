@@ -1,5 +1,12 @@
-// Nearest-neighbour upsampling onto a map and its gradient: threads over the rows of the small map,
-// each of whose values is read or written once.
+// Upsampling by 2 plus addition and its gradient on the CPU, threads over rows of the small map.
+// Formulas: upsample2x_add_math.h.
+//
+// Fused: the enlarged map is never stored. Memory traffic, in large maps: forward 2.25 (low, a
+// quarter, and high read, y written), backward 1.25 (grad_y read, grad_low written); the gradient
+// of high is grad_y itself. Upsampling first and adding then would write and read 1 map more each.
+//
+// A thread takes a row of the small map and the two rows it covers, so each value of low is read or
+// written once.
 #include "bfloat16.h"
 #include "ops.h"
 #include "parallel.h"
@@ -16,10 +23,10 @@ FASTHG_HD void add_row(const T* low, const T* high, int64_t width, int64_t chann
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const auto value = widen(low[c]);
-      store(upsampled(widen(high[c]), value), y + c);
-      store(upsampled(widen(high[channels + c]), value), y + channels + c);
-      store(upsampled(widen(high[below + c]), value), y + below + c);
-      store(upsampled(widen(high[below + channels + c]), value), y + below + channels + c);
+      store(upsample_add(widen(high[c]), value), y + c);
+      store(upsample_add(widen(high[channels + c]), value), y + channels + c);
+      store(upsample_add(widen(high[below + c]), value), y + below + c);
+      store(upsample_add(widen(high[below + channels + c]), value), y + below + channels + c);
     }
     low += channels;
     high += 2 * channels;
@@ -33,15 +40,15 @@ FASTHG_HD void sum_row(const T* grad_y, int64_t width, int64_t channels, T* grad
   for (int64_t column = 0; column < width; ++column) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c)
-      store(upsampled_backward(widen(grad_y[c]), widen(grad_y[channels + c]),
-                               widen(grad_y[below + c]), widen(grad_y[below + channels + c])),
+      store(upsample_backward(widen(grad_y[c]), widen(grad_y[channels + c]),
+                              widen(grad_y[below + c]), widen(grad_y[below + channels + c])),
             grad_low + c);
     grad_y += 2 * channels;
     grad_low += channels;
   }
 }
 
-// Clones are made of plain functions only, so each type has its own.
+// target_clones takes plain functions, no templates, so each type has its own.
 #define FASTHG_ROWS(T)                                                                            \
   FASTHG_VECTOR_CLONES void forward(const T* low, const T* high, int64_t width, int64_t channels, \
                                     T* y) {                                                       \

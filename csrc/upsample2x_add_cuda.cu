@@ -1,5 +1,12 @@
-// Nearest-neighbour upsampling onto a map and its gradient: a thread has one vector of channels of
-// one cell of the small map, and the four cells of the large one that it covers.
+// Upsampling by 2 plus addition and its gradient on the GPU. Formulas: upsample2x_add_math.h.
+//
+// Fused: the enlarged map is never stored. Memory traffic, in large maps: forward 2.25 (low, a
+// quarter, and high read, y written), backward 1.25 (grad_y read, grad_low written); the gradient
+// of high is grad_y itself. Upsampling first and adding then would write and read 1 map more each.
+//
+// A thread has one vector of channels (16 bytes) of one cell of the small map and the four cells of
+// the large one that it covers. Threads over the cells of the large map would read each value of
+// low four times and need an atomic sum in the backward.
 #include "cuda_utils.cuh"
 #include "ops.h"
 #include "upsample2x_add_math.h"
@@ -9,69 +16,70 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Shape {
+struct UpsampleShape {
   int64_t length;  // values in a row of the small map
   int channels, row_vectors, blocks_a_row;
 };
 
-struct Place {
-  int64_t small, large[4];  // offsets in values; large: row by row
+struct CellOffsets {
+  int64_t low, high[4];  // offsets in values; high: row by row
   bool inside;
 };
 
 template <int vector>
-__device__ Place place(const Shape& shape) {
-  const int at = blockIdx.x % shape.blocks_a_row * kThreads + threadIdx.x;
-  const int64_t row = blockIdx.x / shape.blocks_a_row, offset = static_cast<int64_t>(at) * vector;
+__device__ CellOffsets cell_offsets(const UpsampleShape& shape) {
+  const int vector_index = blockIdx.x % shape.blocks_a_row * kThreads + threadIdx.x;
+  const int64_t row = blockIdx.x / shape.blocks_a_row,
+                offset = static_cast<int64_t>(vector_index) * vector;
   const int64_t column_start =
-      at / (shape.channels / vector) * static_cast<int64_t>(shape.channels);
-  Place here;
-  here.inside = at < shape.row_vectors;
-  here.small = row * shape.length + offset;
+      vector_index / (shape.channels / vector) * static_cast<int64_t>(shape.channels);
+  CellOffsets cell;
+  cell.inside = vector_index < shape.row_vectors;
+  cell.low = row * shape.length + offset;
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    here.large[k] =
+    cell.high[k] =
         (4 * row + k / 2 * 2) * shape.length + column_start + offset + k % 2 * shape.channels;
-  return here;
+  return cell;
 }
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    upsample2x_add_kernel(const T* low, const T* high, Shape shape, T* y) {
+    upsample2x_add_kernel(const T* low, const T* high, UpsampleShape shape, T* y) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
-  const Place here = place<vector>(shape);
-  if (!here.inside) return;
-  const Values added = *reinterpret_cast<const Values*>(low + here.small);
+  const CellOffsets cell = cell_offsets<vector>(shape);
+  if (!cell.inside) return;
+  const Values added = *reinterpret_cast<const Values*>(low + cell.low);
   Values values[4];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) values[k] = *reinterpret_cast<const Values*>(high + here.large[k]);
+  for (int k = 0; k < 4; ++k) values[k] = *reinterpret_cast<const Values*>(high + cell.high[k]);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
     for (int i = 0; i < vector; ++i)
       values[k].value[i] = static_cast<T>(
-          upsampled(static_cast<Real>(values[k].value[i]), static_cast<Real>(added.value[i])));
-    store_whole(values[k], y + here.large[k]);
+          upsample_add(static_cast<Real>(values[k].value[i]), static_cast<Real>(added.value[i])));
+    store_whole(values[k], y + cell.high[k]);
   }
 }
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    upsample2x_add_backward_kernel(const T* grad_y, Shape shape, T* grad_low) {
+    upsample2x_add_backward_kernel(const T* grad_y, UpsampleShape shape, T* grad_low) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
-  const Place here = place<vector>(shape);
-  if (!here.inside) return;
+  const CellOffsets cell = cell_offsets<vector>(shape);
+  if (!cell.inside) return;
   Values values[4], sum;
 #pragma unroll
-  for (int k = 0; k < 4; ++k) values[k] = *reinterpret_cast<const Values*>(grad_y + here.large[k]);
+  for (int k = 0; k < 4; ++k) values[k] = *reinterpret_cast<const Values*>(grad_y + cell.high[k]);
 #pragma unroll
   for (int i = 0; i < vector; ++i)
-    sum.value[i] = static_cast<T>(upsampled_backward(
+    sum.value[i] = static_cast<T>(upsample_backward(
         static_cast<Real>(values[0].value[i]), static_cast<Real>(values[1].value[i]),
         static_cast<Real>(values[2].value[i]), static_cast<Real>(values[3].value[i])));
-  *reinterpret_cast<Values*>(grad_low + here.small) = sum;
+  *reinterpret_cast<Values*>(grad_low + cell.low) = sum;
 }
 
 template <typename T, int vector>
@@ -80,8 +88,8 @@ const char* launch(const void* low, const void* high, int64_t rows, int64_t widt
   const int64_t length = width * channels, blocks = (length / vector + kThreads - 1) / kThreads;
   if (length > INT32_MAX / 2 || rows * blocks > INT32_MAX)
     return "upsample2x_add: the map is too large for one launch";
-  const Shape shape{length, static_cast<int>(channels), static_cast<int>(length / vector),
-                    static_cast<int>(blocks)};
+  const UpsampleShape shape{length, static_cast<int>(channels), static_cast<int>(length / vector),
+                            static_cast<int>(blocks)};
   const dim3 grid(static_cast<unsigned>(rows * blocks)), threads(kThreads);
   if (grad_y)
     FASTHG_LAUNCH((upsample2x_add_backward_kernel<T, vector>), grid, threads, 0, stream,
