@@ -1,11 +1,10 @@
 """What `residual_block` computes, forward and backward.
 
-The last batch norm has no ReLU behind it and stands behind a 1x1 convolution, so it is linear in
-that convolution's input a: with S = mean(a), C = cov(a) and weights W, the mean of a Wᵀ is W S and
-its variance the diagonal of W C Wᵀ. What the norm does then goes into the weights (`bn_fold`), and
-one product makes the block's result out of a and the block's input: the convolution's own result is
-never written. Backward, the sums that a batch norm needs fall out of the gradient of W. The skip
-convolution has the same form, with a = x.
+The last batch norm follows a 1x1 convolution of a and has no ReLU after it. With S = mean(a),
+C = cov(a) and weights W, the mean of a Wᵀ is W S and its variance the diagonal of W C Wᵀ, so the
+norm is folded into the weights (`bn_fold`), and one product computes y = a W'ᵀ + b' + x: the
+convolution's own result is never stored. In the backward the sums that a batch norm needs follow
+from the gradient of W. The skip convolution has the same form, with a = x.
 """
 
 from __future__ import annotations
@@ -131,16 +130,20 @@ def gradients(
         # Some ten times quicker than torch's sum of a half type on a CPU.
         total = bn_moments(grad_y)[0] * count
 
-        def through(a: Tensor, weight: Tensor, moments: list[Tensor], found: list[Tensor]) -> Any:
+        def folded_gradients(
+            a: Tensor, weight: Tensor, moments: list[Tensor], moments_out: list[Tensor]
+        ) -> Any:
             """Gradients of a folded convolution's weights and of its input a."""
             sums = _product(grad_y, a), total, _matrix(x, weight)
-            (mean, covariance), (mean_out, var_out) = moments, found
-            seen = mean, covariance, mean_out, var_out
-            grad_weight, back, mix, constant = bn_fold_gradients(*sums, *seen, count, eps, x.dtype)
+            (mean, covariance), (mean_out, var_out) = moments, moments_out
+            all_moments = mean, covariance, mean_out, var_out
+            grad_weight, back, mix, constant = bn_fold_gradients(
+                *sums, *all_moments, count, eps, x.dtype
+            )
             return grad_weight, conv1x1_act(grad_y, back, constant, None, a, mix, False)
 
         a2 = bn_infer(y2, mean2, var2, beta2, None, None, True, eps)
-        grad_weight3, grad_a2 = through(a2, weight3, moments[:2], others[:2])
+        grad_weight3, grad_a2 = folded_gradients(a2, weight3, moments[:2], others[:2])
         del a2
         grad_y2, grad_beta2, _, _ = bn_gradients(
             grad_a2, y2, None, mean2, var2, beta2, None, True, False, eps
@@ -156,11 +159,13 @@ def gradients(
         )
         del grad_a1
         if weight_skip is None:
-            grad_weight_skip, behind = total.new_empty(0), grad_y
+            grad_weight_skip, skip_gradient = total.new_empty(0), grad_y
         else:
-            grad_weight_skip, behind = through(read, weight_skip, moments[2:], others[2:])
+            grad_weight_skip, skip_gradient = folded_gradients(
+                read, weight_skip, moments[2:], others[2:]
+            )
         back1 = weight1.flatten(1).t().to(x.dtype).contiguous()
-        grad_x = conv1x1_act(grad_y1, back1, None, behind, None, None, False)
+        grad_x = conv1x1_act(grad_y1, back1, None, skip_gradient, None, None, False)
         grad_weight1 = _product(grad_y1, read)
         grad_weight2 = grad_weight2.to(total.dtype).contiguous()
     grad_weights = (

@@ -16,7 +16,7 @@ _ROWS_PER_PART = 64
 _MAXIMUM_PARTS = 324  # three blocks for each multiprocessor of an A100: one wave
 
 # Up to so many rows (batch x height x width), a block of a CUDA kernel keeps its channels in shared
-# memory, and one launch does what else takes three. Few blocks share the work then: on an H200, of
+# memory, and one launch replaces three. Few blocks share the work then: on an H200, of
 # 128 and 256 channels in bfloat16, forward and backward take 3 and 3 us at 128 rows instead of 10
 # and 13, 10 and 13 at 4096 instead of 10 to 11 and 13 to 15, and 17 and 22 at 8192 instead of 12
 # and 15.
@@ -24,11 +24,11 @@ _ON_CHIP_ROWS = 4096
 
 
 def _channel_values(x: Tensor) -> Tensor:
-    """Room for one real number a channel."""
+    """Allocate one uninitialised real number a channel, (channels,)."""
     return x.new_empty(x.shape[1], dtype=reference.arithmetic_dtype(x.dtype))
 
 
-def _launch(
+def _call_kernel(
     name: str,
     x: Tensor,
     beta: Tensor | None,
@@ -94,7 +94,7 @@ def _run(
     read = _layout.readable(x, x.dtype)
     added = None if residual is None else _layout.readable(residual, x.dtype)
     y = _layout.empty_like(read)
-    _launch("bn_act", read, beta, gamma, mean, var, relu, frozen, eps, added, y)
+    _call_kernel("bn_act", read, beta, gamma, mean, var, relu, frozen, eps, added, y)
     return _extension.as_dtype(y, x.dtype)
 
 
@@ -105,7 +105,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean.zero_(), var.zero_()
     if not _extension.has_kernel(x):
         return reference.moments(x)
-    _launch(
+    _call_kernel(
         "bn_act", _layout.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, None, None
     )
     return mean, var
@@ -152,33 +152,36 @@ def gradients(
     frozen: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, beta, gamma and, behind a ReLU, the residual (else empty)."""
+    """Gradients of x, beta, gamma and, if y is given, the residual (else empty).
+
+    y: the forward's result, from which the ReLU mask is read where a residual was added.
+    """
     grad_beta, grad_gamma = _channel_values(x), _channel_values(x)
     if not x.numel():
         grad_x = _layout.empty_like(x)
         return grad_x, grad_beta.zero_(), grad_gamma.zero_(), _empty_grad_residual(x, y)
     mean, var = (_extension.as_dtype(t, grad_beta.dtype).contiguous() for t in (mean, var))
     if not _extension.has_kernel(x):
-        found = reference.bn_act_backward(
+        results = reference.bn_act_backward(
             grad_y, x, y, mean, var, beta, gamma, relu=relu, frozen=frozen, eps=eps
         )
         outs = (_layout.empty_like(x), grad_beta, grad_gamma, _empty_grad_residual(x, y))
-        for out, value in zip(outs, found, strict=True):
+        for out, value in zip(outs, results, strict=True):
             if out.numel():
                 out.copy_(value)
         return outs
-    read, incoming = _layout.readable(x, x.dtype), _layout.readable(grad_y, x.dtype)
+    read, grad_y_read = _layout.readable(x, x.dtype), _layout.readable(grad_y, x.dtype)
     result = None if y is None else _layout.readable(y, x.dtype)
     grad_x, grad_residual = _layout.empty_like(read), _empty_grad_residual(read, y)
-    behind = None if y is None else grad_residual
-    maps = (result, incoming, grad_x, behind, grad_beta, grad_gamma)
-    _launch("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
+    masked_grad_y = None if y is None else grad_residual
+    maps = (result, grad_y_read, grad_x, masked_grad_y, grad_beta, grad_gamma)
+    _call_kernel("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
     grad_x, grad_residual = (_extension.as_dtype(t, x.dtype) for t in (grad_x, grad_residual))
     return grad_x, grad_beta, grad_gamma, grad_residual
 
 
 def _empty_grad_residual(x: Tensor, y: Tensor | None) -> Tensor:
-    """Room for the residual's gradient, or nothing where it is that of the result."""
+    """Allocate the residual's gradient; empty where grad_y itself is that gradient."""
     return x.new_empty(0) if y is None else _layout.empty_like(x)
 
 
@@ -194,15 +197,15 @@ def _save(
     relu: bool,
     eps: float,
 ) -> None:
-    # The mask of a ReLU follows from x again; behind a residual it is read off y, which the next
-    # layer keeps for its own backward, while the residual is kept by nobody.
+    # Without a residual the ReLU mask is computed from x again. With one it is read from y, which
+    # the next layer keeps for its own backward anyway; the residual would be kept for this alone.
     masked = relu and residual is not None
     ctx.save_for_backward(x, y if masked else None, mean, var, beta, gamma)
     ctx.relu, ctx.eps = relu, eps
     ctx.residual_dtype = None if residual is None else residual.dtype
 
 
-def _spread(ctx: Any, grad_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
+def _input_gradients(ctx: Any, grad_y: Tensor, frozen: bool) -> tuple[Tensor | None, ...]:
     """Gradients of x, beta, gamma and residual."""
     x, y, mean, var, beta, gamma = ctx.saved_tensors
     grad_x, grad_beta, grad_gamma, masked = _backward_operator(
@@ -233,7 +236,7 @@ def _backward_train(
 ) -> tuple[Tensor | None, ...]:
     if grad_y is None:
         return (None,) * 6
-    return *_spread(ctx, grad_y, False), None, None
+    return *_input_gradients(ctx, grad_y, False), None, None
 
 
 def _setup_infer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -243,7 +246,7 @@ def _setup_infer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 @once_differentiable
 def _backward_infer(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, *others = _spread(ctx, grad_y, True)
+    grad_x, *others = _input_gradients(ctx, grad_y, True)
     return grad_x, None, None, *others, None, None
 
 
@@ -300,7 +303,7 @@ def bn_act(
     relu: bool = False,
     eps: float = 1e-3,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise x by the statistics of the batch, add a residual, cut off at 0.
+    """Batch norm by the statistics of the batch, then optional residual and ReLU, in one operator.
 
     `y = relu?((x - mean) / sqrt(var + eps) * gamma + beta + residual)`. Nothing is kept for the
     backward but x and the statistics, and y where ReLU follows a residual.
@@ -310,7 +313,7 @@ def bn_act(
             copy, anything else through one.
         beta: (channels,) offset; gamma: (channels,) scale, None = 1.
         residual: as x, added before the ReLU.
-        relu: whether to cut off at 0. NaN passes.
+        relu: whether a ReLU follows. NaN stays NaN.
         eps: added to the variance.
 
     Returns:
@@ -324,11 +327,11 @@ def bn_act(
     Error: one rounding of y's dtype, and 1e-5 of the deviation in float32. Sums run in a fixed
     order: the result does not depend on the number of threads and is the same in every run.
 
-    Memory: 3 maps moved forwards (x read twice, y written), 2/3 of it the floor; 5 backwards (x and
-    y's gradient read twice, x's written), 3/5 the floor. A GPU reads small maps once, which is the
-    floor: up to 8192 rows (batch x height x width) forwards and 4096 backwards, where channels fill
-    vectors of 16 bytes. A residual adds 1 forwards and, with ReLU, 3 backwards (y read twice, its
-    own gradient written), or 2 where x is read once.
+    Memory traffic, in maps: forward 3 (x read twice, y written; the floor is 2), backward 5 (x and
+    grad_y read twice, grad_x written; the floor is 3). A GPU reads maps of up to 4096 rows (batch x
+    height x width) once in both directions, which is the floor, if the channels fill vectors of 16
+    bytes. A residual adds 1 to the forward and, with ReLU, 3 to the backward (y read twice,
+    grad_residual written), or 2 where maps are read once.
 
     Raises:
         ValueError: wrong shape, mixed devices, not floating.
@@ -349,7 +352,7 @@ def bn_act_inference(
     relu: bool = False,
     eps: float = 1e-3,
 ) -> Tensor:
-    """Normalise x by given statistics: `bn_act` with mean and var, (channels,), as constants.
+    """Batch norm by running statistics: `bn_act` with mean and var, (channels,), as constants.
 
     Returns y; no gradient with respect to mean and var.
 
@@ -373,7 +376,7 @@ def bn_act_inference(
 def update_statistics(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, decay: float
 ) -> None:
-    """Move running statistics, in place, towards those of a batch of `count` values a channel.
+    """Update running statistics in place with those of a batch of `count` values a channel.
 
     `running = decay * running + (1 - decay) * batch`. All are (channels,); var is biased, and what
     is accumulated is unbiased: times count / (count - 1). A batch without values moves nothing.

@@ -8,7 +8,7 @@ from torch import Tensor
 from fasthg.ops import _extension, reference
 
 
-def _launch(
+def _call_kernel(
     name: str,
     weight: Tensor,
     moments: tuple[Tensor, Tensor],
@@ -33,7 +33,7 @@ def _launch(
     _extension.call_kernel(name, weight, fold, *arguments)
 
 
-def _serves(weight: Tensor) -> bool:
+def _has_kernel(weight: Tensor) -> bool:
     """Whether there is a kernel: on the CPU torch's few small products leave nothing to gain."""
     return (
         _extension.backend(weight) == "cuda"
@@ -42,7 +42,7 @@ def _serves(weight: Tensor) -> bool:
     )
 
 
-def _room(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_results(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = weight.shape[0]
     offset, mean_out, var_out = (weight.new_empty(outputs) for _ in range(3))
     return weight.new_empty(weight.shape, dtype=dtype), offset, mean_out, var_out
@@ -52,19 +52,19 @@ def run(
     weight: Tensor, mean: Tensor, covariance: Tensor, beta: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`bn_fold` without checks, for operators that contain it."""
-    if not _serves(weight):
+    if not _has_kernel(weight):
         with torch.autocast(weight.device.type, enabled=False):
             return reference.bn_fold(weight.contiguous(), mean, covariance, beta, eps, dtype)
     weight, mean, covariance, beta = (t.contiguous() for t in (weight, mean, covariance, beta))
-    outs = _room(weight, dtype)
+    outs = _empty_results(weight, dtype)
     folded, offset, *moments_out = outs
     moments = mean, covariance
     mean_out, var_out = moments_out
-    _launch("bn_fold", weight, moments, (mean_out, var_out), eps, dtype, beta, folded, offset)
+    _call_kernel("bn_fold", weight, moments, (mean_out, var_out), eps, dtype, beta, folded, offset)
     return outs
 
 
-def _room_backward(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs, inputs = weight.shape
     back = weight.new_empty(inputs, outputs, dtype=dtype)
     mix = weight.new_empty(inputs, inputs, dtype=dtype)
@@ -89,15 +89,15 @@ def gradients(
         t.contiguous() for t in (mean, covariance, mean_out, var_out)
     )
     moments, moments_out = (mean, covariance), (mean_out, var_out)
-    if not _serves(weight):
+    if not _has_kernel(weight):
         with torch.autocast(weight.device.type, enabled=False):
             return reference.bn_fold_backward(
                 product, total, weight, *moments, *moments_out, rows, eps, dtype
             )
-    outs = _room_backward(weight, dtype)
+    outs = _empty_gradients(weight, dtype)
     workspace = weight.new_empty(2 * len(weight))
     arguments = (product, total, rows, workspace, *outs)
-    _launch("bn_fold_backward", weight, moments, moments_out, eps, dtype, *arguments)
+    _call_kernel("bn_fold_backward", weight, moments, moments_out, eps, dtype, *arguments)
     return outs
 
 
@@ -105,7 +105,7 @@ _operator = _extension.register(
     "bn_fold(Tensor weight, Tensor mean, Tensor covariance, Tensor beta, float eps,"
     " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     run,
-    lambda weight, mean, covariance, beta, eps, dtype: _room(weight, dtype),
+    lambda weight, mean, covariance, beta, eps, dtype: _empty_results(weight, dtype),
     cpu="a few small products of torch leave nothing to gain",
 )
 _backward_operator = _extension.register(
@@ -113,7 +113,7 @@ _backward_operator = _extension.register(
     " Tensor mean_out, Tensor var_out, SymInt rows, float eps, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     gradients,
-    lambda product, total, weight, *others: _room_backward(weight, others[-1]),
+    lambda product, total, weight, *others: _empty_gradients(weight, others[-1]),
 )
 
 

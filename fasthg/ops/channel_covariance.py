@@ -1,4 +1,4 @@
-"""Mean and covariance of channels: all that batch norm behind a 1 x 1 convolution needs to know."""
+"""Mean and covariance of channels, from which batch norm after a 1x1 convolution follows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fasthg.ops import _extension, _layout, reference
 _PARTS = {"cpu": (1024, 16), "cuda": (256, 128)}
 
 
-def _room(x: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     channels, dtype = x.shape[1], reference.arithmetic_dtype(x.dtype)
     return x.new_empty(channels, dtype=dtype), x.new_empty(channels, channels, dtype=dtype)
 
 
-def _serves(x: Tensor) -> bool:
+def _has_kernel(x: Tensor) -> bool:
     """Whether there is a kernel; of float32 and float64 on CUDA torch's own product is one."""
     wide = x.dtype in (torch.float32, torch.float64)
     return _extension.has_kernel(x) and not (wide and _extension.backend(x) == "cuda")
@@ -29,13 +29,13 @@ def _serves(x: Tensor) -> bool:
 
 def run(x: Tensor) -> tuple[Tensor, Tensor]:
     """`channel_covariance` without checks and gradients, for operators that contain it."""
-    mean, covariance = _room(x)
+    mean, covariance = _empty_moments(x)
     if not x.numel():
         return mean.zero_(), covariance.zero_()
-    if not _serves(x):
+    if not _has_kernel(x):
         with torch.autocast(x.device.type, enabled=False):
-            found = reference.channel_covariance(x)
-        for out, value in zip((mean, covariance), found, strict=True):
+            results = reference.channel_covariance(x)
+        for out, value in zip((mean, covariance), results, strict=True):
             out.copy_(value)
         return mean, covariance
     read = _layout.readable(x, x.dtype)
@@ -67,7 +67,7 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_covariance: Tensor) -> Tensor:
 _operator = _extension.register(
     "channel_covariance(Tensor x) -> (Tensor, Tensor)",
     run,
-    _room,
+    _empty_moments,
     setup_context=_setup,
     backward=_backward,
 )
@@ -76,8 +76,8 @@ _operator = _extension.register(
 def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased covariance of the channels of x, over all pixels of all images.
 
-    Batch norm behind a 1 x 1 convolution of x needs no more, so that the convolution's result need
-    never exist: see `bn_fold`.
+    The statistics of a batch norm after a 1x1 convolution of x follow from them, without the
+    convolution's result: see `bn_fold`.
 
     Args:
         x: (batch, channels, height, width), any floating dtype; channels last in memory without a

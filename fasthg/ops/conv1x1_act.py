@@ -14,7 +14,7 @@ from fasthg.ops import _extension, _layout, reference
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def _room(x: Tensor, channels: int) -> Tensor:
+def _empty_y(x: Tensor, channels: int) -> Tensor:
     return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
@@ -30,7 +30,9 @@ def _as_maps(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _owned(maps: Tensor) -> Tensor:
-    """The same maps as no view, which autograd lets nobody change in place behind an operator."""
+    """Re-wrap the storage as a base tensor: a custom operator must not return a view, or in-place
+    operations on its result raise.
+    """
     owned = maps.new_empty(0)
     return owned.set_(maps.untyped_storage(), maps.storage_offset(), maps.shape, maps.stride())
 
@@ -48,7 +50,7 @@ def _on_tensor_cores(
     weight2: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    y = _room(x, weight.shape[0])
+    y = _empty_y(x, weight.shape[0])
     maps = [None if t is None else _rows(t, x.dtype) for t in (x, x2, residual)]
     weights = [None if t is None else t.to(x.dtype).contiguous() for t in (weight, weight2)]
     # The kernel gets bare addresses: these lists must live until the launch.
@@ -67,7 +69,7 @@ def _on_tensor_cores(
     return y
 
 
-def _onednn_serves(x: Tensor) -> bool:
+def _onednn_has_kernel(x: Tensor) -> bool:
     """Whether oneDNN multiplies this dtype on this CPU and torch has its fused products."""
     operators = torch.ops.mkldnn
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -119,13 +121,13 @@ def run(
     relu: bool,
 ) -> Tensor:
     """`conv1x1_act` without checks and gradients; weights are (out, in) in any dtype."""
-    given = (x, weight, bias, residual, x2, weight2, relu)
+    arguments = (x, weight, bias, residual, x2, weight2, relu)
     if not x.numel() or not weight.shape[0]:
         pass
     elif _extension.backend(x) == "cuda" and x.dtype in _HALVES and _extension.has_kernel(x):
-        return _on_tensor_cores(*given)
-    elif _onednn_serves(x):
-        return _in_onednn(*given)
+        return _on_tensor_cores(*arguments)
+    elif _onednn_has_kernel(x):
+        return _in_onednn(*arguments)
     # Autocast around the call holds in here as well, and would multiply in half types.
     with torch.autocast(x.device.type, enabled=False):
         y = reference.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
@@ -138,7 +140,7 @@ def _whole_chunks(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def _of_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`grad_y^T x` of rows, in the weight's dtype."""
     wide = x.device.type == "cuda" and x.dtype in _HALVES
     if x.device.type == "cpu" and x.dtype == torch.float16:
@@ -179,7 +181,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     ) -> list[Tensor | None]:
         return [
             _operator(maps, weight.t(), None, None, None, None, False) if grad_x else None,
-            _of_weight(rows, _rows(x, x.dtype), weight) if grad_weight else None,
+            _grad_weight(rows, _rows(x, x.dtype), weight) if grad_weight else None,
         ]
 
     grad_bias = None
@@ -198,7 +200,7 @@ _operator = _extension.register(
     "conv1x1_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? x2,"
     " Tensor? weight2, bool relu) -> Tensor",
     run,
-    lambda x, weight, *others: _room(x, weight.shape[0]),
+    lambda x, weight, *others: _empty_y(x, weight.shape[0]),
     setup_context=_setup,
     backward=_backward,
     cpu="torch's own product is the faster",
@@ -212,7 +214,7 @@ def _matrix(name: str, x: Tensor, weight: Tensor) -> Tensor:
     if not (weight.dim() == 2 or is_conv_weight) or weight.shape[1] != x.shape[1]:
         raise ValueError(
             f"conv1x1_act: weight of {name}: expected (out, {x.shape[1]}), with or without"
-            f" (1, 1) behind, got {tuple(weight.shape)}"
+            f" (1, 1) at the end, got {tuple(weight.shape)}"
         )
     return weight.flatten(1) if is_conv_weight else weight
 
@@ -227,7 +229,7 @@ def conv1x1_act(
     weight2: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """One 1x1 convolution or the sum of two, plus bias and residual, cut off at 0: one pass.
+    """One 1x1 convolution, or the sum of two, plus bias, residual and ReLU, in one pass.
 
     `y = relu?(x weight^T + x2 weight2^T + bias + residual)` for each pixel's channels.
 
@@ -239,7 +241,7 @@ def conv1x1_act(
         residual: (batch, out, height, width), added before the ReLU.
         x2, weight2: a second pair, both or neither: (batch, in2, height, width) in x's dtype, and
             (out, in2).
-        relu: whether to cut off at 0. NaN passes.
+        relu: whether a ReLU follows. NaN stays NaN.
 
     Returns:
         y, (batch, out, height, width), x's dtype, channels last. Differentiable once with respect

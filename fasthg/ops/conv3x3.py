@@ -28,7 +28,7 @@ def _tiles(maps: Tensor) -> int:
     return batch * -(-height // TILE) * -(-width // TILE)
 
 
-def _serves(x: Tensor) -> bool:
+def _has_kernel(x: Tensor) -> bool:
     is_conv_weight = _extension.backend(x) == "cpu" and x.dtype == torch.float32
     return is_conv_weight and _tiles(x) >= FEWEST_TILES and _extension.has_kernel(x)
 
@@ -43,16 +43,20 @@ def _workspace(x: Tensor, outputs: int, parts: int = 1) -> Tensor:
     return x.new_empty(parts, POINTS, *padded)
 
 
-def _room(x: Tensor, channels: int) -> Tensor:
+def _empty_maps(x: Tensor, channels: int) -> Tensor:
     return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
-def _launch(
+def _convolve(
     x: Tensor, weight: Tensor, outputs: int, first: int, strides: Any, bias: Any, relu: bool
 ) -> Tensor:
     """Convolve with taps that begin `first` elements into weight and lie `strides` apart."""
     # The kernel gets bare addresses: these must live until the launch.
-    read, y, workspace = _layout.readable(x, x.dtype), _room(x, outputs), _workspace(x, outputs)
+    read, y, workspace = (
+        _layout.readable(x, x.dtype),
+        _empty_maps(x, outputs),
+        _workspace(x, outputs),
+    )
     _extension.call_kernel(
         "conv3x3",
         read,
@@ -73,18 +77,18 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fals
     """`conv3x3` without checks and gradients; weights in any floating dtype."""
     outputs = len(weight)
     if not (x.numel() and outputs):
-        y = _room(x, outputs).zero_()
+        y = _empty_maps(x, outputs).zero_()
         y = y if bias is None else y.add_(bias.to(x.dtype)[:, None, None])
         return y.relu_() if relu else y
-    if not _serves(x):
-        y, promised = reference.conv3x3(x, weight, bias, relu=relu), _room(x, outputs)
-        return y if y.stride() == promised.stride() else promised.copy_(y)
+    if not _has_kernel(x):
+        y, empty = reference.conv3x3(x, weight, bias, relu=relu), _empty_maps(x, outputs)
+        return y if y.stride() == empty.stride() else empty.copy_(y)
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    return _launch(x, weight, outputs, 0, weight.stride(), bias, relu)
+    return _convolve(x, weight, outputs, 0, weight.stride(), bias, relu)
 
 
-def _torch_backward(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Any:
+def _torch_backward(grad_y: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> Any:
     with torch.autocast(grad_y.device.type, enabled=False):
         return torch.ops.aten.convolution_backward(
             grad_y,
@@ -97,7 +101,7 @@ def _torch_backward(grad_y: Tensor, x: Tensor, weight: Tensor, wanted: list[bool
             False,
             (0, 0),
             1,
-            wanted,
+            needed,
         )
 
 
@@ -105,25 +109,25 @@ def grad_x(grad_y: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x: a convolution with the weights turned round."""
     inputs = weight.shape[1]
     if not (grad_y.numel() and inputs):
-        return _room(grad_y, inputs).zero_()
-    if not _serves(grad_y):
-        like = _room(grad_y, inputs)
+        return _empty_maps(grad_y, inputs).zero_()
+    if not _has_kernel(grad_y):
+        like = _empty_maps(grad_y, inputs)
         return like.copy_(_torch_backward(grad_y, like, weight, [True, False, False])[0])
     weight = weight.to(grad_y.dtype)
     outer, inner, row, column = weight.stride()
     strides = (inner, outer, -row, -column)
-    return _launch(grad_y, weight, inputs, 2 * row + 2 * column, strides, None, False)
+    return _convolve(grad_y, weight, inputs, 2 * row + 2 * column, strides, None, False)
 
 
 def grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weights, as they lie, in their dtype."""
-    found = torch.empty_like(weight)
+    result = torch.empty_like(weight)
     if not (grad_y.numel() and x.numel()):
-        return found.zero_()
-    if not _serves(x):
-        return found.copy_(_torch_backward(grad_y, x, weight, [False, True, False])[1])
+        return result.zero_()
+    if not _has_kernel(x):
+        return result.copy_(_torch_backward(grad_y, x, weight, [False, True, False])[1])
     read = [_layout.readable(t, x.dtype) for t in (x, grad_y)]
-    out = _extension.as_dtype(found, x.dtype)
+    out = _extension.as_dtype(result, x.dtype)
     outputs = grad_y.shape[1]
     parts = min(max(_tiles(x) // PART, 1), MOST_PARTS)
     workspace = _workspace(x, outputs, parts)
@@ -151,18 +155,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @once_differentiable
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, y = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
+    needed = ctx.needs_input_grad
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
     if y is not None:
         grad_y = torch.ops.aten.threshold_backward(grad_y, y, 0)
     grad_bias = None
-    if wanted[2]:
+    if needed[2]:
         grad_bias = grad_y.sum((0, 2, 3), dtype=reference.arithmetic_dtype(x.dtype)).to(
             ctx.bias_dtype
         )
     return (
-        _input_backward(grad_y, weight) if wanted[0] else None,
-        _weight_backward(grad_y, x, weight) if wanted[1] else None,
+        _input_backward(grad_y, weight) if needed[0] else None,
+        _weight_backward(grad_y, x, weight) if needed[1] else None,
         grad_bias,
         None,
     )
@@ -171,7 +175,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 _operator = _extension.register(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor",
     run,
-    lambda x, weight, bias, relu: _room(x, weight.shape[0]),
+    lambda x, weight, bias, relu: _empty_maps(x, weight.shape[0]),
     setup_context=_setup,
     backward=_backward,
     cuda="cuDNN has the tensor cores; ours is for float32 on a CPU",
@@ -179,7 +183,7 @@ _operator = _extension.register(
 _input_backward = _extension.register(
     "conv3x3_input_backward(Tensor grad_y, Tensor weight) -> Tensor",
     grad_x,
-    lambda grad_y, weight: _room(grad_y, weight.shape[1]),
+    lambda grad_y, weight: _empty_maps(grad_y, weight.shape[1]),
 )
 _weight_backward = _extension.register(
     "conv3x3_weight_backward(Tensor grad_y, Tensor x, Tensor weight) -> Tensor",
@@ -189,14 +193,14 @@ _weight_backward = _extension.register(
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """3x3 convolution with stride 1 and padding 1, plus bias, cut off at 0.
+    """3x3 convolution with stride 1 and padding 1, plus bias and optional ReLU.
 
     Args:
         x: (batch, in, height, width), any floating dtype; channels last in memory without a copy,
             anything else through one.
         weight: (out, in, 3, 3), lying in any way, in x's dtype, or cast to it.
         bias: (out,), cast to x's dtype.
-        relu: whether to cut off at 0. NaN passes.
+        relu: whether a ReLU follows. NaN stays NaN.
 
     Returns:
         y, (batch, out, height, width), x's dtype, channels last. Differentiable once with respect

@@ -20,8 +20,8 @@ def _is_channels_last(predictions: Tensor) -> bool | None:
     ):
         # The stride of a dimension of length 1 says nothing.
         if all(
-            length <= 1 or stride == wanted
-            for length, stride, wanted in zip(
+            length <= 1 or stride == expected_stride
+            for length, stride, expected_stride in zip(
                 (parts, height, width), predictions.stride()[2:], expected, strict=True
             )
         ):
@@ -30,7 +30,7 @@ def _is_channels_last(predictions: Tensor) -> bool | None:
 
 
 def _empty_gradient(predictions: Tensor) -> Tensor:
-    """Room for the gradient: without gaps, parts first or last as in the predictions."""
+    """Allocate the gradient: no gaps, parts first or last as in the predictions."""
     if not _is_channels_last(predictions):
         return torch.empty(predictions.shape, dtype=predictions.dtype, device=predictions.device)
     stacks, batch, parts, height, width = predictions.shape
@@ -42,7 +42,7 @@ def _empty_loss(predictions: Tensor) -> Tensor:
     return predictions.new_empty(predictions.shape[:2], dtype=work)
 
 
-def _launch(
+def _call_kernel(
     name: str,
     predictions: Tensor,
     keypoints: Tensor,
@@ -91,7 +91,7 @@ def _forward(
     if not predictions.numel():
         return loss.zero_()
     read = _readable(predictions)
-    _launch("heatmap_mse", read, keypoints, sigmas, visibility, subpixel, loss)
+    _call_kernel("heatmap_mse", read, keypoints, sigmas, visibility, subpixel, loss)
     return loss
 
 
@@ -118,7 +118,7 @@ def _gradient(
         return gradient
     read = _readable(predictions)
     written = gradient if read.dtype == gradient.dtype else torch.empty_like(gradient, dtype=work)
-    _launch(
+    _call_kernel(
         "heatmap_mse_backward", read, keypoints, sigmas, visibility, subpixel, grad_loss, written
     )
     return gradient if written is gradient else gradient.copy_(written)

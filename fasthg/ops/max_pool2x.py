@@ -44,13 +44,13 @@ def _grad_x(grad_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
     if not _extension.has_kernel(grad_y):
         grad_x = _layout.empty(shape, grad_y.dtype, grad_y.device)
         return grad_x.copy_(reference.max_pool2x_backward(grad_y, index, height, width))
-    incoming = _layout.readable(grad_y, grad_y.dtype)
+    grad_y_read = _layout.readable(grad_y, grad_y.dtype)
     index = index.contiguous(memory_format=torch.channels_last)
-    grad_x = _layout.empty(shape, incoming.dtype, grad_y.device)
+    grad_x = _layout.empty(shape, grad_y_read.dtype, grad_y.device)
     _extension.call_kernel(
         "max_pool2x_backward",
-        incoming,
-        incoming.data_ptr(),
+        grad_y_read,
+        grad_y_read.data_ptr(),
         index.data_ptr(),
         _memory_shape(*shape),
         grad_x.data_ptr(),
@@ -88,7 +88,7 @@ _backward_operator = _extension.register(
 
 
 def max_pool2x(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Halve maps: the largest of each two by two values, and which of the four it was.
+    """Max pooling 2x2, stride 2: the largest of each 2x2 values, and its position among the four.
 
     The backward needs that index alone, one byte a result; torch's own keeps x and eight bytes. It
     writes every value of the gradient once and adds nothing up.

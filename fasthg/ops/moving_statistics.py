@@ -26,7 +26,7 @@ _operator = _extension.register(
 
 
 def moving_statistics(running: Tensor, batch: Tensor, correction: Tensor, weight: Tensor) -> None:
-    """Move running statistics towards those of a batch, in place.
+    """Update running statistics of batch norms in place with those of a batch.
 
     All are one-dimensional, without gaps, on one device, and of one dtype, float32 or float64.
 
@@ -44,8 +44,8 @@ def moving_statistics(running: Tensor, batch: Tensor, correction: Tensor, weight
     Error: two roundings of the larger of old and new value. Without autograd. The number of threads
     changes no bit.
 
-    Memory: 4 values moved for each of `running`, 3/4 of it the floor (running read and written,
-    batch read).
+    Memory traffic: 4 values for each of `running` (running read and written, batch and correction
+    read); the floor is 3, without correction.
 
     Raises:
         ValueError: a shape, dtype, device or layout that differs from the above.
@@ -63,9 +63,9 @@ def moving_statistics(running: Tensor, batch: Tensor, correction: Tensor, weight
     ):
         right = tensor.numel() == 1 if name == "weight" else tensor.shape == shape
         if not right or not tensor.is_contiguous():
-            wanted = "one value" if name == "weight" else f"{shape} without gaps"
+            expected = "one value" if name == "weight" else f"{shape} without gaps"
             raise ValueError(
-                f"moving_statistics: {name}: expected {wanted}, got {tuple(tensor.shape)} with "
+                f"moving_statistics: {name}: expected {expected}, got {tuple(tensor.shape)} with "
                 f"strides {tensor.stride()}"
             )
         if tensor.dtype != running.dtype:

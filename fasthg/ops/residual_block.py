@@ -31,11 +31,11 @@ class ResidualStatistics(NamedTuple):
     var_skip: Tensor
 
 
-def _room(x: Tensor, channels: int) -> Tensor:
+def _empty_maps(x: Tensor, channels: int) -> Tensor:
     return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
-def _train_promise(
+def _fake_train(
     x: Tensor,
     weight1: Tensor,
     beta1: Tensor,
@@ -54,11 +54,11 @@ def _train_promise(
     shapes = [*[(half,)] * 4, *[(full,)] * 2, *grad_skip, (half,), (half, half), *grad_x]
     real = arithmetic_dtype(x.dtype)
     values = [x.new_empty(shape, dtype=real) for shape in shapes]
-    maps = (_room(x, channels) for channels in (full, half, half))
+    maps = (_empty_maps(x, channels) for channels in (full, half, half))
     return *maps, *values
 
 
-def _gradients_promise(
+def _fake_gradients(
     grad_y: Tensor,
     x: Tensor,
     y1: Tensor,
@@ -78,7 +78,7 @@ def _gradients_promise(
 
     half, full = len(weight1), len(weight3)
     return (
-        _room(x, x.shape[1]),
+        _empty_maps(x, x.shape[1]),
         *(real(half, x.shape[1]), real(half), real(*weight2.shape), real(half)),
         *(real(full, half), real(full)),
         real(0) if weight_skip is None else real(full, x.shape[1]),
@@ -101,17 +101,19 @@ def _backward_train(ctx: Any, grad_y: Tensor | None, *others: None) -> tuple[Ten
         return (None,) * 10
     x, y1, y2, *values = ctx.saved_tensors
     weights = values[12:]
-    grad_x, *found = _backward_operator(
+    grad_x, *results = _backward_operator(
         grad_y, x, y1, y2, values[:8], values[8:12], *weights, ctx.eps
     )
     weight1, _, weight2, _, weight3, weight_skip = weights
-    grad_weight1, grad_beta1, grad_weight2, grad_beta2, grad_weight3, grad_beta3, grad_skip = found
-    skips = weight_skip is not None
+    grad_weight1, grad_beta1, grad_weight2, grad_beta2, grad_weight3, grad_beta3, grad_skip = (
+        results
+    )
+    has_skip = weight_skip is not None
     return (
         grad_x,
         *(grad_weight1.view(weight1.shape), grad_beta1, grad_weight2, grad_beta2),
         *(grad_weight3.view(weight3.shape), grad_beta3),
-        *((grad_skip.view(weight_skip.shape), grad_beta3) if skips else (None, None)),
+        *((grad_skip.view(weight_skip.shape), grad_beta3) if has_skip else (None, None)),
         None,
     )
 
@@ -121,7 +123,7 @@ _operator = _extension.register(
     f"residual_block(Tensor x, {_WEIGHTS}, Tensor beta3, Tensor? weight_skip, Tensor? beta_skip,"
     f" float eps) -> ({', '.join(['Tensor'] * 15)})",
     train,
-    _train_promise,
+    _fake_train,
     setup_context=_setup_train,
     backward=_backward_train,
 )
@@ -130,18 +132,18 @@ _backward_operator = _extension.register(
     f" Tensor[] moments, {_WEIGHTS}, Tensor? weight_skip, float eps)"
     f" -> ({', '.join(['Tensor'] * 8)})",
     gradients,
-    _gradients_promise,
+    _fake_gradients,
 )
 
 
-def _check(x: Tensor, given: dict[str, Tensor | None]) -> None:
+def _check(x: Tensor, arguments: dict[str, Tensor | None]) -> None:
     """Check shapes, dtypes and devices; raises ValueError."""
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(
             "residual_block: x: expected floating (batch, in, height, width), got"
             f" {x.dtype} {tuple(x.shape)}"
         )
-    half, full = (0 if w is None else len(w) for w in (given["weight1"], given["weight3"]))
+    half, full = (0 if w is None else len(w) for w in (arguments["weight1"], arguments["weight3"]))
     expected: dict[str, tuple[int, ...]] = {
         "weight1": (half, x.shape[1], 1, 1),
         "beta1": (half,),
@@ -152,7 +154,7 @@ def _check(x: Tensor, given: dict[str, Tensor | None]) -> None:
         "weight_skip": (full, x.shape[1], 1, 1),
         "beta_skip": (full,),
     }
-    for name, tensor in given.items():
+    for name, tensor in arguments.items():
         if tensor is None:
             continue
         if tensor.shape != expected[name]:
@@ -164,9 +166,9 @@ def _check(x: Tensor, given: dict[str, Tensor | None]) -> None:
                 f"residual_block: {name} is on {tensor.device}, x on {x.device}: move them to one"
                 " device"
             )
-    if (given["weight_skip"] is None) != (given["beta_skip"] is None):
+    if (arguments["weight_skip"] is None) != (arguments["beta_skip"] is None):
         raise ValueError("residual_block: weight_skip and beta_skip: give both or neither")
-    if given["weight_skip"] is None and full != x.shape[1]:
+    if arguments["weight_skip"] is None and full != x.shape[1]:
         raise ValueError(
             f"residual_block: {x.shape[1]} channels become {full}: give weight_skip and beta_skip"
         )
@@ -218,7 +220,7 @@ def residual_block(
 
     Memory: with a map of `out` channels as the unit and in = out, forward moves 8.5 units and
     backward 17.5; the least possible, with every norm part of a convolution, is 5.5 and 9.5 (65 %
-    and 54 %). `bn_act` behind three convolutions moves 11 and 21, and keeps 4 units for the
+    and 54 %). `bn_act` after three convolutions moves 11 and 21, and keeps 4 units for the
     backward instead of 2.
 
     Raises:

@@ -92,14 +92,14 @@ def rmsprop_ema(
     bfloat16: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """Move averages towards the values, then the weights against the gradient, all in place.
+    """One step of moving averages and RMSProp over flat buffers, all in place.
 
     All buffers are one-dimensional, without gaps, on one device, and of one dtype, float32 or
     float64, where nothing else is said. `rate`, `average_weight` and `found_inf` hold one number
     each and are read on the device, so a CUDA graph may be replayed with other numbers in them.
 
     Args:
-        values: (total,), the weights and, behind them, values that only have averages (moving
+        values: (total,), the weights and, after them, values that only have averages (moving
             statistics of batch norm).
         gradient: (weights,).
         squares: (weights,), moving mean of the squared gradient; TensorFlow starts it at 1.
@@ -147,7 +147,7 @@ def rmsprop_ema(
     if momentum and momenta is None:
         raise ValueError("rmsprop_ema: momentum without momenta: give (weights,) zeros")
     total, dtype = values.numel(), values.dtype
-    for name, tensor, length, wanted in (
+    for name, tensor, length, expected in (
         ("values", values, total, dtype),
         ("gradient", gradient, weights, dtype),
         ("squares", squares, weights, dtype),
@@ -159,7 +159,7 @@ def rmsprop_ema(
         ("found_inf", found_inf, None, torch.float32),
     ):
         if tensor is not None:
-            _check(name, tensor, length, wanted, values.device)
+            _check(name, tensor, length, expected, values.device)
     _operator(
         *(values, gradient, squares, momenta, averages, bfloat16, rate, average_weight, found_inf),
         *(decayed, weight_decay, decay, momentum, eps),
@@ -172,9 +172,9 @@ def _check(
     """A flat buffer of `length` values or, without a length, a tensor of any shape with one."""
     right = tensor.numel() == 1 if length is None else tensor.shape == (length,)
     if not right or not tensor.is_contiguous():
-        wanted = "one value" if length is None else f"({length},) without gaps"
+        expected = "one value" if length is None else f"({length},) without gaps"
         raise ValueError(
-            f"rmsprop_ema: {name}: expected {wanted}, got {tuple(tensor.shape)} with strides "
+            f"rmsprop_ema: {name}: expected {expected}, got {tuple(tensor.shape)} with strides "
             f"{tensor.stride()}"
         )
     if tensor.dtype != dtype:

@@ -30,17 +30,17 @@ def _empty_low(grad_y: Tensor) -> Tensor:
     return _layout.empty((batch, channels, height // 2, width // 2), grad_y.dtype, grad_y.device)
 
 
-def _of_low(grad_y: Tensor) -> Tensor:
+def _grad_low(grad_y: Tensor) -> Tensor:
     if not grad_y.numel():
         return _empty_low(grad_y)
     if not _extension.has_kernel(grad_y):
         return _empty_low(grad_y).copy_(reference.upsample2x_add_backward(grad_y))
-    incoming = _layout.readable(grad_y, grad_y.dtype)
-    grad_low = _empty_low(incoming)
+    grad_y_read = _layout.readable(grad_y, grad_y.dtype)
+    grad_low = _empty_low(grad_y_read)
     batch, channels, height, width = grad_low.shape
     sizes = batch * height, width, channels
     _extension.call_kernel(
-        "upsample2x_add_backward", incoming, incoming.data_ptr(), *sizes, grad_low.data_ptr()
+        "upsample2x_add_backward", grad_y_read, grad_y_read.data_ptr(), *sizes, grad_low.data_ptr()
     )
     return _extension.as_dtype(grad_low, grad_y.dtype)
 
@@ -58,12 +58,12 @@ _operator = _extension.register(
     backward=_backward,
 )
 _backward_operator = _extension.register(
-    "upsample2x_add_backward(Tensor grad_y) -> Tensor", _of_low, _empty_low
+    "upsample2x_add_backward(Tensor grad_y) -> Tensor", _grad_low, _empty_low
 )
 
 
 def upsample2x_add(low: Tensor, high: Tensor) -> Tensor:
-    """Enlarge a map to twice its size, each value two by two times, and add another.
+    """Nearest-neighbour upsampling of `low` by 2, added to `high`; the enlarged map is not stored.
 
     `y[b, c, i, j] = high[b, c, i, j] + low[b, c, i // 2, j // 2]`. Nothing is kept for the
     backward, which sums two by two values for low; high's gradient is y's own.

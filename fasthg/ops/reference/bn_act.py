@@ -70,7 +70,7 @@ def bn_act_backward(
     frozen: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, beta and gamma, and grad_y behind the ReLU, in the arithmetic dtype.
+    """Gradients of x, beta and gamma, and grad_y after the ReLU mask, in the arithmetic dtype.
 
     y: the forward's result, read where it says what the ReLU let through; None: x says so.
     frozen: mean and var are constants.

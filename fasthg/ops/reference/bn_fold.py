@@ -47,7 +47,7 @@ def bn_fold_backward(
         product - total[:, None] * mean - grad_covariance[:, None] * (weight @ covariance)
     )
     back = (scale[:, None] * weight).mT.to(dtype).contiguous()
-    slope = share * grad_covariance
-    mix = (-(weight.mT * slope) @ weight).to(dtype)
+    mix_scale = share * grad_covariance
+    mix = (-(weight.mT * mix_scale) @ weight).to(dtype)
     constant = -(mix.to(weight.dtype) @ mean) - back.to(weight.dtype) @ (total / max(rows, 1))
     return grad_weight, back, mix, constant

@@ -51,8 +51,8 @@ def _plateau_centres(maps: Tensor, cell: Tensor, score: Tensor) -> Tensor:
     reached = equal & (columns == cell[..., 0, None, None]) & (rows == cell[..., 1, None, None])
     cross = torch.tensor([[0.0, 1, 0], [1, 1, 1], [0, 1, 0]], device=maps.device)[None, None]
     while True:
-        spread = functional.conv2d(reached.flatten(0, 1)[:, None].float(), cross, padding=1)
-        grown = equal & (spread.view_as(maps) > 0)
+        neighbours = functional.conv2d(reached.flatten(0, 1)[:, None].float(), cross, padding=1)
+        grown = equal & (neighbours.view_as(maps) > 0)
         if torch.equal(grown, reached):
             break
         reached = grown
@@ -81,11 +81,11 @@ def _offsets(maps: Tensor, cell: Tensor, method: str) -> Tensor:
 
     size = torch.tensor([width, height], device=maps.device)
     middle = patch[..., reach - 1 : reach + 2, reach - 1 : reach + 2]
-    slope = torch.stack(
+    difference = torch.stack(
         [middle[..., 1, 2] - middle[..., 1, 0], middle[..., 2, 1] - middle[..., 0, 1]], -1
     )
     # Comparisons rather than sign(), so that a NaN neighbour gives no step.
-    quarter = 0.25 * ((slope > 0).to(maps.dtype) - (slope < 0).to(maps.dtype))
+    quarter = 0.25 * ((difference > 0).to(maps.dtype) - (difference < 0).to(maps.dtype))
     quarter = torch.where((cell > 0) & (cell < size - 1), quarter, 0.0)
     if method == "quarter":
         return quarter

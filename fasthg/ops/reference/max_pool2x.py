@@ -24,9 +24,9 @@ def max_pool2x(x: Tensor) -> tuple[Tensor, Tensor]:
 def max_pool2x_backward(grad_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
     """The gradient of x: grad_y where the largest value was, 0 elsewhere."""
     batch, channels, rows, columns = grad_y.shape
-    places = torch.arange(4, device=grad_y.device)
+    positions = torch.arange(4, device=grad_y.device)
     grad_x = grad_y.new_zeros(batch, channels, height, width)
-    spread = torch.where(index[..., None] == places, grad_y[..., None], 0)
-    spread = spread.unflatten(-1, (2, 2)).permute(0, 1, 2, 4, 3, 5)
-    grad_x[:, :, : 2 * rows, : 2 * columns] = spread.reshape(batch, channels, 2 * rows, 2 * columns)
+    values = torch.where(index[..., None] == positions, grad_y[..., None], 0)
+    values = values.unflatten(-1, (2, 2)).permute(0, 1, 2, 4, 3, 5)
+    grad_x[:, :, : 2 * rows, : 2 * columns] = values.reshape(batch, channels, 2 * rows, 2 * columns)
     return grad_x

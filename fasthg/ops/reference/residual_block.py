@@ -21,7 +21,7 @@ def residual_block(
     *,
     eps: float = 1e-3,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """1x1, 3x3 and 1x1 convolution with batch norm, ReLU behind the first two, plus the input.
+    """1x1, 3x3 and 1x1 convolution with batch norm, ReLU after the first two, plus the input.
 
     Returns y and mean and biased variance of each batch norm, in the order of the arguments; see
     `fasthg.ops.residual_block`.
@@ -32,9 +32,9 @@ def residual_block(
         inner: Tensor, weight: Tensor, beta: Tensor, added: Tensor | None, relu: bool
     ) -> Tensor:
         inner = functional.conv2d(inner, weight, padding=weight.shape[-1] // 2)
-        found = moments(inner)
-        statistics.extend(found)
-        return normalise(inner, *found, beta, None, added, relu=relu, eps=eps).to(x.dtype)
+        mean_var = moments(inner)
+        statistics.extend(mean_var)
+        return normalise(inner, *mean_var, beta, None, added, relu=relu, eps=eps).to(x.dtype)
 
     inner = layer(x, weight1, beta1, None, True)
     inner = layer(inner, weight2, beta2, None, True)
