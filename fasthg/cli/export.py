@@ -45,7 +45,7 @@ def export(
 ) -> None:
     """Write the best weights of a run as a file for another runtime."""
     from fasthg.interop import export as exporting
-    from fasthg.interop.mars_project import moved, newest_run
+    from fasthg.interop.mars_project import newest_run, relocation_overrides
     from fasthg.runs.run_folder import RunFolder
     from fasthg.runs.weights import trained
 
@@ -53,7 +53,7 @@ def export(
         raise ConfigError(f"--to: not given; use one of {', '.join(exporting.FORMATS)}")
     run, keys = first_argument(run, overrides)
     source = newest_run(keys, Path()) if run is None else trained(Path(run))
-    moves = moved(source) if isinstance(source, RunFolder) else []
+    moves = relocation_overrides(source) if isinstance(source, RunFolder) else []
     if with_check:
         exporting.need_runtime(to)
     network = exporting.open_trained(source, source.config([*moves, *keys]))

@@ -42,7 +42,7 @@ def train(
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     from fasthg import report
     from fasthg.config import load_config
-    from fasthg.interop.mars_project import moved, plan
+    from fasthg.interop.mars_project import project_config, relocation_overrides
     from fasthg.report import evaluate as evaluation
     from fasthg.runs.run_folder import RunFolder
     from fasthg.train import trainer as training
@@ -58,9 +58,9 @@ def train(
         settings, stem = load_config(Path(config), keys), Path(config).stem
     elif resume is not None:
         folder = RunFolder.open(resume)
-        settings, source, stem = folder.config([*moved(folder), *keys]), None, ""
+        settings, source, stem = folder.config([*relocation_overrides(folder), *keys]), None, ""
     else:
-        project = plan(keys, Path())
+        project = project_config(keys, Path())
         if project is None:
             raise ConfigError(
                 "no CONFIG given, and no project_config.yaml here or above; for example: "
@@ -116,7 +116,7 @@ def evaluate(
 ) -> None:
     """Measure the best weights of a run, or a file's; writes metrics, predictions and plots."""
     from fasthg import report
-    from fasthg.interop.mars_project import moved, newest_run
+    from fasthg.interop.mars_project import newest_run, relocation_overrides
     from fasthg.report import evaluate as evaluation
     from fasthg.runs.run_folder import RunFolder
     from fasthg.runs.weights import trained
@@ -124,7 +124,7 @@ def evaluate(
     run, keys = first_argument(run, overrides)
     folder = newest_run(keys, Path()) if run is None else trained(Path(run))
     run_folder = folder if isinstance(folder, RunFolder) else None
-    settings = folder.config([*(moved(run_folder) if run_folder else []), *keys])
+    settings = folder.config([*(relocation_overrides(run_folder) if run_folder else []), *keys])
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
         raise ConfigError(f"{folder.path}: its DATA names no split; give --data GLOB")

@@ -1,1 +1,1 @@
-"""Formats of others: TensorFlow checkpoints, MARS projects, exported networks."""
+"""Exchange with other software: TensorFlow checkpoints, MARS projects, exported networks."""

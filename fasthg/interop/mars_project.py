@@ -1,7 +1,7 @@
-"""A MARS project as the place to train in: its configuration, its records, its runs.
+"""Training in a MARS project: configuration, records and runs of its folder.
 
-A project is the folder of `project_config.yaml`. A run lies in `pose/<model>_log`, where MARS logs
-a training: it looks at that folder's own files alone, so a run beside them is in nobody's way.
+A project is the folder of `project_config.yaml`. Runs lie in `pose/<model>_log`, where MARS logs a
+training; MARS reads only the files of that folder itself, so run folders in it do no harm.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ from fasthg.runs.run_folder import RunFolder
 
 _SPLITS = ("train", "val", "test")
 _LOG = "_log"
-# MARS's stock sigmas, heatmap cells: it finds small parts more sharply than those on the trunk.
+# MARS's stock sigmas in heatmap cells: small parts have a sharper target than those on the trunk.
 _SIGMAS, _TRUNK = {"nose": 1.5, "ear": 2.0}, 3.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to train in a project. source: the file that config came from, if it is a configuration
-    of its own; model: of `pose`; lines: what was found, for the user."""
+class ProjectConfig:
+    """The configuration of a training in a project.
+
+    Attributes:
+        source: the configuration file in the project; None for stock values.
+        model: name of the pose model.
+        lines: what was taken from the project, for the user.
+    """
 
     config: Config
     source: Path | None
@@ -55,12 +60,12 @@ def find_project(start: Path) -> Path | None:
     return None
 
 
-def plan(overrides: Sequence[str], start: Path) -> Plan | None:
-    """What `fasthg train` without a CONFIG does; None outside of a project.
+def project_config(overrides: Sequence[str], start: Path) -> ProjectConfig | None:
+    """The configuration of `fasthg train` without CONFIG; None outside of a project.
 
-    The configuration is `pose/config_train.yaml`, or the stock values where it is absent. It gets
-    from project_config.yaml whatever it leaves open: records, parts, PIXELS_PER_CM, the folder of
-    the runs. Its own PARTS stand if they are of as many keypoints and not MARS's unedited ones.
+    It is `pose/config_train.yaml`, or the stock values where that is absent. Keys that it does not
+    set come from project_config.yaml: records, parts, PIXELS_PER_CM, the folder of the runs. Its
+    own PARTS are kept if they have as many keypoints and are not MARS's unedited ones.
 
     Args:
         overrides: `KEY=VALUE`; MARS_PROJECT names the project, POSE_MODEL the model of `pose`.
@@ -71,14 +76,14 @@ def plan(overrides: Sequence[str], start: Path) -> Plan | None:
         DataError: MARS_PROJECT is no project, its project_config.yaml is wrong, or there are no
             records to train on.
     """
-    given = _given(overrides, "MARS_PROJECT")
-    root = find_project(start) if given is None else Path(os.path.abspath(local_path(given)))
+    named = _override(overrides, "MARS_PROJECT")
+    root = find_project(start) if named is None else Path(os.path.abspath(local_path(named)))
     if root is None:
         return None
     project = read_project(root)
     first = next(iter(project.pose), "")
     model, animals = project.model(
-        _given(overrides, "POSE_MODEL"), f"choose one with POSE_MODEL={first}"
+        _override(overrides, "POSE_MODEL"), f"choose one with POSE_MODEL={first}"
     )
     present = _records(project, model)
     path = root / "pose" / "config_train.yaml"
@@ -86,20 +91,20 @@ def plan(overrides: Sequence[str], start: Path) -> Plan | None:
     document = read_document(path) if own else Document({}, {})
     lines = [_summary(project, model, animals, path if own else None)]
     lines += _complete(document.values, project, model, present)
-    # The project is the one found; a relative path would be another way to write it.
+    # The project's absolute path is set already; the override may be a relative one.
     rest = [text for text in overrides if text.partition("=")[0].strip() != "MARS_PROJECT"]
     config = resolve(document, str(path if own else project.config), rest)
-    return Plan(config, path if own else None, model, tuple(lines))
+    return ProjectConfig(config, path if own else None, model, tuple(lines))
 
 
-def _given(overrides: Sequence[str], key: str) -> str | None:
+def _override(overrides: Sequence[str], key: str) -> str | None:
     """The value of the last override of a key; None without one."""
-    found = None
+    last = None
     for text in overrides:
         if text.partition("=")[0].strip() == key:
             value = parse_override(text)[1]
-            found = None if value is None else str(value)
-    return found
+            last = None if value is None else str(value)
+    return last
 
 
 def _records(project: Project, model: str) -> list[str]:
@@ -128,7 +133,7 @@ def _summary(project: Project, model: str, animals: Sequence[str], source: Path 
 def _complete(
     values: dict[str, Any], project: Project, model: str, present: Sequence[str]
 ) -> list[str]:
-    """Add to a file's values what the project knows; says what the user should know of it."""
+    """Add values of the project to those of a file; returns notes for the user."""
     root, lines = project.folder, []
     patterns = project_data(str(root), model)
     values["MARS_PROJECT"], values["POSE_MODEL"] = str(root), model
@@ -150,18 +155,18 @@ def _complete(
     return lines
 
 
-def _parts(given: Mapping[str, Any], project: Project) -> tuple[dict[str, Any], bool]:
-    """PARTS for the project's keypoints, and whether those of the file gave way."""
-    names, own = list(project.keypoints), given.get("NAMES")
+def _parts(section: Mapping[str, Any], project: Project) -> tuple[dict[str, Any], bool]:
+    """PARTS for the project's keypoints, and whether those of the file were replaced."""
+    names, own = list(project.keypoints), section.get("NAMES")
     if own == names:
-        return dict(given), False
-    if given.get("NUM_PARTS") == len(names) and own != list(Parts().NAMES):
-        return {**given, "NAMES": names}, False
+        return dict(section), False
+    if section.get("NUM_PARTS") == len(names) and own != list(Parts().NAMES):
+        return {**section, "NAMES": names}, False
     pairs = list(project.pairs)
     paired = {part for pair in pairs for part in pair}
     pairs += [pair for pair in left_right_pairs(names) if paired.isdisjoint(pair)]
     return {
-        **given,
+        **section,
         "NUM_PARTS": len(names),
         "NAMES": names,
         "LEFT_RIGHT_PAIRS": [list(pair) for pair in pairs],
@@ -186,7 +191,7 @@ def newest_run(overrides: Sequence[str], start: Path) -> RunFolder:
             f"no RUN given, and no {PROJECT_CONFIG} in {os.path.abspath(start)} or above; "
             "give runs/<name>"
         )
-    pattern = f"{_given(overrides, 'POSE_MODEL') or '*'}{_LOG}"
+    pattern = f"{_override(overrides, 'POSE_MODEL') or '*'}{_LOG}"
     runs = [RunFolder(path.parent) for path in (root / "pose").glob(f"{pattern}/*/checkpoints")]
     ready = [run for run in runs if run.resolved.is_file() and run.best.is_file()]
     if not ready:
@@ -194,8 +199,8 @@ def newest_run(overrides: Sequence[str], start: Path) -> RunFolder:
     return max(ready, key=lambda run: (run.best.stat().st_mtime_ns, run.path.name))
 
 
-def moved(run: RunFolder) -> list[str]:
-    """Overrides for a run whose project has moved, with the run in it: where it lies now."""
+def relocation_overrides(run: RunFolder) -> list[str]:
+    """Overrides with the present paths, for a run in a project whose folder was moved."""
     root, config = find_project(run.path), run.config()
     model, old = config.POSE_MODEL, config.MARS_PROJECT
     if root is None or model is None or old is None or old == str(root):

@@ -52,7 +52,7 @@ _AGAIN = "copy the checkpoint again"
 
 
 class Entry(NamedTuple):
-    """Where the values of a variable lie, and what they are."""
+    """Type, shape and position of a variable's values."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -64,14 +64,14 @@ class Entry(NamedTuple):
     """Saved in several pieces: a partitioned variable."""
 
 
-class Bundle(Mapping[str, np.ndarray]):
-    """The variables of a checkpoint by name; values are read, and checked, when asked for.
+class Checkpoint(Mapping[str, np.ndarray]):
+    """Variables of a checkpoint by name; each access reads the values and verifies their checksum.
 
     Args:
         prefix: the path less `.index`.
 
     Attributes:
-        entries: name -> where its values lie.
+        entries: name -> type, shape and position of the values.
 
     Raises:
         DataError: the index is missing, damaged, cut off or of another format.
@@ -100,7 +100,7 @@ class Bundle(Mapping[str, np.ndarray]):
         self._shards = shards
 
     def _header(self, data: bytes) -> int:
-        """Take note of the byte order; the number of shards."""
+        """Set the byte order from the header; returns the number of shards."""
         shards = needed = 0
         for number, wire, start, end in fields(data, 0, len(data)):
             if wire == VARINT and number == 1:
@@ -158,11 +158,11 @@ class Bundle(Mapping[str, np.ndarray]):
 
 
 def find_prefix(path: Path) -> Path:
-    """The prefix of a checkpoint that a person names in one of several ways.
+    """The prefix of a checkpoint from any of the paths that name it.
 
     Args:
         path: the prefix itself, one of its files, a folder of checkpoints, or the file `checkpoint`
-            in it. Of a folder the one that `checkpoint` names, else that of the last step.
+            in it. Of a folder, the prefix that `checkpoint` names, else that of the last step.
 
     Raises:
         DataError: there is none.
@@ -194,15 +194,15 @@ def _step(prefix: Path) -> int:
 
 
 def _newest(path: Path) -> Path:
-    """The prefix that the text file `checkpoint` names, in its own folder if that has moved."""
-    found = re.search(r'^model_checkpoint_path:\s*"(.*)"', path.read_text("utf-8", "replace"), re.M)
-    if found is None:
+    """The prefix that the text file `checkpoint` names; in its folder if the path has changed."""
+    match = re.search(r'^model_checkpoint_path:\s*"(.*)"', path.read_text("utf-8", "replace"), re.M)
+    if match is None:
         raise DataError(f"{path}: names no model_checkpoint_path; give a checkpoint's prefix")
-    if not re.split(r"[/\\]", found[1])[-1]:
+    if not re.split(r"[/\\]", match[1])[-1]:
         raise DataError(f"{path}: its model_checkpoint_path is no file; give a checkpoint's prefix")
-    named = path.parent / found[1]
+    named = path.parent / match[1]
     there = named.with_name(f"{named.name}.index").is_file()
-    return named if there else path.parent / re.split(r"[/\\]", found[1])[-1]
+    return named if there else path.parent / re.split(r"[/\\]", match[1])[-1]
 
 
 def _length(file: BinaryIO) -> int:
@@ -225,7 +225,7 @@ def _table(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
-    """Offset and size of a block, and the position behind them."""
+    """Offset and size of a block, and the position after them."""
     offset, at = varint(data, at, len(data))
     size, at = varint(data, at, len(data))
     return offset, size, at

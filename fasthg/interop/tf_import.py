@@ -1,4 +1,4 @@
-"""From a TensorFlow checkpoint of MARS to weights as a run writes them."""
+"""Import of MARS's TensorFlow checkpoints as fasthg weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fasthg.config import Config, Document, read_document, resolve
 from fasthg.errors import ConfigError, DataError
-from fasthg.interop.tf_checkpoint import Bundle, find_prefix
+from fasthg.interop.tf_checkpoint import Checkpoint, find_prefix
 from fasthg.interop.tf_names import (
     EMA_SUFFIX,
     ROOT,
@@ -31,14 +31,14 @@ _NAMED = 4
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A variable and what it became."""
+class MappedVariable:
+    """A TensorFlow variable and the tensor of the network that holds its values."""
 
     variable: str
     name: str
     """In the network's `state_dict`."""
     shape: tuple[int, ...]
-    """There: `(out, in, height, width)` of a convolution's weights."""
+    """Of that tensor: `(out, in, height, width)` of a convolution's weights."""
 
     @property
     def block(self) -> str:
@@ -48,7 +48,7 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedNetwork:
     """The network of a checkpoint."""
 
     prefix: Path
@@ -56,12 +56,12 @@ class Imported:
     ema: bool
     step: int
     tensors: dict[str, Tensor]
-    mapped: list[Mapped]
+    mapped: list[MappedVariable]
     unused: dict[str, int]
-    """What the checkpoint holds beside: kind -> number of variables."""
+    """Variables of the checkpoint that are not taken: kind -> number."""
 
     def save(self, path: Path) -> None:
-        """Write a weights file as that of a run's best weights.
+        """Write a weights file in the format of a run's best weights.
 
         Raises:
             FasthgError: it cannot be written.
@@ -73,7 +73,7 @@ class Imported:
 
 def read_checkpoint(
     path: Path, config: Path | None, overrides: Sequence[str] = (), *, ema: bool = True
-) -> Imported:
+) -> ImportedNetwork:
     """Read a checkpoint of MARS's network.
 
     Args:
@@ -88,56 +88,57 @@ def read_checkpoint(
         ConfigError: the configuration is wrong or of another network.
         DataError: the checkpoint is damaged, or of another network than MARS's.
     """
-    bundle = Bundle(find_prefix(path))
-    shapes = {name: entry.shape for name, entry in bundle.entries.items()}
-    found = network_keys(shapes)
-    if "NUM_STACKS" not in found:
+    checkpoint = Checkpoint(find_prefix(path))
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    sizes = network_keys(shapes)
+    if "NUM_STACKS" not in sizes:
         raise DataError(
-            f"{bundle.index}: none of its {len(bundle)} variables is of MARS's pose network "
-            f"({ROOT}/hourglass/...); give a checkpoint of hourglass_pose"
+            f"{checkpoint.index}: none of its {len(checkpoint)} variables is of MARS's pose "
+            f"network ({ROOT}/hourglass/...); give a checkpoint of hourglass_pose"
         )
     document = Document({}, {}) if config is None else read_document(config)
     for key in ("NUM_STACKS", "FEATURES", "STEM_FEATURES"):
-        if key in found:
-            document.values.setdefault(key, found[key])
+        if key in sizes:
+            document.values.setdefault(key, sizes[key])
     source = "the stock values" if config is None else str(config)
     settings = resolve(document, source, overrides)
-    _compare(settings, found, bundle, source)
+    _compare(settings, sizes, checkpoint, source)
     model = build_model(settings)
     names = variable_names(model)
-    _check(bundle, model, names, ema)
-    unused = _unused(bundle, names, ema)
-    load_variables(model, bundle, ema=ema)
+    _check(checkpoint, model, names, ema)
+    unused = _unused(checkpoint, names, ema)
+    load_variables(model, checkpoint, ema=ema)
     tensors = dict(model.state_dict())
     bad = [v for v, name in names.items() if not torch.isfinite(tensors[name]).all()]
     if bad:
         raise DataError(
-            f"{bundle.index}: not finite, of a training that diverged: {_some(bad)}; "
+            f"{checkpoint.index}: not finite, of a training that diverged: {_some(bad)}; "
             "give an older checkpoint"
         )
     mapped = [
-        Mapped(name + EMA_SUFFIX if ema else name, target, tuple(tensors[target].shape))
+        MappedVariable(name + EMA_SUFFIX if ema else name, target, tuple(tensors[target].shape))
         for name, target in names.items()
     ]
-    step = int(bundle[_STEP]) if shapes.get(_STEP) == () else 0
-    return Imported(bundle.prefix, settings, ema, step, tensors, mapped, unused)
+    step = int(checkpoint[_STEP]) if shapes.get(_STEP) == () else 0
+    return ImportedNetwork(checkpoint.prefix, settings, ema, step, tensors, mapped, unused)
 
 
-def _compare(config: Config, found: Mapping[str, int], bundle: Bundle, source: str) -> None:
+def _compare(config: Config, sizes: Mapping[str, int], checkpoint: Checkpoint, source: str) -> None:
     """Raise ConfigError where the configuration is of another network than the checkpoint."""
-    given = {
+    configured = {
         "NUM_STACKS": config.NUM_STACKS,
         "FEATURES": config.FEATURES,
         "STEM_FEATURES": config.STEM_FEATURES,
         "PARTS.NUM_PARTS": config.PARTS.NUM_PARTS,
     }
-    wrong = [key for key, value in found.items() if given[key] != value]
+    wrong = [key for key, value in sizes.items() if configured[key] != value]
     if wrong:
-        settings = " ".join(f"{key}={found[key]}" for key in wrong)
+        settings = " ".join(f"{key}={sizes[key]}" for key in wrong)
         parts = ", with NAMES, SIGMAS and LEFT_RIGHT_PAIRS in the order of its training"
         raise ConfigError(
-            f"{bundle.index}: has {_list(found, wrong)}, and {source} {_list(given, wrong)}; "
-            f"set {settings}{parts if 'PARTS.NUM_PARTS' in wrong else ''}"
+            f"{checkpoint.index}: has {_list(sizes, wrong)}, and {source} "
+            f"{_list(configured, wrong)}; set {settings}"
+            f"{parts if 'PARTS.NUM_PARTS' in wrong else ''}"
         )
 
 
@@ -150,33 +151,35 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check(bundle: Bundle, model: StackedHourglass, names: Mapping[str, str], ema: bool) -> None:
+def _check(
+    checkpoint: Checkpoint, model: StackedHourglass, names: Mapping[str, str], ema: bool
+) -> None:
     """Raise DataError unless exactly the network's variables are there, in its shapes."""
     suffix = EMA_SUFFIX if ema else ""
-    missing = [name + suffix for name in names if name + suffix not in bundle]
+    missing = [name + suffix for name in names if name + suffix not in checkpoint]
     if ema and len(missing) == len(names):
-        raise DataError(f"{bundle.index}: holds no moving averages (*{EMA_SUFFIX}); give --raw")
+        raise DataError(f"{checkpoint.index}: holds no moving averages (*{EMA_SUFFIX}); give --raw")
     state = model.state_dict()
     shaped = []
     for name, target in names.items():
-        wanted = tuple(state[target].shape)
-        wanted = (*wanted[2:], wanted[1], wanted[0]) if len(wanted) == 4 else wanted
-        entry = bundle.entries.get(name + suffix)
-        if entry is not None and entry.shape != wanted:
-            shaped.append(f"{name}{suffix} {_by(entry.shape)} instead of {_by(wanted)}")
+        expected = tuple(state[target].shape)
+        expected = (*expected[2:], expected[1], expected[0]) if len(expected) == 4 else expected
+        entry = checkpoint.entries.get(name + suffix)
+        if entry is not None and entry.shape != expected:
+            shaped.append(f"{name}{suffix} {_by(entry.shape)} instead of {_by(expected)}")
     surplus = [
         name
-        for name in bundle
+        for name in checkpoint
         if name.startswith(f"{ROOT}/") and name not in names and _owner(name) not in names
     ]
     faults = [
-        f"{what}: {_some(found)}"
-        for what, found in (("missing", missing), ("surplus", surplus), ("shape", shaped))
-        if found
+        f"{what}: {_some(faulty)}"
+        for what, faulty in (("missing", missing), ("surplus", surplus), ("shape", shaped))
+        if faulty
     ]
     if faults:
         raise DataError(
-            f"{bundle.index}: not MARS's network; {'; '.join(faults)}; "
+            f"{checkpoint.index}: not MARS's network; {'; '.join(faults)}; "
             "give a checkpoint of hourglass_pose and the configuration of its training"
         )
 
@@ -190,10 +193,10 @@ def _owner(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _unused(bundle: Bundle, names: Mapping[str, str], ema: bool) -> dict[str, int]:
+def _unused(checkpoint: Checkpoint, names: Mapping[str, str], ema: bool) -> dict[str, int]:
     average = EMA_SUFFIX.strip("/")
     kinds: Counter[str] = Counter()
-    for name in bundle:
+    for name in checkpoint:
         if name in names:
             kind = "raw values"
         elif _owner(name) in names:

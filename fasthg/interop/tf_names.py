@@ -1,4 +1,4 @@
-"""Names of the reference's TensorFlow variables, and loading of their values.
+"""TensorFlow variable names of MARS's network, and loading of their values.
 
 TensorFlow numbers scopes in order of creation, so a name follows from a module's place in the
 network: stem first, then stack after stack. Convolution weights are stored
@@ -91,14 +91,13 @@ def variable_names(model: StackedHourglass, root: str = ROOT) -> dict[str, str]:
 
 
 def network_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The keys of the network whose variables have these names and shapes, as far as they tell.
+    """Configuration keys that follow from the names and shapes of a network's variables.
 
     Args:
         shapes: variable name -> shape, convolution weights `(height, width, in, out)`.
 
     Returns:
-        NUM_STACKS, STEM_FEATURES, FEATURES and PARTS.NUM_PARTS; one of which nothing tells is
-        missing.
+        NUM_STACKS, STEM_FEATURES, FEATURES and PARTS.NUM_PARTS, those of them that follow.
     """
     scopes = (name.split("/") for name in shapes)
     stacks = {s[1] for s in scopes if s[0] == ROOT and re.fullmatch(r"hourglass(_\d+)?", s[1])}

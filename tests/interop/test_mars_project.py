@@ -26,7 +26,12 @@ from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.predictor import Predictions
-from fasthg.interop.mars_project import find_project, moved, newest_run, plan
+from fasthg.interop.mars_project import (
+    find_project,
+    newest_run,
+    project_config,
+    relocation_overrides,
+)
 from fasthg.metrics import oks
 from fasthg.report.evaluate import Evaluation
 from fasthg.report.performance import as_coco, draw_pck
@@ -76,7 +81,7 @@ def put_records(root: Path, model: str = "top", splits: tuple[str, ...] = ("trai
 
 
 def planned(root: Path, *overrides: str) -> Config:
-    found = plan(overrides, root)
+    found = project_config(overrides, root)
     assert found is not None
     return found.config
 
@@ -200,8 +205,8 @@ def test_coco_reads_them_as_the_notebooks_do(trained: Trained, category: int) ->
         distance = np.hypot(*np.moveaxis(xyv - at, -1, 0)[:2])
         distance[xyv[..., 2] == 0] = np.nan
         wanted = oks(distance, sigmas, [annotation["area"]])
-        got = judge.ious[annotation["image_id"], category]
-        np.testing.assert_allclose(got, [wanted], rtol=1e-6)
+        actual = judge.ious[annotation["image_id"], category]
+        np.testing.assert_allclose(actual, [wanted], rtol=1e-6)
 
 
 def test_eval_and_predict_find_the_newest_run(trained: Trained, tmp_path: Path) -> None:
@@ -229,12 +234,12 @@ def test_a_project_may_move(trained: Trained, tmp_path: Path) -> None:
     root = tmp_path / "elsewhere"
     shutil.copytree(trained.project, root)
     run = RunFolder(root / "pose" / "top_log" / "first")
-    config = run.config(moved(run))
+    config = run.config(relocation_overrides(run))
     assert str(root) == config.MARS_PROJECT
     assert (f"{root}/pose/top_tfrecords_pose/test_dataset-*",) == config.DATA.TEST
-    assert moved(RunFolder(trained.run)) == []
+    assert relocation_overrides(RunFolder(trained.run)) == []
     shutil.copytree(trained.run, tmp_path / "alone")
-    assert moved(RunFolder(tmp_path / "alone")) == []
+    assert relocation_overrides(RunFolder(tmp_path / "alone")) == []
 
 
 def test_the_newest_run_by_its_weights(tmp_path: Path) -> None:
@@ -258,7 +263,7 @@ def test_the_stock_values_without_a_configuration(tmp_path: Path) -> None:
     root = make(tmp_path, keypoints=names, check_pairs=pairs, pixels_per_cm=0, animal_names=[])
     root = make(tmp_path / "b", keypoints=names, check_pairs=pairs, pixels_per_cm=0, pose={"m": []})
     put_records(root, "m")
-    found = plan([], root)
+    found = project_config([], root)
     assert found is not None and found.source is None and found.model == "m"
     parts = found.config.PARTS
     assert parts.NUM_PARTS == 6 and list(parts.NAMES) == names
@@ -288,7 +293,7 @@ def test_whose_parts_serve(tmp_path: Path) -> None:
     stock = Parts().model_dump()
     unedited = make(tmp_path / "stock", {"PARTS": stock}, keypoints=names, check_pairs=[])
     put_records(unedited)
-    found = plan(["PARTS.SIGMAS=[5, 5, 5]"], unedited)
+    found = project_config(["PARTS.SIGMAS=[5, 5, 5]"], unedited)
     assert found is not None and "of other keypoints" in found.lines[1]
     assert found.config.PARTS.SIGMAS == (5.0, 5.0, 5.0), "the command line has the last word"
     same = make(tmp_path / "same", {"PARTS": {**stock, "SIGMAS": [9] * 7}})
@@ -300,19 +305,19 @@ def test_a_project_is_named_or_around(tmp_path: Path, monkeypatch: pytest.Monkey
     root = make(tmp_path / "p", {"RUNS_DIR": "elsewhere"}, pose={"top": [], "front": ["white"]})
     put_records(root)
     put_records(root, "front", ("train", "val"))
-    assert plan([], tmp_path) is None and find_project(root / "pose") == root
+    assert project_config([], tmp_path) is None and find_project(root / "pose") == root
     monkeypatch.chdir(tmp_path)
-    found = plan(["MARS_PROJECT=p", "POSE_MODEL=front"], tmp_path)
+    found = project_config(["MARS_PROJECT=p", "POSE_MODEL=front"], tmp_path)
     assert found is not None and str(root) == found.config.MARS_PROJECT
     assert (f"{root}/pose/front_tfrecords_pose/val_dataset-*",) == found.config.DATA.VAL
     assert found.config.RUNS_DIR == "elsewhere"
     assert "front (white)" in found.lines[0]
     with pytest.raises(DataError, match=r"2 models \(front, top\); choose one with POSE_MODEL=f"):
-        plan([], root)
+        project_config([], root)
     with pytest.raises(DataError, match=r"project_config.yaml: No such file .*; give the folder"):
-        plan(["MARS_PROJECT=q"], tmp_path)
+        project_config(["MARS_PROJECT=q"], tmp_path)
     with pytest.raises(ConfigError, match=r"keep either DATA or MARS_PROJECT"):
-        plan(["POSE_MODEL=top", "DATA.TRAIN=mine"], root)
+        project_config(["POSE_MODEL=top", "DATA.TRAIN=mine"], root)
 
 
 @pytest.mark.parametrize(

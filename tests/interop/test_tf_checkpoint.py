@@ -9,7 +9,7 @@ import pytest
 from tf_bundle import write_bundle
 
 from fasthg.errors import DataError
-from fasthg.interop.tf_checkpoint import Bundle, find_prefix
+from fasthg.interop.tf_checkpoint import Checkpoint, find_prefix
 
 VALUES = {
     **{f"net/block_{i}/weights": np.full((2, i), i, np.float32) for i in range(40)},
@@ -31,7 +31,7 @@ VALUES = {
 )
 def test_every_layout_gives_the_values(tmp_path: Path, how: dict[str, int]) -> None:
     write_bundle(tmp_path / "m", VALUES, **how)
-    bundle = Bundle(tmp_path / "m")
+    bundle = Checkpoint(tmp_path / "m")
     assert set(bundle) == set(VALUES) and len(bundle) == len(VALUES)
     for name, value in VALUES.items():
         assert bundle[name].dtype == value.dtype and np.array_equal(bundle[name], value), name
@@ -43,12 +43,12 @@ def test_every_layout_gives_the_values(tmp_path: Path, how: dict[str, int]) -> N
 def test_a_checkpoint_of_tensorflow(test_data: Path) -> None:
     """All its variables pass their checksums; the values are those that TensorFlow itself reads."""
     folder = test_data / "mars/model"
-    bundle = Bundle(folder / "checkpoint_2stack_f32_with_slots/model.ckpt-1234")
+    bundle = Checkpoint(folder / "checkpoint_2stack_f32_with_slots/model.ckpt-1234")
     assert len(bundle) == 1209 and bundle["global_step"] == 1234
     assert all(np.isfinite(bundle[name]).all() for name in bundle)
-    with np.load(folder / "weights_2stack_f32.npz") as wanted:
-        for name in wanted.files:
-            assert np.array_equal(bundle[name], wanted[name]), name
+    with np.load(folder / "weights_2stack_f32.npz") as expected:
+        for name in expected.files:
+            assert np.array_equal(bundle[name], expected[name]), name
 
 
 def test_every_damaged_byte_of_an_index_is_found(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_every_damaged_byte_of_an_index_is_found(tmp_path: Path) -> None:
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
         try:
-            Bundle(tmp_path / "m")
+            Checkpoint(tmp_path / "m")
         except DataError as error:
             assert str(path) in str(error) and "\n" not in str(error)
         else:
@@ -69,25 +69,25 @@ def test_every_damaged_byte_of_an_index_is_found(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"m\.index: .*cut off"):
-            Bundle(tmp_path / "m")
+            Checkpoint(tmp_path / "m")
 
 
 def test_damaged_values_are_named(tmp_path: Path) -> None:
     write_bundle(tmp_path / "m", VALUES, shards=2)
     first, second = (tmp_path / f"m.data-0000{i}-of-00002" for i in range(2))
     name = "net/block_9/weights"
-    shard = (first, second)[Bundle(tmp_path / "m").entries[name].shard]
-    at = Bundle(tmp_path / "m").entries[name].offset
+    shard = (first, second)[Checkpoint(tmp_path / "m").entries[name].shard]
+    at = Checkpoint(tmp_path / "m").entries[name].offset
     whole = shard.read_bytes()
     shard.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
     with pytest.raises(DataError, match=f"{shard.name}: {name} is damaged, its checksum"):
-        Bundle(tmp_path / "m")[name]
+        Checkpoint(tmp_path / "m")[name]
     shard.write_bytes(whole[: at + 1])
     with pytest.raises(DataError, match=f"{shard.name}: cut off before the end of {name}"):
-        Bundle(tmp_path / "m")[name]
+        Checkpoint(tmp_path / "m")[name]
     shard.unlink()
     with pytest.raises(DataError, match=f"{shard.name}: no such file, but {name} is in it"):
-        Bundle(tmp_path / "m")[name]
+        Checkpoint(tmp_path / "m")[name]
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_damaged_values_are_named(tmp_path: Path) -> None:
 def test_what_is_not_read_is_said(tmp_path: Path, how: dict[str, object], said: str) -> None:
     write_bundle(tmp_path / "m", {"a": np.zeros(2, np.float32)}, **how)
     with pytest.raises(DataError, match=said):
-        Bundle(tmp_path / "m")["a"]
+        Checkpoint(tmp_path / "m")["a"]
 
 
 def test_names_do_not_grow_without_end(tmp_path: Path) -> None:
     write_bundle(tmp_path / "m", {"a" * 5000: np.zeros(2, np.float32)})
     with pytest.raises(DataError, match="has a broken entry"):
-        Bundle(tmp_path / "m")
+        Checkpoint(tmp_path / "m")
 
 
 def test_a_checkpoint_is_found_however_it_is_named(tmp_path: Path) -> None:
@@ -135,4 +135,4 @@ def test_a_checkpoint_is_found_however_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no checkpoint in it"):
         find_prefix(tmp_path / "empty")
     with pytest.raises(DataError, match=r"none\.index: no such file"):
-        Bundle(tmp_path / "none")
+        Checkpoint(tmp_path / "none")

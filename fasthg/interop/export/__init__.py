@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fasthg.interop.export.check import Difference, check, need_runtime
-from fasthg.interop.export.job import (
+from fasthg.interop.export.comparison import Difference, check, need_runtime
+from fasthg.interop.export.exporter import (
     FORMATS,
     PRECISIONS,
     Exported,

@@ -1,4 +1,4 @@
-"""The network as other runtimes take it: torch's own operators alone, the last heatmaps only."""
+"""The network for other runtimes: torch's own operators only, heatmaps of the last stack only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ExportNetwork(nn.Module):
         model: in evaluation mode; batch norm is folded into a copy (`fold_batch_norm`).
         stored: what convolutions' weights are rounded to, after folding.
         computed: dtype of the arithmetic, and of all maps but images and results.
-        decode: also find the peaks by this method of `heatmap_peaks`; plateau has no form without
+        decode: also decode the peaks by this method of `heatmap_peaks`; plateau has no form without
             a loop.
 
     Raises:
@@ -120,14 +120,14 @@ def _stack(stack: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def traced(network: ExportNetwork, config: Config) -> ExportedProgram:
     """The graph of a network, for images of INPUT_SIZE in batches of any size from 1."""
-    # Two images: a batch of 1 would be taken for a constant.
+    # Two images: torch.export would treat a batch of 1 as a constant.
     images = torch.zeros(2, 3, config.INPUT_SIZE, config.INPUT_SIZE)
     with torch.no_grad():
         program = torch.export.export(
             network.eval(), (images,), dynamic_shapes={"images": {0: Dim("batch", min=1)}}
         )
     for node in program.graph.nodes:
-        # Files would tell in which folder of this machine the code lies.
+        # These would write local paths of this machine into the file.
         for key in ("stack_trace", "nn_module_stack", "torch_fn"):
             node.meta.pop(key, None)
     return program

@@ -1,4 +1,4 @@
-"""The traced network as an ONNX file, by torch's exporter."""
+"""ONNX content of a traced network, by torch's exporter."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def onnx_content(
     Args:
         outputs: names of the results; the input's is `images`.
         metadata: goes to `metadata_props`.
-        stored: bfloat16 keeps float32 weights of convolutions as that and casts them up behind,
-            once as a session starts: runtimes on a CPU have no convolution of bfloat16.
+        stored: bfloat16 stores the float32 weights of convolutions in it, each with a `Cast` to
+            float32 that a session runs once at its start: CPU runtimes have no convolution of
+            bfloat16.
     """
     with _quiet():
         exported = torch.onnx.export(
@@ -63,7 +64,7 @@ def onnx_content(
 
 
 def _describe(model: Any, metadata: Mapping[str, str]) -> None:
-    """Metadata and the batch's name in, and what the exporter tells of this machine out."""
+    """Add metadata and the name of the batch axis; remove what names this machine."""
     del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
@@ -78,7 +79,7 @@ def _describe(model: Any, metadata: Mapping[str, str]) -> None:
 
 
 def store_bfloat16(graph: Any) -> None:
-    """Keep the float32 weights of a graph's convolutions in bfloat16, with a `Cast` behind each."""
+    """Store float32 weights of convolutions in bfloat16, with a `Cast` to float32 after each."""
     import onnx
 
     casts = []
@@ -100,7 +101,7 @@ def store_bfloat16(graph: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's words on torchvision and on torch's own deprecations."""
+    """Suppress the exporter's messages about torchvision and torch's own deprecations."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -38,11 +38,11 @@ def test_heatmaps_and_peaks_at_any_batch(shallow: Trained, dark: Path) -> None:
     onnx.checker.check_model(model)
     for batch in (1, 3):
         images = torch.rand(batch, 3, 64, 64) * 2 - 1
-        wanted = shallow.model(images)[-1]
-        points, heights = heatmap_peaks(wanted, "dark")
+        expected = shallow.model(images)[-1]
+        points, heights = heatmap_peaks(expected, "dark")
         maps, keypoints, scores = run(model, images)
         assert maps.dtype == keypoints.dtype == torch.float32
-        torch.testing.assert_close(maps, wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(maps, expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(scores, heights, rtol=0, atol=1e-4)
         torch.testing.assert_close(keypoints, points * 4, rtol=0, atol=2e-2)
 
@@ -73,8 +73,8 @@ def test_float16_within_and_float32_without(shallow: Trained, dark: Path, tmp_pa
     maps, keypoints, _ = run(model, images)
     points, _ = heatmap_peaks(maps, "quarter")
     torch.testing.assert_close(keypoints, points * 4)
-    wanted = shallow.model(images)[-1]
-    assert 0 < (maps - wanted).norm() / wanted.norm() < 5e-3
+    expected = shallow.model(images)[-1]
+    assert 0 < (maps - expected).norm() / expected.norm() < 5e-3
     assert done.path.stat().st_size < 0.75 * dark.stat().st_size
 
 
@@ -87,8 +87,8 @@ def test_bfloat16_is_stored_and_cast(shallow: Trained, dark: Path) -> None:
     kinds = {t.data_type for t in model.graph.initializer if len(t.dims) == 4 and t.dims[0] > 1}
     assert kinds == {onnx.TensorProto.BFLOAT16}
     images = torch.rand(2, 3, 64, 64) * 2 - 1
-    maps, wanted = run(model, images)[0], run(whole, images)[0]
-    assert 0 < (maps - wanted).norm() / wanted.norm() < 4e-2
+    maps, expected = run(model, images)[0], run(whole, images)[0]
+    assert 0 < (maps - expected).norm() / expected.norm() < 4e-2
 
 
 def test_a_missing_package_is_named_with_its_remedy(

@@ -43,10 +43,10 @@ def test_plain_torch_loads_it(shallow: Trained, exported: Exported, tmp_path: Pa
     files = [exported.path, tmp_path / "images.pt", tmp_path / "out.pt"]
     subprocess.run([sys.executable, "-c", LOAD, *files], check=True, cwd=tmp_path)
     several, one, told = torch.load(files[2])
-    wanted = shallow.model(images)[-1]
-    scale = max(1.0, float(wanted.abs().max()))
-    for got, count in ((several, 3), (one, 1)):
-        torch.testing.assert_close(got[0], wanted[:count], rtol=0, atol=1e-5 * scale)
+    expected = shallow.model(images)[-1]
+    scale = max(1.0, float(expected.abs().max()))
+    for actual, count in ((several, 3), (one, 1)):
+        torch.testing.assert_close(actual[0], expected[:count], rtol=0, atol=1e-5 * scale)
     assert (told["decode"], told["input_size"], len(told["parts"])) == (None, 64, 7)
 
 

@@ -1,4 +1,4 @@
-"""From a run or a weights file to one file for another runtime."""
+"""Export of a run or a weights file to one file for another runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fasthg import __version__
 from fasthg.config import Config
 from fasthg.errors import ConfigError, FasthgError
 from fasthg.files import write_atomically
-from fasthg.interop.export.mars import frozen_graph
+from fasthg.interop.export.frozen_graph import frozen_graph
 from fasthg.interop.export.network import ExportNetwork, traced
 from fasthg.interop.export.onnx_file import need_packages, onnx_content
 from fasthg.model import StackedHourglass
@@ -30,7 +30,7 @@ _MARS_INPUT = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """A network to export, and where it comes from."""
+    """A trained network and its origin."""
 
     path: Path
     """The weights file."""
@@ -49,7 +49,7 @@ class Exported(NamedTuple):
     kind: str
     precision: str
     decode: str | None
-    """How keypoints were found in the graph; None without --peaks."""
+    """How the graph decodes keypoints; None without --peaks."""
     notes: list[str]
 
 
@@ -75,14 +75,14 @@ def export(
     precision: str = "fp32",
     peaks: bool = False,
 ) -> Exported:
-    """Write one file; an older one of that name is replaced once the new one is complete.
+    """Write one file, atomically in place of an older one.
 
     Args:
         kind: one of FORMATS.
-        target: the file; the run's name in the run folder where None, or beside the weights file.
+        target: the file; the run's name in the run folder where None, or the weights file's folder.
         precision: one of PRECISIONS. fp16 computes in float16 in onnx and pt2, bf16 in bfloat16 in
             pt2; elsewhere the weights are stored in it and the arithmetic is float32.
-        peaks: also give keypoints and scores, found by DECODE.
+        peaks: also output keypoints and scores, decoded by DECODE.
 
     Raises:
         ConfigError: an unknown kind or precision, or peaks that the kind cannot have.
@@ -120,7 +120,7 @@ def export(
 
 
 def _pt2_content(program: ExportedProgram, metadata: dict[str, Any]) -> bytes:
-    program.example_inputs = None  # images that would be saved, too
+    program.example_inputs = None  # else the images are saved as well
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     return file.getvalue()
@@ -131,7 +131,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _metadata(trained: Trained, precision: str, decode: str | None) -> dict[str, Any]:
-    """What a file says of itself."""
+    """Metadata that the file carries."""
     config = trained.config
     known = ("step", "val_error_mean_px")
     return {

@@ -1,4 +1,4 @@
-"""MARS's frozen graph: the traced network, node for node in TensorFlow's operators and layout."""
+"""MARS's frozen graph: the traced network in TensorFlow's operators and layout, node by node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from fasthg.interop.export.wire import Attribute, GraphDef, Shape
+from fasthg.interop.export.graphdef import Attribute, GraphDef, Shape
 
 INPUT, OUTPUT = "images", "output_heatmaps"
 
@@ -27,7 +27,7 @@ def frozen_graph(program: ExportedProgram, stored: torch.dtype) -> bytes:
 
     Args:
         program: of an `ExportNetwork` without peaks that computes in float32.
-        stored: dtype of convolution weights in the file; a `Cast` behind each widens it.
+        stored: dtype of convolution weights in the file; a `Cast` after each widens it.
     """
     return _Translation(program, stored).graph.serialize()
 
@@ -39,7 +39,7 @@ class _Translation:
         tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self._names: dict[Node, str] = {}
         self._pads: dict[Node, list[int]] = {}
-        """What `pad` adds, in torch's order; the convolution behind does it."""
+        """What `pad` adds, in torch's order; the next convolution applies it."""
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 path = tensors.get(node.name)
@@ -90,17 +90,17 @@ class _Translation:
                 )
             case _ATEN.add.Tensor:
                 return self.graph.node(node.name, "Add", inputs, _FLOAT)
-        raise NotImplementedError(f"{node.target}: no operator of TensorFlow is given for it")
+        raise NotImplementedError(f"{node.target}: no TensorFlow operator is known for it")
 
     def _convolution(self, node: Node) -> str:
         x, weight, bias, stride, padding = _arguments(node)
         left, right, top, bottom = self._pads.get(x, (0, 0, 0, 0))
-        given = [(top + padding[0], bottom + padding[0]), (left + padding[1], right + padding[1])]
+        padded = [(top + padding[0], bottom + padding[0]), (left + padding[1], right + padding[1])]
         unpadded = x.args[0] if x in self._pads else x
         assert isinstance(unpadded, Node)
         sides, kernel = unpadded.meta["val"].shape[2:], weight.meta["val"].shape[2:]
-        if given != [_same(*axis) for axis in zip(sides, kernel, stride, strict=True)]:
-            raise NotImplementedError(f"{node.name}: padding {given} is not TensorFlow's SAME")
+        if padded != [_same(*axis) for axis in zip(sides, kernel, stride, strict=True)]:
+            raise NotImplementedError(f"{node.name}: padding {padded} is not TensorFlow's SAME")
         y = self.graph.node(
             node.name,
             "Conv2D",
@@ -114,8 +114,8 @@ class _Translation:
 
 def _arguments(node: Node) -> tuple[Node, Node, Node | None, list[int], list[int]]:
     defaults: list[Any] = [None, None, None, [1, 1], [0, 0]]
-    given: list[Any] = list(node.args)
-    return tuple(given + defaults[len(given) :])
+    arguments: list[Any] = list(node.args)
+    return tuple(arguments + defaults[len(arguments) :])
 
 
 def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""TensorFlow's `GraphDef` as bytes, written without TensorFlow.
+"""Writer of TensorFlow's `GraphDef`, without TensorFlow.
 
 Protocol buffers are fields one after the other, each a number with a wire type, then the value.
 Field numbers are those of TensorFlow's graph.proto, node_def.proto, attr_value.proto, tensor.proto,
@@ -17,7 +17,7 @@ from fasthg.data.records.protobuf import delimited, encode_varint, integer
 
 TYPES = {torch.float32: 1, torch.int32: 3, torch.bfloat16: 14, torch.float16: 19}
 """torch dtype -> number in `DataType`."""
-# Of TensorFlow 1.12 to 1.14: those that MARS may meet know every operator as it was then.
+# Producer version of TensorFlow 1.12 to 1.14: every version that runs MARS knows its operators.
 PRODUCER = 27
 
 
@@ -59,7 +59,7 @@ def _attribute(value: Attribute) -> bytes:
 
 
 class GraphDef:
-    """A graph of operators; nodes are kept as bytes, in the order of their calls."""
+    """A graph of operators; nodes are kept as serialised bytes, in the order of the calls."""
 
     def __init__(self) -> None:
         self._nodes: list[bytes] = []

@@ -1,4 +1,4 @@
-"""An exported file against fasthg's own inference, on real frames."""
+"""Comparison of an exported file with fasthg's own inference, on real frames."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fasthg.data.loader import make_loader
 from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference.predictor import Forward
-from fasthg.interop.export.job import Exported, Trained
-from fasthg.interop.export.mars import INPUT, OUTPUT
+from fasthg.interop.export.exporter import Exported, Trained
+from fasthg.interop.export.frozen_graph import INPUT, OUTPUT
 from fasthg.model import normalise
 from fasthg.model.hourglass import STRIDE
 from fasthg.ops import heatmap_peaks
 
-MOST = 64
+MAX_INSTANCES = 64
 """Instances that are compared, spread evenly over the data."""
 _BATCH = 8
 HEATMAPS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
@@ -39,7 +39,7 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported file is from fasthg in float32 on a CPU."""
+    """Differences between an exported file and fasthg in float32 on a CPU."""
 
     instances: int
     heatmap_max: float
@@ -47,7 +47,7 @@ class Difference:
     highest: float
     """Largest value, either sign, in fasthg's heatmaps."""
     keypoint_mean_px: float
-    """Between keypoints found by DECODE, image px."""
+    """Between keypoints decoded by DECODE, image px."""
     keypoint_max_px: float
     tolerance: float
     """Largest `heatmap_max` that passes."""
@@ -58,7 +58,7 @@ class Difference:
         return self.heatmap_max <= self.tolerance
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """The result as text."""
         return [
             f"check on {self.instances} instances: keypoints {self.keypoint_mean_px:.2g} px apart "
             f"in the mean, {self.keypoint_max_px:.2g} at most (image px)",
@@ -67,12 +67,12 @@ class Difference:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result for JSON."""
         return {**asdict(self), "passed": self.passed}
 
 
 def need_runtime(kind: str) -> None:
-    """Raise EnvironmentFault where what runs a file of this kind is not installed."""
+    """Raise EnvironmentFault if the runtime of this kind of file is not installed."""
     if kind == "mars-pb":
         _tensorflow()
 
@@ -99,12 +99,12 @@ def check(exported: Exported, trained: Trained, data: Sequence[str] | None) -> D
     ours = Forward(trained.model, config, torch.float32)
     heatmaps, keypoints, highest = [0.0], [], 0.0
     for images, to_image in _frames(index, config):
-        wanted = ours(images)[-1]
-        got, *peaks = runner(normalise(images))
-        heatmaps.append(float((got - wanted).abs().amax()))
-        highest = max(highest, float(wanted.abs().amax()))
-        cells = peaks[0] / STRIDE if peaks else heatmap_peaks(got, config.DECODE)[0]
-        pairs = cells, heatmap_peaks(wanted, config.DECODE)[0]
+        expected = ours(images)[-1]
+        actual, *peaks = runner(normalise(images))
+        heatmaps.append(float((actual - expected).abs().amax()))
+        highest = max(highest, float(expected.abs().amax()))
+        cells = peaks[0] / STRIDE if peaks else heatmap_peaks(actual, config.DECODE)[0]
+        pairs = cells, heatmap_peaks(expected, config.DECODE)[0]
         points = [geometry.apply(xy.double().numpy(), to_image) for xy in pairs]
         keypoints.append(np.linalg.norm(points[0] - points[1], axis=-1).ravel())
     if not keypoints:
@@ -125,7 +125,7 @@ def _frames(index: RecordIndex, config: Config) -> Any:
     sampler = BatchSampler(
         index, config, training=False, seed=0, batch_size=min(_BATCH, len(index))
     )
-    count = min(sampler.batches_per_epoch, MOST // _BATCH)
+    count = min(sampler.batches_per_epoch, MAX_INSTANCES // _BATCH)
     loader = make_loader(sampler, config, torch.device("cpu"))
     with contextlib.closing(loader):
         for step in np.linspace(0, sampler.batches_per_epoch - 1, count).astype(int):
@@ -168,7 +168,7 @@ def _tensorflow() -> Any:
 
 
 def run_tensorflow(exported: Exported) -> Runner:
-    """A session of TensorFlow with a mars-pb file.
+    """A TensorFlow session that runs a mars-pb file.
 
     Raises:
         EnvironmentFault: it is not installed.
@@ -181,8 +181,8 @@ def run_tensorflow(exported: Exported) -> Runner:
     session = tf.Session(graph=graph)
 
     def run(images: Tensor) -> Sequence[Tensor]:
-        given: npt.NDArray[np.float32] = images.permute(0, 2, 3, 1).contiguous().numpy()
-        heatmaps = session.run(f"{OUTPUT}:0", {f"{INPUT}:0": given})
+        inputs: npt.NDArray[np.float32] = images.permute(0, 2, 3, 1).contiguous().numpy()
+        heatmaps = session.run(f"{OUTPUT}:0", {f"{INPUT}:0": inputs})
         return [torch.from_numpy(heatmaps).permute(0, 3, 1, 2)]
 
     return run

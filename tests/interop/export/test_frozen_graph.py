@@ -12,8 +12,8 @@ import torch
 
 from fasthg.config import Config
 from fasthg.interop.export import Exported, Trained
-from fasthg.interop.export.check import run_tensorflow
-from fasthg.interop.export.mars import frozen_graph
+from fasthg.interop.export.comparison import run_tensorflow
+from fasthg.interop.export.frozen_graph import frozen_graph
 from fasthg.interop.export.network import ExportNetwork, traced
 from fasthg.interop.tf_names import load_variables
 from fasthg.model import StackedHourglass, fold_batch_norm
@@ -44,10 +44,10 @@ def test_the_graph_computes_the_last_heatmaps_at_any_batch(two_stacks: Trained, 
     assert [dim.size for dim in images.attr["shape"].shape.dim] == [-1, 64, 64, 3]
     for batch in (1, 3):
         x = torch.rand(batch, 3, 64, 64) * 2 - 1
-        wanted = two_stacks.model(x)[-1]
-        got = torch.from_numpy(graphdef.run(graph, x.permute(0, 2, 3, 1).numpy()))
-        scale = max(1.0, float(wanted.abs().max()))
-        torch.testing.assert_close(got.permute(0, 3, 1, 2), wanted, rtol=0, atol=1e-5 * scale)
+        expected = two_stacks.model(x)[-1]
+        actual = torch.from_numpy(graphdef.run(graph, x.permute(0, 2, 3, 1).numpy()))
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(actual.permute(0, 3, 1, 2), expected, rtol=0, atol=1e-5 * scale)
 
 
 @torch.no_grad()
@@ -76,9 +76,11 @@ def test_half_the_size_with_weights_that_are_cast(
     saved = sum(t.numel() for t in two_stacks.model.state_dict().values() if t.ndim == 4) * 2
     assert len(half) < len(whole) - 0.7 * saved  # each Cast takes some hundred bytes
     x = torch.rand(2, 3, 64, 64)
-    wanted = two_stacks.model(x)[-1]
-    got = torch.from_numpy(graphdef.run(graph, x.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
-    difference = (got - wanted).norm() / wanted.norm()
+    expected = two_stacks.model(x)[-1]
+    actual = torch.from_numpy(graphdef.run(graph, x.permute(0, 2, 3, 1).numpy())).permute(
+        0, 3, 1, 2
+    )
+    difference = (actual - expected).norm() / expected.norm()
     assert 0 < difference < error
 
 
@@ -95,9 +97,11 @@ def test_of_mars_own_weights_the_graph_gives_mars_own_heatmaps(
     test_data: Path, mars_export
 ) -> None:
     golden = np.load(test_data / "mars/model/golden_2stack_f32_with_slots.npz")
-    wanted = golden["eval_ema_stack1"][:2]
-    got = graphdef.run(graphdef.parse(mars_export[1]), golden["images"][:2])
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * max(1.0, np.abs(wanted).max()))
+    expected = golden["eval_ema_stack1"][:2]
+    actual = graphdef.run(graphdef.parse(mars_export[1]), golden["images"][:2])
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max())
+    )
 
 
 @torch.no_grad()
@@ -109,9 +113,9 @@ def test_tensorflow_runs_it(test_data: Path, mars_export, tmp_path: Path) -> Non
     run = run_tensorflow(Exported(path, "mars-pb", "fp32", None, []))
     golden = np.load(test_data / "mars/model/golden_2stack_f32_with_slots.npz")
     maps = run(torch.from_numpy(golden["images"]).permute(0, 3, 1, 2))[0].permute(0, 2, 3, 1)
-    wanted = golden["eval_ema_stack1"]
-    scale = max(1.0, np.abs(wanted).max())
-    np.testing.assert_allclose(maps, wanted, rtol=0, atol=1e-4 * scale)
+    expected = golden["eval_ema_stack1"]
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-4 * scale)
 
     crops = np.load(test_data / "mars/preprocessing_golden.npz")["three__loose1__crops"]
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
