@@ -69,8 +69,8 @@ def predict(
     Without --boxes or --track the whole frame is one animal's box; records have boxes.
     """
     from fasthg.data.boxes import GROWTH
-    from fasthg.inference.video.job import Options
-    from fasthg.inference.video.several import predict_all
+    from fasthg.inference.video.predict import predict_all
+    from fasthg.inference.video.predict_source import Options
     from fasthg.interop.mars_project import find_project, newest_run
     from fasthg.runs.run_folder import RunFolder
     from fasthg.runs.weights import SUFFIX, trained

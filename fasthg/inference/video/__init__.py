@@ -1,7 +1,8 @@
 """Keypoints of new images and videos.
 
-    sources, video -> Frame -> boxes | tracking -> network -> store -> tables, hdf5 -> files
-                                                                   -> overlay
+    sources, video_file -> Frame -> boxes | tracking -> keypoints -> row_store -> formats, hdf5
+                                                                              -> overlay
 
-`job.predict_source` joins them; `stages.ahead` runs a stage in a thread of its own.
+`predict_source.predict_source` connects them for one source, `predict.predict_all` takes all inputs
+of one command; `pipeline.ahead` runs a stage in its own thread.
 """

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.inference.video import hdf5
-from fasthg.inference.video.store import Rows
+from fasthg.inference.video.row_store import Rows
 
 _PX, _SCORE = 3, 5
 """Decimals of coordinates (px) and scores."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.inference.video.store import Rows
+from fasthg.inference.video.row_store import Rows
 
 SCORER = "fasthg"
 

@@ -15,9 +15,9 @@ from fasthg.data.opencv_loader import Image
 from fasthg.errors import EnvironmentFault
 from fasthg.files import write_atomically
 from fasthg.inference.video.frame import Frame, Source
-from fasthg.inference.video.stages import ahead
-from fasthg.inference.video.store import Rows
-from fasthg.inference.video.video import VideoSource
+from fasthg.inference.video.pipeline import ahead
+from fasthg.inference.video.row_store import Rows
+from fasthg.inference.video.video_file import VideoSource
 
 _CODECS = ("libx264", "libopenh264", "mpeg4")
 _AHEAD = 8

@@ -15,7 +15,7 @@ from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.video.boxes import Boxes
 from fasthg.inference.video.frame import Frame, Source
-from fasthg.inference.video.video import VideoSource
+from fasthg.inference.video.video_file import VideoSource
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset(

@@ -9,8 +9,8 @@ import pytest
 from moving_dots import PARTS, Dots
 
 from fasthg.config import Config
-from fasthg.inference.video.job import Options, TrainResult, predict_source
-from fasthg.inference.video.stages import Clock
+from fasthg.inference.video.pipeline import Clock
+from fasthg.inference.video.predict_source import Options, SourceResult, predict_source
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def config() -> Config:
 
 
 @pytest.fixture
-def predict(network: Dots, config: Config) -> Callable[..., TrainResult]:
+def predict(network: Dots, config: Config) -> Callable[..., SourceResult]:
     """`predict_source` with the dots' network; keywords are those of Options."""
 
     def run(
         source: Any, *, stop_at: int | None = None, using: Any = None, **given: Any
-    ) -> TrainResult:
+    ) -> SourceResult:
         seen = [0]
         return predict_source(
             *(source, using or network, config, Options(**given)),

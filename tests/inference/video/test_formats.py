@@ -12,7 +12,7 @@ import pytest
 
 from fasthg.data.convert.tables import read_table
 from fasthg.inference.video.formats import FORMATS
-from fasthg.inference.video.store import Rows
+from fasthg.inference.video.row_store import Rows
 
 PARTS = ("nose", "left ear", "right ear")
 

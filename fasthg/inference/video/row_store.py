@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.errors import DataError, FasthgError
-from fasthg.inference.video.network import Poses
+from fasthg.inference.video.keypoints import Poses
 
 _FORMAT = 1
 

@@ -15,13 +15,13 @@ import torch
 from moving_dots import OFFSETS, PARTS, SIZE, Dots, dots, write_video
 
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
-from fasthg.inference.video import network as network_module
+from fasthg.inference.video import keypoints as keypoints_module
 from fasthg.inference.video.frame import Frame
-from fasthg.inference.video.job import Options, TrainResult, check_targets
+from fasthg.inference.video.predict_source import Options, SourceResult, check_targets
 from fasthg.inference.video.sources import find_sources
 from fasthg.inference.video.tracking import WINDOWS
 
-Predict = Callable[..., TrainResult]
+Predict = Callable[..., SourceResult]
 
 
 class Made:
@@ -41,11 +41,11 @@ class Made:
             yield Frame(number, number / 25, self.images[number], "")
 
 
-def table(outcome: TrainResult) -> pandas.DataFrame:
+def table(outcome: SourceResult) -> pandas.DataFrame:
     return pandas.read_csv(next(f for f in outcome.files if f.suffix == ".csv"))
 
 
-def points(outcome: TrainResult) -> np.ndarray:
+def points(outcome: SourceResult) -> np.ndarray:
     """(frames, parts, 2) of one animal."""
     return table(outcome)[["x", "y"]].to_numpy().reshape(-1, 3, 2)
 
@@ -115,13 +115,13 @@ def test_tracking_follows_loses_and_finds_again(
     """Away for 6 frames, the animal comes back elsewhere."""
     boxes = []
 
-    plain = network_module.make_crop_transforms
+    plain = keypoints_module.make_crop_transforms
 
     def spied(config, shares, *rest):
         boxes.append(shares)
         return plain(config, shares, *rest)
 
-    monkeypatch.setattr(network_module, "make_crop_transforms", spied)
+    monkeypatch.setattr(keypoints_module, "make_crop_transforms", spied)
     again = [(200 - 2 * n, 120.0) for n in range(10)]
     images = [dots(c) for c in CENTRES] + [dots(None)] * 6 + [dots(c) for c in again]
     outcome = predict(Made(tmp_path, images), track=True)

@@ -17,9 +17,15 @@ from rich.progress import (
 
 from fasthg.errors import ConfigError
 from fasthg.inference.predictor import Forward
-from fasthg.inference.video.job import STAGES, Options, TrainResult, check_targets, predict_source
+from fasthg.inference.video.pipeline import Clock
+from fasthg.inference.video.predict_source import (
+    STAGES,
+    Options,
+    SourceResult,
+    check_targets,
+    predict_source,
+)
 from fasthg.inference.video.sources import find_sources
-from fasthg.inference.video.stages import Clock
 from fasthg.runs.checkpoint import CHECKSUM
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
@@ -74,33 +80,33 @@ def predict_all(
                     rate = done / (time.perf_counter() - start)
                     bar.update(task, completed=done, rate=rate)  # noqa: B023
 
-                outcome = predict_source(
+                result = predict_source(
                     *(source, network, config, options),
                     weights=weights,
                     clock=clock,
                     progress=show,
                     stop=lambda: signals.stop is not None,
                 )
-            for line in _lines(source.path, outcome, clock, time.perf_counter() - start):
+            for line in _lines(source.path, result, clock, time.perf_counter() - start):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
             if signals.stop is not None:
                 break
     return signals.stop
 
 
-def _lines(path: Path, outcome: TrainResult, clock: Clock, seconds: float) -> list[str]:
-    lines = [f"{path}: {note}" for note in outcome.notes]
-    lines += [str(file) for file in outcome.files]
+def _lines(path: Path, result: SourceResult, clock: Clock, seconds: float) -> list[str]:
+    lines = [f"{path}: {note}" for note in result.notes]
+    lines += [str(file) for file in result.files]
     rates = ", ".join(
-        f"{stage} {outcome.new / clock.seconds[stage]:.0f}"
+        f"{stage} {result.new / clock.seconds[stage]:.0f}"
         for stage in STAGES
         if clock.seconds[stage]
     )
-    kept = outcome.rows - outcome.new
+    kept = result.rows - result.new
     lines.append(
-        f"{path}: {outcome.new} frames in {seconds:.1f} s: {outcome.new / seconds:.1f} a second; "
+        f"{path}: {result.new} frames in {seconds:.1f} s: {result.new / seconds:.1f} a second; "
         f"each stage alone: {rates}" + (f"; {kept} rows were there" if kept else "")
     )
-    if outcome.stopped:
-        lines.append(f"{path}: stopped after {outcome.rows} frames; go on with --resume")
+    if result.stopped:
+        lines.append(f"{path}: stopped after {result.rows} frames; go on with --resume")
     return lines

@@ -11,9 +11,9 @@ import pytest
 from moving_dots import write_video
 
 from fasthg.errors import DataError, EnvironmentFault
-from fasthg.inference.video import video
+from fasthg.inference.video import video_file
 from fasthg.inference.video.sources import find_sources
-from fasthg.inference.video.video import VideoSource
+from fasthg.inference.video.video_file import VideoSource
 
 av = pytest.importorskip("av")
 
@@ -135,6 +135,6 @@ def test_without_pyav_there_is_a_remedy(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_images_need_no_pyav() -> None:
-    code = "import sys; sys.modules['av'] = None; import fasthg.inference.video.several"
+    code = "import sys; sys.modules['av'] = None; import fasthg.inference.video.predict"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert video.VideoSource.names == ()
+    assert video_file.VideoSource.names == ()

@@ -20,7 +20,7 @@ from fasthg.data.opencv_loader import CropRenderer, Image
 from fasthg.data.sampler import make_crop_transforms
 from fasthg.inference.video.boxes import Locate
 from fasthg.inference.video.frame import Frame
-from fasthg.inference.video.stages import Clock, ahead
+from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.tracking import Tracker
 from fasthg.ops import heatmap_peaks
 

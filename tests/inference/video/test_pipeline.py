@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fasthg.inference.video.stages import Clock, ahead
+from fasthg.inference.video.pipeline import Clock, ahead
 
 
 def running() -> int:

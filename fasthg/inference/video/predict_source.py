@@ -20,13 +20,13 @@ from fasthg.inference.plots import part_rgb
 from fasthg.inference.video.boxes import Boxes, read_boxes
 from fasthg.inference.video.formats import FORMATS
 from fasthg.inference.video.frame import Source
-from fasthg.inference.video.network import Network, Predictor
+from fasthg.inference.video.keypoints import Network, Predictor
 from fasthg.inference.video.overlay import overlay
+from fasthg.inference.video.pipeline import Clock, ahead
+from fasthg.inference.video.row_store import Rows, RowStore
 from fasthg.inference.video.sources import RecordSource
-from fasthg.inference.video.stages import Clock, ahead
-from fasthg.inference.video.store import Rows, RowStore
 from fasthg.inference.video.tracking import Tracker
-from fasthg.inference.video.video import VideoSource
+from fasthg.inference.video.video_file import VideoSource
 
 _FRAMES_AHEAD = 8
 _POSES_AHEAD = 4
@@ -69,7 +69,7 @@ class Options:
 
 
 @dataclass
-class TrainResult:
+class SourceResult:
     """What became of a source."""
 
     rows: int
@@ -116,7 +116,7 @@ def predict_source(
     clock: Clock,
     progress: Callable[[int], None],
     stop: Callable[[], bool],
-) -> TrainResult:
+) -> SourceResult:
     """Predict all frames of a source and write its files.
 
     Args:
@@ -182,27 +182,27 @@ def predict_source(
         if not done:
             store.remove()
             if stopped:
-                return TrainResult(0, 0, True)
+                return SourceResult(0, 0, True)
             raise DataError(f"{source.path}: no frame in it; check the file")
-        outcome = TrainResult(done, done - store.done, stopped)
+        result = SourceResult(done, done - store.done, stopped)
         found = rows()
         with clock.of("write"):
             for name in options.formats:
                 write_atomically(paths[name], lambda at, n=name: FORMATS[n].write(found, at))  # type: ignore[misc]
-                outcome.files.append(paths[name])
+                result.files.append(paths[name])
         if not stopped:
             if options.overlay:
                 with clock.of("overlay"):
                     colors = part_rgb(config)
                     overlay(source, found, paths["overlay"], colors, options.confidence)
-                outcome.files.append(paths["overlay"])
+                result.files.append(paths["overlay"])
             store.remove()
-    outcome.notes += _notes(source, boxes, found, stopped, options)
+    result.notes += _notes(source, boxes, found, stopped, options)
     if "mars" in options.formats and (len(boxes.animals), len(parts)) != _MARS:
-        outcome.notes.append(
+        result.notes.append(
             f"{len(boxes.animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
         )
-    return outcome
+    return result
 
 
 def _recall(tracker: Tracker, rows: Rows) -> None:
