@@ -189,7 +189,7 @@ def test_sound_states_stay_where_inode_numbers_are_not_unique(
 ) -> None:
     """As on some network file systems; last.pt is a copy there."""
     keeper = CheckpointKeeper(tmp_path, 0, 5, 1e9)
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         keeper.save(step, {"step": step})
     status = Path.stat
 
@@ -202,14 +202,18 @@ def test_sound_states_stay_where_inode_numbers_are_not_unique(
     sound = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").unlink()
     (tmp_path / "last.pt").write_bytes(sound)
-    (tmp_path / "step_00000003.pt").write_bytes(b"half")
+    (tmp_path / "step_00000004.pt").write_bytes(b"half")
     path, state, faults = load_newest(tmp_path)
-    assert (path.name, state["step"], len(faults)) == ("last.pt", 3, 1)
-    (tmp_path / "last.pt").write_bytes(b"half")
-    (tmp_path / "step_00000002.pt").write_bytes(b"half")
+    assert (path.name, state["step"], len(faults)) == ("last.pt", 4, 1)
+    for name in ("last.pt", "step_00000003.pt", "step_00000002.pt"):
+        (tmp_path / name).write_bytes(b"half")
     path, state, _ = load_newest(tmp_path)
     assert (path.name, state["step"]) == ("step_00000001.pt", 1)
     assert load_newest(tmp_path)[1]["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_00000001.pt",
+        *(f"step_0000000{step}.pt.damaged" for step in (2, 3, 4)),
+    ]
 
 
 def test_only_leftovers_of_writes_are_removed(tmp_path: Path) -> None:
