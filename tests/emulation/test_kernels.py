@@ -1,4 +1,7 @@
-"""Every CUDA kernel, run on the host, against its CPU twin or plain torch in float64."""
+"""Every operator on emulated CUDA kernels, against itself on the CPU or plain torch in float64.
+
+Cases are covering pairs: each dtype meets each shape, each flag and each order of the threads.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,25 @@ import sys
 
 import pytest
 import torch
+from emulated_extension import ORDERS
+from pairwise import covering
 
-from fasthg.ops import reference
+from fasthg.ops import (
+    _extension,
+    bn_act,
+    bn_act_inference,
+    channel_covariance,
+    conv1x1_act,
+    gaussian_heatmaps,
+    heatmap_mse,
+    heatmap_peaks,
+    max_pool2x,
+    moving_statistics,
+    reference,
+    rmsprop_ema,
+    upsample2x_add,
+)
 
-ORDERS = {"natural": 0, "greedy": 1, "greedy backward": 2}
 # dtype of the maps and one rounding of a value near 1
 DTYPES = [
     (torch.float32, 1e-6),
@@ -17,233 +35,304 @@ DTYPES = [
     (torch.float16, 2.0**-11 + 1e-6),
     (torch.bfloat16, 2.0**-8 + 1e-6),
 ]
+WIDE, HALVES = DTYPES[:2], DTYPES[2:]
+FLAG = (False, True)
 # batch, parts, height, width: with vector loads, and where a vector would not divide an image
 SHAPES = [(2, 7, 16, 16), (3, 5, 9, 7), (1, 1, 1, 1)]
+BN_ACT, BN_FOLD = sys.modules["fasthg.ops.bn_act"], sys.modules["fasthg.ops.bn_fold"]
+COVARIANCE = sys.modules["fasthg.ops.channel_covariance"]
 
 
-@pytest.fixture(params=ORDERS.values(), ids=ORDERS.keys(), autouse=True)
-def order(request, library):
-    library.emulation_order(request.param)
+def cases(names, *parameters):
+    """Parametrize by order, dtype, error and `names`; the first of `parameters` are dtypes."""
+    rows = [(order, *dtype, *rest) for order, dtype, *rest in covering(ORDERS, *parameters)]
+    return pytest.mark.parametrize(["order", "dtype", "error", *names], rows)
 
 
 def widened(dtype):
-    """The dtype in which the CPU twin computes what the kernel stores as `dtype`."""
+    """The dtype in which the CPU computes what the kernel stores as `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_gaussian_heatmaps(scene, cpu, cuda, dtype, error, shape, channels_last):
-    described = scene(*shape, dtype)
-    wanted = cpu.gaussian_heatmaps(described, shape[2:], widened(dtype), channels_last)
-    got = cuda.gaussian_heatmaps(described, shape[2:], dtype, channels_last)
-    torch.testing.assert_close(got.to(wanted.dtype), wanted, rtol=error, atol=1e-7)
+def unaligned(tensor):
+    """The same values at an address that is no multiple of 16 bytes."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
 
-def test_gaussian_heatmaps_over_several_blocks(scene, cpu, cuda):
-    described = scene(1, 3, 64, 61, torch.float32)
-    wanted = cpu.gaussian_heatmaps(described, (64, 61), torch.float32, True)
-    got = cuda.gaussian_heatmaps(described, (64, 61), torch.float32, True)
-    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+def as_maps(rows):
+    """(rows, channels) or (rows, width, channels) as one image, channels last in memory."""
+    rows = rows[:, None] if rows.dim() == 2 else rows
+    return rows[None].permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_heatmap_mse(scene, cpu, cuda, dtype, error, shape, channels_last, gaps):
-    described = scene(*shape, dtype)
+@cases(["shape", "channels_last"], DTYPES, SHAPES, FLAG)
+def test_gaussian_heatmaps(scene, emulated, order, dtype, error, shape, channels_last):
+    keypoints, sigmas, visibility = scene(*shape, dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    inputs = (keypoints, sigmas, shape[2:], visibility)
+    expected = gaussian_heatmaps(*inputs, dtype=widened(dtype), memory_format=layout)
+    with emulated(order):
+        actual = gaussian_heatmaps(*inputs, dtype=dtype, memory_format=layout)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.to(expected.dtype), expected, rtol=error, atol=1e-7)
+
+
+def test_gaussian_heatmaps_over_several_blocks(scene, emulated):
+    keypoints, sigmas, visibility = scene(1, 3, 64, 61, torch.float32)
+    inputs = (keypoints, sigmas, (64, 61), visibility)
+    expected = gaussian_heatmaps(*inputs, memory_format=torch.channels_last)
+    with emulated("greedy"):
+        actual = gaussian_heatmaps(*inputs, memory_format=torch.channels_last)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+@cases(["shape", "channels_last", "gaps"], DTYPES, SHAPES, FLAG, FLAG)
+def test_heatmap_mse(scene, emulated, order, dtype, error, shape, channels_last, gaps):
+    targets = scene(*shape, dtype)
     batch, parts, height, width = shape
     random = torch.Generator().manual_seed(1)
-    predictions = torch.randn(2, batch * 2, parts * height * width, generator=random).to(dtype)
+    size = (height, width, parts) if channels_last else (parts, height, width)
+    predictions = torch.randn(2, batch * 2, *size, generator=random).to(dtype)
     predictions = predictions[:, ::2] if gaps else predictions[:, :batch]
-    loss, gradient = cuda.heatmap_mse(described, (height, width), predictions, channels_last)
-    wide = predictions.to(widened(dtype))
-    wanted, slope = cpu.heatmap_mse(described, (height, width), wide, channels_last)
-    torch.testing.assert_close(loss, wanted, rtol=1e-6 if dtype != torch.float64 else 1e-13, atol=0)
-    torch.testing.assert_close(gradient.to(slope.dtype), slope, rtol=error, atol=1e-6)
+    if channels_last:
+        predictions = predictions.permute(0, 1, 4, 2, 3)
+
+    def loss_and_grad(predictions):
+        predictions = predictions.detach().requires_grad_()
+        loss = heatmap_mse(predictions, *targets, subpixel=True)
+        grad_loss = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).view(loss.shape)
+        return loss.detach(), *torch.autograd.grad(loss, predictions, grad_loss)
+
+    expected_loss, expected_grad = loss_and_grad(predictions.to(widened(dtype)))
+    with emulated(order):
+        loss, grad = loss_and_grad(predictions)
+    assert grad.dtype == dtype
+    rtol = 1e-6 if dtype != torch.float64 else 1e-13
+    torch.testing.assert_close(loss, expected_loss, rtol=rtol, atol=0)
+    torch.testing.assert_close(grad.to(expected_grad.dtype), expected_grad, rtol=error, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", range(4), ids=["argmax", "quarter", "dark", "plateau"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_heatmap_peaks(scene, cpu, cuda, dtype, error, shape, method):
-    described = scene(*shape, torch.float32)
-    maps = cpu.gaussian_heatmaps(described, shape[2:], torch.float32, False).view(shape)
+@cases(["shape", "method"], DTYPES, SHAPES, ("argmax", "quarter", "dark", "plateau"))
+def test_heatmap_peaks(scene, emulated, order, dtype, error, shape, method):
+    keypoints, sigmas, visibility = scene(*shape, torch.float32)
+    maps = gaussian_heatmaps(keypoints, sigmas, shape[2:], visibility)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(2))
     maps = (maps + noise * 0.05).to(dtype)
     maps[..., ::3, :] = maps[..., ::3, :].clamp(max=0.9)  # plateaus
     maps[0, 0, 0, 0] = torch.nan
     maps = maps.contiguous(memory_format=torch.channels_last)
-    xy, score = cuda.heatmap_peaks(maps, method)
-    wanted_xy, wanted_score = cpu.heatmap_peaks(maps.to(widened(dtype)), method)
-    torch.testing.assert_close(xy, wanted_xy, rtol=0, atol=1e-5, equal_nan=True)
-    torch.testing.assert_close(score, wanted_score, rtol=0, atol=0, equal_nan=True)
+    expected_xy, expected_score = heatmap_peaks(maps.to(widened(dtype)), method)
+    with emulated(order):
+        xy, score = heatmap_peaks(maps, method)
+    torch.testing.assert_close(xy, expected_xy, rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(score, expected_score, rtol=0, atol=0, equal_nan=True)
 
 
-def bn_act_case(shape, dtype, residual, frozen):
-    """Arguments of `Kernels.bn_act`, and given statistics or None."""
+def bn_act_case(shape, dtype, residual=False, frozen=False):
+    """x, residual, grad_y, beta, gamma and, where they are not the batch's own, mean and var."""
     random = torch.Generator().manual_seed(3)
-    x, added, grad_y = torch.randn(3, *shape, generator=random).to(dtype)
+    x, added, grad_y = (
+        as_maps(t) for t in torch.randn(3, *shape, generator=random).to(dtype).unbind()
+    )
     beta, gamma, mean, var = (torch.rand(4, shape[1], generator=random) + 0.1).to(widened(dtype))
-    arguments = (x, added if residual else None, grad_y, beta, gamma)
-    return arguments, (mean, var) if frozen else None
+    return x, added if residual else None, grad_y, beta, gamma, *((mean, var) if frozen else ())
 
 
-def check_bn_act(got, wanted, dtype, error):
-    for result, right in zip(got, wanted, strict=True):
-        size = float(right.abs().max())
+def run_bn_act(x, residual, grad_y, beta, gamma, *frozen, relu, onto=None):
+    """y, the statistics and the gradients of x, beta, gamma and the residual."""
+    leaves = [x, beta, gamma, residual]
+    leaves = [t if t is None else t.to(onto or t.dtype).requires_grad_() for t in leaves]
+    x, beta, gamma, residual = leaves
+    if frozen:
+        stats = tuple(t.to(onto or t.dtype) for t in frozen)
+        y = bn_act_inference(x, *stats, beta, gamma, residual, relu=relu)
+    else:
+        y, *stats = bn_act(x, beta, gamma, residual, relu=relu)
+    leaves = [t for t in leaves if t is not None]
+    return [y.detach(), *stats, *torch.autograd.grad(y, leaves, grad_y.to(y.dtype))]
+
+
+def check_bn_act(actual, expected, dtype, error, grad_y):
+    # The gradient of x is a difference of terms as large as grad_y: of one row nothing is left.
+    smallest = [0.0] * len(expected)
+    smallest[3] = float(grad_y.abs().max())
+    for result, right, least in zip(actual, expected, smallest, strict=True):
+        size = max(float(right.abs().max()), least)
         bound = error if result.dtype == dtype else min(error, 1e-5)
         torch.testing.assert_close(result.to(right.dtype), right, rtol=bound, atol=8 * bound * size)
 
 
-@pytest.mark.parametrize("on_chip", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (70, 520)])
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_bn_act(cpu, cuda, dtype, error, shape, relu, residual, frozen, on_chip):
-    arguments, given = bn_act_case(shape, dtype, residual, frozen)
-    real = widened(dtype)
-    wide = [t if t is None else t.to(real) for t in arguments]
-    wanted = cpu.bn_act(*wide, relu=relu, given=given)
-    got = cuda.bn_act(*arguments, relu=relu, given=given, on_chip=on_chip)
-    check_bn_act(got, wanted, dtype, error)
+@cases(
+    ["shape", "relu", "residual", "frozen", "on_chip"],
+    DTYPES,
+    [(203, 24), (61, 13), (1, 1), (70, 520)],
+    *[FLAG] * 4,
+)
+def test_bn_act(emulated, monkeypatch, order, dtype, error, shape, relu, residual, frozen, on_chip):
+    monkeypatch.setattr(BN_ACT, "_ON_CHIP_ROWS", 1 << 30 if on_chip else 0)
+    inputs = bn_act_case(shape, dtype, residual, frozen)
+    expected = run_bn_act(*inputs, relu=relu, onto=widened(dtype))
+    with emulated(order):
+        actual = run_bn_act(*inputs, relu=relu)
+    check_bn_act(actual, expected, dtype, error, inputs[2])
 
 
 # More rows than a block has threads, and a number of rows that is none of theirs.
-@pytest.mark.parametrize("rows", [1, 31, 1024, 1289])
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_bn_act_in_one_launch_and_in_three(cuda, dtype, error, rows):
-    arguments, _ = bn_act_case((rows, 16), dtype, True, False)
-    three, one, again = (
-        cuda.bn_act(*arguments, relu=True, on_chip=once) for once in (False, True, True)
-    )
-    check_bn_act(one, three, dtype, error)
+@cases(["rows"], DTYPES, [1, 31, 1024, 1289])
+def test_bn_act_in_one_launch_and_in_three(emulated, monkeypatch, order, dtype, error, rows):
+    inputs, results = bn_act_case((rows, 16), dtype, True), []
+    for on_chip_rows in (0, 1 << 30, 1 << 30):
+        monkeypatch.setattr(BN_ACT, "_ON_CHIP_ROWS", on_chip_rows)
+        with emulated(order):
+            results.append(run_bn_act(*inputs, relu=True))
+    three, one, again = results
+    check_bn_act(one, three, dtype, error, inputs[2])
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
 
 
-def test_bn_act_takes_one_launch_where_its_channels_fit(cuda):
-    def sums_in_workspace(on_chip, rows=64, channels=16, offset=0, frozen=False):
-        arguments, given = bn_act_case((rows, channels), torch.bfloat16, False, frozen)
+def test_bn_act_takes_one_launch_where_its_channels_fit(emulated, switches, monkeypatch):
+    def launches(on_chip, rows=64, channels=16, offset=0, frozen=False):
+        monkeypatch.setattr(BN_ACT, "_ON_CHIP_ROWS", 1 << 30 if on_chip else 0)
+        x, _, grad_y, beta, gamma, *stats = bn_act_case(
+            (rows, channels), torch.bfloat16, frozen=frozen
+        )
         if offset:
-            x = arguments[0]
-            shifted = torch.cat([x.flatten()[:offset], x.flatten()])[offset:].view_as(x)
-            arguments = (shifted, *arguments[1:])
-        cuda.bn_act(*arguments, relu=True, given=given, on_chip=on_chip)
-        return cuda.sums_in_workspace
+            x = as_maps(unaligned(x[0, :, :, 0].t().contiguous()))
+        x.requires_grad_()
+        with emulated("natural"):
+            switches.emulation_launches()
+            if frozen:
+                y = bn_act_inference(x, *stats, beta, gamma, relu=True)
+            else:
+                y, *_ = bn_act(x, beta, gamma, relu=True)
+            forward = switches.emulation_launches()
+            torch.autograd.grad(y, x, grad_y)
+            return forward, switches.emulation_launches()
 
-    assert sums_in_workspace(False) == (True, True)
-    assert sums_in_workspace(True) == (False, False)
-    assert sums_in_workspace(True, channels=12) == (True, True)  # not whole vectors
-    assert sums_in_workspace(True, offset=1) == (True, True)
-    assert sums_in_workspace(True, frozen=True) == (False, False)
+    assert launches(False) == (3, 3)
+    assert launches(True) == (1, 1)
+    assert launches(True, channels=12) == (3, 3)  # not whole vectors
+    assert launches(True, offset=1) == (3, 3)
+    assert launches(True, frozen=True) == (1, 1)
     # 16,000 rows of the backward are more than any block gets, and so are 32,000 of the forward.
-    assert sums_in_workspace(True, 16000, 8) == (False, True)
-    assert sums_in_workspace(True, 32000, 8) == (True, True)
+    assert launches(True, 16000, 8) == (1, 3)
+    assert launches(True, 32000, 8) == (3, 3)
 
 
-def test_bn_act_without_gamma(cpu, cuda):
-    x, grad_y = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(4))
-    arguments = (x, None, grad_y, torch.ones(16), None)
-    got, wanted = (kernels.bn_act(*arguments, relu=True) for kernels in (cuda, cpu))
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+def test_bn_act_without_gamma(emulated):
+    x, _, grad_y, beta, _ = bn_act_case((40, 16), torch.float32)
+    expected = run_bn_act(x, None, grad_y, beta, None, relu=True)
+    with emulated("natural"):
+        actual = run_bn_act(x, None, grad_y, beta, None, relu=True)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("on_chip", [False, True])
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_statistics_alone(cpu, cuda, dtype, error, on_chip):
-    (x, *_), _ = bn_act_case((61, 16), dtype, False, False)
-    for got, wanted in zip(
-        cuda.moments(x, on_chip=on_chip), cpu.moments(x.to(widened(dtype))), strict=True
-    ):
-        torch.testing.assert_close(got, wanted.to(got.dtype), rtol=max(error, 1e-6), atol=1e-6)
-    torch.testing.assert_close(got.double(), x.double().var(0, correction=0), rtol=1e-5, atol=1e-6)
+@cases(["on_chip"], DTYPES, FLAG)
+def test_statistics_alone(emulated, monkeypatch, order, dtype, error, on_chip):
+    monkeypatch.setattr(BN_ACT, "_ON_CHIP_ROWS", 1 << 30 if on_chip else 0)
+    x, *_ = bn_act_case((61, 16), dtype)
+    with emulated(order):
+        stats = BN_ACT.moments(x)
+    exact = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)
+    for actual, expected in zip(stats, exact, strict=True):
+        rtol = max(error, 1e-6)
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=rtol, atol=1e-6)
+    torch.testing.assert_close(stats[1].double(), exact[1], rtol=1e-5, atol=1e-6)
 
 
-# With vector loads and without; a tile, a part of one, and tiles beside each other.
-@pytest.mark.parametrize("shape", [(203, 24), (61, 13), (1, 1), (150, 136), (70, 131), (9, 264)])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_channel_covariance(cpu, cuda, dtype, shape):
+# With vector loads and without; a tile, a part of one, and several tiles; in one part and in more.
+@cases(
+    ["shape", "rows_per_part"],
+    HALVES,
+    [(203, 24), (61, 13), (1, 1), (150, 136), (70, 131), (9, 264)],
+    (68, 256),
+)
+def test_channel_covariance(emulated, monkeypatch, order, dtype, error, shape, rows_per_part):
+    monkeypatch.setitem(COVARIANCE._PARTS, "cuda", (rows_per_part, 128))
     random = torch.Generator().manual_seed(shape[0])
-    x = (torch.randn(shape, generator=random) + 0.5).to(dtype)
-    mean, covariance = cuda.channel_covariance(x, min(shape[0], 3))
-    wanted_mean, wanted = cpu.channel_covariance(x.double(), 1)
-    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(covariance.double(), wanted, rtol=1e-5, atol=1e-5)
+    check_covariance(emulated, order, (torch.randn(shape, generator=random) + 0.5).to(dtype))
+
+
+def check_covariance(emulated, order, rows):
+    x = as_maps(rows)
+    expected_mean, expected = channel_covariance(x.double())
+    with emulated(order):
+        mean, covariance = channel_covariance(x)
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(covariance.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(covariance, covariance.mT)
     assert (covariance.diagonal() >= 0).all()
 
 
-def test_channel_covariance_of_many_parts_off_the_vectors(cpu, cuda):
-    x = torch.randn(1601 * 24 + 1, generator=torch.Generator().manual_seed(0)).half()
-    x = x[1:].view(1601, 24)  # starts beside a multiple of 16 bytes
-    mean, covariance = cuda.channel_covariance(x, 19)
-    wanted_mean, wanted = cpu.channel_covariance(x.double(), 1)
-    torch.testing.assert_close(mean.double(), wanted_mean, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(covariance.double(), wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("order", ORDERS)
+def test_channel_covariance_of_many_parts_off_the_vectors(emulated, monkeypatch, order):
+    monkeypatch.setitem(COVARIANCE._PARTS, "cuda", (85, 128))
+    rows = torch.randn(1601, 24, generator=torch.Generator().manual_seed(0)).half()
+    check_covariance(emulated, order, unaligned(rows))
 
 
-def test_channel_covariance_leaves_wide_types_to_torch(cuda):
+def test_channel_covariance_leaves_wide_types_to_torch(emulation):
     with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
-        cuda.channel_covariance(torch.zeros(2, 8), 1)
+        emulation.channel_covariance_cuda(0, 0, 2, 8, 1, 0, 0, 0, 0, 0)
 
 
 # A part of a block, several of them, and inner products in several chunks.
-@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (40, 130), (6, 300), (261, 5)])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize(("real", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
-def test_bn_fold(cuda, real, error, dtype, shape):
-    outputs, inputs = shape
-    random = torch.Generator().manual_seed(outputs)
-    a = torch.randn(97, inputs, generator=random, dtype=torch.float64) + 0.5
-    d = torch.randn(97, outputs, generator=random, dtype=torch.float64)
+@cases(
+    ["folded", "shape"],
+    [(torch.float32, 3e-6), (torch.float64, 1e-13)],
+    [torch.bfloat16, torch.float16, None],
+    [(1, 1), (7, 13), (40, 130), (6, 300), (261, 5)],
+)
+def test_bn_fold(emulated, order, dtype, error, folded, shape):
+    dtype, real = folded or dtype, dtype
+    (outputs, inputs), random = shape, torch.Generator().manual_seed(7)
+    a = torch.randn(64, inputs, generator=random, dtype=torch.float64) + 0.3
+    d = torch.randn(64, outputs, generator=random, dtype=torch.float64)
     weight = torch.randn(shape, generator=random, dtype=torch.float64) / inputs**0.5
     moments = a.mean(0), torch.cov(a.mT, correction=0).view(inputs, inputs)
-    beta, product, total = d[0], d.mT @ a, d.sum(0)
     # The kernel and the reference start from the same rounded numbers.
-    given = [t.to(real) for t in (weight, *moments, beta, product, total)]
-    weight, mean, covariance, beta, product, total = given
-    forward, backward = cuda.bn_fold(
-        weight, (mean, covariance), beta, product, total, len(a), dtype
-    )
-    weight, mean, covariance, beta, product, total = (t.double() for t in given)
+    rounded = [t.to(real) for t in (weight, *moments, d[0], d.mT @ a, d.sum(0))]
+    weight, mean, covariance, beta, product, total = rounded
+    with emulated(order):
+        forward = BN_FOLD.run(weight, mean, covariance, beta, 1e-3, dtype)
+        results = (product, total, weight, mean, covariance, *forward[2:], len(a), 1e-3, dtype)
+        backward = BN_FOLD.gradients(*results)
+    weight, mean, covariance, beta, product, total = (t.double() for t in rounded)
     wide = (1e-3, torch.float64)
-    wanted = reference.bn_fold(weight, mean, covariance, beta, *wide)
-    results = (product, total, weight, mean, covariance, *wanted[2:], len(a), *wide)
-    slopes = reference.bn_fold_backward(*results)
+    expected = reference.bn_fold(weight, mean, covariance, beta, *wide)
+    results = (product, total, weight, mean, covariance, *expected[2:], len(a), *wide)
+    grads = reference.bn_fold_backward(*results)
     rounding = torch.finfo(dtype).eps if dtype != real else 0
     # Offset and constant belong to the rounded matrices.
     back, mix = (t.double() for t in backward[1:3])
-    wanted = [wanted[0], beta - forward[0].double() @ mean, *wanted[2:]]
-    slopes = [*slopes[:3], -(mix @ mean) - back @ (total / len(a))]
+    expected = [expected[0], beta - forward[0].double() @ mean, *expected[2:]]
+    grads = [*grads[:3], -(mix @ mean) - back @ (total / len(a))]
     # Of the weights' gradient, what the norm takes off again may be nearly all.
-    sizes = [*wanted, product, *slopes[1:3], back.abs() @ (total.abs() / len(a))]
-    for got, right, size in zip([*forward, *backward], [*wanted, *slopes], sizes, strict=True):
+    sizes = [*expected, product, *grads[1:3], back.abs() @ (total.abs() / len(a))]
+    everything = zip([*forward, *backward], [*expected, *grads], sizes, strict=True)
+    for actual, right, size in everything:
         scale = float(size.abs().max())
-        narrow = rounding if got.dtype == dtype else 0
+        narrow = rounding if actual.dtype == dtype else 0
         torch.testing.assert_close(
-            got.double(), right, rtol=error + narrow, atol=20 * error * scale + narrow * scale
+            actual.double(), right, rtol=error + narrow, atol=20 * error * scale + narrow * scale
         )
 
 
-def test_bn_fold_of_no_rows(cuda):
+def test_bn_fold_of_no_rows(emulated):
     weight, mean, covariance = torch.ones(3, 5), torch.zeros(5), torch.zeros(5, 5)
     nothing = torch.zeros(3)
-    _, backward = cuda.bn_fold(
-        weight, (mean, covariance), nothing, 0 * weight, nothing, 0, torch.float32
-    )
-    grad_weight, back, mix, constant = backward
+    with emulated("natural"):
+        _, _, *moments = BN_FOLD.run(weight, mean, covariance, nothing, 1e-3, torch.float32)
+        results = (0 * weight, nothing, weight, mean, covariance, *moments, 0, 1e-3, torch.float32)
+        grad_weight, back, mix, constant = BN_FOLD.gradients(*results)
     assert not any(t.any() for t in (grad_weight, mix, constant))
     torch.testing.assert_close(back, torch.full((5, 3), 1e-3**-0.5))
 
 
-def test_bn_fold_takes_wide_types_only(cuda):
-    with pytest.raises(RuntimeError, match="takes float32 and float64"):
-        half = torch.zeros(1, 1).half()
-        cuda.bn_fold(half, (half, half), half, half, half, 1, torch.half)
+def test_bn_fold_takes_wide_types_only(emulated):
+    half = torch.zeros(1, 1).half()
+    with emulated("natural"), pytest.raises(RuntimeError, match="takes float32 and float64"):
+        BN_FOLD.run(half, half[0], half, half[0], 1e-3, torch.half)
 
 
 def rows_of(*shapes, dtype, seed=5):
@@ -255,194 +344,229 @@ def rows_of(*shapes, dtype, seed=5):
     ]
 
 
-def convolved(x, weight, bias, residual, second=None, *, relu):
-    """Two 1x1 convolutions and what follows them, in float64."""
-    y = x.double() @ weight.double().t()
-    if second:
-        y = y + second[0].double() @ second[1].double().t()
-    for added in (bias, residual):
-        y = y if added is None else y + added.double()
-    return y.relu() if relu else y
+def check_conv1x1(emulated, order, error, x, weight, bias, residual, x2, weight2, relu):
+    """Against two convolutions and what follows them, in float64; returns the result."""
+    with emulated(order):
+        y = conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == x.dtype
+    weight, weight2 = (t if t is None else t.to(x.dtype) for t in (weight, weight2))
+    x, weight, bias, residual, x2, weight2 = (
+        t if t is None else t.double() for t in (x, weight, bias, residual, x2, weight2)
+    )
+    expected = reference.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
+    torch.testing.assert_close(y.double(), expected, rtol=error, atol=1e-6)
 
 
 # rows, in, in of the second pair, out
-CONVOLUTIONS = {
-    "one block": (64, 64, 0, 64),
-    "edges": (77, 104, 24, 88),
-    "no vectors": (65, 35, 7, 13),
-    "one": (1, 1, 0, 1),
-    "no inputs": (3, 0, 0, 8),
-    "vectors in the first pair alone": (70, 96, 7, 136),
-}
+CONVOLUTIONS = [
+    (64, 64, 0, 64),  # one block
+    (77, 104, 24, 88),  # edges
+    (65, 35, 7, 13),  # no vectors
+    (1, 1, 0, 1),
+    (70, 96, 7, 136),  # vectors in the first pair alone
+]
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-@pytest.mark.parametrize(("dtype", "error"), DTYPES[2:])
-def test_conv1x1_act(cuda, dtype, error, shape, relu):
+@cases(["shape", "relu"], HALVES, CONVOLUTIONS, FLAG)
+def test_conv1x1_act(emulated, order, dtype, error, shape, relu):
     rows, inputs, inputs2, outputs = shape
     shapes = ((rows, inputs), (outputs, inputs), (rows, inputs2), (outputs, inputs2))
     x, weight, x2, weight2 = rows_of(*shapes, dtype=dtype)
-    (residual,) = rows_of((rows, outputs), dtype=dtype, seed=6)
-    added = (torch.linspace(-1, 1, outputs), residual) if relu else (None, None)
-    arguments = (x, weight, *added, (x2, weight2) if inputs2 else None)
-    got, wanted = cuda.conv1x1_act(*arguments, relu=relu), convolved(*arguments, relu=relu)
-    torch.testing.assert_close(got.double(), wanted, rtol=error, atol=1e-6)
+    second = (as_maps(x2), weight2) if inputs2 else (None, None)
+    bias = residual = None
+    if relu:
+        bias = torch.linspace(-1, 1, outputs)
+        residual = as_maps(rows_of((rows, outputs), dtype=dtype, seed=6)[0])
+    check_conv1x1(emulated, order, error, as_maps(x), weight, bias, residual, *second, relu)
 
 
 # Enough rows for the larger blocks, with the edges of each.
-@pytest.mark.parametrize("outputs", [64, 136], ids=["narrow", "large"])
-def test_conv1x1_act_in_larger_blocks(cuda, outputs):
+@pytest.mark.parametrize(("order", "outputs"), covering(ORDERS, [64, 136]))
+def test_conv1x1_act_in_larger_blocks(emulated, order, outputs):
     rows = 132 * 128 + 5 if outputs == 64 else 66 * 128 + 5
     x, weight, residual = rows_of((rows, 40), (outputs, 40), (rows, outputs), dtype=torch.bfloat16)
-    got = cuda.conv1x1_act(x, weight, None, residual, relu=True)
-    wanted = convolved(x, weight, None, residual, relu=True)
-    torch.testing.assert_close(got.double(), wanted, rtol=2.0**-8, atol=1e-6)
+    maps = as_maps(x), weight, None, as_maps(residual)
+    check_conv1x1(emulated, order, 2.0**-8, *maps, None, None, True)
 
 
-@pytest.mark.parametrize("moved", ["x", "weight", "residual", "y"])
-def test_conv1x1_act_of_unaligned_rows(cuda, moved):
-    made = rows_of((70, 48), (40, 48), (70, 40), dtype=torch.bfloat16)
-    values = dict(zip(("x", "weight", "residual"), made, strict=True))
-    if moved in values:
-        there = values[moved]
-        values[moved] = torch.cat([there.new_zeros(1), there.flatten()])[1:].view(there.shape)
-    arguments = (values["x"], values["weight"], None, values["residual"])
-    wanted = convolved(*arguments, relu=True)
-    got = cuda.conv1x1_act(*arguments, relu=True, first=int(moved == "y"))
-    torch.testing.assert_close(got.double(), wanted, rtol=2.0**-8, atol=1e-6)
+@pytest.mark.parametrize(("order", "shifted"), covering(ORDERS, ["x", "weight", "residual"]))
+def test_conv1x1_act_of_unaligned_rows(emulated, order, shifted):
+    tensors = rows_of((70, 48), (40, 48), (70, 40), dtype=torch.bfloat16)
+    values = dict(zip(("x", "weight", "residual"), tensors, strict=True))
+    values[shifted] = unaligned(values[shifted])
+    maps = as_maps(values["x"]), values["weight"], None, as_maps(values["residual"])
+    check_conv1x1(emulated, order, 2.0**-8, *maps, None, None, True)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_conv1x1_act_as_its_operator_calls_it(cuda, monkeypatch, relu):
-    module = sys.modules["fasthg.ops.conv1x1_act"]
-    monkeypatch.setattr(module, "_extension", cuda.door())
+@pytest.mark.parametrize("order", ORDERS)
+def test_conv1x1_act_into_unaligned_rows(emulation, switches, order):
+    """The wrapper's own result is always aligned, so this one calls the launcher."""
+    x, weight = rows_of((70, 48), (40, 48), dtype=torch.bfloat16)
+    y = torch.full((70 * 40 + 1,), torch.nan, dtype=x.dtype)[1:]
+    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "y": y.data_ptr()}
+    absent = dict.fromkeys(("x2", "weight2", "bias", "residual"), 0)
+    sizes = {"rows": 70, "in_": 48, "in2": 0, "outputs": 40}
+    conv = emulation.Conv1x1(**addresses, **absent, **sizes, relu=True)
+    switches.emulation_order(ORDERS.index(order))
+    emulation.conv1x1_act_cuda(_extension.DTYPE_CODES[x.dtype], conv, 0, 0)
+    expected = (x.double() @ weight.double().t()).relu()
+    torch.testing.assert_close(y.view(70, 40).double(), expected, rtol=2.0**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(("order", "relu"), covering(ORDERS, FLAG))
+def test_conv1x1_act_of_other_layouts(emulated, order, relu):
     weight, weight2 = rows_of((24, 16), (24, 5), dtype=torch.float32)
     x, x2, residual = (
         torch.randn(shape, generator=torch.Generator().manual_seed(shape[1])).to(torch.bfloat16)
         for shape in ((1, 32, 5, 7), (1, 5, 5, 7), (1, 24, 1, 1))
     )
     # A slice, channels first, stride 0; weights to be cast, one of them transposed.
-    given = (x[:, ::2], weight.t().contiguous().t(), torch.linspace(-1, 1, 24))
-    given += (residual.expand(1, 24, 5, 7), x2, weight2)
-    y = module._on_tensor_cores(*given, relu)
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    x, weight, _, residual, x2, weight2 = (t.to(torch.bfloat16).double() for t in given)
-    wanted = reference.conv1x1_act(
-        x, weight, given[2].double(), residual, x2=x2, weight2=weight2, relu=relu
-    )
-    torch.testing.assert_close(y.double(), wanted, rtol=2.0**-8, atol=1e-6)
+    inputs = (x[:, ::2], weight.t().contiguous().t(), torch.linspace(-1, 1, 24))
+    inputs += (residual.expand(1, 24, 5, 7), x2, weight2)
+    check_conv1x1(emulated, order, 2.0**-8, *inputs, relu)
 
 
-def test_conv1x1_act_lets_nan_pass_and_refuses_float32(cuda):
+def test_conv1x1_act_lets_nan_pass_and_refuses_float32(emulated, emulation):
     x, weight, residual = rows_of((9, 16), (8, 16), (9, 8), dtype=torch.float16)
     residual[4, 3] = torch.nan
-    y = cuda.conv1x1_act(x, weight, None, residual, relu=True)
-    assert torch.equal(y.isnan(), residual.isnan())
+    with emulated("natural"):
+        y = conv1x1_act(as_maps(x), weight, None, as_maps(residual), relu=True)
+    assert torch.equal(y.isnan(), as_maps(residual).isnan())
+    names = ("x", "weight", "x2", "weight2", "bias", "residual", "y")
+    names += ("rows", "in_", "in2", "outputs")
+    conv = emulation.Conv1x1(**dict.fromkeys(names, 0), relu=False)
     with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
-        cuda.conv1x1_act(x.float(), weight.float(), None, None, relu=False)
+        emulation.conv1x1_act_cuda(0, conv, 0, 0)
 
 
-@pytest.mark.parametrize("without", ["", "momenta", "averages", "bfloat16", "found_inf", "step"])
-# weights, statistics, first address: with vectors, where one would cross a border, and unaligned
-@pytest.mark.parametrize("case", [(1028, 8, 0), (1025, 7, 0), (1028, 7, 0), (1028, 8, 1)])
-@pytest.mark.parametrize(("dtype", "error"), DTYPES[:2])
-def test_rmsprop_ema(cpu, cuda, dtype, error, case, without):
+@cases(
+    ["case", "without"],
+    WIDE,
+    # weights, statistics, first address: with vectors, where one would cross a border, unaligned
+    [(1028, 8, 0), (1025, 7, 0), (1028, 7, 0), (1028, 8, 1)],
+    ["", "momenta", "averages", "bfloat16", "found_inf", "step"],
+)
+def test_rmsprop_ema(emulated, order, dtype, error, case, without):
     weights, statistics, first = case
-    numbers = {"decayed": 1001, "weight_decay": 0.1, "decay": 0.9, "momentum": 0.5, "eps": 0.5}
-    random = torch.Generator()
     total = weights + statistics
     lengths = {"values": total, "gradient": weights, "squares": weights, "momenta": weights}
-    one = {"rate": torch.tensor(0.1), "average_weight": torch.tensor(0.3)}
-    results = []
-    for kernels in (cpu, cuda):
-        random.manual_seed(4)
-        buffers = {
+
+    def step():
+        random = torch.Generator().manual_seed(4)
+        tensors = {
             name: torch.rand(length + first, generator=random).to(dtype)[first:]
             for name, length in {**lengths, "averages": total}.items()
         }
-        buffers["bfloat16"] = torch.zeros(weights, dtype=torch.bfloat16)
-        buffers |= {name: number.to(dtype) for name, number in one.items()}
-        buffers["found_inf"] = torch.tensor(float(without == "step"))
-        if without in buffers:
-            buffers[without] = None
-        kernels.rmsprop_ema(buffers, **numbers)
-        results.append(buffers)
+        tensors["bfloat16"] = torch.zeros(weights, dtype=torch.bfloat16)
+        tensors |= {"rate": torch.tensor(0.1).to(dtype)}
+        tensors["average_weight"] = torch.tensor(0.3).to(dtype)
+        tensors["found_inf"] = torch.tensor(float(without == "step"))
+        if without in tensors:
+            tensors[without] = None
+        if without == "averages":
+            tensors["average_weight"] = None
+        numbers = {"decayed": 1001, "weight_decay": 0.1, "decay": 0.9, "eps": 0.5}
+        momentum = 0.0 if without == "momenta" else 0.5
+        rmsprop_ema(**tensors, **numbers, momentum=momentum)
+        return tensors
+
+    expected = step()
+    with emulated(order):
+        actual = step()
     for name in ("values", "squares", "momenta", "averages"):
-        wanted, got = (result[name] for result in results)
-        if wanted is not None:
-            torch.testing.assert_close(got, wanted, rtol=error, atol=error)
+        if expected[name] is not None:
+            torch.testing.assert_close(actual[name], expected[name], rtol=error, atol=error)
     if without != "bfloat16":
-        rounded = results[1]["values"][:weights].to(torch.bfloat16)
-        wanted = torch.zeros_like(rounded) if without == "step" else rounded
-        assert torch.equal(results[1]["bfloat16"], wanted)
+        rounded = actual["values"][:weights].to(torch.bfloat16)
+        copy = torch.zeros_like(rounded) if without == "step" else rounded
+        assert torch.equal(actual["bfloat16"], copy)
 
 
 # count, first address: with vectors, where one would cross the end, and unaligned
-@pytest.mark.parametrize("case", [(2052, 0), (1027, 0), (1028, 1), (1, 0)])
-@pytest.mark.parametrize(("dtype", "error"), DTYPES[:2])
-def test_moving_statistics(cpu, cuda, dtype, error, case):
+@cases(["case"], WIDE, [(2052, 0), (1027, 0), (1028, 1), (1, 0)])
+def test_moving_statistics(emulated, order, dtype, error, case):
     count, first = case
     random = torch.Generator().manual_seed(5)
-    running, *read = (torch.rand(count + first, generator=random).to(dtype) for _ in range(3))
-    read = [tensor[first:] for tensor in read]
+    running, batch, correction = (
+        torch.rand(count + first, generator=random).to(dtype)[first:] for _ in range(3)
+    )
     weight = torch.tensor(0.3, dtype=dtype)
-    results = []
-    for kernels in (cpu, cuda):
-        moved = running.clone()[first:]
-        kernels.moving_statistics(moved, *read, weight)
-        results.append(moved)
-    wanted = torch.lerp(running[first:], read[0] * read[1], weight)
-    for result in results:
-        torch.testing.assert_close(result, wanted, rtol=error, atol=error)
+    expected = torch.lerp(running, batch * correction, weight)
+    with emulated(order):
+        moving_statistics(running, batch, correction, weight)
+    torch.testing.assert_close(running, expected, rtol=error, atol=error)
 
 
 # low's rows, width, channels: with vectors, where one would not divide the channels, several blocks
-@pytest.mark.parametrize("shape", [(3, 5, 16), (3, 4, 13), (1, 1, 1), (2, 37, 64)])
-@pytest.mark.parametrize("first", [0, 1], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize(("dtype", "error"), DTYPES)
-def test_upsample2x_add(cpu, cuda, dtype, error, first, shape):
+@cases(["shape", "aligned"], DTYPES, [(3, 5, 16), (3, 4, 13), (1, 1, 1), (2, 37, 64)], FLAG)
+def test_upsample2x_add(emulated, order, dtype, error, shape, aligned):
     rows, width, channels = shape
     random = torch.Generator().manual_seed(5)
-    low, high = (
-        torch.randn(first + size, generator=random).to(dtype)[first:]
-        for size in (rows * width * channels, 4 * rows * width * channels)
-    )
-    low, high = low.view(shape), high.view(2 * rows, 2 * width, channels)
-    wanted = cpu.upsample2x_add(low.to(widened(dtype)), high.to(widened(dtype)))
-    for got, right in zip(cuda.upsample2x_add(low, high), wanted, strict=True):
-        torch.testing.assert_close(got.to(right.dtype), right, rtol=error, atol=1e-7)
+    low = torch.randn(shape, generator=random).to(dtype)
+    high = torch.randn(2 * rows, 2 * width, channels, generator=random).to(dtype)
+    if not aligned:
+        low, high = unaligned(low), unaligned(high)
+
+    def run(low, high):
+        low = as_maps(low).requires_grad_()
+        y = upsample2x_add(low, as_maps(high))
+        return y.detach(), *torch.autograd.grad(y, low, as_maps(high))
+
+    expected = run(low.to(widened(dtype)), high.to(widened(dtype)))
+    with emulated(order):
+        results = run(low, high)
+    for actual, right in zip(results, expected, strict=True):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.to(right.dtype), right, rtol=error, atol=1e-7)
+
+
+def run_max_pool2x(x, grad_y):
+    """Of x (batch, height, width, channels): result, index and gradient."""
+    x = x.permute(0, 3, 1, 2).requires_grad_()
+    y, index = max_pool2x(x)
+    return y.detach(), index, *torch.autograd.grad(y, x, grad_y.permute(0, 3, 1, 2))
 
 
 # batch, height, width, channels of x: with vectors, odd sides, a side of 1, several blocks
-@pytest.mark.parametrize(
-    "shape", [(2, 4, 6, 16), (2, 5, 7, 16), (1, 3, 4, 13), (1, 2, 2, 1), (1, 2, 75, 64)]
+@cases(
+    ["shape", "aligned"],
+    DTYPES,
+    [(2, 4, 6, 16), (2, 5, 7, 16), (1, 3, 4, 13), (1, 2, 2, 1), (1, 2, 75, 64)],
+    FLAG,
 )
-@pytest.mark.parametrize("first", [0, 1], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize("dtype", [dtype for dtype, _ in DTYPES])
-def test_max_pool2x(cpu, cuda, dtype, first, shape):
+def test_max_pool2x(emulated, order, dtype, error, shape, aligned):
     batch, height, width, channels = shape
     random = torch.Generator().manual_seed(6)
-    halved = (batch, height // 2, width // 2, channels)
-    x = torch.randn(first + batch * height * width * channels, generator=random)
-    x = (x * 3).round().to(dtype)[first:].view(shape)
+    x = (torch.randn(shape, generator=random) * 3).round().to(dtype)
     x.view(-1)[::17] = torch.nan
-    grad_y = torch.randn(halved, generator=random).to(dtype)
-    wanted = cpu.max_pool2x(x.to(widened(dtype)), grad_y.to(widened(dtype)))
-    for got, right in zip(cuda.max_pool2x(x, grad_y), wanted, strict=True):
-        torch.testing.assert_close(got.to(right.dtype), right, rtol=0, atol=0, equal_nan=True)
+    grad_y = torch.randn(batch, height // 2, width // 2, channels, generator=random).to(dtype)
+    if not aligned:
+        x = unaligned(x)
+    expected = run_max_pool2x(x.to(widened(dtype)), grad_y.to(widened(dtype)))
+    with emulated(order):
+        results = run_max_pool2x(x, grad_y)
+    for actual, right in zip(results, expected, strict=True):
+        torch.testing.assert_close(
+            actual.to(right.dtype), right, rtol=0, atol=0, equal_nan=True, check_stride=False
+        )
 
 
-def test_max_pool2x_of_bfloat16_is_the_same_on_both_sides(cpu, cuda):
+@pytest.mark.parametrize("order", ORDERS)
+def test_max_pool2x_of_bfloat16_is_the_same_on_both_sides(emulated, order):
     x = torch.randint(-(2**15), 2**15, (1, 64, 64, 24), generator=torch.Generator().manual_seed(7))
     x = x.to(torch.int16).view(torch.bfloat16)  # every kind of number
     grad_y = x[:, ::2, ::2].contiguous()
-    for got, right in zip(cuda.max_pool2x(x, grad_y), cpu.max_pool2x(x, grad_y), strict=True):
-        torch.testing.assert_close(got, right, rtol=0, atol=0, equal_nan=True)
+    expected = run_max_pool2x(x, grad_y)
+    with emulated(order):
+        results = run_max_pool2x(x, grad_y)
+    for actual, right in zip(results, expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=0, atol=0, equal_nan=True)
 
 
-def test_maps_too_large_for_a_block_are_refused(scene, cuda):
-    with pytest.raises(RuntimeError, match="too large for the GPU's shared memory"):
-        cuda.gaussian_heatmaps(
-            scene(1, 60, 512, 512, torch.float64), (512, 512), torch.float64, True
-        )
+def test_maps_too_large_for_a_block_are_refused(scene, emulated):
+    keypoints, sigmas, visibility = scene(1, 60, 512, 512, torch.float64)
+    with (
+        emulated("natural"),
+        pytest.raises(RuntimeError, match="too large for the GPU's shared memory"),
+    ):
+        gaussian_heatmaps(keypoints, sigmas, 512, visibility, memory_format=torch.channels_last)
