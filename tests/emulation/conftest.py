@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,13 +23,7 @@ def emulation(repository: Path) -> ModuleType:
     """The extension with emulated kernels, compiled once for each content of the sources."""
     if shutil.which(emulated_extension.COMPILER) is None:
         pytest.skip(f"no {emulated_extension.COMPILER} to build the emulation with")
-    library = emulated_extension.folder_of(repository) / emulated_extension.LIBRARY
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with (library.parent / "lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            emulated_extension.build(repository)
-    return emulated_extension.load(library)
+    return emulated_extension.load(emulated_extension.built(repository))
 
 
 @pytest.fixture(scope="session")

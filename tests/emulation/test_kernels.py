@@ -12,21 +12,8 @@ import torch
 from emulated_extension import ORDERS
 from pairwise import covering
 
-from fasthg.ops import (
-    _extension,
-    bn_act,
-    bn_act_inference,
-    channel_covariance,
-    conv1x1_act,
-    gaussian_heatmaps,
-    heatmap_mse,
-    heatmap_peaks,
-    max_pool2x,
-    moving_statistics,
-    reference,
-    rmsprop_ema,
-    upsample2x_add,
-)
+from fasthg import ops
+from fasthg.ops import _extension, reference
 
 # dtype of the maps and one rounding of a value near 1
 DTYPES = [
@@ -70,9 +57,9 @@ def test_gaussian_heatmaps(scene, emulated, order, dtype, error, shape, channels
     keypoints, sigmas, visibility = scene(*shape, dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     inputs = (keypoints, sigmas, shape[2:], visibility)
-    expected = gaussian_heatmaps(*inputs, dtype=widened(dtype), memory_format=layout)
+    expected = ops.gaussian_heatmaps(*inputs, dtype=widened(dtype), memory_format=layout)
     with emulated(order):
-        actual = gaussian_heatmaps(*inputs, dtype=dtype, memory_format=layout)
+        actual = ops.gaussian_heatmaps(*inputs, dtype=dtype, memory_format=layout)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.to(expected.dtype), expected, rtol=error, atol=1e-7)
 
@@ -80,9 +67,9 @@ def test_gaussian_heatmaps(scene, emulated, order, dtype, error, shape, channels
 def test_gaussian_heatmaps_over_several_blocks(scene, emulated):
     keypoints, sigmas, visibility = scene(1, 3, 64, 61, torch.float32)
     inputs = (keypoints, sigmas, (64, 61), visibility)
-    expected = gaussian_heatmaps(*inputs, memory_format=torch.channels_last)
+    expected = ops.gaussian_heatmaps(*inputs, memory_format=torch.channels_last)
     with emulated("greedy"):
-        actual = gaussian_heatmaps(*inputs, memory_format=torch.channels_last)
+        actual = ops.gaussian_heatmaps(*inputs, memory_format=torch.channels_last)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -99,7 +86,7 @@ def test_heatmap_mse(scene, emulated, order, dtype, error, shape, channels_last,
 
     def loss_and_grad(predictions):
         predictions = predictions.detach().requires_grad_()
-        loss = heatmap_mse(predictions, *targets, subpixel=True)
+        loss = ops.heatmap_mse(predictions, *targets, subpixel=True)
         grad_loss = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).view(loss.shape)
         return loss.detach(), *torch.autograd.grad(loss, predictions, grad_loss)
 
@@ -115,15 +102,15 @@ def test_heatmap_mse(scene, emulated, order, dtype, error, shape, channels_last,
 @cases(["shape", "method"], DTYPES, SHAPES, ("argmax", "quarter", "dark", "plateau"))
 def test_heatmap_peaks(scene, emulated, order, dtype, error, shape, method):
     keypoints, sigmas, visibility = scene(*shape, torch.float32)
-    maps = gaussian_heatmaps(keypoints, sigmas, shape[2:], visibility)
+    maps = ops.gaussian_heatmaps(keypoints, sigmas, shape[2:], visibility)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(2))
     maps = (maps + noise * 0.05).to(dtype)
     maps[..., ::3, :] = maps[..., ::3, :].clamp(max=0.9)  # plateaus
     maps[0, 0, 0, 0] = torch.nan
     maps = maps.contiguous(memory_format=torch.channels_last)
-    expected_xy, expected_score = heatmap_peaks(maps.to(widened(dtype)), method)
+    expected_xy, expected_score = ops.heatmap_peaks(maps.to(widened(dtype)), method)
     with emulated(order):
-        xy, score = heatmap_peaks(maps, method)
+        xy, score = ops.heatmap_peaks(maps, method)
     torch.testing.assert_close(xy, expected_xy, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(score, expected_score, rtol=0, atol=0, equal_nan=True)
 
@@ -145,9 +132,9 @@ def run_bn_act(x, residual, grad_y, beta, gamma, *frozen, relu, onto=None):
     x, beta, gamma, residual = leaves
     if frozen:
         stats = tuple(t.to(onto or t.dtype) for t in frozen)
-        y = bn_act_inference(x, *stats, beta, gamma, residual, relu=relu)
+        y = ops.bn_act_inference(x, *stats, beta, gamma, residual, relu=relu)
     else:
-        y, *stats = bn_act(x, beta, gamma, residual, relu=relu)
+        y, *stats = ops.bn_act(x, beta, gamma, residual, relu=relu)
     leaves = [t for t in leaves if t is not None]
     return [y.detach(), *stats, *torch.autograd.grad(y, leaves, grad_y.to(y.dtype))]
 
@@ -202,9 +189,9 @@ def test_bn_act_takes_one_launch_where_its_channels_fit(emulated, switches, monk
         with emulated("natural"):
             switches.emulation_launches()
             if frozen:
-                y = bn_act_inference(x, *stats, beta, gamma, relu=True)
+                y = ops.bn_act_inference(x, *stats, beta, gamma, relu=True)
             else:
-                y, *_ = bn_act(x, beta, gamma, relu=True)
+                y, *_ = ops.bn_act(x, beta, gamma, relu=True)
             forward = switches.emulation_launches()
             torch.autograd.grad(y, x, grad_y)
             return forward, switches.emulation_launches()
@@ -255,9 +242,9 @@ def test_channel_covariance(emulated, monkeypatch, order, dtype, error, shape, r
 
 def check_covariance(emulated, order, rows):
     x = as_maps(rows)
-    expected_mean, expected = channel_covariance(x.double())
+    expected_mean, expected = ops.channel_covariance(x.double())
     with emulated(order):
-        mean, covariance = channel_covariance(x)
+        mean, covariance = ops.channel_covariance(x)
     torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(covariance.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(covariance, covariance.mT)
@@ -347,7 +334,7 @@ def rows_of(*shapes, dtype, seed=5):
 def check_conv1x1(emulated, order, error, x, weight, bias, residual, x2, weight2, relu):
     """Against two convolutions and what follows them, in float64; returns the result."""
     with emulated(order):
-        y = conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
+        y = ops.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
     assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == x.dtype
     weight, weight2 = (t if t is None else t.to(x.dtype) for t in (weight, weight2))
     x, weight, bias, residual, x2, weight2 = (
@@ -430,7 +417,7 @@ def test_conv1x1_act_lets_nan_pass_and_refuses_float32(emulated, emulation):
     x, weight, residual = rows_of((9, 16), (8, 16), (9, 8), dtype=torch.float16)
     residual[4, 3] = torch.nan
     with emulated("natural"):
-        y = conv1x1_act(as_maps(x), weight, None, as_maps(residual), relu=True)
+        y = ops.conv1x1_act(as_maps(x), weight, None, as_maps(residual), relu=True)
     assert torch.equal(y.isnan(), as_maps(residual).isnan())
     names = ("x", "weight", "x2", "weight2", "bias", "residual", "y")
     names += ("rows", "in_", "in2", "outputs")
@@ -467,7 +454,7 @@ def test_rmsprop_ema(emulated, order, dtype, error, case, without):
             tensors["average_weight"] = None
         numbers = {"decayed": 1001, "weight_decay": 0.1, "decay": 0.9, "eps": 0.5}
         momentum = 0.0 if without == "momenta" else 0.5
-        rmsprop_ema(**tensors, **numbers, momentum=momentum)
+        ops.rmsprop_ema(**tensors, **numbers, momentum=momentum)
         return tensors
 
     expected = step()
@@ -493,7 +480,7 @@ def test_moving_statistics(emulated, order, dtype, error, case):
     weight = torch.tensor(0.3, dtype=dtype)
     expected = torch.lerp(running, batch * correction, weight)
     with emulated(order):
-        moving_statistics(running, batch, correction, weight)
+        ops.moving_statistics(running, batch, correction, weight)
     torch.testing.assert_close(running, expected, rtol=error, atol=error)
 
 
@@ -509,7 +496,7 @@ def test_upsample2x_add(emulated, order, dtype, error, shape, aligned):
 
     def run(low, high):
         low = as_maps(low).requires_grad_()
-        y = upsample2x_add(low, as_maps(high))
+        y = ops.upsample2x_add(low, as_maps(high))
         return y.detach(), *torch.autograd.grad(y, low, as_maps(high))
 
     expected = run(low.to(widened(dtype)), high.to(widened(dtype)))
@@ -523,7 +510,7 @@ def test_upsample2x_add(emulated, order, dtype, error, shape, aligned):
 def run_max_pool2x(x, grad_y):
     """Of x (batch, height, width, channels): result, index and gradient."""
     x = x.permute(0, 3, 1, 2).requires_grad_()
-    y, index = max_pool2x(x)
+    y, index = ops.max_pool2x(x)
     return y.detach(), index, *torch.autograd.grad(y, x, grad_y.permute(0, 3, 1, 2))
 
 
@@ -569,4 +556,4 @@ def test_maps_too_large_for_a_block_are_refused(scene, emulated):
         emulated("natural"),
         pytest.raises(RuntimeError, match="too large for the GPU's shared memory"),
     ):
-        gaussian_heatmaps(keypoints, sigmas, 512, visibility, memory_format=torch.channels_last)
+        ops.gaussian_heatmaps(keypoints, sigmas, 512, visibility, memory_format=torch.channels_last)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -68,6 +69,15 @@ def build(root: Path, objects: Mapping[str, Path] | None = None) -> Path:
     command = [COMPILER, "-shared", *linked, "-o", str(unfinished), "-lpthread", "-ldl"]
     subprocess.run(command, check=True)
     return unfinished.rename(folder / LIBRARY)
+
+
+def built(root: Path) -> Path:
+    """The library of a source tree, compiled unless this content already is; returns its path."""
+    library = folder_of(root) / LIBRARY
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with (library.parent / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        return library if library.exists() else build(root)
 
 
 def load(library: Path) -> ModuleType:
