@@ -15,6 +15,7 @@ from compare import compare
 
 from fasthg.model import build_model
 from fasthg.runtime.distributed import SINGLE_PROCESS, open_process_group
+from fasthg.runtime.process import configure_process
 from fasthg.train.step import TrainStep
 
 VARIANTS = {
@@ -35,6 +36,7 @@ class Step:
 
     def __init__(self, cfg, device, group=SINGLE_PROCESS):
         self.batch = networks.example(cfg, device)
+        configure_process(device, deterministic=cfg.DETERMINISTIC)
         self.step = TrainStep(cfg, build_model(cfg).to(device), device, group)
         self.number = 0
         losses = [self() for _ in range(3)]

@@ -19,7 +19,7 @@ from fasthg.data.batch import Batch
 from fasthg.model import normalise
 from fasthg.ops import gaussian_heatmaps
 from fasthg.runtime.device import choose_precision
-from fasthg.runtime.process import peak_bytes
+from fasthg.runtime.process import configure_process, peak_bytes
 
 # The recipe as it is, with the switches of torch that cost nothing, captured, and compiled.
 RIVALS = ("reference", "reference, TF32", "eager channels_last", "captured", "torch.compile")
@@ -30,8 +30,8 @@ COMPILE = os.environ.get("BENCH_COMPILE", "auto")
 
 # torch's own default lets convolutions multiply in TF32; of the rivals only one may.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-# As in a training.
-torch.backends.cudnn.benchmark = True
+# As the command line does for a training.
+configure_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def config(stacks: int, batch: int, **keys: Any) -> Config:

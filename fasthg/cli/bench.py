@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import AsJson, ConfigPath, Overrides, console, print_json
+from fasthg.cli.common import AsJson, ConfigPath, Overrides, configure, console, print_json
 
 
 def bench(
@@ -23,6 +23,7 @@ def bench(
     from fasthg.train.profile import bench as measure
 
     settings = load_config(config, list(overrides or []))
+    configure(settings)
     if as_json:
         print_json(measure(settings, seconds).as_json())
         return

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fasthg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fasthg.config import Config
 
 Overrides = Annotated[
     list[str] | None,
@@ -36,6 +39,18 @@ def refuse_ranks(verb: str) -> None:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(f"{verb}: runs in one process; start it without torchrun")
+
+
+def configure(config: Config) -> None:
+    """Set what DEVICE and DETERMINISTIC ask of the whole process: see `configure_process`.
+
+    Raises:
+        EnvironmentFault: see `choose_device`.
+    """
+    from fasthg.runtime.device import choose_device
+    from fasthg.runtime.process import configure_process
+
+    configure_process(choose_device(config.DEVICE), deterministic=config.DETERMINISTIC)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import console
+from fasthg.cli.common import configure, console
 from fasthg.errors import ConfigError
 
 
@@ -105,6 +105,7 @@ def predict(
         overlay=overlay,
         resume=resume,
     )
+    configure(folder.config(overrides))
     signal = predict_all(folder, paths, overrides, options, screen)
     if signal is not None:
         raise typer.Exit(128 + signal)

@@ -11,6 +11,7 @@ import typer
 from fasthg.cli.common import (
     AsJson,
     Overrides,
+    configure,
     console,
     first_argument,
     print_json,
@@ -69,6 +70,7 @@ def train(
         settings, source, stem = project.config, project.source, project.model
         for line in project.lines:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
+    configure(settings)
     if dry_run:
         from fasthg.train.profile import dry_run as try_out
 
@@ -128,6 +130,7 @@ def evaluate(
     chosen = split or ("data" if data else evaluation.default_split(settings))
     if chosen is None:
         raise ConfigError(f"{folder.path}: its DATA names no split; give --data GLOB")
+    configure(settings)
     if with_report and not run_folder:
         raise ConfigError(f"--report: is a run's page, {folder.path} is of none; leave it out")
     measured = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)

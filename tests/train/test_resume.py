@@ -24,6 +24,7 @@ from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError, FasthgError
 from fasthg.runs.checkpoint import load_state, load_weights
 from fasthg.runs.run_folder import RunFolder
+from fasthg.runtime.process import configure_process
 from fasthg.train.trainer import train
 
 
@@ -233,6 +234,7 @@ def test_a_deterministic_run_on_a_gpu_goes_on_bit_for_bit(
 ) -> None:
     keys = {"DEVICE": "cuda", "DETERMINISTIC": True, "STEP": step, "PRECISION": precision}
     keys |= {"VALIDATE_EVERY_N_STEPS": 2, "FEATURES": 16}
+    configure_process(torch.device("cuda"), deterministic=True)
     try:
         whole = run(tiny(mice, tmp_path / "whole", **keys))
         first = run(tiny(mice, tmp_path / "cut", **keys, NUM_TRAIN_ITERATIONS=4))
