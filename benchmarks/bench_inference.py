@@ -27,7 +27,7 @@ def bench_inference(device, stacks, batch):
     example = networks.example(cfg, device)
     images, _ = networks.as_reference(example, cfg)
     providers = networks.rivals(cfg, device, lambda one: lambda: one.predict(images))
-    precision = choose_precision(cfg.PRECISION, device)
+    precision = choose_precision(cfg.PRECISION, device, cfg.FEATURES).dtype
 
     def ours():
         forward = predictor.Forward(build_model(cfg).eval().to(device), cfg, precision)

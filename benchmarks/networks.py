@@ -71,7 +71,7 @@ def rivals(
 ) -> dict[str, Callable[[], Run] | str]:
     """Functions that make each of RIVALS, `use` of a training, or why there is none here."""
     gpu = device.type == "cuda"
-    precision = choose_precision(cfg.PRECISION, device)
+    precision = choose_precision(cfg.PRECISION, device, cfg.FEATURES).dtype
 
     def with_tf32() -> Run:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True

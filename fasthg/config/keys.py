@@ -539,8 +539,9 @@ class Keys(Section):
     )
     PRECISION: Annotated[Literal["auto", "fp32", "bf16", "fp16"], LowerCase] = key(
         "auto",
-        "Arithmetic of the network: fp32, bf16 or fp16 (weights stay fp32); auto: bf16 where "
-        "the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.",
+        "Arithmetic of the network: fp32, bf16 or fp16 (weights stay fp32); auto: on a GPU bf16 "
+        "where it multiplies it, else fp16; on a CPU bf16 where a timed convolution gains, else "
+        "fp32.",
     )
     FUSED: Annotated[Literal["auto", "on", "off"], OnOff, LowerCase] = key(
         "auto",

@@ -176,7 +176,7 @@ def evaluate_model(
     loader = make_loader(sampler, config, device)
     try:
         batches: Iterator[Batch] = loader.batches(0, sampler.batches_per_epoch)
-        precision = choose_precision(config.PRECISION, device)
+        precision = choose_precision(config.PRECISION, device, config.FEATURES).dtype
         result = predict(model.to(device), batches, index, config, precision, methods=methods)
     finally:
         loader.close()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import functools
+import time
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from fasthg.errors import EnvironmentFault
+
+BF16_GAIN = 1.2
+"""Times by which bfloat16 has to beat float32 on a CPU for PRECISION: auto to take it."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,18 +29,70 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that PRECISION names; auto takes bfloat16 where the hardware multiplies it."""
+class Precision(NamedTuple):
+    """The dtype of convolutions, and why."""
+
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """`float32`, `bfloat16` or `float16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_precision(name: str, device: torch.device, width: int = 256) -> Precision:
+    """The dtype that PRECISION names.
+
+    auto on a GPU takes bfloat16 where the hardware multiplies it, float16 elsewhere. On a CPU
+    "supported" does not mean "fast": with avx512_bf16 alone, steps in bfloat16 take up to 1.6 times
+    as long as in float32; with AMX they gain. So a convolution is timed in both types, once for a
+    process and a width. bfloat16 has to win by BF16_GAIN, so that noise does not decide. A CPU
+    without such instructions takes float32 untimed.
+
+    Several processes of one training, or two halves of one run, may measure differently: one choice
+    has to serve all of them, see `TrainStep` and `Training.resume`.
+
+    Args:
+        name: PRECISION.
+        device: device of the convolutions.
+        width: FEATURES, which sets the channels of the timed convolution.
+    """
     if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return Precision(types[name], f"PRECISION is {name}")
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, "the GPU multiplies bfloat16")
+        return Precision(torch.float16, "the GPU does not multiply bfloat16")
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return Precision(torch.float32, "the CPU has no bfloat16 instructions")
+    single, half = _convolution_seconds(width)
+    dtype = torch.bfloat16 if single >= BF16_GAIN * half else torch.float32
+    figures = f"{single * 1e3:.3g} ms in float32, {half * 1e3:.3g} ms in bfloat16"
+    return Precision(dtype, f"a convolution takes {figures}")
+
+
+@functools.cache
+def _convolution_seconds(width: int) -> tuple[float, float]:
+    """Seconds of one 3x3 convolution, forward and backward, in float32 and bfloat16.
+
+    It is the convolution of a residual block on one image's maps of 64 x 64 cells. The types take
+    turns, and the fastest of a few runs counts, so that other work on the machine disturbs little.
+    """
+    channels = max(width // 2, 1)
+    runs: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    with torch.enable_grad():
+        for dtype in (*runs, *runs, *runs, *runs):
+            x = torch.ones(1, channels, 64, 64, dtype=dtype, requires_grad=True)
+            weight = torch.ones(channels, channels, 3, 3, dtype=dtype, requires_grad=True)
+            x_last, weight_last = (t.to(memory_format=torch.channels_last) for t in (x, weight))
+            begin = time.perf_counter()
+            y = F.conv2d(x_last, weight_last, padding=1)
+            torch.autograd.grad(y, (x_last, weight_last), torch.ones_like(y))
+            runs[dtype].append(time.perf_counter() - begin)
+    # The first run of a type chooses and compiles its kernels.
+    return min(runs[torch.float32][1:]), min(runs[torch.bfloat16][1:])
 
 
 def autocast(

@@ -54,7 +54,7 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "gpus": gpus,
         "device": str(device),
-        "precision": str(choose_precision("auto", device)).removeprefix("torch."),
+        "precision": choose_precision("auto", device).name,
         "loader": {"path": loader, "reason": reason},
         "ops": [path._asdict() for path in ops.paths()],
     }

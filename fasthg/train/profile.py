@@ -132,7 +132,7 @@ def bench(
         "loader": {"name": split.loader.name, **_threads(config), **loading},
         "step": {
             "mode": step.mode.name,
-            "precision": str(step.precision).removeprefix("torch."),
+            "precision": step.precision.name,
             "device": device.type,
             **stepping,
         },
@@ -205,7 +205,7 @@ def _faster_step(config: Config, step: dict[str, Any], cores: int) -> str:
             settings.append(f"OMP_NUM_THREADS={cores} (torch uses {threads} of the cores)")
     names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     # auto takes the fastest; of the two half types none is faster.
-    best = str(choose_precision("auto", torch.device(device))).removeprefix("torch.")
+    best = choose_precision("auto", torch.device(device), config.FEATURES).name
     if "float32" in (best, step["precision"]) and best != step["precision"]:
         settings.append(f"PRECISION={names[best]}")
     has_kernels = any(row.device == device and row.path == "native" for row in paths())

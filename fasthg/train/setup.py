@@ -143,13 +143,12 @@ def describe_training(
     parameters = sum(p.numel() for p in step.model.parameters())
     trained = sum(p.numel() for p in step.flat.parameters)
     frozen = f" ({parameters - trained:,} of them frozen)" if trained < parameters else ""
-    precision = str(step.precision).removeprefix("torch.")
     also = f", {len(validation.index)} for validation" if validation else ""
     lines = [
         f"run      {run.path}",
         f"data     {len(train.index)} instances{also}",
         f"network  {config.NUM_STACKS} stacks, {config.FEATURES} features, "
-        f"{parameters:,} weights{frozen}, {precision} on {step.device}",
+        f"{parameters:,} weights{frozen}, on {step.device}",
     ]
     if group.active:
         together = "together" if config.BATCHNORM_SYNC else "each for itself"
@@ -158,6 +157,7 @@ def describe_training(
             f"{config.BATCH_SIZE * group.size} instances a step; batch norm {together}"
         )
     lines += [
+        f"numbers  {step.precision.name} ({step.precision.reason})",
         f"step     {step.mode.name} ({step.mode.reason})",
         f"loader   {loader} ({reason})",
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -21,9 +20,8 @@ from fasthg.model import (
 )
 from fasthg.model.loss import heatmap_loss
 from fasthg.runtime.cuda_graph import GraphedCallable
-from fasthg.runtime.device import autocast, choose_precision
+from fasthg.runtime.device import Precision, autocast, choose_precision
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
-from fasthg.runtime.process import keep_freed_memory
 from fasthg.train.flat_params import FlatParameters
 from fasthg.train.half_params import HalfParameters
 from fasthg.train.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
@@ -72,6 +70,7 @@ class TrainStep:
         model: the network, already on `device`.
         device: where to train.
         group: the processes that train together; each calls with its own part of the batch.
+        precision: what PRECISION means in this run; None: `choose_precision`, by the first process.
 
     Raises:
         EnvironmentFault: see `choose_mode`.
@@ -83,12 +82,19 @@ class TrainStep:
         model: StackedHourglass,
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,
+        precision: Precision | None = None,
     ) -> None:
         self.config = config
         self.group = group
         self.model = model
         self.device = device
-        self.precision = choose_precision(config.PRECISION, device)
+        if precision is None:
+            # Timings differ between processes: the first one decides for all.
+            own = (
+                choose_precision(config.PRECISION, device, config.FEATURES) if group.first else None
+            )
+            precision = group.gathered(own)[0]
+        self.precision: Precision = precision
         self.mode = choose_mode(config, device)
         self.flat = FlatParameters(model, *decayed_parameters(model), model.frozen())
         self._ema_model, self.averages = self.flat.copy()
@@ -100,28 +106,17 @@ class TrainStep:
         self.optimizer = build_optimizer(config, self.flat, self.averages, self._average_weight)
         # torch's first scale, 65536, overflows the summed loss and the first steps would be lost.
         self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=256.0, enabled=self.precision == torch.float16
+            device.type, init_scale=256.0, enabled=self.precision.dtype == torch.float16
         )
         self._loss_of: Callable[..., Tensor] = self._forward
         self._half: HalfParameters | None = None
-        if self.precision != torch.float32 and self.mode.name != "compile":
-            self._half = HalfParameters(self.flat, self.precision)
+        if self.precision.dtype != torch.float32 and self.mode.name != "compile":
+            self._half = HalfParameters(self.flat, self.precision.dtype)
         if self.mode.name == "compile":
             # inductor fuses torch's own modules; to it, operators of ours are walls.
             model.set_fused("off")
             tuned = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
             self._loss_of = torch.compile(self._forward, dynamic=False, fullgraph=True, mode=tuned)
-        if device.type == "cpu":
-            keep_freed_memory()
-        if device.type == "cuda":
-            # The shapes never change, so the quickest convolution is worth looking for.
-            torch.backends.cudnn.benchmark = not config.DETERMINISTIC
-            if config.DETERMINISTIC:
-                # cuBLAS reads it when it is first used.
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True)
-                # 3,500 fills beside 3,000 kernels, of memory that is written before it is read.
-                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._captures = device.type == "cuda" and self.mode.name != "eager"
         # Training has batches of one shape.
         self._replayed = GraphedCallable(
@@ -167,7 +162,7 @@ class TrainStep:
     def _forward(self, images: Tensor, *targets: Tensor) -> Tensor:
         """Loss `(stacks, batch)` of uint8 images, `targets` as in READ_BY_STEP."""
         config = self.config
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.precision.dtype):
             predictions = self.model(normalise(images))
         return heatmap_loss(
             predictions, *targets, subpixel=config.SUBPIXEL_TARGETS, scaling=config.LOSS_SCALING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from fasthg.model import build_model
 from fasthg.runs.checkpoint import CheckpointKeeper, NoCheckpoint, save_state, save_weights
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import weights_metadata
-from fasthg.runtime.device import choose_device
+from fasthg.runtime.device import Precision, choose_device
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_process_group
 from fasthg.runtime.signals import Signals
 from fasthg.train.environment import describe_environment
@@ -159,7 +160,7 @@ class Training:
             device,
             {
                 "loader": train.loader.name,
-                "precision": str(self.step.precision).removeprefix("torch."),
+                "precision": self.step.precision.name,
                 "step": self.step.mode.name,
             },
             group.size,
@@ -195,6 +196,7 @@ class Training:
             return
         self._print(*(f"{error}; resuming from {path.name}" for error in damaged))
         check_resumable(path, state, self.resume_fingerprint)
+        self._keep_precision(state)
         try:
             self.step.load_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -215,6 +217,23 @@ class Training:
             f"{self.done}; best so far {self.best:.2f} px",
             *(f"changed  {line}" for line in differences(state, self.resume_fingerprint)),
         )
+
+    def _keep_precision(self, state: Mapping[str, Any]) -> None:
+        """Keep the number format of a checkpoint where PRECISION: auto chose it by timing.
+
+        A second timing may come out differently, and one run would have two formats. Another
+        PRECISION, or a change between CPU and GPU, still changes the format.
+        """
+        name = state["machine"].get("precision", "")
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(name)
+        timed = self.config.PRECISION == state["keys"].get("PRECISION") == "auto"
+        on_cpus = self.device.type == "cpu" and state["machine"]["device"].startswith("cpu")
+        if dtype is None or dtype == self.step.precision.dtype or not (timed and on_cpus):
+            return
+        model = build_model(self.config).to(self.device)
+        precision = Precision(dtype, "as in the checkpoint")
+        self.step = TrainStep(self.config, model, self.device, self.group, precision)
+        self.resume_fingerprint["machine"]["precision"] = name
 
     def describe(self) -> None:
         """Print what will be done, with what, and which keys have no effect."""
@@ -344,7 +363,7 @@ class Training:
 
     def _predict(self, split: Split, batches: int) -> Predictions:
         """Keypoints of a split's first batches, of all ranks' parts, by the averaged weights."""
-        model, precision = self.step.ema_model(), self.step.precision
+        model, precision = self.step.ema_model(), self.step.precision.dtype
         loaded = split.loader.batches(0, batches)
         own = predict(model, loaded, split.index, self.config, precision)[self.config.DECODE]
         return Predictions.merged(self.group.gathered(own))

@@ -23,6 +23,7 @@ from fasthg.data import loader, opencv_loader
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.ops import OpPath
+from fasthg.runtime.device import Precision
 from fasthg.train import profile, trainer
 from fasthg.train.profile import Facts, advise, describe_run
 from fasthg.train.step import TrainStep
@@ -216,8 +217,8 @@ def test_advice_names_what_can_still_gain(
 ) -> None:
     monkeypatch.setattr(loader, "_dali_installed", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    best = {"cuda": torch.bfloat16, "cpu": torch.float32}
-    monkeypatch.setattr(profile, "choose_precision", lambda name, device: best[device.type])
+    best = {"cuda": Precision(torch.bfloat16, ""), "cpu": Precision(torch.float32, "")}
+    monkeypatch.setattr(profile, "choose_precision", lambda name, device, width: best[device.type])
     native = [OpPath("bn_act", device, "native", "") for device in best]
     monkeypatch.setattr(profile, "paths", lambda: native)
     assert advise(small(**keys), measured(**facts))[1] == words

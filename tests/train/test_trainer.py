@@ -263,8 +263,8 @@ def test_a_runs_folder_that_cannot_be_made(mice: Path, tmp_path: Path) -> None:
 def test_device_and_precision() -> None:
     cpu = torch.device("cpu")
     assert choose_device("cpu") == cpu
-    assert choose_precision("fp32", cpu) == torch.float32
-    assert choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert choose_precision("fp32", cpu).dtype == torch.float32
+    assert choose_precision("auto", cpu).dtype in (torch.float32, torch.bfloat16)
     if not torch.cuda.is_available():
         with pytest.raises(EnvironmentFault, match="DEVICE"):
             choose_device("cuda")

@@ -58,7 +58,9 @@ def predict_all(
         raise ConfigError(f"--boxes {options.boxes}: is for one input; predict one after the other")
     model, metadata = load_model(run.best, config)
     device = choose_device(config.DEVICE)
-    network = Forward(model.to(device), config, choose_precision(config.PRECISION, device))
+    network = Forward(
+        model.to(device), config, choose_precision(config.PRECISION, device, config.FEATURES).dtype
+    )
     weights = metadata.get(CHECKSUM, "")
     with Signals() as signals:
         for source in sources:
