@@ -9,10 +9,13 @@ Environment:
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -20,6 +23,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCES = Path("csrc")
+# Run as a file: an import of fasthg would import torch.
+source_hash = runpy.run_path("fasthg/ops/_source_hash.py")["source_hash"]
 DEFAULT_ARCHITECTURES = "80;90a;90+PTX"
 # No -ffast-math: NaN must fail comparisons. -fno-math-errno makes sqrt an instruction, which loops
 # need to be vectorised. -fopenmp-simd only reads pragmas; no OpenMP runtime.
@@ -58,6 +63,35 @@ def static_cudart(nvcc: str) -> Path:
     raise FileNotFoundError(f"{nvcc} has no libcudart_static.a")
 
 
+def run_all(commands: list[list[str]]) -> None:
+    """Run commands, as many at a time as there are cores.
+
+    The first that fails stops the others and is raised as CalledProcessError with its stderr.
+    """
+    lock, running = threading.Lock(), set[subprocess.Popen[str]]()
+    failures: list[subprocess.CalledProcessError] = []
+
+    def run(command: list[str]) -> None:
+        with lock:
+            if failures:
+                return
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            running.add(process)
+        _, stderr = process.communicate()
+        with lock:
+            running.remove(process)
+            if process.returncode and not failures:
+                code = process.returncode
+                failures.append(subprocess.CalledProcessError(code, command, stderr=stderr))
+                for other in running:
+                    other.terminate()
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(run, commands))
+    if failures:
+        raise failures[0]
+
+
 class BuildExtension(build_ext):
     """Compile the C++ sources, and the CUDA sources where nvcc works."""
 
@@ -73,6 +107,7 @@ class BuildExtension(build_ext):
         compiler = shlex.split(os.environ.get("CXX", "g++"))[0]
         ext.define_macros += [
             ("FASTHG_VERSION", f'"{self.distribution.get_version()}"'),
+            ("FASTHG_SOURCE_HASH", f'"{source_hash(SOURCES)}"'),
             ("FASTHG_COMPILER", f'"{Path(compiler).name}"'),
             ("FASTHG_CUDA_NOTE", f'"{note_on_cuda}"'),
         ]
@@ -85,8 +120,8 @@ class BuildExtension(build_ext):
 
     def compile_cuda(self, ext: Extension) -> str:
         """Compile csrc/*_cuda.cu into objects of `ext`; return one line on what came of it."""
-        wanted = os.environ.get("FASTHG_CUDA", "auto")
-        if wanted == "off":
+        mode = os.environ.get("FASTHG_CUDA", "auto")
+        if mode == "off":
             return "FASTHG_CUDA=off"
         nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
         try:
@@ -95,32 +130,28 @@ class BuildExtension(build_ext):
             return self.run_nvcc(ext, nvcc)
         except (OSError, subprocess.CalledProcessError) as error:
             output = getattr(error, "stderr", None)
-            if wanted == "on":
+            if mode == "on":
                 raise SystemExit(f"fasthg: FASTHG_CUDA=on, but: {error}\n{output or ''}") from error
             note(f"no CUDA kernels ({error})")
             return "nvcc not found" if nvcc is None else "nvcc failed"
 
     def run_nvcc(self, ext: Extension, nvcc: str) -> str:
-        """Compile all CUDA sources at once, as many processes as cores."""
+        """Compile all CUDA sources; return the toolkit's version and the architectures."""
         library = static_cudart(nvcc)
         architectures = os.environ.get("FASTHG_CUDA_ARCH", DEFAULT_ARCHITECTURES)
         folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
         flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-I", str(SOURCES)]
         flags += gencode(architectures)
-        running = []
-        for source in sorted(SOURCES.glob("*_cuda.cu")):
-            target = folder / f"{source.stem}.o"
-            command = [nvcc, *flags, "-c", str(source), "-o", str(target)]
-            pipe = subprocess.PIPE
-            running.append((command, subprocess.Popen(command, stderr=pipe, text=True)))
-            ext.extra_objects.append(str(target))
-        for command, process in running:
-            _, stderr = process.communicate()
-            if process.returncode:
-                ext.extra_objects.clear()
-                raise subprocess.CalledProcessError(process.returncode, command, stderr=stderr)
-        ext.extra_objects.append(str(library))
+        sources = sorted(SOURCES.glob("*_cuda.cu"))
+        objects = [str(folder / f"{source.stem}.o") for source in sources]
+        run_all(
+            [
+                [nvcc, *flags, "-c", str(source), "-o", target]
+                for source, target in zip(sources, objects, strict=True)
+            ]
+        )
+        ext.extra_objects += [*objects, str(library)]
         ext.extra_link_args += ["-lrt", "-lpthread"]
         ext.define_macros.append(("FASTHG_CUDA", "1"))
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout

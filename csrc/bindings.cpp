@@ -78,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace fasthg;
   m.doc() = "Compiled kernels of fasthg; use them through fasthg.ops.";
   m.attr("version") = FASTHG_VERSION;
+  m.attr("source_hash") = FASTHG_SOURCE_HASH;
   m.attr("compiler") = FASTHG_COMPILER " " __VERSION__;
   m.attr("cuda_note") = FASTHG_CUDA_NOTE;
 

@@ -58,9 +58,9 @@ class Block(NamedTuple):
 
 def blocks(repository: Path) -> list[Block]:
     text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    found = [Block(**match.groupdict()) for match in BLOCK.finditer(text)]
-    assert len(found) == len(re.findall(r"^```\w", text, re.MULTILINE)), "a block has no file"
-    return found
+    pieces = [Block(**match.groupdict()) for match in BLOCK.finditer(text)]
+    assert len(pieces) == len(re.findall(r"^```\w", text, re.MULTILINE)), "a block has no file"
+    return pieces
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_the_operator_of_the_tutorial_works(repository: Path, tree: Path) -> Non
     ]
     library = emulated_extension.build(tree, {name: objects / f"{name}.o" for name in same})
     shutil.copy(library, tree / "fasthg")
-    served = "from fasthg.ops import paths; print([row[:3] for row in paths()])"
-    assert "('softsign', 'cpu', 'native')" in run(tree, sys.executable, "-c", served)
+    listed = "from fasthg.ops import paths; print([row[:3] for row in paths()])"
+    assert "('softsign', 'cpu', 'native')" in run(tree, sys.executable, "-c", listed)
     tests = ("ops/test_softsign.py", "ops/test_extension.py", "emulation/test_kernels.py")
     files = [f"tests/{name}" for name in (*tests, "test_import_rules.py")]
     run(tree, *pytest_here, *files, "-k", "softsign or paths", OMP_NUM_THREADS="2")

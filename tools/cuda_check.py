@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def kernel_name(mangled: str) -> str:
 
 def parse(report: str) -> dict[tuple[str, str], list[Usage]]:
     """Read ptxas -v: (kernel, architecture) -> usage of each instantiation."""
-    found: dict[tuple[str, str], list[Usage]] = defaultdict(list)
+    usages: dict[tuple[str, str], list[Usage]] = defaultdict(list)
     key, stack, spilled = ("", ""), 0, 0
     for line in report.splitlines():
         if entry := ENTRY.search(line):
@@ -62,8 +63,8 @@ def parse(report: str) -> dict[tuple[str, str], list[Usage]]:
         elif frame := FRAME.search(line):
             stack, spilled = int(frame[1]), int(frame[2]) + int(frame[3])
         elif used := REGISTERS.search(line):
-            found[key].append(Usage(int(used[1]), stack, spilled))
-    return found
+            usages[key].append(Usage(int(used[1]), stack, spilled))
+    return usages
 
 
 def main() -> int:
@@ -80,22 +81,19 @@ def main() -> int:
     flags += gencode(arguments.arch)
     failed = False
     with tempfile.TemporaryDirectory() as folder:
-        running = [
-            subprocess.Popen(
-                [nvcc, *flags, "-c", str(source), "-o", f"{folder}/{source.stem}.o"],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for source in sources
-        ]
-        reports = [process.communicate()[1] for process in running]
+
+        def compiled(source: Path) -> subprocess.CompletedProcess[str]:
+            command = [nvcc, *flags, "-c", str(source), "-o", f"{folder}/{source.stem}.o"]
+            return subprocess.run(command, capture_output=True, text=True)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            results = list(pool.map(compiled, sources))
     print(f"{'kernel':31}{'arch':8}{'variants':>9}{'registers':>11}{'stack B':>9}{'spilled B':>11}")
-    for source, process, report in zip(sources, running, reports, strict=True):
-        usages = parse(report)
-        if process.returncode or not usages:
+    for source, result in zip(sources, results, strict=True):
+        usages = parse(result.stderr)
+        if result.returncode or not usages:
             failed = True
-            print(f"{source.name}: nvcc failed\n{report}", file=sys.stderr)
+            print(f"{source.name}: nvcc failed\n{result.stderr}", file=sys.stderr)
         for (kernel, architecture), usage in usages.items():
             registers, stack, spilled = (max(column) for column in zip(*usage, strict=True))
             print(

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import os
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from fasthg.ops._source_hash import source_hash
 
 # The codes of `enum Dtype` in csrc/portable.h.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -64,11 +69,37 @@ def _load() -> Any:
     if os.environ.get("FASTHG_NATIVE_DISABLE", "0") not in ("", "0"):
         return Missing("switched off by FASTHG_NATIVE_DISABLE")
     try:
-        return importlib.import_module("fasthg._C")
+        extension = importlib.import_module("fasthg._C")
     except ModuleNotFoundError:
         return Missing("the extension was not built (no C++ compiler when fasthg was installed)")
     except ImportError as error:
         return Missing(f"the extension does not load: {error}")
+    if difference := _difference(extension, Path(__file__).resolve().parents[2] / "csrc"):
+        warnings.warn(
+            f"{difference}: fasthg runs in plain torch until it is reinstalled (make setup)",
+            stacklevel=1,
+        )
+        return Missing(difference)
+    return extension
+
+
+def _difference(extension: Any, sources: Path) -> str | None:
+    """Why the extension does not belong to this Python code, or None.
+
+    sources: csrc of an editable checkout, which has changed since if its hash is another; where
+    there is no such folder, as in an installed wheel, the versions are compared.
+    """
+    if (sources / "ops.h").is_file():
+        if getattr(extension, "source_hash", None) == source_hash(sources):
+            return None
+        return f"the extension was built from other sources than {sources}"
+    try:
+        version = importlib.metadata.version("fasthg")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if extension.version == version:
+        return None
+    return f"the extension is of fasthg {extension.version}, the package of {version}"
 
 
 native = _load()
@@ -166,7 +197,7 @@ def register(
         the results of both never alias an input.
     setup_context, backward: the gradient, as `torch.library.register_autograd` takes them; an
         operator without them is called on detached tensors only.
-    cpu, cuda: why the operator needs no kernel there: torch serves that device by intention.
+    cpu, cuda: why the operator needs no kernel there: torch is what that device takes by intention.
     """
     name = schema.partition("(")[0]
     if former := _libraries.pop(name, None):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from fasthg.ops import (
     paths,
     rmsprop_ema,
 )
+from fasthg.ops._source_hash import source_hash
 
 needs_extension = pytest.mark.skipif(
     isinstance(_extension.native, _extension.Missing), reason="the extension is not built"
@@ -88,7 +91,7 @@ def test_the_fallback_gives_the_same_results(repository, tmp_path):
     assert [(row["op"], row["device"]) for row in rows] == [
         (row["op"], row["device"]) for row in other_rows
     ]
-    # Where torch serves by intention, the extension makes no difference.
+    # Where torch has the operator by intention, the extension makes no difference.
     other_rows = [row for row in other_rows if row["path"] != "torch"]
     assert {row["path"] for row in other_rows} == {"torch reference"}
     assert all("FASTHG_NATIVE_DISABLE" in row["reason"] for row in other_rows)
@@ -131,6 +134,41 @@ def test_the_modules_of_operators_can_be_reloaded(repository):
     subprocess.run([sys.executable, "-c", RELOAD], check=True, env=environment, timeout=120)
 
 
+def test_an_extension_of_other_sources_is_told(tmp_path, monkeypatch):
+    (tmp_path / "ops.h").write_text("one")
+    extension = SimpleNamespace(version="1.0", source_hash=source_hash(tmp_path))
+    assert _extension._difference(extension, tmp_path) is None
+    (tmp_path / "ops.h").write_text("two")
+    assert f"built from other sources than {tmp_path}" in _extension._difference(
+        extension, tmp_path
+    )
+    assert _extension._difference(SimpleNamespace(version="1.0"), tmp_path)
+    # An installed wheel has no csrc next to it.
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
+    assert _extension._difference(extension, tmp_path / "csrc") is None
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.1")
+    difference = _extension._difference(extension, tmp_path / "csrc")
+    assert difference == "the extension is of fasthg 1.0, the package of 1.1"
+
+
+def test_the_source_hash_knows_names_and_contents(tmp_path):
+    hashes = set()
+    for name, content in (("a", "12"), ("a", "13"), ("b", "13")):
+        folder = tmp_path / f"{len(hashes)}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        hashes.add(source_hash(folder))
+    assert len(hashes) == 3
+
+
+@needs_extension
+def test_an_extension_of_other_sources_is_not_used(monkeypatch):
+    monkeypatch.setattr(_extension, "_difference", lambda *arguments: "it is old")
+    with pytest.warns(UserWarning, match=r"it is old: .* until it is reinstalled \(make setup\)"):
+        missing = _extension._load()
+    assert isinstance(missing, _extension.Missing) and missing.reason == "it is old"
+
+
 def test_paths_name_every_operator_once_a_device():
     rows = paths()
     assert {row.op for row in rows} == set(OPERATORS)
@@ -167,10 +205,12 @@ def test_threads_survive_a_fork():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        wanted = gaussian_heatmaps(keypoints, torch.ones(7), 64).numpy()
+        expected = gaussian_heatmaps(keypoints, torch.ones(7), 64).numpy()
         child = os.fork()
         if child == 0:
-            same = (gaussian_heatmaps(keypoints.numpy(), torch.ones(7).numpy(), 64) == wanted).all()
+            same = (
+                gaussian_heatmaps(keypoints.numpy(), torch.ones(7).numpy(), 64) == expected
+            ).all()
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
     finally:
@@ -213,8 +253,8 @@ def test_the_operators_can_be_captured_in_a_graph():
     keypoints.copy_(torch.rand(2, 3, 2) * 16)
     rate.fill_(0.2)
     graph.replay()
-    for got, wanted in zip(captured, step(), strict=True):
-        assert torch.equal(got, wanted)
+    for actual, expected in zip(captured, step(), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def needed_libraries(path):

@@ -18,13 +18,16 @@ from types import ModuleType
 
 import pybind11
 
+from fasthg import __version__
+from fasthg.ops._source_hash import source_hash
+
 COMPILER = os.environ.get("CXX") or "g++"
 LIBRARY = "_C.so"
 ORDERS = ("natural", "greedy", "greedy backward")
 """In which threads may run, by the numbers of `enum Order` in cuda_emulation.h."""
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror"]
 FLAGS += ["-Wno-unknown-pragmas", "-DFASTHG_CUDA_EMULATION", "-DFASTHG_CUDA=1"]
-FLAGS += ['-DFASTHG_VERSION="emulated"', '-DFASTHG_COMPILER="g++"', '-DFASTHG_CUDA_NOTE="host"']
+FLAGS += ['-DFASTHG_COMPILER="g++"', '-DFASTHG_CUDA_NOTE="host"']
 INCLUDED = [pybind11.get_include(), sysconfig.get_path("include")]
 
 
@@ -53,12 +56,25 @@ def build(root: Path, objects: Mapping[str, Path] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     headers = [f"-I{root / 'csrc'}", f"-I{root / 'tests' / 'emulation'}"]
     headers += [f"-isystem{path}" for path in INCLUDED]
+    identity = [f'-DFASTHG_VERSION="{__version__}"']
+    identity += [f'-DFASTHG_SOURCE_HASH="{source_hash(root / "csrc")}"']
 
     def compiled(source: Path) -> str:
         if objects and source.name in objects:
             return str(objects[source.name])
         target = str(folder / f"{source.name}.o")
-        command = [COMPILER, *FLAGS, *headers, "-x", "c++", "-c", str(source), "-o", target]
+        command = [
+            COMPILER,
+            *FLAGS,
+            *identity,
+            *headers,
+            "-x",
+            "c++",
+            "-c",
+            str(source),
+            "-o",
+            target,
+        ]
         subprocess.run(command, check=True)
         return target
 
@@ -81,7 +97,7 @@ def built(root: Path) -> Path:
 
 
 def load(library: Path) -> ModuleType:
-    """The library as a module of its own, beside `fasthg._C` where that is loaded."""
+    """The library as a module of its own, also where `fasthg._C` is loaded."""
     spec = importlib.util.spec_from_file_location("emulated._C", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
