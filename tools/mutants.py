@@ -103,7 +103,9 @@ MUTANTS = (
         "fasthg/inference/video/tracking.py",
         "if self._misses >= PATIENCE",
         "if self._misses > PATIENCE",
-        ("tests/inference/video/test_job.py::test_tracking_follows_loses_and_finds_again",),
+        (
+            "tests/inference/video/test_predict_source.py::test_tracking_follows_loses_and_finds_again",
+        ),
     ),
     Mutant(
         "flip without its shift",
@@ -150,7 +152,7 @@ MUTANTS = (
         "self._file.truncate(len(self._head) + self.done * self._record.itemsize)",
         "pass",
         (
-            "tests/inference/video/test_job.py::test_stopping_leaves_finished_rows_and_resume_goes_on",
+            "tests/inference/video/test_predict_source.py::test_stopping_leaves_finished_rows_and_resume_goes_on",
         ),
     ),
     Mutant(
