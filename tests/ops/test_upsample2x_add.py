@@ -72,6 +72,15 @@ def test_half_types_are_at_most_twice_as_far_as_torch(device, dtype):
         assert distances[0] <= 2 * distances[1]
 
 
+def test_sums_in_bfloat16_round_ties_to_even(device):
+    """1 + 2^-8 lies midway between two neighbours of bfloat16, and so does 1 + 3 * 2^-8."""
+    high = torch.tensor([1, 1 + 2.0**-7], dtype=torch.bfloat16, device=device)
+    high = channels_last(high.repeat(9)[None, :, None, None].expand(1, 18, 2, 2))
+    low = torch.full((1, 18, 1, 1), 2.0**-8, dtype=torch.bfloat16, device=device)
+    y = upsample2x_add(low, high)
+    assert y[0, :, 1, 1].tolist() == [1.0, 1 + 2.0**-6] * 9
+
+
 @pytest.mark.parametrize("shape", EMPTY)
 def test_nothing_to_add(device, shape):
     low, high, grad_y = make(shape, torch.float32, device)
