@@ -44,11 +44,11 @@ def tiny_jpeg(size):
     image = np.random.default_rng(0).integers(90, 110, (SIDE // 8, SIDE // 8), np.uint8)
     image = cv2.resize(image, (SIDE, SIDE))
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes()
-    comments, room = b"", size - len(data)
-    while room > 4:
-        length = min(room, _LARGEST_SEGMENT) - 2
+    comments, remaining = b"", size - len(data)
+    while remaining > 4:
+        length = min(remaining, _LARGEST_SEGMENT) - 2
         comments += b"\xff\xfe" + length.to_bytes(2, "big") + b"c" * (length - 2)
-        room -= length + 2
+        remaining -= length + 2
     return data[:2] + comments + data[2:]
 
 

@@ -14,7 +14,7 @@
 //
 // Trade-off: each loss is summed by one block of 512 threads, in a fixed order, so it repeats to
 // the last bit and needs neither atomics nor a second kernel. The price: stacks * batch blocks,
-// fewer than a GPU has room for where the batch is small. The gradient needs no sum and takes as
+// fewer than a GPU holds where the batch is small. The gradient needs no sum and takes as
 // many blocks as there are pieces of 8192 values, a few times the cost of the tables.
 #include "gaussian_tables.cuh"
 #include "heatmap_mse_math.h"

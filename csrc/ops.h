@@ -85,7 +85,7 @@ const char* fasthg_channel_covariance_cuda(int dtype, const void* x, int64_t row
                                            int64_t parts, void* workspace, void* mean,
                                            void* covariance, int device, void* stream);
 
-// Statistics and folded weights of a batch norm behind a 1 x 1 convolution; see BnFold. float32 and
+// Statistics and folded weights of a batch norm after a 1 x 1 convolution; see BnFold. float32 and
 // float64. beta, offset: real (outputs,); folded: folded dtype (outputs, inputs).
 const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const void* beta,
                                 void* folded, void* offset, int device, void* stream);
@@ -100,8 +100,8 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
                                          void* grad_weight, void* back, void* mix, void* constant,
                                          int device, void* stream);
 
-// y = relu?(x weight^T + x2 weight2^T + bias + residual); see Conv1x1. float16 and bfloat16. Plain
-// torch serves the CPU and the other types: a well-kept library's product is the faster there.
+// y = relu?(x weight^T + x2 weight2^T + bias + residual); see Conv1x1. float16 and bfloat16. torch
+// computes on the CPU and in the other types, where its product is the faster.
 const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int device,
                                     void* stream);
 

@@ -75,7 +75,7 @@ struct BatchNorm {
   bool on_chip;
 };
 
-// Batch norm behind a 1 x 1 convolution, known by the moments of the convolution's input. Real
+// Batch norm after a 1 x 1 convolution, known by the moments of the convolution's input. Real
 // numbers are of the operator's dtype.
 struct BnFold {
   const void* weight;      // (outputs, inputs)

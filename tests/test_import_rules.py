@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Package or module of fasthg -> what it may import of fasthg, beside itself; lower layers first.
+# Package or module of fasthg -> what it may import of fasthg, apart from itself; low layers first.
 # `errors` and the version in `fasthg` itself are open to all but `ops`.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # layer 1
@@ -37,12 +37,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "inference": (
         *("config", "data", "files", "geometry", "metrics", "model", "ops", "runs", "runtime"),
     ),
-    # layer 5
+    # layer 5, not each other
     "train": (
         *("config", "data", "files", "geometry", "inference", "metrics", "model", "ops", "runs"),
         "runtime",
     ),
-    # layer 6
     "interop": (
         *("config", "data", "files", "geometry", "inference", "metrics", "model", "ops", "runs"),
     ),
@@ -50,7 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("config", "data", "files", "geometry", "html", "inference", "metrics", "model", "ops"),
         *("runs", "runtime"),
     ),
-    # layer 7
+    # layer 6
     "cli": ("*",),
     "__main__": ("cli",),
 }

@@ -217,7 +217,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool
     shares it: NaN or infinity in x spreads to the whole tile. Results are the same in every run
     and with any number of threads.
 
-    Memory: x is read 1.5 times a side and y written once, beside the transformed weights, 4 times
+    Memory: x is read 1.5 times a side and y written once, plus the transformed weights, 4 times
     their size, and 1 to MOST_PARTS times that for their gradient.
 
     Raises:

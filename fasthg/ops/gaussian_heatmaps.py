@@ -136,7 +136,7 @@ def gaussian_heatmaps(
         down = torch.exp(-((torch.arange(height) - v[..., None]) / sigmas[..., None]) ** 2 / 2)
         heatmaps = down[..., :, None] * across[..., None, :] * (visibility > 0)[..., None, None]
 
-    Memory, in units of the maps: 1, each value written once (the inputs are nothing beside it); the
+    Memory, in units of the maps: 1, each value written once (the inputs are negligible); the
     floor, but for half types on a CPU: float32 is written, read and rounded, a fifth of it.
 
     Error: at most 3e-7 absolute in float32 against float64 arithmetic.

@@ -101,7 +101,7 @@ def pck(config: Config, known: Known) -> Iterator[str]:
 
 
 def oks(config: Config, known: Known) -> Iterator[str]:
-    """Histograms under both area rules, AP and AR, and the sigmas behind them."""
+    """Histograms under both area rules, AP and AR, and the sigmas used."""
     yield html.heading("Object keypoint similarity (OKS)")
     predictions, m = known.evaluation.predictions, known.metrics["oks"]
     sigmas = metrics.oks_sigmas(known.names, config.OKS_SIGMAS)

@@ -32,7 +32,7 @@ def configure_process(device: torch.device, *, deterministic: bool = False) -> N
             # cuBLAS reads it at its first use.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-            # 3,500 fills, beside 3,000 kernels, of memory that is written before it is read.
+            # 3,500 fills, added to 3,000 kernels, of memory that is written before it is read.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -62,7 +62,7 @@ class TrainStep:
 
     Modes (STEP): `eager`; `graph`, where the same work is captured once as a CUDA graph and
     replayed on inputs and scalars at fixed addresses; `compile`, where torch.compile makes forward
-    and backward of torch's own modules, on a GPU captured as well. Optimisers of torch run behind
+    and backward of torch's own modules, on a GPU captured as well. Optimisers of torch run after
     the graph: on two flat tensors that is a few launches.
 
     Args:
@@ -113,7 +113,7 @@ class TrainStep:
         if self.precision.dtype != torch.float32 and self.mode.name != "compile":
             self._half = HalfParameters(self.flat, self.precision.dtype)
         if self.mode.name == "compile":
-            # inductor fuses torch's own modules; to it, operators of ours are walls.
+            # inductor fuses torch's own modules; to it, operators of ours end a fusion.
             model.set_fused("off")
             tuned = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
             self._loss_of = torch.compile(self._forward, dynamic=False, fullgraph=True, mode=tuned)
@@ -191,7 +191,7 @@ class TrainStep:
     def _set_gradient(self, loss: Tensor) -> None:
         """Backward, to all weights and, in half types, to what stands in for them."""
         weights = self.flat.parameters
-        # Operators that want full precision take the weight behind a stand-in.
+        # Operators that want full precision take the weight that a half-precision copy stands for.
         halves = self._half.leaves if self._half else [None] * len(weights)
         leaves = [*weights, *(half for half in halves if half is not None)]
         with self.model.side_streams.overlap_weight_gradients(loss):

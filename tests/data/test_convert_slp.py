@@ -127,8 +127,8 @@ def test_a_video_that_is_elsewhere(sio: Any, tmp_path: Path) -> None:
     given = slp.convert(
         tmp_path / "labels.slp", tmp_path / "out", videos=GOLDEN / "vids", fractions=ALL_TRAIN
     )
-    beside = slp.convert(GOLDEN / "labels.slp", tmp_path / "b", fractions=ALL_TRAIN)
-    assert [p.read_bytes() for p in given.files] == [p.read_bytes() for p in beside.files]
+    again = slp.convert(GOLDEN / "labels.slp", tmp_path / "b", fractions=ALL_TRAIN)
+    assert [p.read_bytes() for p in given.files] == [p.read_bytes() for p in again.files]
 
 
 def test_predictions(sio: Any, tmp_path: Path) -> None:

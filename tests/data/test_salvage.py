@@ -109,7 +109,7 @@ def test_a_record_above_what_protobuf_allows(tmp_path: Path, verify_crc: bool) -
     path = tmp_path / "set"
     with path.open("wb") as file:
         file.write(FRAMES[0] + header(MAX_BYTES + 1))
-        file.seek(MAX_BYTES + 1 + 4, os.SEEK_CUR)  # a hole, which takes no room on the disk
+        file.seek(MAX_BYTES + 1 + 4, os.SEEK_CUR)  # a hole, which takes no space on the disk
         file.write(FRAMES[4])
     frames = read_frames(path, verify_crc=verify_crc)
     assert next(frames).payload == WHOLE[0]

@@ -154,7 +154,7 @@ class Mutator:
         )
 
     def _bytes(self, data: bytes, near: int | None = None) -> bytes:
-        """The bytes with one change, anywhere or within a header's length behind `near`."""
+        """The bytes with one change, anywhere or within a header's length after `near`."""
         pick, size = self.random, len(data)
         at = min(size, near + pick.randrange(13)) if near is not None else pick.randint(0, size)
         few = pick.choice((1, 1, 2, 3, 4, 8, 12, 16, 100))

@@ -1,4 +1,4 @@
-"""protobuf's own reading of `tf.train.Example`, and ours beside it."""
+"""protobuf's own reading of `tf.train.Example`, and ours for comparison."""
 
 from __future__ import annotations
 

@@ -311,7 +311,7 @@ def failing():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestOnGpu:
-    """The graph itself, its capture, and copies beside it."""
+    """The graph itself, its capture, and copies that overlap with it."""
 
     @variants
     def test_a_graph_gives_the_losses_of_eager_steps(self, monkeypatch, keys) -> None:

@@ -133,7 +133,7 @@ def _swapped(
 
     Seen from above, the turn from (first part - second part) to (a part on the midline - the pair's
     middle) has the same sense in every animal; the part on the midline that is farthest from the
-    pair serves. Sense and clarity are those of the sine between the two vectors.
+    pair is used. Sense and clarity are those of the sine between the two vectors.
     """
     paired = {part for pair in pairs for part in pair}
     middle = [part for part in range(index.num_parts) if part not in paired]

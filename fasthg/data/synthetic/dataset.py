@@ -81,7 +81,7 @@ def _place(rng: np.random.Generator, length: float, size: tuple[int, int]) -> li
             if inside and apart:
                 break
         else:
-            # Small images leave little room: the middle always has some.
+            # Small images leave little space: the middle always has some.
             mouse = pose(rng, name, np.array(size) / 2, 0.5 * length)
         mice.append(mouse)
     return mice

@@ -64,7 +64,7 @@ def write_mars(rows: Rows, path: Path) -> None:
 def _filled(
     values: npt.NDArray[np.float64], there: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """values (frames, animals, ...) with gaps filled from before, then from behind, then by 0."""
+    """values (frames, animals, ...), gaps filled from the frame before, then after, else 0."""
     frames = np.arange(len(values))[:, None]
     before = np.maximum.accumulate(np.where(there, frames, -1), axis=0)
     first = np.where(there.any(axis=0), there.argmax(axis=0), 0)

@@ -43,7 +43,7 @@ def draw(image: Image, rows: Rows, frame: int, colors: Sequence[Color], confiden
         for (x, y), score, color in zip(points, scores, colors, strict=True):
             if not np.isfinite((x, y)).all():
                 continue
-            # A pixel's centre lies half a pixel behind its corner, where fasthg counts from.
+            # A pixel's centre lies half a pixel after its corner, where fasthg counts from.
             centre = (round((x - 0.5) * 16), round((y - 0.5) * 16))
             sure = score >= confidence
             cv2.circle(

@@ -42,7 +42,7 @@ class Options:
 
     formats: tuple[str, ...] = ("csv",)
     folder: Path | None = None
-    """Where results go; beside the source where None."""
+    """Where results go; next to the source where None."""
     boxes: Path | None = None
     track: bool = False
     confidence: float = 0.3
@@ -206,7 +206,7 @@ def predict_source(
 
 
 def _recall(tracker: Tracker, rows: Rows) -> None:
-    """Bring a tracker to where it was behind the rows that are there."""
+    """Bring a tracker to its state after the rows that are there."""
     there = zip(rows.keypoints, rows.scores, rows.sizes, strict=True)
     for frame, (keypoints, scores, (width, height)) in enumerate(there):
         if width:

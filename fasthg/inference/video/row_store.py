@@ -1,8 +1,8 @@
-"""Rows of a source as they are finished, in a file of their own beside the results.
+"""Rows of a source as they are finished, in a file of their own next to the results.
 
 `.<name>.rows`: a line of JSON that says what the rows were made from, then one record of fixed
 length a frame. It is written through after every batch, so that whatever ends a prediction leaves
-the finished rows; `resume` goes on behind them. It is removed when all results are written.
+the finished rows; `resume` goes on after them. It is removed when all results are written.
 """
 
 from __future__ import annotations
