@@ -64,10 +64,11 @@ def test_the_description_names_what_will_be_done(mice: Path, tmp_path: Path) -> 
     assert lines[:3] == [
         f"run      {tmp_path}",
         "data     12 instances, 4 for validation",
-        f"network  2 stacks, 8 features, {weights:,} weights, float32 on cpu",
+        f"network  2 stacks, 8 features, {weights:,} weights, on cpu",
     ]
-    assert [line.split()[:2] for line in lines[3:5]] == [["step", "eager"], ["loader", "portable"]]
-    assert any(line.startswith("no effect: QUEUE_MIN: ") for line in lines[5:])
+    assert lines[3] == f"numbers  {step.precision.name} ({step.precision.reason})"
+    assert [line.split()[:2] for line in lines[4:6]] == [["step", "eager"], ["loader", "portable"]]
+    assert any(line.startswith("no effect: QUEUE_MIN: ") for line in lines[6:])
     assert not any(line.startswith("ranks") for line in lines)
 
 
