@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fasthg.ops import has_kernel
+
 T = TypeVar("T")
 
 
@@ -73,3 +75,10 @@ def scene() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         return keypoints.to(device), sigmas.to(device), visibility.to(device)
 
     return make
+
+
+@pytest.fixture
+def compiled_kernels():
+    """Skips where the CPU has no compiled kernels, for tests of what only the kernels promise."""
+    if not has_kernel(torch.empty(0)):
+        pytest.skip("no compiled kernels: built without a compiler, or FASTHG_NATIVE_DISABLE")

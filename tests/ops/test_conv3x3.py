@@ -98,6 +98,7 @@ def test_any_magnitude(every_size, scale):
     assert relative_error(y, exact) < 3e-6
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 @pytest.mark.parametrize("shape", [(4, 128, 128, 32, 32), (8, 32, 32, 64, 64)])
 def test_errors_are_as_promised(shape):
     tensors, grad_y = make(shape, torch.float32)

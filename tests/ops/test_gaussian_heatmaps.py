@@ -129,6 +129,7 @@ def test_threads_and_runs_do_not_change_a_bit(scene, on_threads, memory_format):
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_waits_for_its_threads(set_threads):
     """It has no pool: its caller sleeps until the last of its threads notifies it."""

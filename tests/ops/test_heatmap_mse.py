@@ -145,6 +145,7 @@ def peak_bytes(run):
     return max(held)
 
 
+@pytest.mark.usefixtures("compiled_kernels")
 @pytest.mark.parametrize("layout", [dense, channels_last])
 def test_a_third_of_the_memory_at_most(scene, layout):
     described = scene(4, 7, 64, 64)
