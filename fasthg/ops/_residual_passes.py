@@ -96,15 +96,15 @@ def train(
         third = _fold(a2, weight3, beta3, eps)
         if weight_skip is None or beta_skip is None:
             y = conv1x1_act(a2, third.weight, third.offset, read, None, None, False)
-            grad_skip = [mean1.new_empty(0) for _ in range(4)]
+            skip_results = [mean1.new_empty(0) for _ in range(4)]
         else:
             skip = _fold(read, weight_skip, beta_skip, eps)
             offset = third.offset + skip.offset
             y = conv1x1_act(a2, third.weight, offset, None, read, skip.weight, False)
-            grad_skip = list(skip[2:])
+            skip_results = list(skip[2:])
     third_results = list(third[2:])
-    moments = (*third_results[2:], *grad_skip[2:])
-    return y, y1, y2, mean1, var1, mean2, var2, *third_results[:2], *grad_skip[:2], *moments
+    moments = (*third_results[2:], *skip_results[2:])
+    return y, y1, y2, mean1, var1, mean2, var2, *third_results[:2], *skip_results[:2], *moments
 
 
 def gradients(

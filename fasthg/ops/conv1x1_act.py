@@ -177,11 +177,11 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     maps = _as_maps(rows, x)
 
     def pair_gradients(
-        x: Tensor, weight: Tensor, grad_x: bool, grad_weight: bool
+        x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
     ) -> list[Tensor | None]:
         return [
-            _operator(maps, weight.t(), None, None, None, None, False) if grad_x else None,
-            _grad_weight(rows, _rows(x, x.dtype), weight) if grad_weight else None,
+            _operator(maps, weight.t(), None, None, None, None, False) if needs_x else None,
+            _grad_weight(rows, _rows(x, x.dtype), weight) if needs_weight else None,
         ]
 
     grad_bias = None

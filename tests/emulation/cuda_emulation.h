@@ -309,10 +309,10 @@ void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4])
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     float sum = 0;
     for (int k = 0; k < 16; ++k) {
-      const auto& row_sum = warp[row % 8 * 4 + k % 8 / 2].fragments[turn];
-      const auto& column_sum = warp[column * 4 + k % 8 / 2].fragments[turn];
-      sum += half_of<T>(row_sum.a[row / 8 + k / 8 * 2], k % 2) *
-             half_of<T>(column_sum.b[k / 8], k % 2);
+      const auto& row_lane = warp[row % 8 * 4 + k % 8 / 2].fragments[turn];
+      const auto& column_lane = warp[column * 4 + k % 8 / 2].fragments[turn];
+      sum += half_of<T>(row_lane.a[row / 8 + k / 8 * 2], k % 2) *
+             half_of<T>(column_lane.b[k / 8], k % 2);
     }
     c[i] += sum;
   }

@@ -206,7 +206,7 @@ def _bands(distance: Floats, radii: Floats) -> Floats:
     """(3, radii, parts + 1): PCK of the worst, the middle and the best worker of each label."""
     by_worker = np.moveaxis(distance, 1, 0)
     ranked = (np.fmax.reduce(by_worker), consensus(by_worker), np.fmin.reduce(by_worker))
-    return np.stack([metrics.pck(ranked, radii) for ranked in ranked])
+    return np.stack([metrics.pck(distances, radii) for distances in ranked])
 
 
 def _round_up(value: float) -> float:
