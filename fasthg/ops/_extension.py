@@ -140,10 +140,14 @@ def has_kernel(tensor: torch.Tensor) -> bool:
     return _has_kernels(tensor.device.type, tensor.device.index or 0)
 
 
-@torch.compiler.assume_constant_result
 def _has_kernels(device_type: str, device_index: int) -> bool:
     """`choose` as a constant for torch.compile, which then does not trace the reasons."""
     return choose(device_type, device_index)[0]
+
+
+# What torch.compiler.assume_constant_result sets; its import of torch._dynamo takes three seconds,
+# which every process that compiles nothing would wait for.
+_has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backend(tensor: torch.Tensor) -> str:
