@@ -41,12 +41,9 @@ def train(
     if hasattr(signal, "SIGUSR1"):
         # The training saves on this signal; before and after it, the signal would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from fasthg import report
     from fasthg.config import load_config
     from fasthg.interop.mars_project import project_config, relocation_overrides
-    from fasthg.report import evaluate as evaluation
     from fasthg.runs.run_folder import RunFolder
-    from fasthg.train import trainer as training
 
     config, keys = first_argument(config, overrides)
     out = console()
@@ -70,6 +67,12 @@ def train(
         settings, source, stem = project.config, project.source, project.model
         for line in project.lines:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # These take seconds, which a mistake in the configuration need not wait for.
+    from fasthg import report
+    from fasthg.report import evaluate as evaluation
+    from fasthg.train import trainer as training
+
     configure(settings)
     if dry_run:
         from fasthg.train.profile import dry_run as try_out
