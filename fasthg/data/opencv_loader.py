@@ -240,9 +240,11 @@ class PortableLoader:
                     rendered_batches = self._start(step, stop)
                     mine = self._pass
                 rendered = next(rendered_batches)
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
                     raise
+                # The others come from the socket that hands over a batch's memory, where torch sees
+                # it closed before the end of the worker that held it.
                 deaths += 1
                 self._replace_workers(deaths, error)
                 rendered_batches = None
@@ -275,11 +277,11 @@ class PortableLoader:
             running._worker_pids_set = False
         return iterator
 
-    def _replace_workers(self, deaths: int, error: RuntimeError) -> None:
+    def _replace_workers(self, deaths: int, error: Exception) -> None:
         """Start new workers after one was killed; EnvironmentFault the third time in a row."""
         if deaths > _RESTARTS:
             raise EnvironmentFault(
-                f"input workers are killed again and again ({str(error).splitlines()[0]}); "
+                f"input workers are killed again and again ({str(error).partition(chr(10))[0]}); "
                 "lower NUM_INPUT_THREADS, memory may be short"
             ) from error
         log.warning("an input worker was killed; new ones go on at the same batch")

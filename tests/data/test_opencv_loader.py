@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -171,6 +172,29 @@ def test_a_worker_that_dies_between_passes_is_replaced(
         got = [batch.images for batch in loader.batches(0, 2)]
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
         assert "an input worker was killed" in caplog.text
+    finally:
+        loader.close()
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_replaced(
+    mice: RecordIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = opencv_loader.PortableLoader(
+        BatchSampler(mice, Config(), training=True, seed=0), workers=1
+    )
+    try:
+        wanted = [batch.images for batch in loader.batches(0, 2)]
+        start, errors = loader._start, [ConnectionResetError(104, "reset"), EOFError()]
+
+        def torn(rendered: Iterator[Any]) -> Iterator[Any]:
+            if errors:
+                raise errors.pop()
+            yield from rendered
+
+        monkeypatch.setattr(loader, "_start", lambda *steps: torn(start(*steps)))
+        got = [batch.images for batch in loader.batches(0, 2)]
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert not errors and caplog.text.count("an input worker was killed") == 2
     finally:
         loader.close()
 
