@@ -50,7 +50,7 @@ def fused(device):
         decay=DECAY,
         eps=EPS,
         weight_decay=WEIGHT_DECAY,
-        decayed=flat.decayed,
+        decayed=flat.num_decayed,
         averages=averages,
         average_weight=weight,
     )

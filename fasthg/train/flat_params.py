@@ -44,10 +44,10 @@ class FlatParameters(Generic[Network]):
     """(weights,)."""
     parameters: list[Tensor]
     """Those that are trained, with L2 first."""
-    decayed: int
+    num_decayed: int
     """The first so many weights have L2."""
-    unmoved: int
-    """The first so many values are weights or fixed."""
+    statistics_begin: int
+    """Index in `values` of the first moving statistic."""
 
     def __init__(
         self,
@@ -74,28 +74,30 @@ class FlatParameters(Generic[Network]):
         self.network = network
         self.parameters = parameters
         self._names = [names[id(t)] for t in tensors]
-        self.values = _lay_out(tensors)
-        self.decayed = _length(decayed)
-        self.weights = self.values[: self.decayed + _length(plain)]
-        self.unmoved = len(self.weights) + _length(fixed)
+        self.values = _flatten(tensors)
+        self.num_decayed = _length(decayed)
+        self.weights = self.values[: self.num_decayed + _length(plain)]
+        self.statistics_begin = len(self.weights) + _length(fixed)
         self.gradient = torch.zeros_like(self.weights)
         self.weights.grad = self.gradient
         self._places: list[tuple[Tensor, list[int]]] = []
         for parameter, gradient in zip(parameters, _views(self.gradient, parameters), strict=True):
             parameter.grad = gradient
             order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
-            self._places.append((_line(gradient, order), order))
+            self._places.append((_flattened(gradient, order), order))
 
     @property
     def statistics(self) -> Tensor:
         """The last part of `values`: the network's buffers in order, with gaps of zeros; not those
         that are fixed."""
-        return self.values[self.unmoved :]
+        return self.values[self.statistics_begin :]
 
     def groups(self) -> tuple[Tensor, Tensor]:
         """Weights with and without L2, with their gradients, as optimisers of torch take them."""
-        parts = self.weights.detach().tensor_split([self.decayed])
-        for part, gradient in zip(parts, self.gradient.tensor_split([self.decayed]), strict=True):
+        parts = self.weights.detach().tensor_split([self.num_decayed])
+        for part, gradient in zip(
+            parts, self.gradient.tensor_split([self.num_decayed]), strict=True
+        ):
             part.grad = gradient
         return parts[0], parts[1]
 
@@ -112,7 +114,7 @@ class FlatParameters(Generic[Network]):
                 continue
             places, values = copied.setdefault(gradient.dtype, ([], []))
             places.append(place)
-            values.append(_line(gradient, order))
+            values.append(_flattened(gradient, order))
         for places, values in copied.values():
             torch._foreach_copy_(places, values)
 
@@ -120,14 +122,14 @@ class FlatParameters(Generic[Network]):
         """The network once more, over a buffer of its own, `(total,)` in the order of `values`."""
         other = copy.deepcopy(self.network)
         tensors = other.state_dict(keep_vars=True)
-        return other, _lay_out([tensors[name] for name in self._names])
+        return other, _flatten([tensors[name] for name in self._names])
 
 
 def _length(tensors: Sequence[Tensor]) -> int:
     return sum(-(-t.numel() // ALIGNMENT) * ALIGNMENT for t in tensors)
 
 
-def _line(tensor: Tensor, order: list[int]) -> Tensor:
+def _flattened(tensor: Tensor, order: list[int]) -> Tensor:
     """All values, dimension after dimension; a view where they lie in memory in that order."""
     return tensor.detach().permute(order).reshape(-1)
 
@@ -142,7 +144,7 @@ def _views(buffer: Tensor, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _lay_out(tensors: Sequence[Tensor]) -> Tensor:
+def _flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Move tensors, which stay the same objects, into one new buffer."""
     buffer = tensors[0].new_zeros(_length(tensors))
     for tensor, view in zip(tensors, _views(buffer, tensors), strict=True):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fasthg.train.flat_params import FlatParameters
 
 
-def rounded(flat: FlatParameters[Any]) -> int:
+def num_rounded(flat: FlatParameters[Any]) -> int:
     """How many of the first values of `flat` hold the weights of all convolutions."""
-    return flat.decayed if flat.unmoved == len(flat.weights) else flat.unmoved
+    return flat.num_decayed if flat.statistics_begin == len(flat.weights) else flat.statistics_begin
 
 
 class HalfParameters:
@@ -36,7 +36,7 @@ class HalfParameters:
     """In the order of `flat.parameters`; None for those that nothing stands in for."""
 
     def __init__(self, flat: FlatParameters[Any], dtype: torch.dtype) -> None:
-        self._weights = flat.values[: rounded(flat)]
+        self._weights = flat.values[: num_rounded(flat)]
         self._values = torch.zeros_like(self._weights, dtype=dtype)
         self._places: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
         for module in flat.network.modules():

@@ -73,7 +73,7 @@ class RMSProp(Optimizer):
             momentum=group["momentum"],
             momenta=self.momenta,
             weight_decay=group["weight_decay"],
-            decayed=self.flat.decayed,
+            decayed=self.flat.num_decayed,
             averages=self.averages,
             average_weight=self.average_weight,
             found_inf=self.found_inf,

@@ -147,7 +147,8 @@ def describe_training(
     lines = [
         f"run      {run.path}",
         f"data     {len(train.index)} instances{also}",
-        f"network  {config.NUM_STACKS} stacks, {config.FEATURES} features, "
+        f"network  {config.NUM_STACKS} stack{'s'[: config.NUM_STACKS > 1]}, "
+        f"{config.FEATURES} features, "
         f"{parameters:,} weights{frozen}, on {step.device}",
     ]
     if group.active:

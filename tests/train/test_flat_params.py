@@ -38,8 +38,8 @@ def test_weights_with_l2_lie_first_and_statistics_last() -> None:
     net, flat = flattened()
     decayed, plain = decayed_parameters(net)
     sections = {
-        (0, flat.decayed): decayed,
-        (flat.decayed, len(flat.weights)): plain,
+        (0, flat.num_decayed): decayed,
+        (flat.num_decayed, len(flat.weights)): plain,
         (len(flat.weights), len(flat.values)): list(net.buffers()),
     }
     taken = torch.zeros(len(flat.values))
@@ -95,7 +95,9 @@ def test_what_is_written_flat_is_seen_in_the_network() -> None:
     decayed, plain = flat.groups()
     assert decayed[0] == plain[0] == flat.values[len(flat.weights)] == 2
     flat.gradient.fill_(3.0)
-    assert decayed.grad is not None and (decayed.grad == 3).all() and len(decayed) == flat.decayed
+    assert (
+        decayed.grad is not None and (decayed.grad == 3).all() and len(decayed) == flat.num_decayed
+    )
     assert plain.grad is not None and (plain.grad == 3).all()
 
 
