@@ -26,7 +26,7 @@ SLOWED = """
         import fasthg.ops
         once = fasthg.ops.heatmap_mse
         def slowed(*arguments):
-            return [once(*arguments) for _ in range(20)][0]
+            return [once(*arguments) for _ in range(60)][0]
         fasthg.ops.heatmap_mse = slowed
 """
 

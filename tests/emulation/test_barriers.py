@@ -150,7 +150,7 @@ def test_no_damage_without_cause(right, order):
     assert all(right(run, order) for run in RUNS)
 
 
-@pytest.mark.parametrize(("file", "line"), barriers())
+@pytest.mark.parametrize(("file", "line"), list(barriers()))
 def test_a_barrier_left_out_shows(right, switches, file, line):
     copies = "wait_for_copies" in (CSRC / file).read_text(encoding="utf-8").splitlines()[line - 1]
     switches.emulation_leave_out(file.encode(), 0 if copies else line, copies)

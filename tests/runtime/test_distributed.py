@@ -8,11 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -48,40 +47,21 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torchrun(
-    config: Config, folder: Path, *options: str, during: Callable[[RunFolder], None] | None = None
-) -> RunFolder:
-    """The run of two processes that torchrun starts."""
-    path = folder / "config.yaml"
-    path.write_text(dump_config(config))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
-    command += ["--nproc-per-node", "2", "-m", "fasthg", "train", str(path), "--no-eval"]
-    run = RunFolder(Path(config.RUNS_DIR) / str(config.RUN_NAME))
-    with (folder / "output").open("w+") as output:
-        started = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        try:
-            if during is not None:
-                during(run)
-            status = started.wait(timeout=240)
-        finally:
-            started.kill()
-        output.seek(0)
-        said = output.read()
-    assert status == 0, said
-    (run.path / "said").write_text(said)
-    return run
-
-
 @pytest.fixture(scope="module")
 def two(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run of two processes that torchrun starts."""
     folder = tmp_path_factory.mktemp("two")
-    return torchrun(tiny(mice, folder, **KEYS), folder)
+    config = tiny(mice, folder, **KEYS)
+    path = folder / "config.yaml"
+    path.write_text(dump_config(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "fasthg", "train", str(path), "--no-eval"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    run = RunFolder(folder / "tiny")
+    (run.path / "said").write_text(done.stdout)
+    return run
 
 
 def test_two_processes_are_one_with_twice_the_batch(
@@ -110,14 +90,15 @@ def test_one_process_prints_and_says_who_takes_part(two: RunFolder) -> None:
 def test_a_killed_process_comes_back_and_the_run_ends_as_if_nothing_was(
     mice: Path, tmp_path: Path, two: RunFolder
 ) -> None:
-    def kill(run: RunFolder) -> None:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not (run.checkpoints / "step_00000002.pt").exists():
-            time.sleep(0.02)
-        os.kill(_rank_process(1, tmp_path), signal.SIGKILL)
-
-    again = torchrun(tiny(mice, tmp_path, **KEYS), tmp_path, "--max-restarts", "1", during=kill)
-    said = (again.path / "said").read_text()
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(tiny(mice, tmp_path, **KEYS)))
+    (ids := tmp_path / "ids").mkdir()
+    again = RunFolder(tmp_path / "tiny")
+    started = forked.torchrun(["train", str(path), "--no-eval"], str(ids), restarts=1)
+    started.wait_for((again.checkpoints / "step_00000002.pt").exists)
+    os.kill(int((ids / "1").read_text()), signal.SIGKILL)
+    status, said, err = started.ended()
+    assert status == 0, err
     assert re.search(r"^resumed .*/checkpoints/step_0000000[2-5]\.pt: ", said, re.MULTILINE)
     assert result(again) == result(two)
     assert not list(tmp_path.glob(".restart-*"))
@@ -134,21 +115,6 @@ def test_states_without_a_count_of_processes_are_of_one(mice: Path, tmp_path: Pa
         check_resumable(
             tmp_path, older, resume_fingerprint(config, "d", None, torch.device("cpu"), {}, 2)
         )
-
-
-def _rank_process(rank: int, folder: Path) -> int:
-    """The first process with that rank and `folder` in its command line, which came before its
-    workers."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            names = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if os.fsencode(folder) in command and f"RANK={rank}".encode() in names:
-            found.append(int(process.name))
-    return min(found)
 
 
 def test_state_of_two_processes_wants_as_many_instances_a_step(

@@ -26,7 +26,7 @@ def tiny(mice: Path, runs: Path, **keys: Any) -> Config:
         "DATA": {s.upper(): str(mice / f"{s}_dataset-*") for s in ("train", "val", "test")},
         "RUNS_DIR": str(runs),
         "RUN_NAME": "tiny",
-        "NUM_STACKS": 2,
+        "NUM_STACKS": 1,
         "FEATURES": 8,
         "STEM_FEATURES": 4,
         "INPUT_SIZE": 64,

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from rich.console import Console
@@ -130,24 +129,10 @@ def test_damaged_best_weights_are_made_again(
 ENDLESS = {"NUM_TRAIN_ITERATIONS": 100_000, "VALIDATE_EVERY_N_STEPS": 100_000}
 
 
-def _start(config: Any, tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(config: Any, tmp_path: Path) -> forked.Forked:
     path = tmp_path / "config.yaml"
     path.write_text(RunFolder.create(config, None, "x").resolved.read_text())
-    return subprocess.Popen(
-        [sys.executable, "-m", "fasthg", "train", str(path), "RUN_NAME=run", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def _wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return forked.command("train", path, "RUN_NAME=run")
 
 
 def test_the_second_training_in_a_folder_is_refused(mice: Path, tmp_path: Path) -> None:
@@ -156,19 +141,18 @@ def test_the_second_training_in_a_folder_is_refused(mice: Path, tmp_path: Path) 
     process = _start(config, tmp_path)
     folder = RunFolder(tmp_path / "run")
     try:
-        _wait_for(folder.last.exists)
+        process.wait_for(folder.last.exists)
         with pytest.raises(FasthgError, match=rf"process {process.pid} on .* trains in it"):
             run(config, resume=folder.path)
-        process.kill()  # which ends the lock, at once and also while loader workers live on
-        process.wait()
+        os.kill(process.pid, signal.SIGKILL)  # which ends the lock, also while workers live on
+        assert process.ended()[0] == -signal.SIGKILL
         step = load_state(folder.last)["step"]
         again = run(
             config.model_copy(update={"NUM_TRAIN_ITERATIONS": step + 1}), resume=folder.path
         )
         assert again.step == step + 1
     finally:
-        process.kill()
-        process.communicate()
+        process.process.kill()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="not on this system")
@@ -178,17 +162,16 @@ def test_sigusr1_saves_and_goes_on(mice: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     log = folder.path / "metrics.jsonl"
     try:
-        _wait_for(lambda: log.exists() and log.stat().st_size)
+        process.wait_for(lambda: log.exists() and log.stat().st_size)
         assert not folder.last.exists()
         os.killpg(process.pid, signal.SIGUSR1)  # a scheduler tells the workers, too
-        _wait_for(folder.last.exists)
+        process.wait_for(folder.last.exists)
         step = load_state(folder.last)["step"]
-        _wait_for(lambda: rows(folder)[-1]["step"] > step + 2)
-        assert process.poll() is None
+        process.wait_for(lambda: rows(folder)[-1]["step"] > step + 2)
     finally:
-        process.terminate()
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
+        process.process.terminate()
+        status, out, err = process.ended()
+    assert status == 128 + signal.SIGTERM, err
     assert f"step {step}: saved, as SIGUSR1 asks" in out
 
 
@@ -198,7 +181,7 @@ def test_a_killed_worker_is_replaced(mice: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     log = folder.path / "metrics.jsonl"
     try:
-        _wait_for(lambda: log.exists() and log.stat().st_size)
+        process.wait_for(lambda: log.exists() and log.stat().st_size)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         workers = [
             int(pid) for pid in children if b"fasthg" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -206,11 +189,11 @@ def test_a_killed_worker_is_replaced(mice: Path, tmp_path: Path) -> None:
         os.kill(workers[0], signal.SIGKILL)
         time.sleep(0.1)
         step = rows(folder)[-1]["step"]
-        _wait_for(lambda: rows(folder)[-1]["step"] > step + 20)
+        process.wait_for(lambda: rows(folder)[-1]["step"] > step + 20)
     finally:
-        process.terminate()
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
+        process.process.terminate()
+        status, out, err = process.ended()
+    assert status == 128 + signal.SIGTERM, err
     assert "an input worker was killed; new ones go on at the same batch" in err + out
 
 

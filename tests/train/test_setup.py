@@ -55,7 +55,7 @@ def test_other_ranks_take_the_run_folder_of_the_first(mice: Path, tmp_path: Path
 
 
 def test_the_description_names_what_will_be_done(mice: Path, tmp_path: Path) -> None:
-    config = tiny(mice, tmp_path, QUEUE_MIN=4)
+    config = tiny(mice, tmp_path, QUEUE_MIN=4, NUM_STACKS=2)
     device = torch.device("cpu")
     with open_data(config, device) as (train, validation):
         step = TrainStep(config, build_model(config), device)

@@ -26,7 +26,7 @@ from fasthg.train.step import TrainStep, choose_mode
 
 CPU = torch.device("cpu")
 KEYS: dict[str, Any] = {
-    **{"NUM_STACKS": 2, "FEATURES": 16, "STEM_FEATURES": 8, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16},
+    **{"NUM_STACKS": 1, "FEATURES": 16, "STEM_FEATURES": 8, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16},
     **{"PRECISION": "fp32", "HEAD_INIT_SCALE": 0.01, "NUM_TRAIN_ITERATIONS": 10},
 }
 # Everything that changes from step to step does.
@@ -36,7 +36,7 @@ CHANGING: dict[str, Any] = {
     "BATCHNORM_DECAY_WARMUP": True,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "stock": {},
+    "stock": {"NUM_STACKS": 2},
     "torch's modules": {"FUSED": "off"},
     "our operators": {"FUSED": "on"},
     "momentum": {"RMSPROP_MOMENTUM": 0.9},
@@ -45,8 +45,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {"PRECISION": "bf16"},
     "fp16": {"PRECISION": "fp16"},
     "fp16, adamw": {"PRECISION": "fp16", "OPTIMIZER": "adamw"},
-    "recompute": {"RECOMPUTE": "stack", "FUSED": "on"},
-    "frozen": {"INIT": {"WEIGHTS": "w", "FREEZE": ["stem", "stack 0 body"]}, "PRECISION": "bf16"},
+    "recompute": {"RECOMPUTE": "stack", "FUSED": "on", "NUM_STACKS": 2},
+    "frozen": {
+        "INIT": {"WEIGHTS": "w", "FREEZE": ["stem", "stack 0 body"]},
+        "PRECISION": "bf16",
+        "NUM_STACKS": 2,
+    },
 }
 variants = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 
@@ -211,8 +215,9 @@ def test_a_capture_that_fails_leaves_no_trace(monkeypatch) -> None:
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("fused", ["on", "off", "auto"])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("fused", "precision"), [("on", "bf16"), ("off", "fp16"), ("auto", "bf16")]
+)
 def test_weights_rounded_at_once_are_those_of_autocast(monkeypatch, fused, precision) -> None:
     keys = {"FUSED": fused, "PRECISION": precision}
     at_once, one_by_one = (eager_step(monkeypatch, **keys) for _ in range(2))
@@ -236,7 +241,8 @@ def test_weights_are_those_of_the_network_after_a_step_that_fails(monkeypatch) -
 
 @pytest.mark.parametrize("fused", ["on", "off"])
 def test_maps_made_again_change_nothing(fused: str) -> None:
-    plain, again = make_step(FUSED=fused), make_step(FUSED=fused, RECOMPUTE="stack")
+    keys = {"FUSED": fused, "NUM_STACKS": 2}
+    plain, again = make_step(**keys), make_step(**keys, RECOMPUTE="stack")
     for got, wanted in zip(train(again), train(plain), strict=True):
         assert torch.equal(got, wanted)
     equal_state(again, plain)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -36,7 +34,7 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    return run(tiny(mice, tmp_path_factory.mktemp("runs")), draw=True)
+    return run(tiny(mice, tmp_path_factory.mktemp("runs"), NUM_STACKS=2), draw=True)
 
 
 def test_a_run_leaves_everything_in_its_folder(trained: TrainResult) -> None:
@@ -114,7 +112,7 @@ def test_resume_is_exact(mice: Path, tmp_path: Path, workers: int) -> None:
 
 
 def test_two_runs_are_equal(trained: TrainResult, mice: Path, tmp_path: Path) -> None:
-    other = run(tiny(mice, tmp_path))
+    other = run(tiny(mice, tmp_path, NUM_STACKS=2))
     first, second = load_state(trained.run.last), load_state(other.run.last)
     assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
 
@@ -138,7 +136,7 @@ def test_half_precision_trains(mice: Path, tmp_path: Path, precision: str, optim
 
 def test_both_loaders_train_alike(trained: TrainResult, mice: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    other = run(tiny(mice, tmp_path, LOADER="dali"))
+    other = run(tiny(mice, tmp_path, LOADER="dali", NUM_STACKS=2))
     portable = [r["loss"] for r in rows(trained.run) if "loss" in r]
     dali = [r["loss"] for r in rows(other.run) if "loss" in r]
     np.testing.assert_allclose(dali, portable, rtol=1e-3)
@@ -277,21 +275,12 @@ def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Sig
     config = tiny(mice, tmp_path, **keys, NUM_INPUT_THREADS=1)
     path = tmp_path / "config.yaml"
     path.write_text(RunFolder.create(config, None, "x").resolved.read_text())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fasthg", "train", str(path), "RUN_NAME=stopped"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = forked.command("train", path, "RUN_NAME=stopped")
     log = tmp_path / "stopped" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process.wait_for(lambda: log.exists() and log.stat().st_size)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
+    status, out, err = process.ended()
+    assert status == 128 + number, err
     assert "go on with: --resume" in out
     assert "Traceback" not in err
     state = load_state(tmp_path / "stopped" / "checkpoints" / "last.pt")
@@ -303,9 +292,9 @@ def test_a_full_disk_ends_with_one_line(mice: Path, tmp_path: Path) -> None:
     config = tiny(mice, tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(RunFolder.create(config, None, "x").resolved.read_text())
-    command = f"ulimit -f 100; exec {sys.executable} -m fasthg train {path} RUN_NAME=full"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert done.stderr.count("error:") == 1
-    assert "Traceback" not in done.stderr
-    assert "cannot write" in done.stderr
+    full = forked.command("train", path, "RUN_NAME=full", file_bytes=100_000)
+    status, _, err = full.ended()
+    assert status == 1
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert "cannot write" in err
