@@ -36,8 +36,9 @@ def network(weights: dict[str, np.ndarray], mode: str, dtype: torch.dtype) -> St
 def test_outputs_equal_the_reference(
     weights: dict[str, np.ndarray], golden: dict[str, np.ndarray], mode: str
 ) -> None:
-    """Where maps reach 100 to 171, the reference's own float32 output is 1e-4 from exact
-    arithmetic, and the order of summation moves ours by as much: relative bounds apply there."""
+    """In float64 ours is the reference's output but for its rounding. In float32 ours lies as near
+    to exact arithmetic as the reference does: how near depends on the order of summation, which
+    differs from processor to processor."""
     images = torch.from_numpy(golden["images"]).permute(0, 3, 1, 2)
     with torch.no_grad():
         single = network(weights, mode, torch.float32)(images).permute(0, 1, 3, 4, 2)
@@ -46,7 +47,8 @@ def test_outputs_equal_the_reference(
         expected = torch.from_numpy(golden[f"{mode}_stack{stack}"])
         peak = float(expected.abs().max())
         assert float((exact[stack] - expected).abs().max()) <= max(1e-4, 1e-6 * peak)
-        assert float((single[stack] - expected).abs().max()) <= max(1e-4, 1.5e-6 * peak)
+        error, theirs = ((t.double() - exact[stack]).norm() for t in (single[stack], expected))
+        assert error <= 2 * theirs
 
 
 def test_losses_equal_the_reference(
@@ -113,6 +115,7 @@ def state_names(listed: dict[str, tuple[int, ...]]) -> list[str]:
     return [n for n in listed if n.startswith("HourGlass/") and n.split("/")[-1] not in slots]
 
 
+@pytest.mark.slow
 def test_stock_network_has_the_counts_of_the_reference() -> None:
     model = StackedHourglass()
     assert sum(p.numel() for p in model.parameters()) == 25_278_904

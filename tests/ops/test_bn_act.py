@@ -88,9 +88,15 @@ def test_against_torch(device, set_threads, dtype, shape, case, threads):
     torch.testing.assert_close(
         var.double(), wide.var((0, 2, 3), correction=0), rtol=sum_error, atol=1e-12
     )
+    # grad_x is a difference and rounds as its terms do, which nearly cancel where a channel has two
+    # values.
+    factor = (wide.var((0, 2, 3), correction=0) + 1e-3).rsqrt()
+    factor = factor if gamma is None else factor * gamma.detach().double()
+    terms = grad_y.double() * factor[:, None, None]
     for source, actual, right in zip(inputs, gradients, expected, strict=True):
         assert actual.dtype == source.dtype
-        assert relative_error(actual, right) < (2 * error if source.dim() == 4 else 10 * sum_error)
+        bound = 2 * error if source.dim() == 4 else 10 * sum_error
+        assert relative_error(actual, right, terms if source is x else None) < bound
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -44,7 +44,8 @@ def errors(actual, exact):
     mean, covariance = (t.detach() for t in exact)
     deviation = covariance.diagonal().sqrt()
     difference = (actual[1].detach().double() - covariance).abs()
-    relative = difference / (deviation[:, None] * deviation)
+    # A channel of two equal values has none, and must have none in `actual`.
+    relative = difference / (deviation[:, None] * deviation).clamp(min=1e-30)
     return float(relative.max()), float((actual[0].detach().double() - mean).abs().max())
 
 

@@ -50,6 +50,7 @@ from fasthg.ops import (
     rmsprop_ema,
 )
 from fasthg.ops import conv3x3, max_pool2x, upsample2x_add
+assert "torch._dynamo" not in sys.modules, "its import takes seconds"
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
 predictions = torch.randn(2, 2, 3, 16, 16, requires_grad=True)
@@ -83,6 +84,7 @@ def run_all(repository, file, **environment):
     return torch.load(file)
 
 
+@pytest.mark.slow
 def test_the_fallback_gives_the_same_results(repository, tmp_path):
     results, rows = run_all(repository, tmp_path / "native.pt", FASTHG_NATIVE_DISABLE="0")
     others, other_rows = run_all(repository, tmp_path / "torch.pt", FASTHG_NATIVE_DISABLE="1")
@@ -128,6 +130,7 @@ assert sorted(_extension.paths()) == sorted(before)
 """
 
 
+@pytest.mark.slow
 def test_the_modules_of_operators_can_be_reloaded(repository):
     """As IPython's autoreload does after an edit."""
     environment = os.environ | {"PYTHONPATH": str(repository)}
