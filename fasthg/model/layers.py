@@ -115,7 +115,10 @@ class BatchNorm(nn.Module):
         self.collector = BatchStatsCollector()
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalise `(batch, channels, height, width)`; in training, report batch statistics."""
+        """Normalise `(batch, channels, height, width)`; in training, report batch statistics.
+
+        The result has the dtype of `x`, also where `residual` has another.
+        """
         if self.training and self.process_group is not None:
             y, mean, var = sync_norm(
                 *(x, self.bias, residual, self.process_group), relu=relu, eps=self.eps
@@ -139,7 +142,7 @@ class BatchNorm(nn.Module):
             momentum = 1.0 - self.decay
             y = F.batch_norm(x, *running, scale, self.bias, self.training, momentum, self.eps)
         if residual is not None:
-            y = y + residual
+            y = y + residual.to(y.dtype)
         return F.relu(y, inplace=True) if relu else y
 
     def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
