@@ -48,6 +48,7 @@ def build_with(repository, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cores", range(1, min(2, len(os.sched_getaffinity(0))) + 1))
 def test_as_many_nvcc_at_a_time_as_there_are_cores(build_with, repository, cores):
     sources = sorted((repository / "csrc").glob("*_cuda.cu"))

@@ -31,6 +31,7 @@ SLOWED = """
 """
 
 
+@pytest.mark.slow
 def test_a_slowed_operator_fails_and_its_results_are_kept(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "planted.py").write_text(textwrap.dedent(SLOWED))
     file = tmp_path / "new" / "results.json"
@@ -182,6 +183,7 @@ def own_process(tmp_path: Path) -> Callable[[float], compare.Comparison]:
     return make
 
 
+@pytest.mark.slow
 def test_providers_have_processes_of_their_own(
     own_process: Callable[[float], compare.Comparison],
 ) -> None:
@@ -192,6 +194,7 @@ def test_providers_have_processes_of_their_own(
     assert 1.5 < result.ratios()["slow"][1] < 4.5
 
 
+@pytest.mark.slow
 def test_an_error_in_another_process_is_raised(
     own_process: Callable[[float], compare.Comparison],
 ) -> None:
@@ -199,6 +202,7 @@ def test_an_error_in_another_process_is_raised(
         own_process(0).measure(CPU, {}, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_scale_measures_what_it_says(tmp_path: Path) -> None:
     found = scale.measure(

@@ -22,6 +22,7 @@ def python(name: str, code: str, limit: float = 60.0, **options: Any) -> gpu.Sta
     return gpu.Stage(name, limit, [sys.executable, "-c", code], **options)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_one_line_and_status_3(repository: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     command = [sys.executable, str(repository / "tools" / "gpu.py")]
@@ -50,6 +51,7 @@ def test_a_dry_run_lists_every_stage(
     assert "no stage biuld" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stages_are_judged_by_their_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_no_time_left_is_a_failure_unless_only_measuring() -> None:
     assert [gpu.run_stage(s, now).status for s in stages] == ["FAILED", "stopped"]
 
 
+@pytest.mark.slow
 def test_every_operator_is_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from reference.loader import MarsDataset, reference_loader
 from reference.network import ReferenceHourglass, enlarge
 from reference.training import ReferenceTraining
 from reference.tuned import TunedTraining
+from samples import WITHOUT_AUGMENTATION
 from torch import Tensor
 
 from fasthg.config import Config
@@ -27,16 +28,7 @@ from fasthg.model import StackedHourglass
 from fasthg.ops import gaussian_heatmaps
 
 SMALL = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "BATCH_SIZE": 4}
-PLAIN = {
-    **SMALL,
-    "DO_RANDOM_PADDING": False,
-    "DO_RANDOM_BLURRING": False,
-    "DO_RANDOM_NOISE": False,
-    "DO_RANDOM_ROTATION": False,
-    "DO_JPEG_ARTIFACTS": False,
-    "DO_RANDOM_FLIP_LEFT_RIGHT": 0.0,
-    "DO_COLOR_DISTORTION": 0.0,
-}
+PLAIN = {**WITHOUT_AUGMENTATION, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +238,7 @@ def test_steps_without_counterpart_are_refused(mice: RecordIndex) -> None:
 # ---------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(mice: RecordIndex) -> None:
     cfg = Config(
         **PLAIN,

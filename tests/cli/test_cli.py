@@ -52,6 +52,7 @@ def rewritten(source: Path, target: Path, change) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_train_and_eval(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     data = [f"DATA.{s}={mice}/{s.lower()}_dataset-*" for s in ("TRAIN", "VAL", "TEST")]
     run = [f"RUNS_DIR={tmp_path}", "RUN_NAME=a", "QUEUE_CAPACITY=10"]
@@ -68,6 +69,7 @@ def test_train_and_eval(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     assert (tmp_path / "a/eval/data/metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_resume_needs_no_config(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     data = f"DATA.TRAIN={mice}/train_dataset-*"
     fasthg("train", stock, *SMALL, data, f"RUNS_DIR={tmp_path}", "RUN_NAME=a", "--no-eval")
@@ -133,6 +135,7 @@ def test_a_corrupt_image_is_named_skipped_and_counted(
     assert fasthg("data", "check", stock, f"DATA.TRAIN={path}")[0] == 1
 
 
+@pytest.mark.slow
 def test_a_nan_keypoint_is_an_unlabelled_part(
     fasthg, mice: Path, tmp_path: Path, stock: str
 ) -> None:
@@ -227,6 +230,7 @@ def test_bad_input_ends_in_one_line(
     check_one_line(err, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["too many parts", "truncated"])
 def test_bad_input_ends_in_one_line_on_the_terminal(
     name: str, mice: Path, tmp_path: Path, stock: str
@@ -245,6 +249,7 @@ def check_one_line(err: str, words: list[str]) -> None:
         assert word in err
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_in_a_configuration_wait_for_no_heavy_import(
     tmp_path: Path, stock: str
 ) -> None:

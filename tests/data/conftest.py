@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samples import WITHOUT_AUGMENTATION
 
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
@@ -17,18 +18,6 @@ from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
-
-# Every augmentation off; a test turns on what it is about.
-PLAIN = {
-    "DO_RANDOM_PADDING": False,
-    "DO_RANDOM_BLURRING": False,
-    "DO_RANDOM_NOISE": False,
-    "DO_RANDOM_ROTATION": False,
-    "DO_JPEG_ARTIFACTS": False,
-    "DO_RANDOM_FLIP_LEFT_RIGHT": 0.0,
-    "DO_COLOR_DISTORTION": 0.0,
-    "DO_RANDOM_BBOX_SHIFT": 0.0,
-}
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +32,7 @@ def configure() -> Callable[..., Config]:
                 "SIGMAS": [2.0] * parts,
                 "LEFT_RIGHT_PAIRS": [[1, 2]] if parts > 2 else [],
             }
-        return Config(**{**PLAIN, "BATCH_SIZE": 8, **given})
+        return Config(**{**WITHOUT_AUGMENTATION, "BATCH_SIZE": 8, **given})
 
     return make
 

@@ -23,6 +23,7 @@ def sampler(mice: RecordIndex) -> BatchSampler:
     return BatchSampler(mice, cfg, training=True, seed=4)
 
 
+@pytest.mark.slow
 def test_threads_and_prefetching_make_no_difference(
     sampler: BatchSampler, open_loader: Open, pixels_of: Pixels
 ) -> None:
@@ -32,6 +33,7 @@ def test_threads_and_prefetching_make_no_difference(
     )
 
 
+@pytest.mark.slow
 def test_decoding_the_window_only_differs_by_rounding(
     sampler: BatchSampler, configure: Callable[..., Config], open_loader: Open, pixels_of: Pixels
 ) -> None:
@@ -94,6 +96,7 @@ def test_without_dali_the_error_names_package_and_remedy(
         make_loader(sampler, Config(), torch.device("cpu"), "dali")
 
 
+@pytest.mark.slow
 def test_the_trial_of_window_decoding_tells_success_from_failure(
     mice: RecordIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_the_thread_that_forked_it() -> None:
     process = multiprocessing.get_context("fork").Process(target=_linger, args=(os.getpid(),))
     thread = threading.Thread(target=process.start)

@@ -24,6 +24,7 @@ from fasthg.errors import DataError
 SEED = 1
 
 
+@pytest.mark.slow
 def test_no_promise_is_broken(tmp_path: Path) -> None:
     report = fuzz_records.run(SEED, range(3000), tmp_path)
     assert report.findings == []
@@ -176,6 +177,7 @@ VALUES, FEATURES = protobuf.MAX_VALUES + 1, protobuf.MAX_FEATURES + 1
 TOO_LONG, TOO_MANY = "more than 262144 values", "more than 4096 features"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("payload", "message"),
     [

@@ -268,6 +268,7 @@ def overhead(index: RecordIndex, held: int) -> float:
     return (held - sum(array.nbytes for array in annotations)) / len(index)
 
 
+@pytest.mark.slow
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many chunks as 10,000 records have."""
     monkeypatch.setattr("fasthg.data.index.builder._CHUNK", 1024)

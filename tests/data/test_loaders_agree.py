@@ -68,6 +68,7 @@ def test_pixels_agree(
         assert (difference <= levels).mean() >= share, np.bincount(difference.ravel())[:12]
 
 
+@pytest.mark.slow
 def test_stock_augmentation_agrees(mice: RecordIndex, open_loader: Open, pixels_of: Pixels) -> None:
     sampler = BatchSampler(mice, Config(BATCH_SIZE=8), training=True, seed=9)
     first, second = (pixels_of(open_loader(kind, sampler), 0, 9).astype(int) for kind in KINDS)
@@ -165,6 +166,7 @@ def partly_corrupt(index_of: Callable[..., RecordIndex]) -> RecordIndex:
     return index_of(records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_corrupt_images_are_named_counted_and_skipped_alike(
     partly_corrupt: RecordIndex,

@@ -159,6 +159,7 @@ def test_the_choice_of_a_loader(mice: RecordIndex, monkeypatch: pytest.MonkeyPat
         make_loader(sampler, Config(), cpu, "tf")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_passes_is_replaced(
     mice: RecordIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,6 +238,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_leaves_no_worker_and_no_traceback(mice: RecordIndex, repository: Path) -> None:
     run = subprocess.Popen(
@@ -267,6 +269,7 @@ def _all_gone(workers: list[int]) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers learn of it from Linux")
 def test_a_loader_that_is_killed_takes_its_workers_along(
     mice: RecordIndex, repository: Path
@@ -310,6 +313,7 @@ def test_workers_outlive_the_thread_that_started_them(
         loader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGCHLD is a POSIX signal")
 def test_a_users_handler_of_sigchld_stays_and_a_dead_worker_raises_nothing_elsewhere(
     mice: RecordIndex, caplog: pytest.LogCaptureFixture

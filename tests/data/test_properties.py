@@ -94,6 +94,7 @@ def as_read(record: Record) -> Record:
     return dataclasses.replace(read, **nothing, keypoints=keypoints, visibility=visibility)
 
 
+@pytest.mark.slow
 @quick
 @given(records())
 def test_a_record_comes_back_as_it_was(record: Record) -> None:
@@ -163,6 +164,7 @@ def test_one_damaged_byte_costs_one_record(path: Path) -> None:
             )
 
 
+@pytest.mark.slow
 @quick
 @given(PAYLOADS.filter(len), st.data())
 def test_bytes_lost_or_added_cost_no_other_record(

@@ -80,6 +80,7 @@ def test_right_is_right() -> None:
             assert (points[1] - points[2]) @ np.array([-head[1], head[0]]) > 0
 
 
+@pytest.mark.slow
 def test_parts_under_the_other_mouse_are_occluded() -> None:
     frames = [dataset.render(0, "train", number, (256, 192)) for number in range(60)]
     flags = np.stack([frame.visibility for frame in frames])

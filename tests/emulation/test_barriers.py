@@ -145,6 +145,7 @@ def right(scene, emulated):
     return is_right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_no_damage_without_cause(right, order):
     assert all(right(run, order) for run in RUNS)

@@ -368,6 +368,7 @@ def test_conv1x1_act(emulated, order, dtype, error, shape, relu):
 
 
 # Enough rows for the larger blocks, with the edges of each.
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "outputs"), covering(ORDERS, [64, 136]))
 def test_conv1x1_act_in_larger_blocks(emulated, order, outputs):
     rows = 132 * 128 + 5 if outputs == 64 else 66 * 128 + 5

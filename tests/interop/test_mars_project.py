@@ -130,6 +130,7 @@ def performance(trained: Trained) -> dict[str, Any]:
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
+@pytest.mark.slow
 def test_training_takes_everything_from_the_project(trained: Trained) -> None:
     config = RunFolder.open(trained.run).config()
     assert (str(trained.project), "top") == (config.MARS_PROJECT, config.POSE_MODEL)
@@ -141,6 +142,7 @@ def test_training_takes_everything_from_the_project(trained: Trained) -> None:
     assert "errors in cm" in trained.printed
 
 
+@pytest.mark.slow
 def test_the_files_of_the_notebooks(trained: Trained) -> None:
     folder = trained.project / "pose" / "top_evaluation"
     assert sorted(path.name for path in folder.iterdir()) == ["pck.png", "performance_pose.json"]
@@ -185,6 +187,7 @@ def test_the_files_of_the_notebooks(trained: Trained) -> None:
         assert prediction["score"] == pytest.approx(np.mean(row["scores"][chosen]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", [1, 4])
 def test_coco_reads_them_as_the_notebooks_do(trained: Trained, category: int) -> None:
     data = performance(trained)
@@ -209,6 +212,7 @@ def test_coco_reads_them_as_the_notebooks_do(trained: Trained, category: int) ->
         np.testing.assert_allclose(actual, [wanted], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_eval_and_predict_find_the_newest_run(trained: Trained, tmp_path: Path) -> None:
     target = trained.project / "pose" / "top_evaluation" / "performance_pose.json"
     before = target.read_bytes()
@@ -230,6 +234,7 @@ def test_eval_and_predict_find_the_newest_run(trained: Trained, tmp_path: Path) 
     assert code and "gone.png: not a run folder" in err
 
 
+@pytest.mark.slow
 def test_a_project_may_move(trained: Trained, tmp_path: Path) -> None:
     root = tmp_path / "elsewhere"
     shutil.copytree(trained.project, root)
@@ -356,6 +361,7 @@ def test_outside_of_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert code == 2 and "no input" in err
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_zero(trained: Trained) -> None:
     """Neither NaN, which is no JSON, nor a gap, over which the notebooks stumble."""
     config = RunFolder.open(trained.run).config()

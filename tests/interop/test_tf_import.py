@@ -86,6 +86,7 @@ def test_a_person_sees_what_was_mapped(tmp_path: Path, fasthg) -> None:
     assert f"HourGlass/Conv/weights{EMA_SUFFIX}  stem.conv.conv.weight  4x3x7x7\n" in text
 
 
+@pytest.mark.slow
 def test_an_imported_file_predicts_and_is_evaluated(tmp_path: Path, fasthg, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_bundle(tmp_path / "m", variables(), shards=2)

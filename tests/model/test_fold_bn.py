@@ -21,6 +21,7 @@ def trained(**keys: int) -> StackedHourglass:
     return model.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_maps_are_the_same() -> None:
     model = trained()

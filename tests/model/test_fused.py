@@ -52,6 +52,7 @@ def losses(precision: str, fused: str, steps: int = STEPS) -> Tensor:
     return torch.stack([step(batches[i % 10], i).loss.sum() for i in range(steps)])
 
 
+@pytest.mark.slow
 def test_fifty_steps_give_the_same_losses() -> None:
     plain, fused = losses("fp32", "off"), losses("fp32", "on")
     assert plain[-1] < 0.9 * plain[0]
@@ -143,6 +144,7 @@ def test_auto_takes_whole_blocks_where_they_gain() -> None:
     assert not any(block.fused_for(x) for x, _ in cases)
 
 
+@pytest.mark.slow
 def test_a_fused_block_compiles_without_a_graph_break() -> None:
     block = Residual(4, 8).double()
     for layer in block.modules():

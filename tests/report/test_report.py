@@ -327,6 +327,7 @@ def test_thinned_rows_keep_mean_and_extremes() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_verbs(
     mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

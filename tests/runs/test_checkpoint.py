@@ -103,6 +103,7 @@ def load_newest_of(folder: Path, name: str) -> None:
         assert (folder / "last.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100, 4_000, 100_000, 250_000, 399_000])
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path, limit: int) -> None:
     """The file-size limit of the process replaces a full disk."""

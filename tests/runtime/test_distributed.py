@@ -64,6 +64,7 @@ def two(mice: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(
     mice: Path, tmp_path: Path, two: RunFolder
 ) -> None:
@@ -81,12 +82,14 @@ def test_two_processes_are_one_with_twice_the_batch(
     assert load_state(two.last)["batch_size"] == 4
 
 
+@pytest.mark.slow
 def test_one_process_prints_and_says_who_takes_part(two: RunFolder) -> None:
     said = (two.path / "said").read_text()
     assert said.count("ranks    2 processes of BATCH_SIZE 2: 4 instances a step;") == 1
     assert len(re.findall(r"^step 1/6 ", said, re.MULTILINE)) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_process_comes_back_and_the_run_ends_as_if_nothing_was(
     mice: Path, tmp_path: Path, two: RunFolder
 ) -> None:
@@ -117,6 +120,7 @@ def test_states_without_a_count_of_processes_are_of_one(mice: Path, tmp_path: Pa
         )
 
 
+@pytest.mark.slow
 def test_state_of_two_processes_wants_as_many_instances_a_step(
     mice: Path, tmp_path: Path, two: RunFolder
 ) -> None:

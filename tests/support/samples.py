@@ -13,6 +13,18 @@ from fasthg.data.records.schema import Record, encode
 
 DELIMITED = 2
 
+WITHOUT_AUGMENTATION = {
+    "DO_RANDOM_PADDING": False,
+    "DO_RANDOM_BLURRING": False,
+    "DO_RANDOM_NOISE": False,
+    "DO_RANDOM_ROTATION": False,
+    "DO_JPEG_ARTIFACTS": False,
+    "DO_RANDOM_FLIP_LEFT_RIGHT": 0.0,
+    "DO_COLOR_DISTORTION": 0.0,
+    "DO_RANDOM_BBOX_SHIFT": 0.0,
+}
+"""Configuration keys with every augmentation off; a test turns on what it is about."""
+
 
 def varint(value: int, padding: int = 0) -> bytes:
     """A varint, longer by `padding` bytes than it need be."""

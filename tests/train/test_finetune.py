@@ -68,6 +68,7 @@ def is_frozen(name: str, freeze: tuple[str, ...]) -> bool:
     return body or stack in freeze
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("freeze", "keys"),
     [
@@ -141,6 +142,7 @@ def test_parts_of_the_same_name_keep_their_heatmaps(weights) -> None:
     assert "not used: part top of neck, part right rear knee, part left rear knee" in text
 
 
+@pytest.mark.slow
 def test_stacks_that_both_have_are_taken(weights) -> None:
     old = load_weights(weights)[0]
     more = start_of(small(weights, ["stem", "stack 1 body"], NUM_STACKS=3))
@@ -216,6 +218,7 @@ def test_frozen_blocks_take_less_memory(weights) -> None:
     assert saved_bytes(part, batch(0)) < 0.7 * saved_bytes(whole, batch(0))
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_a_run(tmp_path: Path) -> None:
     """Bit for bit after an interruption, when its weights may be gone."""
     mice, runs = tmp_path / "mice", tmp_path / "runs"

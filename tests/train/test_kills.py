@@ -53,6 +53,7 @@ def _finished(config: Config, resume: Path | None, point: str | None = None) -> 
 
 
 # What a state holds does not depend on the point, so one point does for other precisions.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "optimizer", "points"),
     [("fp32", "rmsprop", POINTS), ("bf16", "adamw", POINTS[3:4])],
@@ -74,6 +75,7 @@ def test_killed_at_every_point_of_a_save(
         assert not left, point
 
 
+@pytest.mark.slow
 def test_killed_at_random(mice: Path, tmp_path: Path) -> None:
     steps = 12 * (KILLS + 1)
     keys = {"NUM_TRAIN_ITERATIONS": steps, "NUM_INPUT_THREADS": 1}
@@ -106,6 +108,7 @@ def _newest_step(folder: RunFolder) -> int:
     return max((int(name.removeprefix("step_")) for name in names), default=0)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     assert result(again.run) == result(whole.run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["portable", "dali"])
 def test_both_loaders_resume_exactly(mice: Path, tmp_path: Path, loader: str) -> None:
     if loader == "dali":

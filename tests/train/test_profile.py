@@ -64,6 +64,7 @@ def arguments(mice: Path, repository: Path) -> list[str]:
     return [str(repository / "configs" / "small.yaml"), *keys, *data]
 
 
+@pytest.mark.slow
 def test_figures_as_json(fasthg: Fasthg, arguments: list[str]) -> None:
     code, out, _ = fasthg("bench", *arguments, "--seconds", "0.3", "--json")
     assert not code
@@ -80,6 +81,7 @@ def test_figures_as_json(fasthg: Fasthg, arguments: list[str]) -> None:
     assert figures["sentence"].startswith(f"The {figures['limits']} limits")
 
 
+@pytest.mark.slow
 def test_a_slow_loader_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     render = opencv_loader.CropRenderer.render
 
@@ -100,6 +102,7 @@ def test_a_slow_loader_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert report.sentence.endswith("waiting for data; raise NUM_INPUT_THREADS (now 1 of 3 cores).")
 
 
+@pytest.mark.slow
 def test_a_slow_step_limits(mice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(profile.TrainStep):
         def __call__(self, *arguments: Any) -> Any:
@@ -230,6 +233,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_leaves_nothing(folder: Path, repository: Path) -> None:
     """The signal reaches the loader's workers too, as from a terminal."""
     keys = [f"{key}={value}" for key, value in SMALL.items()]
@@ -257,6 +261,7 @@ def dry(fasthg: Fasthg, arguments: list[str], tmp_path: Path) -> Fasthg:
     return lambda *more: fasthg("train", *arguments, *keys, *more, "--dry-run")
 
 
+@pytest.mark.slow
 def test_the_facts_are_printed_and_nothing_stays(
     dry: Fasthg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +286,7 @@ def dry_config(mice: Path, folder: Path, **keys: Any) -> Config:
     return small(mice, RUNS_DIR=str(folder / "runs"), NUM_INPUT_THREADS=0, **keys)
 
 
+@pytest.mark.slow
 def test_what_was_there_stays(mice: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").touch()
@@ -309,6 +315,7 @@ def test_the_time_of_a_validation_is_that_of_all_its_batches(
     assert facts.validation == 400.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
@@ -351,6 +358,7 @@ def test_a_failed_step_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it(dry: Fasthg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = TrainStep.__call__
 

@@ -64,6 +64,7 @@ def test_the_fingerprint_does_not_depend_on_the_files(mice: Path, tmp_path: Path
     assert RecordIndex.build(str(tmp_path / "*"), 7).fingerprint() != whole.fingerprint()
 
 
+@pytest.mark.slow
 def test_what_changed_is_told(
     mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_unreadable_images_are_still_counted_after_a_resume(
     assert "1 unreadable image was skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_validation_data_start_a_new_best(
     mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +116,7 @@ def test_other_validation_data_start_a_new_best(
     assert load_state(again.run.last)["best"] == rows(again.run)[-1]["val_error_mean_px"]
 
 
+@pytest.mark.slow
 def test_damaged_best_weights_are_made_again(
     mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +138,7 @@ def _start(config: Any, tmp_path: Path) -> forked.Forked:
     return forked.command("train", path, "RUN_NAME=run")
 
 
+@pytest.mark.slow
 def test_the_second_training_in_a_folder_is_refused(mice: Path, tmp_path: Path) -> None:
     keys = {"SAVE_INTERVAL_SECS": 0.2, "NUM_INPUT_THREADS": 1}
     config = tiny(mice, tmp_path, **ENDLESS, **keys)

@@ -15,6 +15,7 @@ from fasthg.runtime import device
 from fasthg.train.trainer import train
 
 
+@pytest.mark.slow
 def test_a_second_timing_changes_nothing_in_a_resumed_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def equal_state(one: TrainStep, other: TrainStep) -> None:
     assert one.scaler.state_dict() == other.scaler.state_dict()
 
 
+@pytest.mark.slow
 @variants
 def test_replayed_steps_are_those_that_python_runs(monkeypatch, keys) -> None:
     """Bit for bit: nothing that changes is captured as a number, and the runs before the capture
@@ -185,6 +186,7 @@ def test_a_host_read_cannot_be_captured(monkeypatch) -> None:
         replayed(batch(0), 0)
 
 
+@pytest.mark.slow
 def test_work_is_captured_once_for_a_shape(monkeypatch) -> None:
     captured: list[object] = []
 
@@ -215,6 +217,7 @@ def test_a_capture_that_fails_leaves_no_trace(monkeypatch) -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fused", "precision"), [("on", "bf16"), ("off", "fp16"), ("auto", "bf16")]
 )
@@ -239,6 +242,7 @@ def test_weights_are_those_of_the_network_after_a_step_that_fails(monkeypatch) -
     assert all(p is q for p, q in zip(step.model.parameters(), parameters, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", ["on", "off"])
 def test_maps_made_again_change_nothing(fused: str) -> None:
     keys = {"FUSED": fused, "NUM_STACKS": 2}
@@ -284,6 +288,7 @@ def test_modes() -> None:
         choose_mode(Config(STEP="graph"), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     """After some times, memory of the same sizes costs no page faults."""

@@ -64,6 +64,7 @@ def frequent_switches() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [{"FUSED": "off"}, {"FUSED": "on", "RECOMPUTE": "stack"}],

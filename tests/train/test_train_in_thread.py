@@ -23,6 +23,7 @@ def mice(tmp_path: Path) -> Path:
     return tmp_path / "mice"
 
 
+@pytest.mark.slow
 def test_a_second_thread_trains_what_the_main_thread_does(mice: Path, tmp_path: Path) -> None:
     expected = run(tiny(mice, tmp_path / "main", RUN_NAME="run"))
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]

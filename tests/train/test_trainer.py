@@ -61,6 +61,7 @@ def test_best_weights_describe_themselves(trained: TrainResult) -> None:
     assert "stem.conv.bn.running_mean" in tensors
 
 
+@pytest.mark.slow
 def test_evaluation_measures_the_saved_weights(trained: TrainResult) -> None:
     config = trained.run.config()
     report = evaluate_run(trained.run, config, "test", None, decode="all")
@@ -79,6 +80,7 @@ def test_evaluation_measures_the_saved_weights(trained: TrainResult) -> None:
     assert np.nanmean(errors) == pytest.approx(saved["error_px"]["all"]["mean"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_in_centimetres(trained: TrainResult) -> None:
     config = trained.run.config(["PIXELS_PER_CM=20"])
     metrics = evaluate_run(trained.run, config, "val", None).metrics
@@ -86,6 +88,7 @@ def test_evaluation_in_centimetres(trained: TrainResult) -> None:
     assert cm == pytest.approx(px / 20)
 
 
+@pytest.mark.slow
 def test_validation_and_evaluation_agree(trained: TrainResult, mice: Path) -> None:
     metrics = evaluate_run(trained.run, trained.run.config(), "val", None).metrics
     best = min(r["val_error_mean_px"] for r in rows(trained.run) if "val_loss" in r)
@@ -111,6 +114,7 @@ def test_resume_is_exact(mice: Path, tmp_path: Path, workers: int) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal(trained: TrainResult, mice: Path, tmp_path: Path) -> None:
     other = run(tiny(mice, tmp_path, NUM_STACKS=2))
     first, second = load_state(trained.run.last), load_state(other.run.last)
@@ -124,6 +128,7 @@ def test_a_new_run_never_writes_into_an_old_one(trained: TrainResult, mice: Path
     assert (trained.run.path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "optimizer"), [("bf16", "adamw"), ("fp16", "adamw"), ("fp16", "rmsprop")]
 )
@@ -134,6 +139,7 @@ def test_half_precision_trains(mice: Path, tmp_path: Path, precision: str, optim
     assert np.mean(losses[-3:]) < 0.95 * losses[0]
 
 
+@pytest.mark.slow
 def test_both_loaders_train_alike(trained: TrainResult, mice: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     other = run(tiny(mice, tmp_path, LOADER="dali", NUM_STACKS=2))
@@ -142,6 +148,7 @@ def test_both_loaders_train_alike(trained: TrainResult, mice: Path, tmp_path: Pa
     np.testing.assert_allclose(dali, portable, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "momentum"])
 def test_loss_falls(mice: Path, tmp_path: Path, name: str) -> None:
     rate = {"adamw": 5e-3, "momentum": 2e-3}[name]
@@ -160,6 +167,7 @@ def test_without_validation_the_last_weights_are_the_best(mice: Path, tmp_path: 
     assert all(torch.equal(tensors[k], v) for k, v in state["ema"].items())
 
 
+@pytest.mark.slow
 def test_nan_stops_with_the_names_of_the_images(mice: Path, tmp_path: Path) -> None:
     config = tiny(mice, tmp_path, OPTIMIZER="sgd", INITIAL_LEARNING_RATE=1e12)
     with pytest.raises(DataError, match=r"step \d+: the loss is not finite .*train_dataset"):
@@ -216,6 +224,7 @@ def test_what_only_the_end_needs_is_checked_first(mice: Path, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_evaluation_works_from_any_folder(
     mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +296,7 @@ def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Sig
     assert state["step"] >= 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_one_line(mice: Path, tmp_path: Path) -> None:
     """The file-size limit of the process replaces a full disk."""
     config = tiny(mice, tmp_path)

@@ -39,6 +39,7 @@ def film(path: Path, frames: int) -> Path:
     return write_video(path, pictures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [[], ["FLIP_TEST=true", "DECODE=quarter"]])
 def test_records_with_their_boxes_give_the_predictions_of_eval(
     trained, tmp_path: Path, fasthg, keys: list[str]
@@ -100,6 +101,7 @@ def test_coco_boxes_and_results_of_one_set(trained, tmp_path: Path, fasthg) -> N
     assert len(found.getAnnIds()) == 10
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_finished_rows_and_resume_ends_with_the_same(
     trained, tmp_path: Path, fasthg
 ) -> None:

@@ -134,6 +134,7 @@ def test_without_pyav_there_is_a_remedy(tmp_path: Path, monkeypatch) -> None:
         find_sources([path])
 
 
+@pytest.mark.slow
 def test_images_need_no_pyav() -> None:
     code = "import sys; sys.modules['av'] = None; import fasthg.inference.video.predict"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -32,6 +32,7 @@ def dark(shallow: Trained) -> Path:
     return export(shallow, "onnx", peaks=True).path
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_heatmaps_and_peaks_at_any_batch(shallow: Trained, dark: Path) -> None:
     model = onnx.load(dark)
@@ -47,6 +48,7 @@ def test_heatmaps_and_peaks_at_any_batch(shallow: Trained, dark: Path) -> None:
         torch.testing.assert_close(keypoints, points * 4, rtol=0, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_the_file_describes_itself_and_nothing_else(dark: Path, repository: Path) -> None:
     content = dark.read_bytes()
     model = onnx.load_from_string(content)
@@ -64,6 +66,7 @@ def test_the_file_describes_itself_and_nothing_else(dark: Path, repository: Path
         assert word.encode() not in content
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_float16_within_and_float32_without(shallow: Trained, dark: Path, tmp_path: Path) -> None:
     trained = opened(shallow.path, "DECODE=quarter")
@@ -78,6 +81,7 @@ def test_float16_within_and_float32_without(shallow: Trained, dark: Path, tmp_pa
     assert done.path.stat().st_size < 0.75 * dark.stat().st_size
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_bfloat16_is_stored_and_cast(shallow: Trained, dark: Path) -> None:
     whole = onnx.load(dark)

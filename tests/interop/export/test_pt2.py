@@ -36,6 +36,7 @@ def exported(shallow: Trained, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return export(shallow, "pt2", target=tmp_path_factory.mktemp("pt2") / "a.pt2")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_plain_torch_loads_it(shallow: Trained, exported: Exported, tmp_path: Path) -> None:
     images = torch.rand(3, 3, 64, 64) * 2 - 1
@@ -66,6 +67,7 @@ def mice(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / "val_dataset-*")]
 
 
+@pytest.mark.slow
 def test_the_check_passes_and_tells_other_weights_apart(
     shallow: Trained, exported: Exported, mice: list[str], tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_mistakes_end_in_one_line(shallow: Trained, tmp_path: Path, monkeypatch)
         need_runtime("mars-pb")
 
 
+@pytest.mark.slow
 def test_the_command(shallow: Trained, mice: list[str], tmp_path: Path, capsys, monkeypatch):
     from fasthg.cli import app
 
