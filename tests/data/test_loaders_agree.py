@@ -56,6 +56,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDS)
 def test_pixels_agree(
     mice: RecordIndex, configure: Make, open_loader: Open, pixels_of: Pixels, name: str

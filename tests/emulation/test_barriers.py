@@ -24,6 +24,8 @@ from fasthg.ops import (
     reference,
 )
 
+pytestmark = pytest.mark.slow  # a minute to compile
+
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 BARRIER = re.compile(r"^[^/]*\b(?:__syncthreads\(\);|wait_for_copies<[^>]*>\(\);)")
 # A barrier whose comment says so is there for clarity.

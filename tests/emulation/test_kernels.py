@@ -16,6 +16,8 @@ from fasthg import ops
 from fasthg.ops import _extension, reference
 
 # dtype of the maps and one rounding of a value near 1
+pytestmark = pytest.mark.slow  # a minute to compile
+
 DTYPES = [
     (torch.float32, 1e-6),
     (torch.float64, 1e-14),

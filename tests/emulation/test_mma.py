@@ -9,6 +9,8 @@ import torch
 
 from fasthg.ops._extension import DTYPE_CODES
 
+pytestmark = pytest.mark.slow  # a minute to compile
+
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
