@@ -47,7 +47,7 @@ train: setup ## train the demo on synthetic mice and evaluate it (each time in a
 	$(BIN)/fasthg train configs/demo.yaml
 
 test: setup ## run the tests
-	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal
 
 lint: setup ## check style and types, changing nothing
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ def test_decoding_the_window_only_differs_by_rounding(
     assert np.abs(window - whole).max() <= 1
 
 
+@pytest.mark.slow
 def test_any_range_can_follow(sampler: BatchSampler, open_loader: Open, pixels_of: Pixels) -> None:
     loader = open_loader("dali", sampler)
     whole = pixels_of(loader, 0, 6).reshape(6, 5, 64, 64, 3)

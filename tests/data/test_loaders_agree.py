@@ -201,6 +201,7 @@ def test_corrupt_images_are_named_counted_and_skipped_alike(
         assert partly_corrupt.record[shown].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 9, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_without_any_usable_image(
     index_of: Callable[..., RecordIndex], configure: Make, open_loader: Open, kind: str

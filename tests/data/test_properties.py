@@ -135,6 +135,7 @@ def path() -> Iterator[Path]:
         yield Path(folder) / "set"
 
 
+@pytest.mark.slow
 @quick
 @given(PAYLOADS)
 def test_any_payloads_come_back_from_a_file(path: Path, payloads: list[bytes]) -> None:
@@ -185,6 +186,7 @@ def test_bytes_lost_or_added_cost_no_other_record(
     assert found in (others, payloads)
 
 
+@pytest.mark.slow
 @quick
 @example(b"")
 @example(bytes(11))

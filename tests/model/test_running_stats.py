@@ -205,6 +205,7 @@ def test_alone_a_network_that_makes_maps_again_moves_once() -> None:
     equal(net, plain)
 
 
+@pytest.mark.slow
 def test_a_block_that_collects_compiles_without_a_graph_break() -> None:
     block = Residual(4, 8)
     for module in block.modules():
@@ -221,6 +222,7 @@ def test_a_block_that_collects_compiles_without_a_graph_break() -> None:
     equal(block, other)
 
 
+@pytest.mark.slow
 def test_a_step_moves_them_before_the_averages_take_them(kernel_calls: list[int]) -> None:
     """The averages take the weights that a step starts from, and the statistics it stats."""
     config = Config(**KEYS)

@@ -84,6 +84,7 @@ def test_what_counts_as_full_memory() -> None:
     assert caught.value is other
 
 
+@pytest.mark.slow
 def test_the_keys_that_the_error_names_help() -> None:
     def needed(**keys: Any) -> int:
         config = small(**{"FUSED": "off", **keys})

@@ -159,6 +159,7 @@ def test_the_second_training_in_a_folder_is_refused(mice: Path, tmp_path: Path) 
         process.process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="not on this system")
 def test_sigusr1_saves_and_goes_on(mice: Path, tmp_path: Path) -> None:
     config = tiny(mice, tmp_path, **ENDLESS, NUM_INPUT_THREADS=1)
@@ -179,6 +180,7 @@ def test_sigusr1_saves_and_goes_on(mice: Path, tmp_path: Path) -> None:
     assert f"step {step}: saved, as SIGUSR1 asks" in out
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(mice: Path, tmp_path: Path) -> None:
     config = tiny(mice, tmp_path, **ENDLESS, NUM_INPUT_THREADS=1)
     process = _start(config, tmp_path)

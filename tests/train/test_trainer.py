@@ -174,6 +174,7 @@ def test_nan_stops_with_the_names_of_the_images(mice: Path, tmp_path: Path) -> N
         run(config)
 
 
+@pytest.mark.slow
 def test_diverged_weights_never_replace_a_checkpoint(mice: Path, tmp_path: Path) -> None:
     good = run(tiny(mice, tmp_path, NUM_TRAIN_ITERATIONS=2))
     before = good.run.last.read_bytes()
@@ -192,6 +193,7 @@ def test_overrides_count_and_last_on_resume(mice: Path, tmp_path: Path) -> None:
     assert first.run.config().WEIGHT_DECAY == 0.5
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_optimiser(trained: TrainResult, mice: Path) -> None:
     with pytest.raises(DataError, match="its optimiser is rmsprop"):
         run(tiny(mice, trained.run.path.parent, OPTIMIZER="adam"), resume=trained.run.path)
@@ -277,6 +279,7 @@ def test_device_and_precision() -> None:
             choose_device("cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Signals) -> None:
     """The signal reaches the loader's workers too, as from a terminal or a scheduler."""
