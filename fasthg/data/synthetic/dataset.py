@@ -7,7 +7,6 @@ Left and right parts look alike, as on real mice: only where they lie tells them
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,15 +19,13 @@ import numpy.typing as npt
 from fasthg.data.boxes import box_around
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.data.synthetic.mouse import PART_NAMES, Mouse, blur, paint, pose
-
-Image = npt.NDArray[np.uint8]
+from fasthg.data.synthetic.cage import SCENES, Image, scene, sensor
+from fasthg.data.synthetic.mouse import PART_NAMES, Mouse, paint, pose, random_look
 
 __all__ = ["ANIMALS", "PART_NAMES", "Frame", "make_record", "render", "write_dataset"]
 
 ANIMALS = ("black", "white")
 _JPEG_QUALITY = 90
-_SCENES = 12
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,16 @@ def render(seed: int, split: str, number: int, size: tuple[int, int] = (512, 384
     """Draw frame `number` of `split`; `size` is (width, height) in px, at least 128 each."""
     width, height = size
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), number])
-    canvas = _scene(seed, int(rng.integers(_SCENES)), size).copy()
+    canvas = scene(seed, int(rng.integers(SCENES)), size).copy()
     length = 0.27 * min(width, height * 4 / 3) * rng.uniform(0.85, 1.15)
     mice = _place(rng, length, size)
     below, above = rng.permutation(2)
-    paint(canvas, mice[below], rng)
-    cover = paint(canvas, mice[above], rng)
+    paint(canvas, mice[below], random_look(rng, ANIMALS[below]))
+    cover = paint(canvas, mice[above], random_look(rng, ANIMALS[above]))
     gain = rng.uniform(0.8, 1.15)
-    image = _sensor(canvas * np.float32(gain), rng)
+    corner = int(rng.integers(height)), int(rng.integers(width))
+    sharpness, grain = rng.uniform(0.4, 0.9), rng.uniform(1, 4)
+    image = sensor(canvas * np.float32(gain), corner, sharpness, grain)
 
     keypoints = np.stack([mouse.keypoints for mouse in mice]).astype(np.float32)
     visibility = np.full(keypoints.shape[:2], 2, np.uint8)
@@ -85,59 +84,6 @@ def _place(rng: np.random.Generator, length: float, size: tuple[int, int]) -> li
             mouse = pose(rng, name, np.array(size) / 2, 0.5 * length)
         mice.append(mouse)
     return mice
-
-
-@functools.lru_cache(maxsize=2 * _SCENES)
-def _scene(seed: int, number: int, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """An empty cage, (height, width, 3) float32 BGR 0..255: floor, bedding, walls, uneven light."""
-    width, height = size
-    rng = np.random.default_rng([seed, 0x5CE2E, number])
-    colour = rng.uniform(105, 175) * np.array([0.88, 0.97, 1.0]) * rng.uniform(0.96, 1.04, 3)
-    floor = np.broadcast_to(colour, (height, width, 3)).astype(np.float32).copy()
-    for scale, strength in ((0.2, 9.0), (0.05, 6.0), (0.012, 5.0)):
-        noise = rng.normal(size=(height, width)).astype(np.float32)
-        noise = blur(noise, scale * min(size))
-        floor += (strength / max(float(noise.std()), 1e-6) * noise)[..., None]
-    chip = 0.012 * min(size)
-    for _ in range(int(rng.uniform(250, 900))):
-        at, angle = rng.uniform((0, 0), size), rng.uniform(0, np.pi)
-        along = chip * rng.uniform(0.4, 1.6) * np.array([np.cos(angle), np.sin(angle)])
-        shade = colour * rng.uniform(0.72, 1.25)
-        ends = [tuple(int(v) for v in np.round(16 * p)) for p in (at - along, at + along)]
-        cv2.line(floor, ends[0], ends[1], shade.tolist(), int(rng.integers(1, 3)), cv2.LINE_AA, 4)
-    floor = blur(floor, 0.7)
-
-    margin = int(0.045 * min(size))
-    wall = np.ones((height, width), np.float32)
-    wall[margin:-margin, margin:-margin] = 0
-    wall = blur(wall, 1.2)[..., None]
-    grey = rng.uniform(60, 200)
-    floor = floor * (1 - wall) + (0.35 * floor + 0.65 * grey) * wall
-    edge = blur(wall[..., 0], 0.5 * margin)[..., None]
-    floor *= 1 - 0.28 * edge * (1 - wall)
-
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    centre = rng.uniform(0.2, 0.8, 2) * size
-    distance = np.hypot(x - centre[0], y - centre[1]) / np.hypot(width, height)
-    tilt = (x / width - 0.5) * rng.uniform(-0.2, 0.2) + (y / height - 0.5) * rng.uniform(-0.2, 0.2)
-    scene: npt.NDArray[np.float32] = floor * (1.08 - 0.45 * distance**2 + tilt)[..., None]
-    scene.flags.writeable = False
-    return scene
-
-
-@functools.lru_cache(maxsize=4)
-def _noise(size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """A plane of N(0, 1), (2 height, 2 width): each frame takes a window of it."""
-    return np.random.default_rng(7).normal(size=(2 * size[1], 2 * size[0])).astype(np.float32)
-
-
-def _sensor(canvas: npt.NDArray[np.float32], rng: np.random.Generator) -> Image:
-    height, width = canvas.shape[:2]
-    top, left = int(rng.integers(height)), int(rng.integers(width))
-    noise = _noise((width, height))[top : top + height, left : left + width, None]
-    canvas = blur(canvas, float(rng.uniform(0.4, 0.9)))
-    image: Image = np.clip(canvas + float(rng.uniform(1, 4)) * noise, 0, 255).astype(np.uint8)
-    return image
 
 
 def make_record(seed: int, split: str, number: int, size: tuple[int, int] = (512, 384)) -> Record:

@@ -1,10 +1,14 @@
-"""Draws one mouse from above, for synthetic frames: a bent spine, a contour, fur and extremities.
+"""Draws one mouse from above, for synthetic images: a bent spine, a contour, fur and extremities.
+
+`Posture` -> `shape` -> `Mouse`, and `paint` draws it with a `Look`. Both are drawn at random for
+single frames (`pose`, `random_look`); for films they change smoothly from frame to frame.
 
 Lengths are fractions of the body length (nose to base of tail) unless they are called px.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -67,17 +71,58 @@ def blur(image: Array, sigma: float) -> Array:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
 
 
+@dataclass(frozen=True)
+class Posture:
+    """How a body is held; angles in rad, clockwise in the image.
+
+    heading: direction of the body, 0 along x. bend: how much the base of the tail is turned against
+    the nose. turn: of the head alone. stretch, plumpness: factors of length and of width.
+    tail_bend, tail_wave: turns along the tail, steady and as a sine of tail_frequency.
+    tail_length: share of the body length.
+    """
+
+    heading: float
+    bend: float
+    turn: float
+    stretch: float
+    plumpness: float
+    tail_bend: float
+    tail_wave: float
+    tail_frequency: float
+    tail_length: float
+
+
+def random_posture(rng: np.random.Generator) -> Posture:
+    """A posture independent of all others."""
+    stretch = rng.uniform(0.82, 1.08)
+    plumpness = rng.uniform(0.92, 1.1) / np.sqrt(stretch)
+    bend, turn = rng.normal(0, 0.45), rng.normal(0, 0.30)
+    heading = rng.uniform(0, 2 * np.pi)
+    tail_bend, tail_wave, tail_frequency = rng.normal(0, 0.5), rng.normal(0, 0.7), rng.uniform(2, 5)
+    tail_length = rng.uniform(0.65, 0.95)
+    return Posture(
+        *(heading, bend, turn, stretch, float(plumpness)),
+        *(tail_bend, tail_wave, tail_frequency, tail_length),
+    )
+
+
 def pose(
     rng: np.random.Generator, name: str, centre: npt.NDArray[np.float64], length: float
 ) -> Mouse:
-    """A random pose: heading, bend of the body, turn of the head, stretch, course of the tail."""
-    stretch = rng.uniform(0.82, 1.08)
-    plumpness = rng.uniform(0.92, 1.1) / np.sqrt(stretch)
-    length = length * stretch
+    """A mouse in a random posture; see `shape`."""
+    return shape(name, random_posture(rng), centre, length)
+
+
+def shape(name: str, posture: Posture, centre: npt.NDArray[np.float64], length: float) -> Mouse:
+    """The mouse of a posture.
+
+    name: of its coat, black or white. centre: (2,) image px of the middle of the spine.
+    length: px of a body that is not stretched.
+    """
+    length = length * posture.stretch
     along = np.linspace(0, 1, _STEPS)
-    bend, turn = rng.normal(0, 0.45), rng.normal(0, 0.30)
     head = np.clip(1 - along / 0.4, 0, 1) ** 2
-    angle = rng.uniform(0, 2 * np.pi) + bend * (along - 0.6) + turn * head
+    angle = posture.heading + posture.bend * (along - 0.6) + posture.turn * head
     # The spine runs from the nose backwards, against the direction in which the animal looks.
     ahead = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     spine = np.cumsum(-ahead, axis=0) * (length / (_STEPS - 1))
@@ -86,19 +131,76 @@ def pose(
     right = np.stack([-ahead[:, 1], ahead[:, 0]], axis=1)
 
     steps = np.linspace(0, 1, 40)
-    swing = rng.normal(0, 0.5) * steps + rng.normal(0, 0.7) * np.sin(steps * rng.uniform(2, 5))
+    wave = np.sin(steps * posture.tail_frequency)
+    swing = posture.tail_bend * steps + posture.tail_wave * wave
     course = angle[-1] + np.pi + swing
     tail = np.cumsum(np.stack([np.cos(course), np.sin(course)], axis=1), axis=0)
-    tail = spine[-1] + tail * (rng.uniform(0.65, 0.95) * length / len(steps))
+    tail = spine[-1] + tail * (posture.tail_length * length / len(steps))
     middle = spine[_STEPS // 2]
-    mouse = Mouse(name, length, float(plumpness), middle, spine, right, tail, spine[:0])
+    plumpness = posture.plumpness
+    mouse = Mouse(name, length, plumpness, middle, spine, right, tail, spine[:0])
     points = [mouse.at(s, a * (plumpness if s > 0.5 else 1)) for s, a in _PARTS]
     return replace(mouse, keypoints=np.stack(points))
 
 
+Hair = Callable[[Mouse, npt.NDArray[np.int64], tuple[int, int]], Array]
+"""(mouse, (2,) origin of a window in image px, its (height, width)) -> (height, width) relief."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """fur: brightness of the coat, 0..255; fore, hind: shifts of left and right paw along the
+    spine; hair: relief of the coat."""
+
+    fur: float
+    fore: tuple[float, float]
+    hind: tuple[float, float]
+    hair: Hair
+
+
+def random_fur(rng: np.random.Generator, name: str) -> float:
+    """Brightness of a black or white coat, 0..255."""
+    return rng.uniform(26, 46) if name == "black" else rng.uniform(196, 228)
+
+
+def random_look(rng: np.random.Generator, name: str) -> Look:
+    """A look independent of all others; `rng` gives the hairs as well, when they are painted."""
+
+    def hair(mouse: Mouse, origin: npt.NDArray[np.int64], size: tuple[int, int]) -> Array:
+        return _combed(rng.standard_normal(size, np.float32), _direction(mouse, 0.5))
+
+    fur = random_fur(rng, name)
+    return Look(fur, (rng.uniform(-0.03, 0.03), rng.uniform(-0.03, 0.03)), (0.0, 0.0), hair)
+
+
+def fixed_hair(rng: np.random.Generator, length: float) -> Hair:
+    """Hairs that move and turn with the animal's middle; length: of its body, px."""
+    side = int(1.7 * length) + 8
+    hairs = _combed(rng.standard_normal((side, side), np.float32), 0.0)
+
+    def hair(mouse: Mouse, origin: npt.NDArray[np.int64], size: tuple[int, int]) -> Array:
+        angle = np.radians(_direction(mouse, 0.5))
+        cosine, sine = np.cos(angle), np.sin(angle)
+        back = np.array([[cosine, sine], [-sine, cosine]])
+        shift = side / 2 + back @ (origin - mouse.centre)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        relief = cv2.warpAffine(hairs, np.column_stack([back, shift]), size[::-1], flags=flags)
+        return np.asarray(relief, np.float32)
+
+    return hair
+
+
+def _combed(noise: Array, degrees: float) -> Array:
+    """Noise averaged along a direction."""
+    angle = np.radians(degrees)
+    kernel = np.zeros((7, 7), np.float32)
+    dx, dy = round(2 * float(np.cos(angle))), round(2 * float(np.sin(angle)))
+    cv2.line(kernel, (3 - dx, 3 - dy), (3 + dx, 3 + dy), 1.0)
+    return np.asarray(cv2.filter2D(noise, -1, kernel / kernel.sum()), np.float32)
+
+
 @dataclass(frozen=True)
 class _Coat:
-    fur: float
     ear: tuple[float, float, float]
     inner_ear: tuple[float, float, float]
     skin: tuple[float, float, float]
@@ -106,14 +208,8 @@ class _Coat:
     eye: tuple[float, float, float]
 
 
-def _coat(name: str, rng: np.random.Generator) -> _Coat:
-    if name == "black":
-        fur = rng.uniform(26, 46)
-        return _Coat(fur, (58, 58, 66), (74, 74, 90), (96, 100, 128), (62, 62, 72), (6, 6, 6))
-    fur = rng.uniform(196, 228)
-    return _Coat(
-        fur, (176, 178, 214), (142, 146, 196), (150, 156, 208), (146, 152, 190), (48, 40, 130)
-    )
+_BLACK = _Coat((58, 58, 66), (74, 74, 90), (96, 100, 128), (62, 62, 72), (6, 6, 6))
+_WHITE = _Coat((176, 178, 214), (142, 146, 196), (150, 156, 208), (146, 152, 190), (48, 40, 130))
 
 
 class _Patch:
@@ -175,13 +271,16 @@ def _direction(mouse: Mouse, along: float) -> float:
     return float(np.degrees(np.arctan2(-right[0], right[1])))
 
 
-def paint(canvas: Array, mouse: Mouse, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draw `mouse` on `canvas`, (height, width, 3) float32 BGR, in place.
+def paint(canvas: Array, mouse: Mouse, look: Look) -> npt.NDArray[np.uint8]:
+    """Draw `mouse` on `canvas`, (height, width, 3) float32 BGR, in place, as far as it lies on it.
 
-    Returns the body's mask, (height, width) uint8 of 0..255.
+    Pixel centres have whole coordinates. Returns the body's mask, (height, width) uint8 of 0..255.
     """
-    coat = _coat(mouse.name, rng)
+    coat = _BLACK if mouse.name == "black" else _WHITE
     patch = _Patch(canvas, mouse)
+    whole = np.zeros(canvas.shape[:2], np.uint8)
+    if not patch.view.size:
+        return whole
     body = patch.polygon(_contour(mouse))
 
     shadow = blur(patch.polygon(_contour(mouse, 1.12)).astype(np.float32), 0.035 * mouse.length)
@@ -192,22 +291,19 @@ def paint(canvas: Array, mouse: Mouse, rng: np.random.Generator) -> npt.NDArray[
         shade = 1 + 0.12 * np.sin(index * 2.4)
         colour = [shade * channel for channel in coat.tail]
         cv2.line(patch.view, start, end, colour, width, cv2.LINE_AA, 4)
-    for side in (-1, 1):
-        hind = mouse.at(0.80, side * 0.185 * mouse.plumpness)
+    for side, fore_shift, hind_shift in zip((-1, 1), look.fore, look.hind, strict=True):
+        hind = mouse.at(0.80 + hind_shift, side * 0.185 * mouse.plumpness)
         patch.ellipse(hind, (0.062, 0.022), _direction(mouse, 0.8) + 12 * side, coat.skin)
-        fore = mouse.at(0.37 + rng.uniform(-0.03, 0.03), side * 0.112)
+        fore = mouse.at(0.37 + fore_shift, side * 0.112)
         patch.ellipse(fore, (0.030, 0.018), _direction(mouse, 0.35), coat.skin)
 
-    patch.blend(body, _fur(patch, mouse, body, coat.fur, rng))
+    patch.blend(body, _fur(patch, mouse, body, look))
     _face(patch, mouse, coat)
-    whole = np.zeros(canvas.shape[:2], np.uint8)
     whole[patch.window] = body
     return whole
 
 
-def _fur(
-    patch: _Patch, mouse: Mouse, body: npt.NDArray[np.uint8], fur: float, rng: np.random.Generator
-) -> Array:
+def _fur(patch: _Patch, mouse: Mouse, body: npt.NDArray[np.uint8], look: Look) -> Array:
     """Shaded coat, (height, width, 3) of the patch: light by the height of the back, and hairs."""
     inner = cv2.distanceTransform((body > 127).astype(np.uint8), cv2.DIST_L2, 3)
     height = np.sqrt(np.clip(inner / (0.16 * mouse.length), 0, 1))
@@ -220,12 +316,8 @@ def _fur(
     slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
     slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3)
     light = 0.62 + 0.42 * height - 0.25 * (slope_x * 0.6 + slope_y * 0.8)
-    hair = rng.standard_normal(body.shape, np.float32)
-    angle = np.radians(_direction(mouse, 0.5))
-    kernel = np.zeros((7, 7), np.float32)
-    dx, dy = round(2 * float(np.cos(angle))), round(2 * float(np.sin(angle)))
-    cv2.line(kernel, (3 - dx, 3 - dy), (3 + dx, 3 + dy), 1.0)
-    hair = np.asarray(cv2.filter2D(hair, -1, kernel / kernel.sum()), np.float32)
+    hair = look.hair(mouse, patch.origin, (body.shape[0], body.shape[1]))
+    fur = look.fur
     # Black fur shines where the light falls on it; white fur is near the sensor's limit already.
     grain = 5.0 + 0.03 * fur
     shade = fur * light + grain * hair + (14 * np.clip(light - 0.85, 0, 1) if fur < 100 else 0)

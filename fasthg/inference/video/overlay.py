@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from fasthg.data.opencv_loader import Image
-from fasthg.errors import EnvironmentFault
 from fasthg.files import write_atomically
 from fasthg.inference.video.frame import Frame, Source
 from fasthg.inference.video.pipeline import ahead
 from fasthg.inference.video.row_store import Rows
 from fasthg.inference.video.video_file import VideoSource
+from fasthg.inference.video.video_writer import TICK, encoder
 
-_CODECS = ("libx264", "libopenh264", "mpeg4")
 _AHEAD = 8
 Color = tuple[int, int, int]
-# Times are written in units of this, fine enough for every rate of frames.
-_TICK = Fraction(1, 90000)
 
 
 def draw(image: Image, rows: Rows, frame: int, colors: Sequence[Color], confidence: float) -> Image:
@@ -99,7 +94,7 @@ def _video(
     # Chroma of yuv420p is half as large each way, so sides are made even.
     width, height = (side + side % 2 for side in source.size)
     with av.open(str(path), "w", format="mp4") as container:
-        stream = _encoder(av, container, source, width, height)
+        stream = encoder(av, container, source.path, source.rate or 25, (width, height))
         last = -1
         for frame in frames:
             image = frame.image
@@ -111,25 +106,8 @@ def _video(
                 cv2.BORDER_REPLICATE,
             )
             picture = av.VideoFrame.from_ndarray(padded, format="bgr24")
-            at = round(frame.time / _TICK) if np.isfinite(frame.time) else last + 3600
+            at = round(frame.time / TICK) if np.isfinite(frame.time) else last + 3600
             last = max(last + 1, at)
-            picture.pts, picture.time_base = last, _TICK
+            picture.pts, picture.time_base = last, TICK
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
-
-
-def _encoder(av: Any, container: Any, source: VideoSource, width: int, height: int) -> Any:
-    for codec in _CODECS:
-        if codec not in av.codecs_available:
-            continue
-        stream = container.add_stream(codec, rate=source.rate or 25)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = stream.codec_context.time_base = _TICK
-        if codec == "mpeg4":
-            # Its clock has 16 bits.
-            stream.codec_context.time_base = Fraction(1, 1000)
-        return stream
-    raise EnvironmentFault(
-        f"{source.path}: PyAV has no encoder of {', '.join(_CODECS)}; "
-        "leave out --overlay or install PyAV's own wheel"
-    )
