@@ -39,33 +39,49 @@ def box_to_pixels(bbox: npt.ArrayLike, width: npt.ArrayLike, height: npt.ArrayLi
 
 
 def shift_edges(
-    box: npt.ArrayLike, shift: npt.ArrayLike, width: npt.ArrayLike, height: npt.ArrayLike
+    box: npt.ArrayLike,
+    shift: npt.ArrayLike,
+    width: npt.ArrayLike,
+    height: npt.ArrayLike,
+    *,
+    clip: bool = True,
 ) -> Float:
-    """Move each edge of a box outwards by `shift` image px, stopping at the image border.
+    """Move each edge of a box outwards by `shift` image px.
 
-    box, shift: `(batch, 4)` in the order x1 y1 x2 y2, image px, shift not negative.
+    box, shift: `(batch, 4)` in the order x1 y1 x2 y2, image px, shift not negative. clip: stop at
+    the image border.
     """
     shifted = np.asarray(box, np.float64) + np.asarray(shift, np.float64) * [-1, -1, 1, 1]
+    if not clip:
+        return shifted
     limit = np.stack([np.asarray(width), np.asarray(height)] * 2, axis=-1)
     return np.clip(shifted, 0, limit)
 
 
 def loose_crop(
-    box: npt.ArrayLike, factor: npt.ArrayLike, width: npt.ArrayLike, height: npt.ArrayLike
+    box: npt.ArrayLike,
+    factor: npt.ArrayLike,
+    width: npt.ArrayLike,
+    height: npt.ArrayLike,
+    *,
+    clip: bool = True,
 ) -> Int:
-    """The crop around a box as MARS draws it: padded alike on both sides of an axis.
+    """The crop around a box: padded alike on both sides of an axis.
 
-    Per axis `pad = min(distance to either image border, factor * length / 2)`, so an axis that
-    touches a border gets none; the result is truncated to whole px.
-    box: `(batch, 4)` image px inside the image. factor: `(batch,)` or a scalar; 0 = no padding.
-    Returns `(batch, 4)` int64 image px, at least 1 px a side.
+    Per axis `pad = factor * length / 2`. With `clip`, as MARS draws it, it is at most the distance
+    to the nearer image border, so an axis that touches a border gets none; without, the crop may
+    leave the image, and is the one the box would have far from every border. Edges are rounded
+    down to whole px, negative ones as well.
+    box: `(batch, 4)` image px, with `clip` inside the image. factor: `(batch,)` or a scalar; 0 = no
+    padding. Returns `(batch, 4)` int64 image px, at least 1 px a side.
     """
     box = np.asarray(box, np.float64)
-    size = np.stack([np.asarray(width), np.asarray(height)], axis=-1).astype(np.float64)
     low, high = box[:, :2], box[:, 2:]
-    padding = np.asarray(factor, np.float64).reshape(-1, 1) * (high - low) / 2
-    pad = np.minimum(np.minimum(low, size - high), padding)
-    crop = np.concatenate([low - pad, high + pad], axis=1).astype(np.int64)
+    pad = np.asarray(factor, np.float64).reshape(-1, 1) * (high - low) / 2
+    if clip:
+        size = np.stack([np.asarray(width), np.asarray(height)], axis=-1).astype(np.float64)
+        pad = np.minimum(np.minimum(low, size - high), pad)
+    crop = np.floor(np.concatenate([low - pad, high + pad], axis=1)).astype(np.int64)
     crop[:, 2:] = np.maximum(crop[:, 2:], crop[:, :2] + 1)
     return crop
 

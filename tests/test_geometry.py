@@ -47,9 +47,44 @@ def test_loose_crop_pads_both_sides_alike(
     assert tuple(got[0]) == crop
 
 
+@pytest.mark.parametrize(
+    ("box", "factor", "crop"),
+    [
+        ((0, 100, 100, 180), 0.65, (-33, 74, 132, 206)),
+        ((540, 100, 640, 180), 0.65, (507, 74, 672, 206)),
+        ((100, 0, 200, 80), 0.5, (75, -20, 225, 100)),
+        ((100, 400, 200, 480), 0.5, (75, 380, 225, 500)),
+        ((0, 0, 15, 9), 0.5, (-4, -3, 18, 11)),
+        ((630.5, 470.25, 640, 480), 2.0, (621, 460, 649, 489)),
+        ((-3.5, -0.5, 20, 20), 0.0, (-4, -1, 20, 20)),
+        ((0, 0, 640, 480), 2.0, (-640, -480, 1280, 960)),
+        ((639, 479, 640, 480), 0.0, (639, 479, 640, 480)),
+    ],
+)
+def test_a_crop_that_leaves_the_image_is_padded_alike_and_rounded_down(
+    box: tuple[float, ...], factor: float, crop: tuple[int, ...]
+) -> None:
+    got = geometry.loose_crop([box], [factor], [WIDTH], [HEIGHT], clip=False)
+    assert tuple(got[0]) == crop
+
+
+@settings(max_examples=100, deadline=None)
+@given(view=views(), factor=st.integers(0, 96), beyond=st.integers(1920, 5000))
+def test_a_crop_that_leaves_the_image_is_that_of_a_larger_image(
+    view: tuple[np.ndarray, bool, float], factor: int, beyond: int
+) -> None:
+    """A margin of up to three times the side; `beyond` px more than it on all sides."""
+    box, larger = view[0], ([WIDTH + 2 * beyond], [HEIGHT + 2 * beyond])
+    inside = geometry.loose_crop(box + beyond, [factor / 32], *larger)
+    got = geometry.loose_crop(box, [factor / 32], [WIDTH], [HEIGHT], clip=False)
+    assert (got + beyond).tolist() == inside.tolist()
+
+
 def test_edges_move_outwards_and_stop_at_the_border() -> None:
     moved = geometry.shift_edges([[5, 50, 90, 99]], [[10, 4, 3.5, 8]], [100], [100])
     assert moved.tolist() == [[0, 46, 93.5, 100]]
+    beyond = geometry.shift_edges([[5, 50, 90, 99]], [[10, 4, 3.5, 8]], [100], [100], clip=False)
+    assert beyond.tolist() == [[-5, 46, 93.5, 107]]
 
 
 def test_the_plain_map_is_the_formula_of_mars() -> None:

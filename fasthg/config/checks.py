@@ -11,6 +11,7 @@ from fasthg.config.keys import Keys, Parts, project_data
 
 STRIDE = 4  # input pixels of a heatmap cell: the stem halves twice
 COARSEST = 64  # and four levels of the hourglass halve the heatmap four times more
+WIDEST = 10.0  # margin of a crop that leaves the image; an animal is then 1/11 of its side
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,17 @@ def _ranges(cfg: Keys) -> Iterator[Problem]:
                 "exchange the two",
                 (f"{stem}_MAX",),
             )
+    if cfg.CROP_BORDER == "edge":
+        for key in ("LOOSE_BBOX_PAD_FACTOR", "RANDOM_PADDING_MAX"):
+            factor = getattr(cfg, key)
+            if factor > WIDEST:
+                yield Problem(
+                    key,
+                    f"{factor:g} times the side of the box is added, and CROP_BORDER edge lets it "
+                    "leave the image",
+                    f"use at most {WIDEST:g}; it is a fraction, not per cent",
+                    ("CROP_BORDER",),
+                )
 
 
 def _schedule(cfg: Keys) -> Iterator[Problem]:

@@ -293,6 +293,11 @@ class Keys(Section):
         ge=0,
         needs=("LOOSE_BBOX_CROP",),
     )
+    CROP_BORDER: Annotated[Literal["clip", "edge"], LowerCase] = key(
+        "clip",
+        "Crops at the image border: clip, a margin is at most the distance to the nearer border, "
+        "as MARS; edge, crops leave the image and repeat its edge pixels there.",
+    )
 
     # Random changes of training instances; a frequency is a share of instances, 0..1.
     DO_RANDOM_PADDING: Bool = key(

@@ -56,11 +56,14 @@ def make_crop_transforms(
 ) -> CropTransforms:
     """The crop of each box, padded, shifted, flipped and turned as `draws` say.
 
+    A box is cut at the image border; its crop ends there as well or leaves the image, as
+    CROP_BORDER says. Beyond the image the loaders repeat its edge px.
     bbox: `(boxes, 4)` x1 y1 x2 y2 as shares of width and height. width, height: `(boxes,)` px.
     """
+    clip = cfg.CROP_BORDER == "clip"
     box = geometry.box_to_pixels(bbox, width, height)
-    loose = geometry.shift_edges(box, draws.shift, width, height)
-    crop = geometry.loose_crop(loose, draws.pad, width, height)
+    loose = geometry.shift_edges(box, draws.shift, width, height, clip=clip)
+    crop = geometry.loose_crop(loose, draws.pad, width, height, clip=clip)
     side = (crop[:, 2:] - crop[:, :2]).astype(np.float64)
     to_input = geometry.image_to_input(crop, cfg.INPUT_SIZE, draws.flip, draws.angle)
     to_image = geometry.invert(to_input)

@@ -84,6 +84,11 @@ def test_partners_are_recognised_in_any_spelling(names: list[str]) -> None:
         ({"FEATURES": 30}, "multiple of 4"),
         ({"RANDOM_PADDING_MIN": 0.7}, "RANDOM_PADDING_MIN: 0.7 is above RANDOM_PADDING_MAX 0.65"),
         (
+            {"RANDOM_PADDING_MAX": 65, "CROP_BORDER": "edge"},
+            "RANDOM_PADDING_MAX: 65 times the side of the box is added, and CROP_BORDER edge",
+        ),
+        ({"CROP_BORDER": "constant"}, "Input should be 'clip' or 'edge'"),
+        (
             {"RANDOM_JPEG_QUALITY_MAX": 20},
             "RANDOM_JPEG_QUALITY_MIN: 25 is above RANDOM_JPEG_QUALITY_MAX 20",
         ),

@@ -36,6 +36,7 @@ GEOMETRY = {
     "DO_RANDOM_ROTATION": True,
 }
 SMALL = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16}
+WIDE = {"CROP_BORDER": "edge", "RANDOM_PADDING_MAX": 4.0}
 COLOUR = {"DO_COLOR_DISTORTION": 1.0}
 BLUR = {"DO_RANDOM_BLURRING": True, "RANDOM_BLUR_FREQ": 1.0, "MAX_BLUR": 3}
 NOISE = {"DO_RANDOM_NOISE": True, "RANDOM_NOISE_FREQ": 1.0, "RANDOM_NOISE_SCALE": 0.05}
@@ -47,6 +48,8 @@ BOUNDS = {
     "nothing": ({}, {1: 1.0}),
     "geometry": (GEOMETRY, {1: 1.0}),
     "smoothed geometry": ({**GEOMETRY, **SMALL}, {1: 1.0}),
+    "beyond the image": ({**GEOMETRY, **WIDE}, {1: 1.0}),
+    "smoothed beyond the image": ({**GEOMETRY, **WIDE, **SMALL}, {1: 1.0}),
     "colour": (COLOUR, {1: 0.999, 2: 1.0}),
     "fast colour": ({**COLOUR, "COLOR_DISTORT_FAST": True}, {1: 0.999, 2: 1.0}),
     "blur": (BLUR, {1: 1.0}),

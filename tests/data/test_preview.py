@@ -130,6 +130,29 @@ def test_the_last_row_is_what_the_loader_gives(
         np.testing.assert_allclose(crop.radii, np.multiply(cfg.PARTS.SIGMAS, 4))
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_line_shows_where_the_image_ends(
+    index_of: Callable, configure: Make, mirrored: bool
+) -> None:
+    keys = {"CROP_BORDER": "edge", "LOOSE_BBOX_PAD_FACTOR": 1.0, **switched("flip")}
+    cfg = configure(parts=3, INPUT_SIZE=128, HEATMAP_SIZE=32, **keys)
+    given = records([], 1)[0]
+    given.bbox = np.array([[0.0, 0.2, 0.5, 0.7]], np.float32)
+    preview = make_preview(index_of([given]), cfg, count=1)
+    # The box has 50 x 40 px, the crop -25..75 x -4..76 of 100 x 80: 2.56 shown px each.
+    crop = row(preview, "flip")[0] if mirrored else preview.before[0]
+    left = [128 - 32.0, 6.4] if mirrored else [32.0, 6.4]
+    np.testing.assert_allclose(crop.border[0], left)
+    shown = draw(crop, marks(cfg.PARTS))
+    column = round(2 * left[0] - 0.5)
+    assert (shown[20:250, column - 1 : column + 2].max(axis=1) > 200).all()
+    assert (shown[0:5] == 90).all(), "nothing where no border is"
+    assert "beyond it its edge pixels are repeated" in as_page(preview, cfg.PARTS, "t")
+    inside = make_preview(index_of(records([], 1)), configure(parts=3, **SMALL), count=1)
+    assert inside.before[0].border is None
+    assert "edge pixels" not in as_page(inside, cfg.PARTS, "t")
+
+
 def test_another_seed_shows_other_animals(mice: RecordIndex, configure: Make) -> None:
     first, second = (make_preview(mice, configure(**SMALL), count=4, seed=s) for s in (0, 1))
     assert first.instances != second.instances

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE, AugmentParams
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import CropRenderer
 from fasthg.data.records.jpeg import image_fault
-from fasthg.data.sampler import BatchSampler
+from fasthg.data.sampler import BatchSampler, BatchSpec
 from fasthg.errors import DataError
 
 
@@ -110,13 +111,15 @@ class Crop:
     """A network input and its targets, P parts.
 
     image: uint8 (input, input, 3) RGB; keypoints: float64 (P, 2) input px, NaN where there is no
-    target; radii: float64 (P,) sigma of each target, input px; told: what was drawn, in words.
+    target; radii: float64 (P,) sigma of each target, input px; told: what was drawn, in words;
+    border: float64 (4, 2) corners of the image, input px, where the crop leaves the image.
     """
 
     image: npt.NDArray[np.uint8]
     keypoints: npt.NDArray[np.float64]
     radii: npt.NDArray[np.float64]
     told: str
+    border: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,4 +218,16 @@ def _crop(
         keypoints=targets.astype(np.float64) * cell,
         radii=plan.sigmas[0].astype(np.float64) * cell,
         told=", ".join(words) or ("nothing drawn" if told else ""),
+        border=_border(plan, int(index.width[record]), int(index.height[record]), cfg.INPUT_SIZE),
     )
+
+
+def _border(plan: BatchSpec, width: int, height: int, size: int) -> npt.NDArray[np.float64] | None:
+    """Corners (4, 2) of the image, input px; None where the crop shows no px beyond the image."""
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    shown = geometry.apply(square * size, plan.input_to_image[0])
+    limits = np.array([width, height])
+    # Half a px, because corners of a crop on the border may be off by a rounding error.
+    if (shown > -0.5).all() and (shown < limits + 0.5).all():
+        return None
+    return geometry.apply(square * limits, plan.image_to_input[0])

@@ -30,6 +30,7 @@ _LABEL, _GAP, _LINE = 210, 18, 19  # px: column of names, space between, height 
 _FINE = 4  # binary digits of a position below 1 px, as OpenCV draws
 _COLUMNS = "repeat(auto-fill, minmax(26rem, 1fr))"  # of the page, each for a pair
 DISC, RING, SQUARE = "disc", "ring", "square"
+_BEYOND = "White line: the border of the image; beyond it its edge pixels are repeated."
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ def marks(parts: Parts) -> list[Mark]:
 def draw(crop: Crop, styles: Sequence[Mark]) -> Pixels:
     """The crop with its targets: a mark on each keypoint and a circle of one sigma about it.
 
+    A thin white line is the border of the image, where the crop leaves it.
     Returns uint8 (side, side, 3) RGB, enlarged by a whole factor to at least 256 px.
     """
     scale = -(-_SIDE // len(crop.image))
     image = np.ascontiguousarray(crop.image.repeat(scale, axis=0).repeat(scale, axis=1))
+    if crop.border is not None:
+        corners = np.array([_fine(corner * scale - 0.5) for corner in crop.border], np.int32)
+        cv2.polylines(image, [corners], True, _WHITE, 1, cv2.LINE_AA, _FINE)
     for style, point, radius in zip(styles, crop.keypoints, crop.radii, strict=True):
         if np.isfinite(point).all():
             # OpenCV counts from pixel centres.
@@ -159,10 +164,12 @@ def _notes(preview: Preview, parts: Parts) -> list[str]:
         "the animal in both pictures."
     )
     off = ", ".join(f"{name} ({key})" for name, key in preview.off.items())
+    crops = [*preview.before, *(crop for row in preview.rows for crop in row.crops)]
     return [
         "Each animal before and after. Thin circles: one sigma of the target. Of a pair the first "
         "part is a disc, the second a ring; parts without a partner are squares.",
         *([] if "flip" in preview.off else [flip]),
+        *([_BEYOND] if any(crop.border is not None for crop in crops) else []),
         f"Off: {off or 'none'}.",
         *(f"Replaced by the next: {reason}." for reason in preview.replaced),
     ]

@@ -151,7 +151,12 @@ def predict_source(
         "parts": parts,
         "decode": config.DECODE,
         "flip_test": config.FLIP_TEST,
-        "crop": (config.INPUT_SIZE, config.LOOSE_BBOX_CROP, config.LOOSE_BBOX_PAD_FACTOR),
+        "crop": (
+            config.INPUT_SIZE,
+            config.LOOSE_BBOX_CROP,
+            config.LOOSE_BBOX_PAD_FACTOR,
+            config.CROP_BORDER,
+        ),
         "track": (options.confidence, options.margin) if options.track else None,
     }
     predictor = Predictor(network, config, clock)

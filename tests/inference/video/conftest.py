@@ -27,14 +27,22 @@ def config() -> Config:
 
 @pytest.fixture
 def predict(network: Dots, config: Config) -> Callable[..., SourceResult]:
-    """`predict_source` with the dots' network; keywords are those of Options."""
+    """`predict_source` with the dots' network; keywords are those of Options.
+
+    keys: what else the configuration says.
+    """
 
     def run(
-        source: Any, *, stop_at: int | None = None, using: Any = None, **given: Any
+        source: Any,
+        *,
+        stop_at: int | None = None,
+        using: Any = None,
+        keys: Any = None,
+        **given: Any,
     ) -> SourceResult:
         seen = [0]
         return predict_source(
-            *(source, using or network, config, Options(**given)),
+            *(source, using or network, config.model_copy(update=keys), Options(**given)),
             weights="w",
             clock=Clock(),
             progress=lambda done: seen.__setitem__(0, done),

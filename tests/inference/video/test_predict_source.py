@@ -195,6 +195,8 @@ def test_rows_of_something_else_are_not_gone_on_with(tmp_path: Path, predict: Pr
         predict(Made(tmp_path, images[:9]), resume=True)
     with pytest.raises(DataError, match="another track"):
         predict(Made(tmp_path, images), resume=True, track=True)
+    with pytest.raises(DataError, match="another crop"):
+        predict(Made(tmp_path, images), resume=True, keys={"CROP_BORDER": "edge"})
     assert predict(Made(tmp_path, images)).new == 10
 
 

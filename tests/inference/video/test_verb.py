@@ -39,8 +39,11 @@ def film(path: Path, frames: int) -> Path:
     return write_video(path, pictures)
 
 
+BEYOND = ["CROP_BORDER=edge", "LOOSE_BBOX_PAD_FACTOR=2.0"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [[], ["FLIP_TEST=true", "DECODE=quarter"]])
+@pytest.mark.parametrize("keys", [[], ["FLIP_TEST=true", "DECODE=quarter"], BEYOND])
 def test_records_with_their_boxes_give_the_predictions_of_eval(
     trained, tmp_path: Path, fasthg, keys: list[str]
 ) -> None:
@@ -60,7 +63,7 @@ def test_records_with_their_boxes_give_the_predictions_of_eval(
         lines.append([name, *map(repr, edges), f"mouse{index.object_number[instance]}"])
     with (tmp_path / "boxes.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["frame", "x1", "y1", "x2", "y2", "animal"], *lines])
-    options = ["--flip-test", "--decode", "quarter"] if keys else []
+    options = ["--flip-test", "--decode", "quarter"] if "FLIP_TEST=true" in keys else keys
     (records,) = glob(str(config.DATA.TEST[0]))
     code, out, err = fasthg("predict", run.path, records, "-o", tmp_path / "own", *options)
     assert (code, err) == (0, "")
