@@ -77,6 +77,7 @@ def test_nobody_leaves_unasked_and_most_parts_are_inside() -> None:
         assert inside.any(axis=2).all() and inside.mean() > 0.97
 
 
+@pytest.mark.slow
 def test_two_mice_cross_twenty_times_in_2000_frames() -> None:
     boxes = boxes_of(Film(2000, seed=0))
     found = truth.crossings(boxes)
