@@ -243,8 +243,8 @@ class PortableLoader:
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
                     raise
-                # The others come from the socket that hands over a batch's memory, where torch sees
-                # it closed before the end of the worker that held it.
+                # ConnectionError and EOFError: the socket that hands over a batch's memory closes
+                # before torch notices that its worker has ended.
                 deaths += 1
                 self._replace_workers(deaths, error)
                 rendered_batches = None
@@ -280,8 +280,9 @@ class PortableLoader:
     def _replace_workers(self, deaths: int, error: Exception) -> None:
         """Start new workers after one was killed; EnvironmentFault the third time in a row."""
         if deaths > _RESTARTS:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise EnvironmentFault(
-                f"input workers are killed again and again ({str(error).partition(chr(10))[0]}); "
+                f"input workers are killed again and again ({reason}); "
                 "lower NUM_INPUT_THREADS, memory may be short"
             ) from error
         log.warning("an input worker was killed; new ones go on at the same batch")

@@ -144,11 +144,11 @@ def describe_training(
     trained = sum(p.numel() for p in step.flat.parameters)
     frozen = f" ({parameters - trained:,} of them frozen)" if trained < parameters else ""
     also = f", {len(validation.index)} for validation" if validation else ""
+    stacks = "stack" if config.NUM_STACKS == 1 else "stacks"
     lines = [
         f"run      {run.path}",
         f"data     {len(train.index)} instances{also}",
-        f"network  {config.NUM_STACKS} stack{'s'[: config.NUM_STACKS > 1]}, "
-        f"{config.FEATURES} features, "
+        f"network  {config.NUM_STACKS} {stacks}, {config.FEATURES} features, "
         f"{parameters:,} weights{frozen}, on {step.device}",
     ]
     if group.active:

@@ -231,7 +231,7 @@ def test_bad_input_ends_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["too many parts", "truncated"])
+@pytest.mark.parametrize("name", ["misspelt key", "truncated"])
 def test_bad_input_ends_in_one_line_on_the_terminal(
     name: str, mice: Path, tmp_path: Path, stock: str
 ) -> None:

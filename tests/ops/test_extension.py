@@ -137,6 +137,11 @@ def test_the_modules_of_operators_can_be_reloaded(repository):
     subprocess.run([sys.executable, "-c", RELOAD], check=True, env=environment, timeout=120)
 
 
+def test_the_choice_of_kernels_is_a_constant_for_torch_compile():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).items() <= vars(_extension._has_kernels).items() and vars(marked)
+
+
 def test_an_extension_of_other_sources_is_told(tmp_path, monkeypatch):
     (tmp_path / "ops.h").write_text("one")
     extension = SimpleNamespace(version="1.0", source_hash=source_hash(tmp_path))

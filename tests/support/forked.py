@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
     ["fasthg.inference.video.predict", "fasthg.report", "fasthg.train.trainer", "torch._dynamo"]
 )
 
@@ -42,7 +42,7 @@ class Forked:
         texts = [os.path.join(self._folder.name, name) for name in ("out", "err")]
         self._texts = [Path(text) for text in texts]
         everything = {**os.environ, **(environment or {})}
-        self.process = CONTEXT.Process(
+        self.process = _CONTEXT.Process(
             target=_run, args=(texts, everything, file_bytes, call, arguments)
         )
         self.process.start()
@@ -59,7 +59,7 @@ class Forked:
         while not condition():
             assert self.process.is_alive(), "".join(path.read_text() for path in self._texts)
             assert time.monotonic() < end, f"nothing in {seconds} s"
-            time.sleep(0.02)
+            time.sleep(0.005)
 
     def ended(self, seconds: float = 120) -> tuple[int, str, str]:
         """Wait for its end: exit status, negative after a signal; standard output and error."""

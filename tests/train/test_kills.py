@@ -7,12 +7,11 @@ import random
 import shutil
 import signal
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import CONTEXT
+from forked import Forked
 from killing import POINTS, train_until
 from rich.console import Console
 from tiny_run import result, run, tiny
@@ -39,17 +38,8 @@ def _config(mice: Path, runs: Path, **keys: Any) -> Config:
     return tiny(mice, runs, **{**usual, **keys})
 
 
-def _started(config: Config, resume: Path | None, point: str | None = None) -> BaseProcess:
-    process = CONTEXT.Process(target=train_until, args=(config, resume, point))
-    process.start()
-    return process
-
-
 def _finished(config: Config, resume: Path | None, point: str | None = None) -> int:
-    process = _started(config, resume, point)
-    process.join(600)
-    assert process.exitcode is not None
-    return process.exitcode
+    return Forked(train_until, config, resume, point).ended(600)[0]
 
 
 # What a state holds does not depend on the point, so one point does for other precisions.
@@ -76,9 +66,10 @@ def test_killed_at_every_point_of_a_save(
 
 
 @pytest.mark.slow
-def test_killed_at_random(mice: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_at_random(mice: Path, tmp_path: Path, precision: str) -> None:
     steps = 12 * (KILLS + 1)
-    keys = {"NUM_TRAIN_ITERATIONS": steps, "NUM_INPUT_THREADS": 1}
+    keys = {"PRECISION": precision, "NUM_TRAIN_ITERATIONS": steps, "NUM_INPUT_THREADS": 1}
     config = _config(mice, tmp_path / "whole", **keys)
     began = time.monotonic()
     assert _finished(config, None) == 0
@@ -88,17 +79,13 @@ def test_killed_at_random(mice: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "killed" / "tiny")
     rng = random.Random(0)
     for kill in range(KILLS):
-        process = _started(config, folder.path if folder.last.exists() else None)
+        started = Forked(train_until, config, folder.path if folder.last.exists() else None, None)
         # At least eleven steps are left, however late this process is told.
         step = 12 * kill + rng.randint(1, 12)
-        deadline = time.monotonic() + 120
-        while _newest_step(folder) < step:
-            assert process.is_alive() and time.monotonic() < deadline
-            time.sleep(0.001)
+        started.wait_for(lambda step=step: _newest_step(folder) >= step)  # type: ignore[misc]
         time.sleep(rng.uniform(0, each))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        started.process.kill()
+        assert started.ended()[0] == -signal.SIGKILL
     assert _finished(config, folder.path) == 0
     assert result(folder) == expected
 

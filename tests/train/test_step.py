@@ -218,9 +218,8 @@ def test_a_capture_that_fails_leaves_no_trace(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fused", "precision"), [("on", "bf16"), ("off", "fp16"), ("auto", "bf16")]
-)
+@pytest.mark.parametrize("fused", ["on", "off", "auto"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_weights_rounded_at_once_are_those_of_autocast(monkeypatch, fused, precision) -> None:
     keys = {"FUSED": fused, "PRECISION": precision}
     at_once, one_by_one = (eager_step(monkeypatch, **keys) for _ in range(2))

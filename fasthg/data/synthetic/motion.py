@@ -188,7 +188,7 @@ class _Meetings:
                 self._part(time)
 
     def release(self, walker: _Walker, time: float) -> None:
-        """Take a walker out of the game: it follows its own goal."""
+        """Leave a walker out of the meetings: it follows its own goal."""
         if walker in self._pair:
             self._part(time)
         self.away, walker.partner, walker.pace = walker, None, 1.0
