@@ -165,3 +165,16 @@ def source_window(
     low = np.clip(low, 0, image - 1)
     high = np.clip(high, low + 1, image)
     return np.concatenate([low, high], axis=1)
+
+
+def box_iou(one: npt.ArrayLike, other: npt.ArrayLike) -> Float:
+    """Intersection over union of boxes `(..., 4)` x1 y1 x2 y2, any unit; leading dims broadcast.
+
+    Returns `(...,)`, NaN where either box is NaN.
+    """
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
+    common = np.clip(high - low, 0, None).prod(axis=-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (one, other)]
+    share: Float = common / (areas[0] + areas[1] - common)
+    return share

@@ -26,6 +26,8 @@ from fasthg.errors import DataError
 # Records collected as raw bytes before they are converted to arrays: enough that the conversion
 # costs next to nothing per record, few enough that the bytes need little memory.
 _CHUNK = 4096
+# More names than these are numbers of single animals rather than names that come again.
+_MOST_NAMES = 256
 _UNKNOWN_AREA = np.array([np.nan], "<f4").tobytes()
 
 
@@ -51,13 +53,14 @@ class FileIndex(NamedTuple):
     columns: dict[str, list[npt.NDArray[Any]]]
     records: int
     ids: bytes
+    names: tuple[bytes, ...]
 
 
 def index_file(path: str, num_parts: int, verify_crc: bool) -> FileIndex:
     """Index of one file, for a worker process. Raises DataError as `RecordIndex.build` does."""
     builder = IndexBuilder(num_parts)
     builder.add_file(path, verify_crc=verify_crc)
-    return FileIndex(builder.columns, builder.records, bytes(builder.ids))
+    return FileIndex(builder.columns, builder.records, bytes(builder.ids), tuple(builder.names))
 
 
 class IndexBuilder:
@@ -73,6 +76,7 @@ class IndexBuilder:
         self.first_record: list[int] = []
         self.records = 0
         self.ids = bytearray()
+        self.names: dict[bytes, int] = {}
         self._start_chunk()
 
     def _start_chunk(self) -> None:
@@ -82,6 +86,7 @@ class IndexBuilder:
         self.axes = [bytearray() for _ in range(2)]
         self.flags = bytearray()
         self.areas = bytearray()
+        self.named: list[int] = []
 
     def add_file(self, path: str, *, verify_crc: bool) -> None:
         """Read one file. Raises DataError as `RecordIndex.build` does."""
@@ -113,6 +118,10 @@ class IndexBuilder:
         for name, before in (("record", self.records), ("_id_end", len(self.ids))):
             for column in file_index.columns[name]:
                 column += before
+        # The last entry is for animals without a name, whose number is -1.
+        numbers = np.array([*map(self._number, file_index.names), -1], np.int16)
+        for column in file_index.columns["name"]:
+            column[:] = numbers[column]
         for name, columns in file_index.columns.items():
             self.columns.setdefault(name, []).extend(columns)
         self.first_record.append(self.records)
@@ -170,6 +179,13 @@ class IndexBuilder:
             buffer += values
         self.flags += visibility_array(layout.visibility, objects * self.parts).tobytes()
         self.areas += layout.area or _UNKNOWN_AREA * objects
+        self.named += [*map(self._number, layout.names)] or [-1] * objects
+
+    def _number(self, name: bytes) -> int:
+        """Number of an animal's name, from 0 in the order of appearance."""
+        if name not in self.names and len(self.names) >= _MOST_NAMES:
+            return -1
+        return self.names.setdefault(name, len(self.names))
 
     def _end_chunk(self, path: str) -> None:
         rows = np.array(self.rows, np.int64).reshape(-1, 6)
@@ -195,8 +211,9 @@ class IndexBuilder:
         keypoints, visibility = labelled(xy_px[sound], flags[sound])
         areas = np.frombuffer(self.areas, "<f4")
         local, number, bbox, size = (each[sound] for each in (local, number, bbox, size))
+        name = np.array(self.named, np.int16)[sound]
         area = area_px(areas[sound], bbox, size[:, 0] * size[:, 1])
-        for name, values in (
+        for column, values in (
             ("file_id", rows[:, 0].astype(np.int32)),
             ("jpeg_offset", rows[:, 1].copy()),
             ("jpeg_length", rows[:, 2].astype(np.int32)),
@@ -209,8 +226,9 @@ class IndexBuilder:
             ("keypoints", keypoints.astype(np.float32)),
             ("visibility", visibility),
             ("area", area),
+            ("name", name),
         ):
-            self.columns.setdefault(name, []).append(values)
+            self.columns.setdefault(column, []).append(values)
         self.records += len(rows)
         self._start_chunk()
 
@@ -252,6 +270,7 @@ class IndexBuilder:
             joined[name] = np.concatenate(self.columns.pop(name))
         joined["first_record"] = np.array(self.first_record, np.int64)
         joined["_ids"] = bytes(self.ids)
+        joined["_names"] = b"\0".join(self.names)
         return joined
 
 

@@ -28,6 +28,8 @@ from fasthg.errors import DataError
 _OPEN_FILES = 16
 # Fields that are no arrays and therefore are not cached.
 _NOT_KEPT = ("files", "num_parts", "_open")
+# Fields that are bytes, and arrays in the cache.
+_TEXTS = ("_ids", "_names")
 # Below this many bytes one process is done before others have started.
 _WORTH_PROCESSES = 1 << 25
 
@@ -115,7 +117,8 @@ class RecordIndex:
     Per instance: record (N,) int32; object_number (N,) int16 within its record;
     bbox (N, 4) float32, x1 y1 x2 y2 divided by image width and height;
     keypoints (N, P, 2) float32, image px, NaN where unlabelled; visibility (N, P) uint8, 0
-    unlabelled, 1 occluded, 2 visible; area (N,) float32, image px², the box's where none is given.
+    unlabelled, 1 occluded, 2 visible; area (N,) float32, image px², the box's where none is given;
+    name (N,) int16 into `names`, -1 where the record names no animal.
     """
 
     files: tuple[str, ...]
@@ -132,8 +135,10 @@ class RecordIndex:
     keypoints: npt.NDArray[np.float32]
     visibility: npt.NDArray[np.uint8]
     area: npt.NDArray[np.float32]
+    name: npt.NDArray[np.int16]
     _ids: bytes
     _id_end: npt.NDArray[np.int64]
+    _names: bytes
     _open: _OpenFiles = field(default_factory=_OpenFiles)
 
     @classmethod
@@ -188,11 +193,11 @@ class RecordIndex:
                     kept = _read(files, num_parts, True, None, processes)
                     # Not where a file changed meanwhile: either state of it may have been read.
                     if index_cache.entry_of(files, num_parts) == entry:
-                        ids = np.frombuffer(kept["_ids"], np.uint8)
-                        index_cache.store(entry, kept | {"_ids": ids})
+                        texts = {name: np.frombuffer(kept[name], np.uint8) for name in _TEXTS}
+                        index_cache.store(entry, kept | texts)
                         # Mapped arrays are shared between processes.
                         kept = index_cache.load(entry, names) or kept
-        kept["_ids"] = bytes(kept["_ids"])
+        kept |= {name: bytes(kept[name]) for name in _TEXTS}
         return cls(files=tuple(files), num_parts=num_parts, **kept)
 
     def __len__(self) -> int:
@@ -210,11 +215,16 @@ class RecordIndex:
         return len(self.file_id)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the records call their animals: classes or individuals, in order of appearance."""
+        return tuple(n.decode(errors="replace") for n in self._names.split(b"\0") if n)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays and ids in memory."""
         values = vars(self).values()
         arrays = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
-        return int(arrays) + len(self._ids)
+        return int(arrays) + len(self._ids) + len(self._names)
 
     def fingerprint(self) -> str:
         """Hexadecimal digest of all annotations, image sizes and ids in their order.

@@ -47,6 +47,7 @@ class Layout(NamedTuple):
     `jpeg` is a span of the payload; the byte fields hold little-endian float32 as in the record:
     xmin.. `objects` values, parts_x and parts_y `objects * parts`, area `objects` or none.
     `visibility` holds `objects * parts` integers or none. width and height are 0 where missing.
+    `names` holds what each object is called, or nothing; see `object_names`.
     """
 
     image_id: bytes
@@ -63,6 +64,7 @@ class Layout(NamedTuple):
     parts_y: bytes
     visibility: list[int]
     area: bytes
+    names: list[bytes]
 
 
 class Reader:
@@ -196,7 +198,23 @@ def layout_of(reader: Reader) -> Layout:
         parts_y=parts_y,
         visibility=visibility,
         area=area,
+        names=object_names(reader, objects),
     )
+
+
+def object_names(reader: Reader, objects: int) -> list[bytes]:
+    """What the objects of a payload are called; empty where a record says nothing.
+
+    The first of these fields with a value for every object: the class of the box as text
+    (`bbox/text`), the object's id where it is no number (trackers and annotation tools number
+    objects anew in every frame), the class of the box as a number (`bbox/label`).
+    """
+    for key in (b"bbox/text", b"id", b"bbox/label"):
+        names = reader.strings(b"image/object/" + key)
+        numbers = key == b"id" and any(name.isdigit() for name in names)
+        if len(names) == objects and all(names) and not numbers:
+            return names
+    return []
 
 
 def readable(text: bytes) -> str:

@@ -104,6 +104,8 @@ def make_record(seed: int, split: str, number: int, size: tuple[int, int] = (512
         bbox=np.stack([box_around(points) for points in keypoints]),
         keypoints=keypoints,
         visibility=frame.visibility,
+        bbox_label=(0, 1),
+        bbox_text=ANIMALS,
     )
 
 

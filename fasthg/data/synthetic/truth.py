@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from fasthg.data.boxes import box_around
 from fasthg.errors import DataError
+from fasthg.geometry import box_iou
 
 Float = npt.NDArray[np.float64]
 
@@ -139,15 +140,6 @@ def read_truth(path: Path, frames: int | None = None) -> Truth:
     )
 
 
-def overlap(one: Float, other: Float) -> Float:
-    """Intersection over union of boxes (..., 4) x1 y1 x2 y2; (...,), NaN where either is NaN."""
-    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
-    common = np.clip(high - low, 0, None).prod(axis=-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (one, other)]
-    share: Float = common / (areas[0] + areas[1] - common)
-    return share
-
-
 def crossings(boxes: Float, threshold: float = CROSSING, gap: int = 5) -> list[Crossing]:
     """When the boxes of two animals overlap, ordered by first frame.
 
@@ -157,7 +149,7 @@ def crossings(boxes: Float, threshold: float = CROSSING, gap: int = 5) -> list[C
     found = []
     for pair in combinations(range(boxes.shape[1]), 2):
         with np.errstate(invalid="ignore"):
-            cross = overlap(boxes[:, pair[0]], boxes[:, pair[1]]) > threshold
+            cross = box_iou(boxes[:, pair[0]], boxes[:, pair[1]]) > threshold
         found += [Crossing(pair, first, last) for first, last in _runs(cross, gap)]
     return sorted(found, key=lambda crossing: (crossing.first, crossing.animals))
 
