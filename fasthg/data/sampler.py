@@ -23,7 +23,7 @@ from fasthg.errors import DataError
 _STREAM = 0
 # Orders kept by each process: a batch may need those of two epochs.
 _ORDERS_KEPT = 2
-# Instances whose random numbers are drawn at once; their arrays fit into a CPU cache.
+# Items whose random numbers are drawn at once; their arrays fit into a CPU cache.
 _DRAWN_TOGETHER = 1 << 14
 
 
@@ -64,6 +64,21 @@ def make_crop_transforms(
     box = geometry.box_to_pixels(bbox, width, height)
     loose = geometry.shift_edges(box, draws.shift, width, height, clip=clip)
     crop = geometry.loose_crop(loose, draws.pad, width, height, clip=clip)
+    return transforms_of_crops(cfg, crop, width, height, draws)
+
+
+def transforms_of_crops(
+    cfg: Config,
+    crop: npt.ArrayLike,
+    width: npt.ArrayLike,
+    height: npt.ArrayLike,
+    draws: AugmentParams,
+) -> CropTransforms:
+    """The transforms of crops as they are, flipped and turned as `draws` say.
+
+    crop: `(boxes, 4)` x1 y1 x2 y2, image px; may leave the image. width, height: `(boxes,)` px.
+    """
+    crop = np.asarray(crop)
     side = (crop[:, 2:] - crop[:, :2]).astype(np.float64)
     to_input = geometry.image_to_input(crop, cfg.INPUT_SIZE, draws.flip, draws.angle)
     to_image = geometry.invert(to_input)
@@ -165,16 +180,21 @@ class BatchSampler:
         self._orders: dict[int, npt.NDArray[np.uint32]] = {}
 
     @property
+    def count(self) -> int:
+        """Items that an epoch holds: instances."""
+        return len(self.index)
+
+    @property
     def batches_per_epoch(self) -> int:
-        """Batches in which all ranks together show every instance: rounded up."""
+        """Batches in which all ranks together show every item: rounded up."""
         if self.training:
-            return -(-len(self.index) // (self.batch_size * self.ranks))
+            return -(-self.count // (self.batch_size * self.ranks))
         return -(-len(self._evaluated) // self.batch_size)
 
     @property
     def _evaluated(self) -> range:
-        """The instances of this rank in an evaluation."""
-        return range(self.rank, len(self.index), self.ranks)
+        """The items of this rank in an evaluation."""
+        return range(self.rank, self.count, self.ranks)
 
     @property
     def stop(self) -> int | None:
@@ -185,25 +205,25 @@ class BatchSampler:
         """Specification of batch `step`, counted from 0. Raises IndexError beyond the last one."""
         if step < 0 or (self.stop is not None and step >= self.stop):
             raise IndexError(f"batch {step} of {self.batches_per_epoch}")
-        count = len(self.index)
         size = self.batch_size
         if not self.training:
-            instances = np.array(self._evaluated[step * size : (step + 1) * size], np.int64)
-            return self._build(instances, no_augmentation(self.cfg, len(instances)))
+            return self._build(
+                np.array(self._evaluated[step * size : (step + 1) * size], np.int64), None
+            )
         place = np.arange(size) + (step * self.ranks + self.rank) * size
-        epoch = place // count
-        instances = np.empty(size, np.int64)
+        epoch = place // self.count
+        items = np.empty(size, np.int64)
         for one in range(int(epoch[0]), int(epoch[-1]) + 1):
-            instances[epoch == one] = self._order(one)[place[epoch == one] % count]
-        return self._build(instances, draw(self.cfg, self.seed, epoch, instances))
+            items[epoch == one] = self._order(one)[place[epoch == one] % self.count]
+        return self._build(items, epoch)
 
     def _order(self, epoch: int) -> npt.NDArray[np.uint32]:
-        """The order in which an epoch visits the instances; `(instances,)`."""
+        """The order in which an epoch visits its items; `(items,)`."""
         if epoch not in self._orders:
             if len(self._orders) >= _ORDERS_KEPT:
                 del self._orders[next(iter(self._orders))]
-            # Random word in the upper half, instance in the lower: the order is unique.
-            keys = np.arange(len(self.index), dtype=np.uint64)
+            # Random word in the upper half, item in the lower: the order is unique.
+            keys = np.arange(self.count, dtype=np.uint64)
             for start in range(0, len(keys), _DRAWN_TOGETHER):
                 part = keys[start : start + _DRAWN_TOGETHER]
                 part |= first_words(self.seed, _STREAM, epoch, part) << np.uint64(32)
@@ -211,8 +231,20 @@ class BatchSampler:
             self._orders[epoch] = keys.astype(np.uint32)  # the lower half
         return self._orders[epoch]
 
-    def _build(self, instances: npt.NDArray[np.int64], draws: AugmentParams) -> BatchSpec:
-        index, cfg = self.index, self.cfg
+    def _draws(
+        self, items: npt.NDArray[np.int64], epoch: npt.NDArray[np.int64] | None
+    ) -> AugmentParams:
+        """Augmentation of items in their epochs; none for None."""
+        if epoch is None:
+            return no_augmentation(self.cfg, len(items))
+        return draw(self.cfg, self.seed, epoch, items)
+
+    def _build(
+        self, items: npt.NDArray[np.int64], epoch: npt.NDArray[np.int64] | None
+    ) -> BatchSpec:
+        """items: `(batch,)`. epoch: `(batch,)`, or None for an evaluation."""
+        index, cfg, instances = self.index, self.cfg, items
+        draws = self._draws(items, epoch)
         records = np.asarray(index.record)[instances].astype(np.int64)
         width, height = np.asarray(index.width)[records], np.asarray(index.height)[records]
         area = np.asarray(index.area)[instances].astype(np.float32)

@@ -1,10 +1,16 @@
-"""The training loss: squared error against Gaussian heatmaps that are never stored."""
+"""Training losses: of the pose network, against Gaussian heatmaps that are never stored, and of
+the locator."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from fasthg.ops import heatmap_mse
+from fasthg.ops import gaussian_heatmaps, heatmap_mse
+
+SIZE_UNIT = 8.0
+"""Cells; the locator's size maps hold the logarithm of width and height in this unit."""
 
 
 def heatmap_loss(
@@ -34,3 +40,44 @@ def heatmap_loss(
     if scaling == "mean":
         loss = loss / (predictions.shape[1] * predictions.shape[2])
     return loss
+
+
+def locator_loss(
+    predictions: Tensor, keypoints: Tensor, visibility: Tensor, sigmas: Tensor, *, classes: int
+) -> Tensor:
+    """Loss of centre and size maps per stack and image.
+
+    `sum((target - prediction)^2) / 2` over the cells of all centre maps, whose target is the
+    greatest of the animals' Gaussians, plus the Huber loss of the sizes at the cells where that is
+    above 0.3, weighted by it; the sizes are those of the animal whose Gaussian is the greatest.
+
+    Args:
+        predictions: `(stacks, batch, 1 + classes + 2, height, width)`: centres of any animal, of
+            each class, logarithms of width and height in SIZE_UNIT.
+        keypoints, visibility, sigmas: of a `FrameSampler`, `(batch, 2 * slots, ...)`; slot `c` is
+            that of class `c`.
+        classes: 0 where animals have none.
+
+    Returns:
+        `(stacks, batch)` float32, divided by the batch.
+    """
+    slots = keypoints.shape[1] // 2
+    size = predictions.shape[-2], predictions.shape[-1]
+    gaussians = gaussian_heatmaps(
+        keypoints[:, :slots], sigmas[:, :slots], size, visibility[:, :slots], subpixel=True
+    )
+    anyone, owner = gaussians.max(dim=1)
+    centres = torch.cat([anyone[:, None], gaussians[:, :classes]], dim=1)
+    wanted = torch.log(keypoints[:, slots:].nan_to_num(SIZE_UNIT).clamp_min(1) / SIZE_UNIT)
+    owners = owner.flatten(1)[..., None].expand(-1, -1, 2)
+    sizes = wanted.gather(1, owners).transpose(1, 2).unflatten(2, size)
+    weight = torch.where(anyone > 0.3, anyone, 0.0)[:, None]
+    predicted = predictions.float()
+    centre = (predicted[:, :, : 1 + classes] - centres).square().flatten(2).sum(2) / 2
+    error = functional.huber_loss(
+        predicted[:, :, 1 + classes :],
+        sizes.expand_as(predicted[:, :, 1 + classes :]),
+        reduction="none",
+        delta=0.5,
+    )
+    return (centre + (weight * error).flatten(2).sum(2)) / predictions.shape[1]

@@ -71,6 +71,8 @@ class TrainStep:
         device: where to train.
         group: the processes that train together; each calls with its own part of the batch.
         precision: what PRECISION means in this run; None: `choose_precision`, by the first process.
+        loss: `(stacks, batch)` of predictions, `(stacks, batch, maps, height, width)`, and the
+            targets in READ_BY_STEP; None: `heatmap_loss` as the configuration says.
 
     Raises:
         EnvironmentFault: see `choose_mode`.
@@ -83,8 +85,10 @@ class TrainStep:
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,
         precision: Precision | None = None,
+        loss: Callable[..., Tensor] | None = None,
     ) -> None:
         self.config = config
+        self._loss = loss or self._heatmap_loss
         self.group = group
         self.model = model
         self.device = device
@@ -161,9 +165,12 @@ class TrainStep:
 
     def _forward(self, images: Tensor, *targets: Tensor) -> Tensor:
         """Loss `(stacks, batch)` of uint8 images, `targets` as in READ_BY_STEP."""
-        config = self.config
         with autocast(self.device, self.precision.dtype):
             predictions = self.model(normalise(images))
+        return self._loss(predictions, *targets)
+
+    def _heatmap_loss(self, predictions: Tensor, *targets: Tensor) -> Tensor:
+        config = self.config
         return heatmap_loss(
             predictions, *targets, subpixel=config.SUBPIXEL_TARGETS, scaling=config.LOSS_SCALING
         )
