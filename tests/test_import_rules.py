@@ -59,7 +59,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "nvidia": ("data.dali_loader",),
     "cv2": (
         *("data.opencv_loader", "data.synthetic", "data.convert", "data.check", "data.preview"),
-        *("report", "inference.video"),
+        *("report", "inference.video", "inference.locator"),
     ),
     "av": ("inference.video",),
     "h5py": ("inference.video",),
@@ -67,6 +67,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "tables": ("data.convert",),
     "sleap_io": ("data.convert",),
     "matplotlib": ("inference.plots", "report"),
+    "scipy": ("inference.locator", "inference.video"),
     "typer": ("cli",),
     "tensorflow": ("interop.export",),
     "onnx": ("interop.export",),

@@ -36,21 +36,19 @@ def predict(
     ] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Boxes: csv frame,x1,y1,x2,y2[,animal], MARS or COCO."),
-    ] = None,
-    track: Annotated[
-        bool,
         typer.Option(
-            "--track", help="One animal: look around where it was before; --boxes may start it."
+            metavar="FILE",
+            help="Boxes of all frames or some: csv frame,x1,y1,x2,y2[,animal], MARS or COCO; or: "
+            "whole.",
         ),
-    ] = False,
-    confidence: Annotated[
-        float, typer.Option(min=0.0, help="Least score of a part that is tracked, drawn solid.")
-    ] = 0.3,
-    margin: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Growth of a tracked box, share of the image."),
     ] = None,
+    animals: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many animals at most; default: as in training frames."),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(min=0.0, help="Least score of a part that is drawn solid.")
+    ] = 0.3,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Draw the keypoints into a video or images.")
     ] = False,
@@ -66,9 +64,8 @@ def predict(
 ) -> None:
     """Find the keypoints of new images and videos with a run's best weights, or a file's.
 
-    Without --boxes or --track the whole frame is one animal's box; records have boxes.
+    The run's locator finds the animals; in films they are followed from frame to frame.
     """
-    from fasthg.data.boxes import GROWTH
     from fasthg.inference.video.predict import predict_all
     from fasthg.inference.video.predict_source import Options
     from fasthg.interop.mars_project import find_project, newest_run
@@ -99,9 +96,8 @@ def predict(
         formats=tuple(dict.fromkeys(to or ["csv"])),
         folder=out,
         boxes=boxes,
-        track=track,
+        animals=animals,
         confidence=confidence,
-        margin=GROWTH if margin is None else margin,
         overlay=overlay,
         resume=resume,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,15 @@ class Predictions:
     def errors(self) -> np.ndarray:
         """`metrics.errors` of these predictions, `(n, parts)` image px; NaN where unlabelled."""
         return metrics.errors(self.keypoints, self.truth, self.visibility)
+
+
+def certainty(scores: np.ndarray) -> Any:
+    """How certain poses are: the mean of the better half of their scores, `(...,)`.
+
+    The other half may be covered. scores: `(..., parts)`; NaN where any is.
+    """
+    half = (scores.shape[-1] + 1) // 2
+    return np.sort(scores, axis=-1)[..., -half:].mean(axis=-1)
 
 
 def flip_back(heatmaps: Tensor, pairs: Sequence[Sequence[int]]) -> Tensor:

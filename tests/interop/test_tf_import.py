@@ -93,7 +93,9 @@ def test_an_imported_file_predicts_and_is_evaluated(tmp_path: Path, fasthg, monk
     sizes = ("INPUT_SIZE=64", "HEATMAP_SIZE=16", "NUM_INPUT_THREADS=0")
     assert fasthg("import-tf", "m", "-o", "w.safetensors", *sizes)[0] == 0
     cv2.imwrite("mouse.png", render(3, "film", 0, (160, 128)).image)
-    code, _, err = fasthg("predict", "w.safetensors", "mouse.png", "DECODE=argmax")
+    code, _, err = fasthg(
+        "predict", "w.safetensors", "mouse.png", "--boxes", "whole", "DECODE=argmax"
+    )
     assert code == 0, err
     (table,) = Path().glob("*.csv")
     assert len(table.read_text().splitlines()) >= 2

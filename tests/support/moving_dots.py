@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+
+from fasthg.inference.locator import Found, LocatorSettings
 
 PARTS = ("red", "green", "blue")
 SIZE = (256, 192)
@@ -29,6 +32,42 @@ class Dots:
         values = images.permute(0, 3, 1, 2).float() / 255
         # A cell's value is that around its corner: a keypoint at u peaks in cell u.
         return functional.avg_pool2d(functional.pad(values, (2, 1, 2, 1)), 4)[None]
+
+
+class DotsLocator:
+    """Finds the animals of dots by their red ones; sees none in the frames `blind`.
+
+    Frames are counted, so one source at a time, from its beginning; a resumed one is not blind.
+    """
+
+    weights = "dots"
+
+    def __init__(self, most: int = 1, blind: Iterable[int] = ()) -> None:
+        self.settings = LocatorSettings(
+            most=most,
+            sizes=(0.1, 0.2, 0.4),
+            margin=(15 / SIZE[0], 15 / SIZE[1]),
+            pose_scores=(0.8, 0.9),
+        )
+        self._blind, self._frame = set(blind), 0
+
+    def find(self, images: Sequence[np.ndarray | None], most: int) -> list[Found]:
+        """As `Locator.find`; images are BGR."""
+        found = []
+        for image in images:
+            self._frame += 1
+            if image is None or self._frame - 1 in self._blind:
+                found.append(Found.nothing())
+                continue
+            red = (image[..., 2] > 127) & (image[..., 1] < 60)
+            _, _, _, centres = cv2.connectedComponentsWithStats(red.astype(np.uint8))
+            boxes = [
+                [*(c + 0.5 - OFFSETS[0] - 30), *(c + 0.5 - OFFSETS[0] + 30)] for c in centres[1:]
+            ][:most]
+            boxes_px = np.array(boxes, np.float64).reshape(-1, 4).clip(0, [*SIZE, *SIZE])
+            ones = np.ones(len(boxes_px))
+            found.append(Found(boxes_px, ones, -ones.astype(np.int64)))
+        return found
 
 
 def dots(centre: Sequence[float] | None, size: tuple[int, int] = SIZE) -> np.ndarray:

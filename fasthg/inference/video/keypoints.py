@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -18,13 +18,20 @@ from fasthg.config import Config
 from fasthg.data.augment import no_augmentation
 from fasthg.data.opencv_loader import CropRenderer, Image
 from fasthg.data.sampler import make_crop_transforms
-from fasthg.inference.video.boxes import Locate
+from fasthg.inference.locator import Found, Locator, LocatorSettings, boxes_of_poses
+from fasthg.inference.video.boxes import Boxes, Locate
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.pipeline import Clock, ahead
-from fasthg.inference.video.tracking import Tracker
-from fasthg.ops import heatmap_peaks
+from fasthg.inference.video.tracking import Animals, Candidates, Expected, Tracker, one_by_one
+from fasthg.ops import gaussian_heatmaps, heatmap_peaks
 
 _BATCHES_AHEAD = 2
+WEAK = 0.5
+"""Score of a box that is worth a look, times the locator's threshold."""
+UNEXPECTED = 0.2
+"""Weight of a heatmap's values far from where the part is expected, in close contact."""
+MORE = 2
+"""Boxes of a frame that are looked at beyond the number of animals."""
 
 
 class Network(Protocol):
@@ -74,18 +81,6 @@ class Poses:
     def __len__(self) -> int:
         return len(self.times)
 
-    def of(self, animal: int) -> Poses:
-        """Those of one animal."""
-        one = slice(animal, animal + 1)
-        found = {name: getattr(self, name)[:, one] for name in ("keypoints", "scores", "boxes")}
-        return replace(self, **found)
-
-
-def _first(poses: Poses) -> tuple[Any, Any, tuple[float, float]]:
-    """Keypoints and scores of the first animal in the first frame, and the frame's size."""
-    width, height = poses.sizes[0]
-    return poses.keypoints[0, 0], poses.scores[0, 0], (float(width), float(height))
-
 
 class Predictor:
     """Keypoints of frames, batch by batch."""
@@ -95,50 +90,165 @@ class Predictor:
         self.network, self.config, self.clock = network, config, clock
         self._painter = CropRenderer(config.INPUT_SIZE, config.RANDOM_NOISE_SCALE)
 
-    def poses(
-        self, frames: Generator[Frame], animals: int, locate: Locate | Tracker
-    ) -> Iterator[Poses]:
+    def poses(self, frames: Generator[Frame], animals: int, locate: Locate) -> Iterator[Poses]:
         """Poses of all frames in order, crops being made while the network works.
-
-        A tracker needs each frame's keypoints before the next crop, so its batches are one frame.
 
         Raises:
             DataError: as `locate`.
         """
-        if isinstance(locate, Tracker):
-            with closing(frames):
-                yield from self._tracked(frames, locate)
-            return
         per_batch = max(1, self.config.BATCH_SIZE // animals)
         crops = ahead(self._cropped(frames, animals, locate, per_batch), _BATCHES_AHEAD)
         with closing(crops):
             for crop in crops:
                 yield self._run(crop, animals)
 
-    def _tracked(self, frames: Generator[Frame], tracker: Tracker) -> Iterator[Poses]:
-        for frame in frames:
-            poses = self._look(frame, tracker)
-            searched = poses.scores.shape[1] > 1
-            if searched:
-                means = poses.scores[0].mean(axis=1)
-                poses = poses.of(int(np.nan_to_num(means, nan=-np.inf).argmax()))
-            tracker.update(*_first(poses))
-            if searched and tracker.finds(poses.scores[0, 0]):
-                again = self._look(frame, tracker)
-                if again.scores.mean() >= poses.scores.mean() and tracker.finds(again.scores[0, 0]):
-                    poses = again
-                    tracker.update(*_first(poses))
-            yield poses
+    def located(
+        self,
+        frames: Generator[Frame],
+        animals: int,
+        locator: Locator,
+        tracker: Tracker | None,
+        given: Boxes,
+    ) -> Iterator[Poses]:
+        """Poses of the animals that a locator finds, in all frames in order.
 
-    def _look(self, frame: Frame, tracker: Tracker) -> Poses:
-        """Poses of one frame in each of the tracker's windows, as if those were animals."""
-        crop, windows = Crop(), np.full((1, 4), np.nan)
-        if frame.image is not None:
-            height, width = frame.image.shape[:2]
-            windows = tracker.windows(frame.number, width, height)
+        tracker: follows animals from frame to frame; None for images that are no film. given: boxes
+        of some frames, which count instead of what is found.
+
+        Raises:
+            DataError: a given box is empty or lies outside its image.
+        """
+        per_batch = max(1, self.config.BATCH_SIZE // animals)
+        chunks = ahead(_chunks(frames, per_batch), 1)
+        with closing(chunks):
+            for chunk in chunks:
+                with self.clock.of("locator"):
+                    found = locator.find([frame.image for frame in chunk], animals + MORE)
+                least = WEAK * locator.settings.threshold
+                found = [f.take(np.flatnonzero(f.scores >= least)[: animals + MORE]) for f in found]
+                images = [frame.image for frame in chunk]
+                looked = self.look([(i, f.boxes) for i, f in zip(images, found, strict=True)])
+                if tracker is None:
+                    found, looked = self.look_closely(images, found, looked, locator.settings)
+                rows = []
+                for frame, f, pose in zip(chunk, found, looked, strict=True):
+                    candidates = Candidates(f, *pose)
+                    rows.append(self._animals(frame, candidates, animals, locator, tracker, given))
+                yield _as_poses(chunk, rows)
+
+    def _animals(
+        self,
+        frame: Frame,
+        candidates: Candidates,
+        animals: int,
+        locator: Locator,
+        tracker: Tracker | None,
+        given: Boxes,
+    ) -> Animals:
+        parts = self.config.PARTS.NUM_PARTS
+        image = frame.image
+        if image is None:
+            rows = Animals.missing(animals, parts)
+            if tracker is not None:
+                tracker.learn(rows)
+            return rows
+        height, width = image.shape[:2]
+        boxes = np.full((animals, 4), np.nan)
+        if given.where is not None:
+            shares = given.shares(frame.number, width, height)
+            boxes[: len(shares)] = shares * [width, height, width, height]
+        if tracker is not None:
+            return tracker.follow(
+                candidates,
+                boxes,
+                (width, height),
+                lambda where, expected: self.look([(image, where)], expected)[0],
+            )
+        rows = one_by_one(candidates, locator.settings, animals, parts)
+        known = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+        for animal, *pose in zip(known, *self.look([(image, boxes[known])])[0], strict=True):
+            rows.put(int(animal), boxes[animal], *pose)
+        return rows
+
+    def look(
+        self,
+        items: Sequence[tuple[Image | None, npt.NDArray[np.float64]]],
+        expected: Expected | None = None,
+    ) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+        """Keypoints (n, parts, 2) and scores (n, parts) in the n boxes, px, of each image.
+
+        expected: of one image's boxes, at most BATCH_SIZE.
+        """
         with self.clock.of("crop"):
-            self._add(crop, frame, len(windows), lambda *_: windows)
-        return self._run(crop, len(windows))
+            images, to_image = [], []
+            for image, boxes in items:
+                if image is not None and len(boxes):
+                    own, matrices = self._crops(image, boxes)
+                    images += own
+                    to_image += matrices
+        parts = self.config.PARTS.NUM_PARTS
+        keypoints, scores = np.zeros((0, parts, 2)), np.zeros((0, parts))
+        if images:
+            found = [
+                self._peaks(images[i : i + self.config.BATCH_SIZE], to_image[i:], expected)
+                for i in range(0, len(images), self.config.BATCH_SIZE)
+            ]
+            keypoints, scores = (np.concatenate(each) for each in zip(*found, strict=True))
+        ends = np.cumsum([0 if image is None else len(boxes) for image, boxes in items])
+        starts = [0, *ends[:-1]]
+        return [(keypoints[a:b], scores[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+    def look_closely(
+        self,
+        images: Sequence[Image | None],
+        found: Sequence[Found],
+        looked: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+        settings: LocatorSettings,
+    ) -> tuple[list[Found], list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]]:
+        """Boxes put around the poses that `look` saw in found ones, and the poses in these."""
+        refined = [
+            f
+            if image is None
+            else replace(
+                f, boxes=boxes_of_poses(f.boxes, *poses, settings, (image.shape[1], image.shape[0]))
+            )
+            for image, f, poses in zip(images, found, looked, strict=True)
+        ]
+        return refined, self.look([(i, f.boxes) for i, f in zip(images, refined, strict=True)])
+
+    def _crops(
+        self, image: Image, boxes: npt.NDArray[np.float64]
+    ) -> tuple[list[Image], list[npt.NDArray[np.float64]]]:
+        """The network's inputs for boxes (n, 4), px, and what maps their cells to image px."""
+        height, width = image.shape[:2]
+        shares = boxes / [width, height, width, height]
+        sides = np.full(len(boxes), width), np.full(len(boxes), height)
+        plan = make_crop_transforms(
+            self.config, shares, *sides, no_augmentation(self.config, len(boxes))
+        )
+        warped = [self._painter.warp(image, plan, row) for row in range(len(boxes))]
+        return (
+            [cv2.cvtColor(each, cv2.COLOR_BGR2RGB) for each in warped],
+            list(plan.crop_to_image.astype(np.float64)),
+        )
+
+    def _peaks(
+        self,
+        images: Sequence[Image],
+        to_image: Sequence[npt.NDArray[np.float64]],
+        expected: Expected | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Keypoints (n, parts, 2), image px, and scores (n, parts) of n inputs."""
+        with self.clock.of("network"):
+            pixels = torch.from_numpy(np.stack(images)).to(self.network.device)
+            heatmaps = self.network(pixels)[-1]
+        with self.clock.of("peaks"):
+            matrices = np.stack(to_image[: len(images)])
+            if expected is not None:
+                heatmaps = heatmaps * _prior(heatmaps, matrices, expected)
+            cells, heights = heatmap_peaks(heatmaps, self.config.DECODE)
+            points = geometry.apply(cells.double().cpu().numpy(), matrices)
+            return points, heights.float().cpu().numpy()
 
     def _cropped(
         self, frames: Generator[Frame], animals: int, locate: Locate, per_batch: int
@@ -163,15 +273,10 @@ class Predictor:
             shares = locate(frame.number, width, height)
             boxes = shares * [width, height, width, height]
             there = np.flatnonzero(np.isfinite(shares).all(axis=1))
-            sides = np.full(len(there), width), np.full(len(there), height)
-            plan = make_crop_transforms(
-                self.config, shares[there], *sides, no_augmentation(self.config, len(there))
-            )
-            for row, animal in enumerate(there):
-                warped = self._painter.warp(image, plan, row)
-                crop.images.append(cv2.cvtColor(warped, cv2.COLOR_BGR2RGB))
-                crop.to_image.append(plan.crop_to_image[row].astype(np.float64))
-                crop.place.append((len(crop.numbers), int(animal)))
+            images, to_image = self._crops(image, boxes[there])
+            crop.images += images
+            crop.to_image += to_image
+            crop.place += [(len(crop.numbers), int(animal)) for animal in there]
             size = (width, height)
         else:
             size = (0, 0)
@@ -185,15 +290,9 @@ class Predictor:
         keypoints = np.full((len(crop.numbers), animals, parts, 2), np.nan)
         scores = np.full((len(crop.numbers), animals, parts), np.nan, np.float32)
         if crop.images:
-            with self.clock.of("network"):
-                images = torch.from_numpy(np.stack(crop.images)).to(self.network.device)
-                heatmaps = self.network(images)[-1]
-            with self.clock.of("peaks"):
-                cells, heights = heatmap_peaks(heatmaps, self.config.DECODE)
-                points = geometry.apply(cells.double().cpu().numpy(), np.stack(crop.to_image))
-                frame, animal = np.array(crop.place).T
-                keypoints[frame, animal] = points
-                scores[frame, animal] = heights.float().cpu().numpy()
+            points, heights = self._peaks(crop.images, crop.to_image)
+            frame, animal = np.array(crop.place).T
+            keypoints[frame, animal], scores[frame, animal] = points, heights
         return Poses(
             first=crop.numbers[0],
             times=np.array(crop.times),
@@ -202,3 +301,42 @@ class Predictor:
             boxes=np.stack(crop.boxes),
             sizes=np.array(crop.sizes, np.int32),
         )
+
+
+def _prior(heatmaps: Tensor, to_image: npt.NDArray[np.float64], expected: Expected) -> Tensor:
+    """What heatmaps (n, parts, cells, cells) are multiplied by: a Gaussian about the place where a
+    part is expected, above UNEXPECTED; 1 where nothing is known."""
+    cells = geometry.apply(expected.keypoints, geometry.invert(to_image))
+    scale = np.sqrt(np.abs(np.linalg.det(to_image[:, :, :2])))
+    sigmas = np.broadcast_to((expected.within / scale)[:, None], cells.shape[:2])
+    place = torch.from_numpy(cells).to(heatmaps)
+    size = (heatmaps.shape[2], heatmaps.shape[3])
+    near = gaussian_heatmaps(
+        place, torch.from_numpy(sigmas.copy()).to(heatmaps), size, subpixel=True
+    )
+    known = torch.isfinite(place).all(dim=2)[..., None, None]
+    return torch.where(known, UNEXPECTED + (1 - UNEXPECTED) * near, 1.0)
+
+
+def _chunks(frames: Generator[Frame], count: int) -> Iterator[list[Frame]]:
+    with closing(frames):
+        chunk: list[Frame] = []
+        for frame in frames:
+            chunk.append(frame)
+            if len(chunk) == count:
+                yield chunk
+                chunk = []
+    if chunk:
+        yield chunk
+
+
+def _as_poses(frames: Sequence[Frame], rows: Sequence[Animals]) -> Poses:
+    sizes = [(0, 0) if f.image is None else f.image.shape[1::-1] for f in frames]
+    return Poses(
+        first=frames[0].number,
+        times=np.array([frame.time for frame in frames]),
+        keypoints=np.stack([row.keypoints for row in rows]),
+        scores=np.stack([row.scores for row in rows]).astype(np.float32),
+        boxes=np.stack([row.boxes for row in rows]),
+        sizes=np.array(sizes, np.int32),
+    )

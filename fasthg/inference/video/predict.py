@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +17,12 @@ from rich.progress import (
 )
 
 from fasthg.errors import ConfigError
+from fasthg.inference.locator import frames_are_crops, load_locator
 from fasthg.inference.predictor import Forward
 from fasthg.inference.video.pipeline import Clock
 from fasthg.inference.video.predict_source import (
     STAGES,
+    WHOLE,
     Options,
     SourceResult,
     check_targets,
@@ -54,8 +57,13 @@ def predict_all(
     config = run.config(list(overrides))
     sources = find_sources(inputs)
     check_targets(sources, options)
-    if options.boxes is not None and len(sources) > 1:
+    if options.boxes not in (None, WHOLE) and len(sources) > 1:
         raise ConfigError(f"--boxes {options.boxes}: is for one input; predict one after the other")
+    locator = None
+    if isinstance(run, RunFolder) and options.boxes != WHOLE:
+        locator = load_locator(run, config)
+        if locator is None and options.boxes is None and frames_are_crops(run):
+            options = replace(options, boxes=WHOLE)
     model, metadata = load_model(run.best, config)
     device = choose_device(config.DEVICE)
     network = Forward(
@@ -83,7 +91,7 @@ def predict_all(
                     bar.update(task, completed=done, rate=rate)  # noqa: B023
 
                 result = predict_source(
-                    *(source, network, config, options),
+                    *(source, network, config, options, locator),
                     weights=weights,
                     clock=clock,
                     progress=show,

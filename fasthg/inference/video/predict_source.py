@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from fasthg.config import Config
-from fasthg.data.boxes import GROWTH
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.files import write_atomically
+from fasthg.inference.locator import Locator
 from fasthg.inference.plots import part_rgb
 from fasthg.inference.video.boxes import Boxes, read_boxes
 from fasthg.inference.video.formats import FORMATS
@@ -25,7 +25,7 @@ from fasthg.inference.video.overlay import overlay
 from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.row_store import Rows, RowStore
 from fasthg.inference.video.sources import RecordSource
-from fasthg.inference.video.tracking import Tracker
+from fasthg.inference.video.tracking import Animals, Tracker
 from fasthg.inference.video.video_file import VideoSource
 
 _FRAMES_AHEAD = 8
@@ -33,7 +33,9 @@ _POSES_AHEAD = 4
 _MARS = (2, 7)
 # Share of poses with few sure parts beyond which a person is told.
 _UNSURE = 0.2
-STAGES = ("decode", "crop", "network", "peaks", "write", "overlay")
+WHOLE = Path("whole")
+"""In place of a file of boxes: every frame is the box of one animal."""
+STAGES = ("decode", "locator", "crop", "network", "peaks", "write", "overlay")
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Options:
     folder: Path | None = None
     """Where results go; next to the source where None."""
     boxes: Path | None = None
-    track: bool = False
+    """A file of boxes, of all frames or some, or WHOLE."""
+    animals: int | None = None
+    """How many animals there are at most; None: as many as the locator's training frames hold."""
     confidence: float = 0.3
-    """Least score of a part that counts for tracking and is drawn as found."""
-    margin: float = GROWTH
-    """Growth of a tracked box on each side, as a share of the image."""
+    """Least score of a part that is drawn as found."""
     overlay: bool = False
     resume: bool = False
 
@@ -111,6 +113,7 @@ def predict_source(
     network: Network,
     config: Config,
     options: Options,
+    locator: Locator | None = None,
     *,
     weights: str,
     clock: Clock,
@@ -121,6 +124,7 @@ def predict_source(
 
     Args:
         config: the run's, with overrides.
+        locator: the run's; None where it has none.
         weights: which weights these are, so that other ones do not go on with their rows.
         progress: called with the number of rows so far.
         stop: asked after every batch; True ends the source with the rows so far.
@@ -129,25 +133,24 @@ def predict_source(
         DataError: no frame, or boxes that do not fit.
         FasthgError: a file cannot be written.
     """
-    if options.boxes is not None:
-        boxes = read_boxes(options.boxes, source)
-    else:
-        boxes = source.boxes if isinstance(source, RecordSource) else Boxes()
+    boxes, locator = _where(source, options, locator)
     boxes.check(source)
-    tracker = None
-    if options.track:
-        if len(boxes.animals) > 1:
-            raise ConfigError(
-                f"--track follows one animal, {boxes.path} has boxes of {len(boxes.animals)}; "
-                "leave out --track or the other animals"
-            )
-        tracker = Tracker(options.confidence, options.margin, boxes)
+    tracker, animals = None, boxes.animals
+    if locator is not None:
+        if (options.animals or 0) > len(locator.settings.classes):
+            locator = locator.without_classes()
+        animals = _animals(locator, boxes, options.animals)
+        if not source.names:  # a film
+            tracker = Tracker(locator.settings, len(animals), config.PARTS.NUM_PARTS)
     paths, parts = targets(source, options), tuple(config.PARTS.NAMES)
     made_from: dict[str, Any] = {
         "source": source.identity(),
         "weights": weights,
-        "boxes": hashlib.sha256(options.boxes.read_bytes()).hexdigest() if options.boxes else None,
-        "animals": boxes.animals,
+        "boxes": hashlib.sha256(options.boxes.read_bytes()).hexdigest()
+        if options.boxes and options.boxes != WHOLE
+        else str(options.boxes),
+        "locator": None if locator is None else (locator.weights, locator.settings.to_json()),
+        "animals": animals,
         "parts": parts,
         "decode": config.DECODE,
         "flip_test": config.FLIP_TEST,
@@ -157,23 +160,22 @@ def predict_source(
             config.LOOSE_BBOX_PAD_FACTOR,
             config.CROP_BORDER,
         ),
-        "track": (options.confidence, options.margin) if options.track else None,
     }
     predictor = Predictor(network, config, clock)
     stopped = False
-    with RowStore(
-        paths["rows"], len(boxes.animals), len(parts), made_from, options.resume
-    ) as store:
+    with RowStore(paths["rows"], len(animals), len(parts), made_from, options.resume) as store:
 
         def rows() -> Rows:
-            return store.rows(source.path, source.names, boxes.animals, parts, boxes.image_ids)
+            return store.rows(source.path, source.names, animals, parts, boxes.image_ids)
 
         if tracker is not None:
             _recall(tracker, rows())
         frames = ahead(clock.each("decode", source.frames(store.done)), _FRAMES_AHEAD)
-        made = ahead(
-            predictor.poses(frames, len(boxes.animals), tracker or boxes.shares), _POSES_AHEAD
-        )
+        if locator is not None:
+            each = predictor.located(frames, len(animals), locator, tracker, boxes)
+        else:
+            each = predictor.poses(frames, len(animals), boxes.shares)
+        made = ahead(each, _POSES_AHEAD)
         done = store.done
         with closing(made):
             for poses in made:
@@ -203,20 +205,73 @@ def predict_source(
                 result.files.append(paths["overlay"])
             store.remove()
     result.notes += _notes(source, boxes, found, stopped, options)
-    if "mars" in options.formats and (len(boxes.animals), len(parts)) != _MARS:
+    if "mars" in options.formats and (len(animals), len(parts)) != _MARS:
         result.notes.append(
-            f"{len(boxes.animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
+            f"{len(animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
         )
     return result
 
 
+def _where(
+    source: Source, options: Options, locator: Locator | None
+) -> tuple[Boxes, Locator | None]:
+    """The boxes that are known, and the locator that finds the others, where it is needed.
+
+    Raises:
+        ConfigError: nothing says where the animals are.
+    """
+    if options.boxes == WHOLE:
+        return Boxes(), None
+    if options.boxes is not None:
+        boxes = read_boxes(options.boxes, source)
+        return boxes, None if locator is None or _complete(boxes, source) else locator
+    if isinstance(source, RecordSource):
+        return source.boxes, None
+    if locator is None:
+        raise ConfigError(
+            f"{source.path}: nothing says where the animals are; train a locator, once, with: "
+            "fasthg train --locator RUN (a weights file has none: give its run). Or give --boxes "
+            "FILE, or --boxes whole where each image shows one animal from border to border"
+        )
+    return Boxes(animals=(), where={}), locator
+
+
+def _complete(boxes: Boxes, source: Source) -> bool:
+    """Whether all animals have a box in all frames, so that nothing is left to find."""
+    if source.count is None or boxes.where is None:
+        return boxes.where is None
+    return len(boxes.where) >= source.count and all(
+        np.isfinite(each).all() for each in boxes.where.values()
+    )
+
+
+def _animals(locator: Locator, boxes: Boxes, most: int | None) -> tuple[str, ...]:
+    """Names of the animals' rows: the locator's classes, those of given boxes, or numbers.
+
+    Raises:
+        ConfigError: boxes of more animals than `most`, or of others than the locator's classes.
+    """
+    settings = locator.settings
+    classes = settings.classes if settings.told_apart else ()
+    count = most or max(len(classes) or settings.most, len(boxes.animals))
+    if len(boxes.animals) > count:
+        raise ConfigError(
+            f"--animals {count}: {boxes.path} has boxes of {len(boxes.animals)}; raise it"
+        )
+    named = boxes.animals if not all(name.startswith("animal") for name in boxes.animals) else ()
+    if named and classes and named != classes[: len(named)]:
+        raise ConfigError(
+            f"{boxes.path}: its animals are {', '.join(named)}, the locator's "
+            f"{', '.join(classes)}; name them so, in this order"
+        )
+    names = (named or classes)[:count]
+    return (*names, *(f"animal{number + 1}" for number in range(len(names), count)))
+
+
 def _recall(tracker: Tracker, rows: Rows) -> None:
     """Bring a tracker to its state after the rows that are there."""
-    there = zip(rows.keypoints, rows.scores, rows.sizes, strict=True)
-    for frame, (keypoints, scores, (width, height)) in enumerate(there):
-        if width:
-            tracker.windows(frame, int(width), int(height))
-        tracker.update(keypoints[0], scores[0], (float(width), float(height)))
+    for boxes, keypoints, scores in zip(rows.boxes, rows.keypoints, rows.scores, strict=True):
+        tracker.learn(Animals(boxes, keypoints, scores.astype(np.float64)))
 
 
 def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool, options: Options) -> list[str]:
@@ -242,12 +297,9 @@ def _unsure(rows: Rows, options: Options) -> list[str]:
     unsure = int((there & (2 * sure < len(rows.parts))).sum())
     if unsure <= _UNSURE * there.sum():
         return []
-    if options.boxes is not None:
-        remedy = "check that the boxes are like those of training"
-    elif options.track:
-        remedy = "where the animal is lost give --boxes, or train with a larger RANDOM_PADDING_MAX"
-    else:
-        remedy = "the whole frame was the box; give --track or --boxes if training had others"
+    remedy = "check that the boxes are like those of training"
+    if options.boxes is None:
+        remedy = "label some frames like these and train again"
     return [
         f"{unsure} of {there.sum()} poses have scores below {options.confidence:g} in most parts; "
         f"{remedy}"

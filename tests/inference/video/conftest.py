@@ -29,7 +29,7 @@ def config() -> Config:
 def predict(network: Dots, config: Config) -> Callable[..., SourceResult]:
     """`predict_source` with the dots' network; keywords are those of Options.
 
-    keys: what else the configuration says.
+    keys: what else the configuration says. locator: of the animals; none by default.
     """
 
     def run(
@@ -38,11 +38,12 @@ def predict(network: Dots, config: Config) -> Callable[..., SourceResult]:
         stop_at: int | None = None,
         using: Any = None,
         keys: Any = None,
+        locator: Any = None,
         **given: Any,
     ) -> SourceResult:
         seen = [0]
         return predict_source(
-            *(source, using or network, config.model_copy(update=keys), Options(**given)),
+            *(source, using or network, config.model_copy(update=keys), Options(**given), locator),
             weights="w",
             clock=Clock(),
             progress=lambda done: seen.__setitem__(0, done),

@@ -12,14 +12,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from moving_dots import OFFSETS, PARTS, SIZE, Dots, dots, write_video
+from moving_dots import OFFSETS, PARTS, SIZE, Dots, DotsLocator, dots, write_video
 
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
-from fasthg.inference.video import keypoints as keypoints_module
 from fasthg.inference.video.frame import Frame
-from fasthg.inference.video.predict_source import Options, SourceResult, check_targets
+from fasthg.inference.video.predict_source import WHOLE, Options, SourceResult, check_targets
 from fasthg.inference.video.sources import find_sources
-from fasthg.inference.video.tracking import WINDOWS
 
 Predict = Callable[..., SourceResult]
 
@@ -73,15 +71,14 @@ def test_boxes_of_a_moving_animal_in_a_video(tmp_path: Path, predict: Predict) -
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({}, "the whole frame was the box; give --track or --boxes if training had others"),
-        ({"track": True}, "where the animal is lost give --boxes, or train with a larger RANDOM_"),
+        ({"boxes": WHOLE}, "check that the boxes are like those of training"),
         ({"boxes": True}, "check that the boxes are like those of training"),
     ],
 )
 def test_poses_of_low_scores_are_told_with_a_remedy(
     tmp_path: Path, predict: Predict, options: dict[str, object], remedy: str
 ) -> None:
-    if "boxes" in options:
+    if options["boxes"] is True:
         rows = "".join(f"{n},80,60,120,120\n" for n in range(8))
         (tmp_path / "b.csv").write_text("frame,x1,y1,x2,y2\n" + rows)
         options = {"boxes": tmp_path / "b.csv"}
@@ -109,95 +106,105 @@ def test_a_box_in_few_frames_and_frames_that_cannot_be_decoded(
     ]
 
 
-def test_tracking_follows_loses_and_finds_again(
-    tmp_path: Path, predict: Predict, network: Dots, monkeypatch
+def rows_of(outcome: SourceResult, animals: int) -> np.ndarray:
+    """(frames, animals, parts, 2)."""
+    return table(outcome)[["x", "y"]].to_numpy().reshape(-1, animals, 3, 2)
+
+
+def test_a_locator_finds_what_goes_away_and_comes_back_elsewhere(
+    tmp_path: Path, predict: Predict
 ) -> None:
-    """Away for 6 frames, the animal comes back elsewhere."""
-    boxes = []
-
-    plain = keypoints_module.make_crop_transforms
-
-    def spied(config, shares, *rest):
-        boxes.append(shares)
-        return plain(config, shares, *rest)
-
-    monkeypatch.setattr(keypoints_module, "make_crop_transforms", spied)
     again = [(200 - 2 * n, 120.0) for n in range(10)]
     images = [dots(c) for c in CENTRES] + [dots(None)] * 6 + [dots(c) for c in again]
-    outcome = predict(Made(tmp_path, images), track=True)
-    found = points(outcome)
+    found = points(predict(Made(tmp_path, images), locator=DotsLocator()))
     truth = np.array([*CENTRES, *again])[:, None] + OFFSETS
-    shown = np.r_[0:40, 46:56]
-    np.testing.assert_allclose(found[shown], truth[np.r_[0:40, 40:50]], atol=0.6)
-    # The first frame is searched and looked at again; so is, from the third miss on, each frame
-    # until the one that has the animal.
-    searched = [n for n, shares in enumerate(boxes) if len(shares) > 1]
-    assert searched == [0, 44, 45, 46, 47] and len(boxes) == 56 + 2
-    assert set(network.batches) == {1, len(WINDOWS)}
-    tight = np.concatenate([shares for shares in boxes if len(shares) == 1])
-    assert ((tight[:, 2:] - tight[:, :2]) * SIZE).max() < 70
+    np.testing.assert_allclose(found[np.r_[0:40, 46:56]], truth, atol=0.6)
+    # A lost animal's row is empty, not a guess.
+    assert np.isnan(found[40:46]).all()
 
 
-def test_a_given_box_starts_tracking_and_sets_it_right(
-    tmp_path: Path, predict: Predict, network: Dots
+def test_an_animal_that_the_locator_misses_is_looked_for_where_it_should_be(
+    tmp_path: Path, predict: Predict
+) -> None:
+    images = [dots(centre) for centre in CENTRES]
+    locator = DotsLocator(blind=range(10, 16))
+    found = points(predict(Made(tmp_path, images), locator=locator))
+    np.testing.assert_allclose(found, np.array(CENTRES)[:, None] + OFFSETS, atol=0.6)
+
+
+def test_two_animals_keep_their_rows_when_they_pass_each_other(
+    tmp_path: Path, predict: Predict
+) -> None:
+    here = [(40 + 4 * n, 70.0) for n in range(40)]
+    there = [(216 - 4 * n, 122.0) for n in range(40)]
+    images = [np.maximum(dots(a), dots(b)) for a, b in zip(here, there, strict=True)]
+    source = Made(tmp_path, images)
+    whole = rows_of(predict(source, locator=DotsLocator(most=2)), 2)
+    truth = np.stack([here, there], axis=1)[:, :, None] + OFFSETS
+    if abs(whole[0, 0, 0, 1] - truth[0, 0, 0, 1]) > 20:
+        truth = truth[:, ::-1]
+    np.testing.assert_allclose(whole, truth, atol=1.5)
+    predict(source, locator=DotsLocator(most=2), stop_at=17)
+    resumed = rows_of(predict(source, locator=DotsLocator(most=2), resume=True), 2)
+    np.testing.assert_array_equal(resumed, whole)
+    # --animals bounds the rows.
+    one = predict(source, locator=DotsLocator(most=2), animals=1)
+    assert set(table(one)["animal"]) == {"animal1"}
+
+
+def test_given_boxes_of_some_frames_count_instead_of_what_is_found(
+    tmp_path: Path, predict: Predict
 ) -> None:
     """Of two animals that look the same, the one in the box is followed."""
     images = [np.maximum(dots(c), dots((220, 150))) for c in CENTRES]
     (x, y), file = CENTRES[0], tmp_path / "boxes.csv"
     file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
-    found = points(predict(Made(tmp_path, images), track=True, boxes=file))
-    truth = np.array(CENTRES)[:, None] + OFFSETS
-    np.testing.assert_allclose(found, truth, atol=0.6)
-    assert set(network.batches) == {1}
+    locator = DotsLocator()
+    found = points(predict(Made(tmp_path, images), locator=locator, boxes=file))
+    np.testing.assert_allclose(found, np.array(CENTRES)[:, None] + OFFSETS, atol=0.6)
     with file.open("a") as lines:
         lines.write("20,190,120,250,180\n")
-    found = points(predict(Made(tmp_path, images), track=True, boxes=file))
+    found = points(predict(Made(tmp_path, images), locator=locator, boxes=file))
     np.testing.assert_allclose(found[20:], np.array([[220, 150]] * 20)[:, None] + OFFSETS, atol=0.6)
-    # A given box stays where its own frame shows nothing.
-    hidden = [dots((220, 150)), *images[1:]]
-    file.write_text(f"frame,x1,y1,x2,y2\n0,{x - 30},{y - 30},{x + 30},{y + 30}\n")
-    whole = points(predict(Made(tmp_path, hidden), track=True, boxes=file))
-    np.testing.assert_allclose(whole[1:], truth[1:], atol=0.6)
-    predict(Made(tmp_path, hidden), track=True, boxes=file, stop_at=1)
-    found = points(predict(Made(tmp_path, hidden), track=True, boxes=file, resume=True))
-    np.testing.assert_array_equal(found, whole)
     file.write_text("frame,x1,y1,x2,y2,animal\n0,1,1,9,9,a\n0,1,1,9,9,b\n")
-    with pytest.raises(ConfigError, match=r"--track follows one animal, .* has boxes of 2"):
-        predict(Made(tmp_path, images), track=True, boxes=file)
+    with pytest.raises(ConfigError, match=r"--animals 1: .* has boxes of 2; raise it"):
+        predict(Made(tmp_path, images), locator=locator, boxes=file, animals=1)
 
 
-def test_stopping_leaves_finished_rows_and_resume_goes_on(
-    tmp_path: Path, predict: Predict, network: Dots
-) -> None:
+def test_nothing_says_where_the_animals_are(tmp_path: Path, predict: Predict) -> None:
+    with pytest.raises(ConfigError, match=r"train a locator, once, with: fasthg train --locator"):
+        predict(Made(tmp_path, [dots((90, 90))]))
+
+
+def test_stopping_leaves_finished_rows_and_resume_goes_on(tmp_path: Path, predict: Predict) -> None:
     images = [dots(centre) for centre in CENTRES]
     source = Made(tmp_path, images)
-    whole = table(predict(source, track=True))
+    locator = DotsLocator()
+    whole = table(predict(source, locator=locator))
     (tmp_path / "made.pose.csv").unlink()
-    first = predict(source, track=True, stop_at=15)
+    first = predict(source, locator=locator, stop_at=15)
     assert first.stopped
-    assert first.rows == 15
-    pandas.testing.assert_frame_equal(table(first), whole[: 15 * 3])
+    assert first.rows == 16  # batches are of four frames
+    pandas.testing.assert_frame_equal(table(first), whole[: 16 * 3])
     # A kill in the middle of a write leaves a part of a row.
     with (tmp_path / ".made.rows").open("ab") as file:
         file.write(b"torn")
-    network.batches.clear()
-    second = predict(source, track=True, resume=True)
-    assert (second.rows, second.new, second.stopped) == (40, 25, False)
-    assert len(network.batches) == 25
+    second = predict(source, locator=locator, resume=True)
+    assert (second.rows, second.new, second.stopped) == (40, 24, False)
     pandas.testing.assert_frame_equal(table(second), whole)
     assert not (tmp_path / ".made.rows").exists()
 
 
 def test_rows_of_something_else_are_not_gone_on_with(tmp_path: Path, predict: Predict) -> None:
     images = [dots(centre) for centre in CENTRES[:10]]
-    predict(Made(tmp_path, images), stop_at=4)
+    predict(Made(tmp_path, images), boxes=WHOLE, stop_at=4)
     with pytest.raises(DataError, match=r"\.made\.rows: .* another source; leave out --resume"):
-        predict(Made(tmp_path, images[:9]), resume=True)
-    with pytest.raises(DataError, match="another track"):
-        predict(Made(tmp_path, images), resume=True, track=True)
+        predict(Made(tmp_path, images[:9]), boxes=WHOLE, resume=True)
+    with pytest.raises(DataError, match="another boxes"):
+        predict(Made(tmp_path, images), resume=True, locator=DotsLocator())
     with pytest.raises(DataError, match="another crop"):
-        predict(Made(tmp_path, images), resume=True, keys={"CROP_BORDER": "edge"})
-    assert predict(Made(tmp_path, images)).new == 10
+        predict(Made(tmp_path, images), resume=True, boxes=WHOLE, keys={"CROP_BORDER": "edge"})
+    assert predict(Made(tmp_path, images), boxes=WHOLE).new == 10
 
 
 def test_an_error_in_a_stage_ends_all_and_leaves_rows(
@@ -211,14 +218,14 @@ def test_an_error_in_a_stage_ends_all_and_leaves_rows(
 
     images = [dots(centre) for centre in CENTRES]
     with pytest.raises(RuntimeError, match="the GPU is gone"):
-        predict(Made(tmp_path, images), using=Failing())
+        predict(Made(tmp_path, images), boxes=WHOLE, using=Failing())
     assert not any(thread.name == "fasthg-stage" for thread in threading.enumerate())
-    assert predict(Made(tmp_path, images), resume=True).new == 40 - 3 * 4
+    assert predict(Made(tmp_path, images), boxes=WHOLE, resume=True).new == 40 - 3 * 4
 
 
 def test_no_frame(tmp_path: Path, predict: Predict) -> None:
     with pytest.raises(DataError, match=r"made\.mp4: no frame in it"):
-        predict(Made(tmp_path, []))
+        predict(Made(tmp_path, []), boxes=WHOLE)
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +242,9 @@ def test_an_overlay_shows_the_parts_where_they_are(tmp_path: Path, predict: Pred
     av = pytest.importorskip("av")
     centres = CENTRES[:12]
     path = write_video(tmp_path / "walk.mp4", [dots(c) for c in centres])
-    outcome = predict(find_sources([path])[0], track=True, overlay=True, folder=tmp_path / "out")
+    outcome = predict(
+        find_sources([path])[0], locator=DotsLocator(), overlay=True, folder=tmp_path / "out"
+    )
     assert outcome.files[-1] == tmp_path / "out" / "walk.overlay.mp4"
     with av.open(str(outcome.files[-1])) as container:
         frames = list(container.decode(video=0))
@@ -255,7 +264,7 @@ def test_an_overlay_of_images(tmp_path: Path, predict: Predict) -> None:
     folder.mkdir()
     for number, centre in enumerate(CENTRES[:3]):
         cv2.imwrite(str(folder / f"{number}.jpg"), dots(centre))
-    outcome = predict(find_sources([folder])[0], overlay=True)
+    outcome = predict(find_sources([folder])[0], boxes=WHOLE, overlay=True)
     assert outcome.files == [tmp_path / "frames.pose.csv", tmp_path / "frames.overlay"]
     drawn = sorted(path.name for path in outcome.files[1].iterdir())
     assert drawn == ["0.png", "1.png", "2.png"]

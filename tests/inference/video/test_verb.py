@@ -113,7 +113,8 @@ def test_ctrl_c_leaves_finished_rows_and_resume_ends_with_the_same(
     long = tmp_path / "long.mp4"
     picture = render(3, "film", 0, (192, 160)).image
     write_video(long, (np.roll(picture, 2 * n, axis=1) for n in range(600)))
-    process, rows = forked.command("predict", run.path, long), tmp_path / ".long.rows"
+    whole_frame = ("--boxes", "whole")
+    process, rows = forked.command("predict", run.path, long, *whole_frame), tmp_path / ".long.rows"
     process.wait_for(lambda: rows.exists() and rows.stat().st_size > 20_000)
     os.kill(process.pid, signal.SIGINT)
     status, out, err = process.ended()
@@ -121,7 +122,7 @@ def test_ctrl_c_leaves_finished_rows_and_resume_ends_with_the_same(
     assert "go on with --resume" in out
     part = (tmp_path / "long.pose.csv").read_text()
     assert 7 < part.count("\n") < 600 * 7
-    assert fasthg("predict", run.path, path, long, "--resume")[0] == 0
+    assert fasthg("predict", run.path, path, long, "--resume", *whole_frame)[0] == 0
     whole = (tmp_path / "long.pose.csv").read_text()
     assert whole.startswith(part)
     assert whole.count("\n") == 600 * 7 + 1
@@ -141,6 +142,7 @@ def test_one_line_for_each_mistake(trained, tmp_path: Path, fasthg) -> None:
         ([run.path, tmp_path / "notes.txt"], "unknown file type"),
         ([run.path, tmp_path / "cut.mp4"], "cannot be read as a video"),
         ([run.path, path, "--boxes", tmp_path / "b.csv"], "lies outside the 192x160 px image"),
+        ([run.path, path], "train a locator, once, with: fasthg train --locator RUN"),
         ([run.path, path, "--to", "xml"], "unknown format"),
         ([run.path, path, "--decode", "best"], "DECODE"),
         ([empty.path, path], "best.safetensors"),

@@ -1,0 +1,147 @@
+"""Which candidate is which animal, and which are believed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fasthg.inference.locator import Found, LocatorSettings
+from fasthg.inference.video.tracking import Animals, Candidates, Tracker, one_by_one
+
+IMAGE = (400, 300)
+SHAPE = np.array([[-20.0, -16], [0, 0], [20, 16], [0, 8]])
+NOTHING = np.full((2, 4), np.nan)
+SETTINGS = LocatorSettings(
+    classes=("black", "white"),
+    told_apart=True,
+    most=2,
+    threshold=0.3,
+    sizes=(0.1, 0.12, 0.15),
+    margin=(0.0, 0.0),
+    pose_scores=(0.6, 0.8),
+)
+ALIKE = LocatorSettings(most=2, threshold=0.3, sizes=(0.1, 0.12, 0.15), pose_scores=(0.6, 0.8))
+
+
+def box(x: float, y: float) -> list[float]:
+    return [x - 24, y - 20, x + 24, y + 20]
+
+
+def seen(*animals: tuple[float, float, int, float], pose: float = 0.8) -> Candidates:
+    """Candidates at (x, y) of a class with a score."""
+    centres = np.array([a[:2] for a in animals]).reshape(-1, 2)
+    found = Found(
+        np.array([box(x, y) for x, y in centres]).reshape(-1, 4),
+        np.array([a[3] for a in animals], float),
+        np.array([a[2] for a in animals], int),
+    )
+    return Candidates(found, centres[:, None] + SHAPE, np.full((len(animals), 4), pose))
+
+
+def blind(boxes, expected):
+    """Sees an animal in every box, none of them sure."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return centres[:, None] + SHAPE, np.full((len(boxes), 4), 0.1)
+
+
+def sharp(boxes, expected):
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return centres[:, None] + SHAPE, np.full((len(boxes), 4), 0.8)
+
+
+def follow(tracker: Tracker, candidates: Candidates, look=sharp, given=NOTHING) -> Animals:
+    return tracker.follow(candidates, given, IMAGE, look)
+
+
+def centre(rows: Animals, animal: int) -> list[float]:
+    return rows.keypoints[animal, 1].round(3).tolist()
+
+
+def test_a_class_is_an_identity_wherever_the_animal_appears() -> None:
+    tracker = Tracker(SETTINGS, 2, 4)
+    rows = follow(tracker, seen((100, 100, 1, 0.9), (300, 200, 0, 0.5)))
+    assert (centre(rows, 0), centre(rows, 1)) == ([300, 200], [100, 100])
+    # The white one is alone, where the black one was.
+    rows = follow(tracker, seen((300, 200, 1, 0.9)), blind)
+    assert np.isnan(rows.boxes[0]).all()
+    assert centre(rows, 1) == [300, 200]
+
+
+def test_animals_that_look_alike_keep_their_rows_through_a_crossing() -> None:
+    tracker = Tracker(ALIKE, 2, 4)
+    first = follow(tracker, seen((100, 140, -1, 0.9), (300, 160, -1, 0.8)))
+    rows_of = [0, 1] if centre(first, 0) == [100, 140] else [1, 0]
+    for step in range(1, 21):
+        a, b = (100 + 10 * step, 140, -1, 0.7), (300 - 10 * step, 160, -1, 0.9)
+        # The order of candidates says nothing.
+        rows = follow(tracker, seen(*((a, b) if step % 2 else (b, a))))
+        assert centre(rows, rows_of[0]) == [100 + 10 * step, 140], step
+        assert centre(rows, rows_of[1]) == [300 - 10 * step, 160], step
+
+
+def test_a_lost_animal_has_an_empty_row_and_comes_back() -> None:
+    tracker = Tracker(ALIKE, 1, 4)
+    given = NOTHING[:1]
+    assert centre(follow(tracker, seen((100, 100, -1, 0.9)), given=given), 0) == [100, 100]
+    for _ in range(20):
+        rows = follow(tracker, seen(), blind, given)
+        assert np.isnan(rows.boxes).all()
+        assert np.isnan(rows.keypoints).all()
+    assert centre(follow(tracker, seen((350, 40, -1, 0.9)), blind, given), 0) == [350, 40]
+
+
+@pytest.mark.parametrize(
+    ("score", "pose", "there"), [(0.2, 0.8, False), (0.9, 0.3, False), (0.9, 0.5, True)]
+)
+def test_an_animal_appears_only_with_a_centre_and_a_pose(score, pose, there) -> None:
+    tracker = Tracker(ALIKE, 1, 4)
+    rows = follow(tracker, seen((100, 100, -1, score), pose=pose), blind, NOTHING[:1])
+    assert np.isfinite(rows.boxes).all() == there
+
+
+def test_a_box_from_afar_must_beat_the_place_where_the_animal_was() -> None:
+    given = NOTHING[:1]
+    for pose, where in ((0.7, [100, 100]), (0.9, [300, 200])):
+        tracker = Tracker(ALIKE, 1, 4)
+        follow(tracker, seen((100, 100, -1, 0.9)), given=given)
+        rows = follow(tracker, seen((300, 200, -1, 0.9), pose=pose), given=given)
+        assert centre(rows, 0) == where
+
+
+def test_one_animal_has_one_row() -> None:
+    tracker = Tracker(SETTINGS, 2, 4)
+    rows = follow(tracker, seen((100, 100, 0, 0.9), (101, 100, 1, 0.5)))
+    assert np.isfinite(rows.boxes[0]).all()
+    assert np.isnan(rows.boxes[1]).all()
+
+
+def test_a_box_does_not_shrink_or_grow_at_once() -> None:
+    tracker, given = Tracker(ALIKE, 1, 4), NOTHING[:1]
+    for _ in range(5):
+        follow(tracker, seen((100, 100, -1, 0.9)), given=given)
+    small = seen((100, 100, -1, 0.9))
+    small.found.boxes[0] = [95, 95, 105, 105]
+    rows = follow(tracker, small, given=given)
+    sides = rows.boxes[0, 2:] - rows.boxes[0, :2]
+    assert np.sqrt(sides.prod()) >= 0.6 * np.sqrt(48 * 40) - 1e-6
+
+
+def test_rows_bring_a_tracker_to_its_state() -> None:
+    whole, resumed = Tracker(ALIKE, 2, 4), Tracker(ALIKE, 2, 4)
+    for step in range(6):
+        rows = follow(whole, seen((100 + 9 * step, 100, -1, 0.9), (300, 200 - 7 * step, -1, 0.8)))
+        resumed.learn(rows)
+    last = seen((154, 100, -1, 0.8), (300, 158, -1, 0.9))
+    for one, other in zip(
+        vars(follow(whole, last)).values(), vars(follow(resumed, last)).values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_images_have_the_most_certain_animals() -> None:
+    three = seen((50, 50, -1, 0.9), (150, 150, -1, 0.8), (250, 250, -1, 0.4))
+    rows = one_by_one(three, ALIKE, 2, 4)
+    assert [centre(rows, animal) for animal in range(2)] == [[50, 50], [150, 150]]
+    classed = one_by_one(seen((50, 50, 1, 0.9), (90, 90, 1, 0.5)), SETTINGS, 2, 4)
+    assert np.isnan(classed.boxes[0]).all()
+    assert centre(classed, 1) == [50, 50]
