@@ -28,6 +28,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on in this run folder.")
     ] = None,
+    locator: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Train the locator alone, for a run that has none."),
+    ] = None,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate at the end.")] = False,
     dry_run: Annotated[
         bool,
@@ -51,6 +55,19 @@ def train(
         raise ConfigError("--dry-run: give a CONFIG and no --resume")
     if dry_run:
         refuse_ranks("--dry-run")
+    if locator is not None and (config is not None or resume is not None or dry_run):
+        raise ConfigError("--locator: give a RUN and no CONFIG, --resume or --dry-run")
+    if locator is not None:
+        run = RunFolder.open(locator)
+        settings = run.config([*relocation_overrides(run), *keys])
+        configure(settings)
+        from fasthg.train.trainer import add_locator
+
+        ended = add_locator(settings, out, run)
+        if ended.signal is not None:
+            out.print(f"stopped; go on with: fasthg train --locator {run.path}")
+            raise typer.Exit(128 + ended.signal)
+        return
     if config is not None:
         source: Path | None = Path(config)
         settings, stem = load_config(Path(config), keys), Path(config).stem
@@ -70,6 +87,7 @@ def train(
 
     # These take seconds, which a mistake in the configuration need not wait for.
     from fasthg import report
+    from fasthg.inference.locator import locator_folder
     from fasthg.report import evaluate as evaluation
     from fasthg.train import trainer as training
 
@@ -90,7 +108,10 @@ def train(
         return
     split = evaluation.default_split(settings)
     if split is not None:
-        measured = evaluation.evaluate_run(result.run, settings, split, None)
+        located = locator_folder(result.run.path).exists()
+        measured = evaluation.evaluate_run(
+            *(result.run, settings, split, None), boxes="found" if located else "given"
+        )
         measured.print(out)
         paths = [report.write(result.run, settings, measured)]
         for path in paths + report.write_performance(settings, measured):
@@ -114,6 +135,10 @@ def evaluate(
     decode: Annotated[
         str | None, typer.Option(help="argmax, quarter, dark, plateau, or all of them: all.")
     ] = None,
+    boxes: Annotated[
+        str,
+        typer.Option(help="given in the annotations; found: also those that the locator finds."),
+    ] = "given",
     with_report: Annotated[
         bool, typer.Option("--report", help="Also write the run's report.html, of this split.")
     ] = False,
@@ -136,7 +161,11 @@ def evaluate(
     configure(settings)
     if with_report and not run_folder:
         raise ConfigError(f"--report: is a run's page, {folder.path} is of none; leave it out")
-    measured = evaluation.evaluate_run(folder, settings, chosen, data, decode=decode)
+    if boxes not in ("given", "found"):
+        raise ConfigError(f"--boxes {boxes}: use given or found")
+    measured = evaluation.evaluate_run(
+        *(folder, settings, chosen, data), decode=decode, boxes=boxes
+    )
     paths = [report.write(run_folder, settings, measured)] if with_report and run_folder else []
     if not data:
         paths += report.write_performance(settings, measured)

@@ -42,6 +42,7 @@ def find_problems(cfg: Keys) -> list[Problem]:
         *_parts(cfg.PARTS),
         *_flips(cfg),
         *_sizes(cfg),
+        *_locator(cfg),
         *_ranges(cfg),
         *_schedule(cfg),
         *_init(cfg),
@@ -145,6 +146,16 @@ def _sizes(cfg: Keys) -> Iterator[Problem]:
             f"of {cfg.INPUT_SIZE // STRIDE} cells",
             f"use HEATMAP_SIZE: {cfg.INPUT_SIZE // STRIDE}",
             ("INPUT_SIZE",),
+        )
+
+
+def _locator(cfg: Keys) -> Iterator[Problem]:
+    size = cfg.LOCATOR_INPUT_SIZE
+    if size is not None and size % COARSEST:
+        yield Problem(
+            "LOCATOR_INPUT_SIZE",
+            f"{size} is not a multiple of {COARSEST}, the network's coarsest step",
+            f"use {max(1, round(size / COARSEST)) * COARSEST} or null",
         )
 
 

@@ -593,6 +593,23 @@ class Keys(Section):
         3.0, "Hours after which one more checkpoint is kept for good.", gt=0
     )
 
+    # The locator: a small network that finds the animals in whole frames, trained after the other.
+    LOCATOR: Annotated[Literal["auto", "off"], OnOff, LowerCase] = key(
+        "auto",
+        "auto trains a locator from the same records, so that predict needs no boxes, unless the "
+        "boxes are the frames themselves; off trains none.",
+    )
+    LOCATOR_ITERATIONS: Annotated[Int, Field(ge=1)] | None = key(
+        None,
+        "Training steps of the locator; null takes a third of NUM_TRAIN_ITERATIONS, at most 2000.",
+    )
+    LOCATOR_FEATURES: Int = key(32, "Channels of the locator's hourglass.", ge=2)
+    LOCATOR_INPUT_SIZE: Annotated[Int, Field(ge=64)] | None = key(
+        None,
+        "Side of the locator's input, in pixels, a multiple of 64; null derives it from the "
+        "animals' sizes.",
+    )
+
     # How predictions are made and judged.
     FLIP_TEST: Bool = key(False, "Average each prediction with that of the mirrored image.")
     PIXELS_PER_CM: Annotated[Float, Field(gt=0)] | None = key(

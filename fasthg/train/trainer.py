@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from fasthg import metrics
 from fasthg.config import Config
+from fasthg.data.loader import make_loader
 from fasthg.data.prefetch import Prefetcher
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.split import Split
 from fasthg.errors import DataError, FasthgError
 from fasthg.inference.plots import as_array, draw_instances
-from fasthg.inference.predictor import Predictions, predict
+from fasthg.inference.predictor import Predictions, certainty, predict
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import CheckpointKeeper, NoCheckpoint, save_state, save_weights
 from fasthg.runs.run_folder import RunFolder
@@ -47,6 +51,8 @@ from fasthg.train.setup import (
 )
 from fasthg.train.step import TrainStep
 
+SCORED = 32
+"""Batches whose scores are those of sound poses."""
 DRAWN = 8
 """Validation instances drawn for TensorBoard."""
 
@@ -119,9 +125,57 @@ def train(
                         run.write_config(config)
                     run.write_json("env.json", describe_environment())
                 result = training.fit()
+                if result.signal is None and config.LOCATOR == "auto":
+                    result = _with_locator(training, result)
         if note is not None and group.first and result.signal is None:
             note.remove()
         return result
+
+
+def add_locator(config: Config, console: Console, run: RunFolder) -> TrainResult:
+    """Train the locator of a finished run, or go on with it.
+
+    Args:
+        config: the run's configuration, with overrides.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
+    """
+    with open_process_group(config.DEVICE) as group:
+        device = choose_device(config.DEVICE)
+        with open_data(config, device, group) as (train_split, validation):
+            lock = run.locked() if group.first else contextlib.nullcontext()
+            with lock, explained_out_of_memory(config, device):
+                training = Training(config, device, train_split, validation, run, console, group)
+                training.resume()
+                result = TrainResult(run, training.done, rank=group.rank)
+                return _with_locator(training, result)
+
+
+def _with_locator(training: Training, result: TrainResult) -> TrainResult:
+    """Train the locator of a run whose pose network is done."""
+    from fasthg.train.locator import train_locator  # it extends this module
+
+    located = train_locator(
+        *(training.config, training.train.index, training.run, training.console),
+        *(training.device, training.group, training.pose_scores()),
+    )
+    if located is None or located.signal is None:
+        return result
+    return replace(result, signal=located.signal)
+
+
+class Validation(NamedTuple):
+    """What a validation measured."""
+
+    value: float
+    """By which weights are compared; the least is the best."""
+    row: dict[str, float]
+    """For the log."""
+    text: str
+    """For a person, after "validation"."""
+    picture: Callable[[], Any] | None = None
+    """Makes a figure for TensorBoard."""
 
 
 class Training:
@@ -152,7 +206,7 @@ class Training:
         self.validation = validation
         self.run = run
         self.console = console
-        self.step = TrainStep(config, build_model(config).to(device), device, group)
+        self.step = self._new_step()
         self.resume_fingerprint = resume_fingerprint(
             config,
             train.index.fingerprint(),
@@ -173,6 +227,11 @@ class Training:
             config.MAX_TO_KEEP,
             config.KEEP_CHECKPOINT_EVERY_N_HOURS,
         )
+
+    def _new_step(self, precision: Precision | None = None) -> TrainStep:
+        """Network and optimiser before the first step; precision as `TrainStep`."""
+        model = build_model(self.config).to(self.device)
+        return TrainStep(self.config, model, self.device, self.group, precision)
 
     def begin(self, start: Start | None) -> None:
         """Take the weights of a fine-tune start, if there is one, and print what was taken."""
@@ -214,7 +273,7 @@ class Training:
             self._print(reason)
         self._print(
             f"resumed {path}: weights, averages, optimiser, schedule and place in the data at step "
-            f"{self.done}; best so far {self.best:.2f} px",
+            f"{self.done}; best so far {self._score(self.best)}",
             *(f"changed  {line}" for line in differences(state, self.resume_fingerprint)),
         )
 
@@ -230,9 +289,7 @@ class Training:
         on_cpus = self.device.type == "cpu" and state["machine"]["device"].startswith("cpu")
         if dtype is None or dtype == self.step.precision.dtype or not (timed and on_cpus):
             return
-        model = build_model(self.config).to(self.device)
-        precision = Precision(dtype, "as in the checkpoint")
-        self.step = TrainStep(self.config, model, self.device, self.group, precision)
+        self.step = self._new_step(Precision(dtype, "as in the checkpoint"))
         self.resume_fingerprint["machine"]["precision"] = name
 
     def describe(self) -> None:
@@ -298,7 +355,7 @@ class Training:
         if torch.isfinite(losses).all():
             return
         rows = (~torch.isfinite(losses)).any(0).nonzero().ravel().tolist()
-        names = "; ".join(self.train.index.describe(int(instances[r])) for r in rows[:3])
+        names = "; ".join(self._describe(int(instances[r])) for r in rows[:3])
         path = self.run.checkpoints / "diverged.pt"
         evidence = {"losses_step": step, "losses": losses.cpu(), "instances": instances}
         try:
@@ -329,37 +386,53 @@ class Training:
         if self.validation is None:
             self._save_best()
             return
-        predictions = self._predict(self.validation, self.validation.sampler.batches_per_epoch)
+        measured = self._measure(self.validation)
         corrupt = self._corrupt()
-        spread = metrics.spread(predictions.errors())
-        mean, median = spread.mean, spread.median
-        if not spread.count:
+        if measured is None:
             progress.note("no validation image could be read; the newest weights count as the best")
             self._save_best()
             return
-        better = mean < self.best
+        better = measured.value < self.best
         if better:
-            self.best = mean
+            self.best = measured.value
             self._save_best()
-        row = {
-            "step": self.done,
-            "val_loss": predictions.loss,
-            "val_error_mean_px": mean,
-            "val_error_median_px": median,
-            "unreadable_images": len(corrupt),
-        }
+        row = {"step": self.done, **measured.row, "unreadable_images": len(corrupt)}
         if self.group.first:
             self.run.log(row)
             events.row(row)
-            drawn = range(min(DRAWN, len(predictions)))
-            title = f"validation, step {self.done}"
-            index = self.validation.index
-            figure = draw_instances(index, predictions, drawn, self.config, title)
-            events.image("validation", as_array(figure), self.done)
+            if measured.picture is not None:
+                events.image("validation", as_array(measured.picture()), self.done)
         progress.note(
-            f"step {self.done}: validation error mean {mean:.2f} px, median {median:.2f} px"
-            + (" (best so far)" if better else "")
+            f"step {self.done}: validation {measured.text}" + (" (best so far)" if better else "")
         )
+
+    def _measure(self, split: Split) -> Validation | None:
+        """Measure the averaged weights on a split; None where no image could be read."""
+        predictions = self._predict(split, split.sampler.batches_per_epoch)
+        spread = metrics.spread(predictions.errors())
+        mean, median = spread.mean, spread.median
+        if not spread.count:
+            return None
+        drawn = range(min(DRAWN, len(predictions)))
+        title = f"validation, step {self.done}"
+        return Validation(
+            value=mean,
+            row={
+                "val_loss": predictions.loss,
+                "val_error_mean_px": mean,
+                "val_error_median_px": median,
+            },
+            text=f"error mean {self._score(mean)}, median {self._score(median)}",
+            picture=partial(draw_instances, split.index, predictions, drawn, self.config, title),
+        )
+
+    def _score(self, value: float) -> str:
+        """A validation's value for a person."""
+        return f"{value:.2f} px"
+
+    def _describe(self, item: int) -> str:
+        """Name of an item of a batch, for messages."""
+        return self.train.index.describe(item)
 
     def _predict(self, split: Split, batches: int) -> Predictions:
         """Keypoints of a split's first batches, of all ranks' parts, by the averaged weights."""
@@ -368,9 +441,39 @@ class Training:
         own = predict(model, loaded, split.index, self.config, precision)[self.config.DECODE]
         return Predictions.merged(self.group.gathered(own))
 
+    def pose_scores(self) -> tuple[float, float]:
+        """1st and 50th percentile of the certainty of poses in annotated boxes, in validation.
+
+        Without DATA.VAL, of a few batches of the training data.
+        """
+        split = self.validation
+        with contextlib.ExitStack() as stack:
+            if split is None:
+                config = self.config.model_copy(update={"NUM_INPUT_THREADS": 0})
+                sampler = BatchSampler(
+                    self.train.index,
+                    config,
+                    training=False,
+                    seed=int(config.RANDOM_SEED),
+                    rank=self.group.rank,
+                    ranks=self.group.size,
+                )
+                split = Split(self.train.index, sampler, make_loader(sampler, config, self.device))
+                stack.callback(split.close)
+            batches = min(split.sampler.batches_per_epoch, SCORED)
+            scores = certainty(self._predict(split, batches).scores)
+        if not len(scores):
+            return 0.0, 1.0
+        low, middle = np.quantile(scores, [0.01, 0.5])
+        return float(low), float(middle)
+
+    def _metadata(self) -> dict[str, str]:
+        """Of the weights file."""
+        return weights_metadata(self.config, self.done, self.best)
+
     def _save_best(self) -> None:
         if self.group.first:
-            metadata = weights_metadata(self.config, self.done, self.best)
+            metadata = self._metadata()
             save_weights(self.run.best, self.step.ema_model().state_dict(), metadata)
 
     def _save(self) -> None:

@@ -38,6 +38,7 @@ def tiny(mice: Path, runs: Path, **keys: Any) -> Config:
         "LOG_EVERY_N_STEPS": 2,
         "HEAD_INIT_SCALE": 0.01,
         "PRECISION": "fp32",
+        "LOCATOR": "off",
     }
     return Config(**{**base, **keys})
 
