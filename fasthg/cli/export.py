@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fasthg.cli.common import AsJson, console, first_argument, print_json
 from fasthg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fasthg.runs.run_folder import RunFolder
+    from fasthg.runs.weights import WeightsFile
 
 
 def export(
@@ -59,12 +63,14 @@ def export(
     network = exporting.open_trained(source, source.config([*moves, *keys]))
     start = time.perf_counter()
     done = exporting.export(network, to, target=out, precision=precision, peaks=peaks)
+    located = _locator(source, done.path, to, precision)
     seconds, size = time.perf_counter() - start, done.path.stat().st_size
     comparison = exporting.check(done, network, data) if with_check else None
     if as_json:
         print_json(
             {
                 "file": done.path,
+                "locator": located,
                 "bytes": size,
                 "seconds": seconds,
                 "weights": network.path,
@@ -74,9 +80,28 @@ def export(
         )
     else:
         lines = [f"{done.path}  {size / 1e6:.2f} MB, {precision}, {seconds:.1f} s", *done.notes]
+        if located is not None:
+            lines.append(f"{located}  the locator, which finds the animals in whole frames")
         if comparison is not None:
             lines += comparison.lines()
         for line in lines:
             console().print(line, markup=False, soft_wrap=True)
     if comparison is not None and not comparison.passed:
         raise typer.Exit(1)
+
+
+def _locator(source: RunFolder | WeightsFile, beside: Path, to: str, precision: str) -> Path | None:
+    """Export a run's locator beside its network; None where there is none, or for MARS, whose
+    detector is another network."""
+    from fasthg.inference.locator import locator_folder
+    from fasthg.interop import export as exporting
+    from fasthg.runs.run_folder import RunFolder
+
+    if not isinstance(source, RunFolder) or to == "mars-pb":
+        return None
+    locator = RunFolder(locator_folder(source.path))
+    if not locator.best.exists():
+        return None
+    network = exporting.open_trained(locator, locator.config())
+    target = beside.with_name(f"{beside.stem}.locator{beside.suffix}")
+    return exporting.export(network, to, target=target, precision=precision).path

@@ -20,10 +20,12 @@ from fasthg.data.loader import available_cores, make_loader
 from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, DataError
 from fasthg.files import write_text
+from fasthg.inference.locator import load_locator
 from fasthg.inference.plots import draw_instances, save_figure
 from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import StackedHourglass
 from fasthg.ops.heatmap_peaks import METHODS, Method
+from fasthg.report.found import found_boxes, sentence
 from fasthg.runs.run_folder import RunFolder, plain
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
@@ -66,6 +68,8 @@ class Evaluation:
         console.print(_oks_table(m))
         if len(m["decodes"]) > 1:
             console.print(_decode_table(m))
+        if m["found_boxes"] is not None:
+            console.print(sentence(m["found_boxes"]), highlight=False, soft_wrap=True)
         for name in ("predictions.png", "worst.png"):
             console.print(str(self.folder / name), highlight=False, soft_wrap=True)
 
@@ -192,6 +196,7 @@ def evaluate_run(
     data: Sequence[str] | None,
     *,
     decode: str | None = None,
+    boxes: str = "given",
 ) -> Evaluation:
     """Evaluate a run's best weights and write its folder of the split.
 
@@ -201,13 +206,14 @@ def evaluate_run(
         split: train, val, test; or a name for `data`.
         data: TFRecord globs in place of the split's.
         decode: method of `heatmap_peaks`, or "all" to compare them; DECODE where None.
+        boxes: "given" in the annotations; "found" measures those of the run's locator as well.
 
     Returns:
         The evaluation; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
         its folder.
 
     Raises:
-        ConfigError: the split is not configured or the decode is unknown.
+        ConfigError: the split is not configured, the decode is unknown, or there is no locator.
         DataError: the weights or the data cannot be read.
     """
     patterns = data or getattr(config.DATA, split.upper(), None)
@@ -218,6 +224,13 @@ def evaluate_run(
         raise ConfigError(f"decode {main!r}: use one of {', '.join(METHODS)}, all")
     others = METHODS if decode == "all" else ()
     methods = cast(list[Method], [main, *(m for m in others if m != main)])
+    locator = None
+    if boxes == "found":
+        locator = load_locator(run, config) if isinstance(run, RunFolder) else None
+        if locator is None:
+            raise ConfigError(
+                f"--boxes found: {run.path} has no locator; run: fasthg train --locator RUN"
+            )
     model, metadata = load_model(run.best, config)
     processes = min(config.NUM_INPUT_THREADS, available_cores())
     index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
@@ -232,6 +245,9 @@ def evaluate_run(
             "flip_test": config.FLIP_TEST,
             "unreadable_images": unreadable,
             **measure(predictions, config),
+            "found_boxes": found_boxes(locator, model, index, config, predictions)
+            if locator is not None
+            else None,
             "decodes": {m: asdict(metrics.spread(p.errors())) for m, p in every.items()},
         }
     )

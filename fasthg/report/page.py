@@ -68,6 +68,7 @@ def _body(run: RunFolder, config: Config, evaluation: Evaluation) -> Iterator[st
     yield from accuracy.oks(config, known)
     yield from accuracy.confidence(config, known)
     yield from accuracy.sides(config, known)
+    yield from _found(known)
     yield from _worst(config, known)
     yield from _unreadable(run, known)
     yield from _circumstances(run, config)
@@ -106,6 +107,34 @@ def _training(run: RunFolder) -> Iterator[str]:
     yield html.heading("Training")
     drawn = figures.training(run.logged())
     yield charts(drawn) if drawn else html.note("Nothing was logged.")
+
+
+def _found(known: Known) -> Iterator[str]:
+    found = known.metrics["found_boxes"]
+    if found is None:
+        return
+    yield html.heading("Boxes that the locator finds")
+    named = found["named_right"]
+    rows = [
+        ("animals annotated", str(found["animals"])),
+        ("found", f"{found['found']} ({_share(found['recall'])})"),
+        ("boxes of no animal", f"{found['false']} in {found['frames']} frames"),
+        ("precision", _share(found["precision"])),
+        ("class told right", "classes are not told apart" if named is None else str(named)),
+        ("mean distance of centres", f"{text(found['centre_error_px'], 1)} px"),
+        ("mean overlap (IoU)", text(found["mean_iou"])),
+        ("mean error in found boxes", f"{text(found['error_px']['mean'])} px"),
+        ("in the annotated boxes", f"{text(found['error_px_given_boxes']['mean'])} px"),
+    ]
+    yield html.table(["", ""], rows)
+    yield html.note(
+        "A box is found where it overlaps an annotated one by half (IoU 0.5). Both errors are of "
+        "the animals that were found."
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _worst(config: Config, known: Known) -> Iterator[str]:
