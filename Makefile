@@ -42,9 +42,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/py
 	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
-train: setup ## train the demo on synthetic mice and evaluate it (each time in a new run folder)
+train: setup ## train the demo on synthetic mice, evaluate it, predict a film
 	@test -f demo-data/test_dataset-00000-of-00001 || $(BIN)/fasthg data synth demo-data --seed 0
 	$(BIN)/fasthg train configs/demo.yaml
+	@test -f demo-data/film.mp4 || $(BIN)/fasthg data synth demo-data --film 150 --seed 1
+	$(BIN)/fasthg predict "$$(ls -td runs/demo* | head -n 1)" demo-data/film.mp4 --overlay
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal

@@ -218,7 +218,7 @@ def test_its_configuration_is_that_for_small_data(repository: Path, tmp_path: Pa
     (block,) = (block for block in blocks(repository) if block.file == "mouse.yaml")
     path = tmp_path / "mouse.yaml"
     path.write_text(block.text, encoding="utf-8")
-    own = {"DATA", "PARTS", "RUN_NAME", "RANDOM_PADDING_MAX"}
+    own = {"DATA", "PARTS", "RUN_NAME"}
     tutorial, shipped = (
         load_config(name).model_dump(exclude=own)
         for name in (path, repository / "configs" / "small.yaml")
