@@ -108,7 +108,7 @@ def train(
         return
     split = evaluation.default_split(settings)
     if split is not None:
-        located = locator_folder(result.run.path).exists()
+        located = RunFolder(locator_folder(result.run.path)).best.exists()
         measured = evaluation.evaluate_run(
             *(result.run, settings, split, None), boxes="found" if located else "given"
         )

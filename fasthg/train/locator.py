@@ -19,6 +19,7 @@ from fasthg.config import Config
 from fasthg.data.frame_sampler import FrameSampler, name_classes
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
+from fasthg.data.sampler import BatchSampler
 from fasthg.data.split import Split
 from fasthg.inference.locator import (
     NO_LOCATOR,
@@ -31,12 +32,13 @@ from fasthg.inference.locator import (
     in_image,
     locator_folder,
 )
-from fasthg.inference.predictor import Forward
+from fasthg.inference.predictor import Forward, Predictions, certainty, predict
 from fasthg.model import build_model
 from fasthg.model.loss import locator_loss
+from fasthg.runs.checkpoint import load_weights, save_weights
 from fasthg.runs.run_folder import RunFolder
-from fasthg.runs.weights import weights_metadata
-from fasthg.runtime.device import Precision
+from fasthg.runs.weights import load_model, weights_metadata
+from fasthg.runtime.device import Precision, choose_precision
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.train.step import TrainStep
 from fasthg.train.trainer import Training, TrainResult, Validation
@@ -50,6 +52,8 @@ SHARE = 3
 WHOLE = 0.7
 """Share of the frame from which a median box says that frames are crops of one animal."""
 LEAST_FRAMES = 4
+SCORED = 32
+"""Batches whose scores are those of sound poses."""
 VALIDATED = 256
 """Frames of a validation at most."""
 TOLD_APART_LOSS = 0.05
@@ -246,6 +250,9 @@ class LocatorTraining(Training):
         judged = [frame[1] for frame in every]
         return [each[0] for each in judged], [each[-1] for each in judged]
 
+    def _go_on(self) -> str:
+        return f"fasthg train --locator {self.run.path.parent}"
+
     def _metadata(self) -> dict[str, str]:
         metadata = weights_metadata(self.config, self.done, float("inf"))
         return {**metadata, SETTINGS: self.settings.to_json()}
@@ -300,23 +307,59 @@ def open_frames(
         yield splits[0], splits[1]
 
 
+def pose_scores(
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    train: Split,
+    validation: Split | None,
+    group: ProcessGroup,
+) -> tuple[float, float]:
+    """`LocatorSettings.pose_scores` by a run's best weights; without DATA.VAL, of training data."""
+    model, _ = load_model(run.best, config)
+    precision = choose_precision(config.PRECISION, device, config.FEATURES).dtype
+    with contextlib.ExitStack() as stack:
+        split = validation
+        if split is None:
+            alone = config.model_copy(update={"NUM_INPUT_THREADS": 0})
+            sampler = BatchSampler(
+                *(train.index, alone),
+                training=False,
+                seed=int(config.RANDOM_SEED),
+                rank=group.rank,
+                ranks=group.size,
+            )
+            split = Split(train.index, sampler, make_loader(sampler, alone, device))
+            stack.callback(split.close)
+        loaded = split.loader.batches(0, min(split.sampler.batches_per_epoch, SCORED))
+        own = predict(model.to(device), loaded, split.index, config, precision)
+    every = Predictions.merged(group.gathered(own[config.DECODE]))
+    if not len(every):
+        return 0.0, 1.0
+    low, middle = np.quantile(certainty(every.scores), [0.01, 0.5])
+    return float(low), float(middle)
+
+
 def train_locator(
     config: Config,
-    index: RecordIndex,
     run: RunFolder,
     console: Console,
     device: torch.device,
+    train: Split,
+    validation: Split | None,
     group: ProcessGroup = SINGLE_PROCESS,
-    pose_scores: tuple[float, float] = (0.0, 1.0),
 ) -> TrainResult | None:
-    """Train the locator of a run, or go on with it; None where the records cannot serve.
+    """Train the locator of a run, or go on with it; None where there is nothing to train.
+
+    A locator that is done learns the scores of the pose network's best weights again: these may
+    have been trained on.
 
     Args:
         config: the run's configuration.
-        index: its training split's.
-        run: the run's folder, locked by the caller.
-        pose_scores: as in `LocatorSettings`.
+        run: the run's folder, with the pose network's best weights, locked by the caller.
+        train, validation: the run's splits.
     """
+    index = train.index
 
     def say(line: str) -> None:
         if group.first:
@@ -338,18 +381,27 @@ def train_locator(
         most=most,
         sizes=(float(low), float(middle), float(high)),
         margin=margins(index),
-        pose_scores=pose_scores,
+        pose_scores=pose_scores(config, run, device, train, validation, group),
     )
     folder = RunFolder(locator_folder(run.path))
     resumed = folder.last.exists()
     if group.first and not resumed:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(own)
-    with open_frames(own, index, classes, most, device, group) as (train, validation):
-        training = LocatorTraining(own, device, train, validation, folder, console, group, settings)
+        folder.truncate_log(0)
+    with open_frames(own, index, classes, most, device, group) as (frames, validated):
+        training = LocatorTraining(
+            *(own, device, frames, validated, folder, console, group, settings)
+        )
         if resumed:
             training.resume()
-        if training.done >= own.NUM_TRAIN_ITERATIONS:
-            return None
-        training.describe()
-        return training.fit()
+        if training.done < own.NUM_TRAIN_ITERATIONS:
+            training.describe()
+            return training.fit()
+    if group.first and folder.best.exists():
+        tensors, metadata = load_weights(folder.best)
+        known = LocatorSettings.from_json(metadata[SETTINGS])
+        renewed = replace(known, pose_scores=settings.pose_scores)
+        save_weights(folder.best, tensors, {**metadata, SETTINGS: renewed.to_json()})
+    say(f"locator  is trained; LOCATOR_ITERATIONS above {training.done} trains it on")
+    return None

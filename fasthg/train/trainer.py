@@ -9,20 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from fasthg import metrics
 from fasthg.config import Config
-from fasthg.data.loader import make_loader
 from fasthg.data.prefetch import Prefetcher
-from fasthg.data.sampler import BatchSampler
 from fasthg.data.split import Split
 from fasthg.errors import DataError, FasthgError
 from fasthg.inference.plots import as_array, draw_instances
-from fasthg.inference.predictor import Predictions, certainty, predict
+from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import CheckpointKeeper, NoCheckpoint, save_state, save_weights
 from fasthg.runs.run_folder import RunFolder
@@ -51,8 +48,6 @@ from fasthg.train.setup import (
 )
 from fasthg.train.step import TrainStep
 
-SCORED = 32
-"""Batches whose scores are those of sound poses."""
 DRAWN = 8
 """Validation instances drawn for TensorBoard."""
 
@@ -126,7 +121,9 @@ def train(
                     run.write_json("env.json", describe_environment())
                 result = training.fit()
                 if result.signal is None and config.LOCATOR == "auto":
-                    result = _with_locator(training, result)
+                    result = _with_locator(
+                        *(config, console, result, device, train_split, validation, group)
+                    )
         if note is not None and group.first and result.signal is None:
             note.remove()
         return result
@@ -143,23 +140,31 @@ def add_locator(config: Config, console: Console, run: RunFolder) -> TrainResult
     """
     with open_process_group(config.DEVICE) as group:
         device = choose_device(config.DEVICE)
+        if group.active and device.type == "cuda":
+            device = torch.device("cuda", group.local_rank)
         with open_data(config, device, group) as (train_split, validation):
+            check_same_data(group, config, train_split, validation)
             lock = run.locked() if group.first else contextlib.nullcontext()
             with lock, explained_out_of_memory(config, device):
-                training = Training(config, device, train_split, validation, run, console, group)
-                training.resume()
-                result = TrainResult(run, training.done, rank=group.rank)
-                return _with_locator(training, result)
+                result = TrainResult(run, 0, rank=group.rank)
+                return _with_locator(
+                    config, console, result, device, train_split, validation, group
+                )
 
 
-def _with_locator(training: Training, result: TrainResult) -> TrainResult:
+def _with_locator(
+    config: Config,
+    console: Console,
+    result: TrainResult,
+    device: torch.device,
+    train_split: Split,
+    validation: Split | None,
+    group: ProcessGroup,
+) -> TrainResult:
     """Train the locator of a run whose pose network is done."""
     from fasthg.train.locator import train_locator  # it extends this module
 
-    located = train_locator(
-        *(training.config, training.train.index, training.run, training.console),
-        *(training.device, training.group, training.pose_scores()),
-    )
+    located = train_locator(*(config, result.run, console, device, train_split, validation), group)
     if located is None or located.signal is None:
         return result
     return replace(result, signal=located.signal)
@@ -378,7 +383,11 @@ class Training:
         remedy = "lower INITIAL_LEARNING_RATE or set GRADIENT_CLIP_NORM"
         if not self.run.last.exists():
             return f"{remedy} and train again"
-        return f"{remedy}, then: --resume {self.run.path}"
+        return f"{remedy}, then: {self._go_on()}"
+
+    def _go_on(self) -> str:
+        """What resumes this training."""
+        return f"--resume {self.run.path}"
 
     def _validate(self, events: EventWriter, progress: ProgressLine) -> None:
         """Measure the averaged weights on the validation split, log it, and keep the best."""
@@ -440,32 +449,6 @@ class Training:
         loaded = split.loader.batches(0, batches)
         own = predict(model, loaded, split.index, self.config, precision)[self.config.DECODE]
         return Predictions.merged(self.group.gathered(own))
-
-    def pose_scores(self) -> tuple[float, float]:
-        """1st and 50th percentile of the certainty of poses in annotated boxes, in validation.
-
-        Without DATA.VAL, of a few batches of the training data.
-        """
-        split = self.validation
-        with contextlib.ExitStack() as stack:
-            if split is None:
-                config = self.config.model_copy(update={"NUM_INPUT_THREADS": 0})
-                sampler = BatchSampler(
-                    self.train.index,
-                    config,
-                    training=False,
-                    seed=int(config.RANDOM_SEED),
-                    rank=self.group.rank,
-                    ranks=self.group.size,
-                )
-                split = Split(self.train.index, sampler, make_loader(sampler, config, self.device))
-                stack.callback(split.close)
-            batches = min(split.sampler.batches_per_epoch, SCORED)
-            scores = certainty(self._predict(split, batches).scores)
-        if not len(scores):
-            return 0.0, 1.0
-        low, middle = np.quantile(scores, [0.01, 0.5])
-        return float(low), float(middle)
 
     def _metadata(self) -> dict[str, str]:
         """Of the weights file."""

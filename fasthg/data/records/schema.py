@@ -210,7 +210,10 @@ def object_names(reader: Reader, objects: int) -> list[bytes]:
     objects anew in every frame), the class of the box as a number (`bbox/label`).
     """
     for key in (b"bbox/text", b"id", b"bbox/label"):
-        names = reader.strings(b"image/object/" + key)
+        try:
+            names = reader.strings(b"image/object/" + key)
+        except ValueError:  # of another type than documented
+            continue
         numbers = key == b"id" and any(name.isdigit() for name in names)
         if len(names) == objects and all(names) and not numbers:
             return names

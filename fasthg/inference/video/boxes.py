@@ -12,7 +12,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,20 @@ class Boxes:
                 "correct it (x1 y1 x2 y2, x2 and y2 exclusive)"
             )
         return boxes
+
+    def of(self, animals: Sequence[str]) -> Boxes:
+        """Those of `animals`, in their order; animal number n is the n-th where no name fits."""
+        if self.where is None or tuple(animals) == self.animals:
+            return self
+        places = [
+            animals.index(name) if name in animals else int(name.removeprefix("animal")) - 1
+            for name in self.animals
+        ]
+        where = {}
+        for frame, boxes in self.where.items():
+            where[frame] = np.full((len(animals), 4), np.nan)
+            where[frame][places] = boxes
+        return replace(self, animals=tuple(animals), where=where)
 
     def check(self, source: Source) -> None:
         """Raise what `shares` would raise later, where the size of all frames is known."""

@@ -22,7 +22,7 @@ from fasthg.inference.locator import Found, Locator, LocatorSettings, boxes_of_p
 from fasthg.inference.video.boxes import Boxes, Locate
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.pipeline import Clock, ahead
-from fasthg.inference.video.tracking import Animals, Candidates, Expected, Tracker, one_by_one
+from fasthg.inference.video.tracking import Animals, Candidates, Expected, Tracker, add_one_by_one
 from fasthg.ops import gaussian_heatmaps, heatmap_peaks
 
 _BATCHES_AHEAD = 2
@@ -157,6 +157,7 @@ class Predictor:
         if given.where is not None:
             shares = given.shares(frame.number, width, height)
             boxes[: len(shares)] = shares * [width, height, width, height]
+            candidates = candidates.apart_from(boxes)
         if tracker is not None:
             return tracker.follow(
                 candidates,
@@ -164,10 +165,11 @@ class Predictor:
                 (width, height),
                 lambda where, expected: self.look([(image, where)], expected)[0],
             )
-        rows = one_by_one(candidates, locator.settings, animals, parts)
+        rows = Animals.missing(animals, parts)
         known = np.flatnonzero(np.isfinite(boxes).all(axis=1))
         for animal, *pose in zip(known, *self.look([(image, boxes[known])])[0], strict=True):
             rows.put(int(animal), boxes[animal], *pose)
+        add_one_by_one(rows, candidates, locator.settings)
         return rows
 
     def look(
@@ -177,7 +179,7 @@ class Predictor:
     ) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
         """Keypoints (n, parts, 2) and scores (n, parts) in the n boxes, px, of each image.
 
-        expected: of one image's boxes, at most BATCH_SIZE.
+        expected: of the boxes of one image.
         """
         with self.clock.of("crop"):
             images, to_image = [], []
@@ -186,12 +188,15 @@ class Predictor:
                     own, matrices = self._crops(image, boxes)
                     images += own
                     to_image += matrices
-        parts = self.config.PARTS.NUM_PARTS
+        parts, batch = self.config.PARTS.NUM_PARTS, self.config.BATCH_SIZE
         keypoints, scores = np.zeros((0, parts, 2)), np.zeros((0, parts))
         if images:
             found = [
-                self._peaks(images[i : i + self.config.BATCH_SIZE], to_image[i:], expected)
-                for i in range(0, len(images), self.config.BATCH_SIZE)
+                self._peaks(
+                    *(images[i : i + batch], to_image[i:]),
+                    None if expected is None else expected.rows(slice(i, i + batch)),
+                )
+                for i in range(0, len(images), batch)
             ]
             keypoints, scores = (np.concatenate(each) for each in zip(*found, strict=True))
         ends = np.cumsum([0 if image is None else len(boxes) for image, boxes in items])

@@ -63,7 +63,7 @@ def predict_all(
     if isinstance(run, RunFolder) and options.boxes != WHOLE:
         locator = load_locator(run, config)
         if locator is None and options.boxes is None and frames_are_crops(run):
-            options = replace(options, boxes=WHOLE)
+            options = replace(options, frames_are_crops=True)
     model, metadata = load_model(run.best, config)
     device = choose_device(config.DEVICE)
     network = Forward(

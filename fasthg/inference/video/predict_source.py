@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from fasthg.inference.video.video_file import VideoSource
 _FRAMES_AHEAD = 8
 _POSES_AHEAD = 4
 _MARS = (2, 7)
+# What animals without a name are called: animal1, animal2, ...
+_NUMBERED = re.compile(r"animal([1-9][0-9]*)")
 # Share of poses with few sure parts beyond which a person is told.
 _UNSURE = 0.2
 WHOLE = Path("whole")
@@ -49,6 +52,8 @@ class Options:
     """A file of boxes, of all frames or some, or WHOLE."""
     animals: int | None = None
     """How many animals there are at most; None: as many as the locator's training frames hold."""
+    frames_are_crops: bool = False
+    """Whether the network was trained on crops of one animal, so that a frame is its box."""
     confidence: float = 0.3
     """Least score of a part that is drawn as found."""
     overlay: bool = False
@@ -137,9 +142,11 @@ def predict_source(
     boxes.check(source)
     tracker, animals = None, boxes.animals
     if locator is not None:
-        if (options.animals or 0) > len(locator.settings.classes):
+        count = _count(locator, boxes, options.animals)
+        if locator.settings.told_apart and count != len(locator.settings.classes):
             locator = locator.without_classes()
-        animals = _animals(locator, boxes, options.animals)
+        animals = _names(locator, boxes, count)
+        boxes = boxes.of(animals)
         if not source.names:  # a film
             tracker = Tracker(locator.settings, len(animals), config.PARTS.NUM_PARTS)
     paths, parts = targets(source, options), tuple(config.PARTS.NAMES)
@@ -224,9 +231,13 @@ def _where(
         return Boxes(), None
     if options.boxes is not None:
         boxes = read_boxes(options.boxes, source)
-        return boxes, None if locator is None or _complete(boxes, source) else locator
+        if locator is None or _complete(boxes, source, _count(locator, boxes, options.animals)):
+            return boxes, None
+        return boxes, locator
     if isinstance(source, RecordSource):
         return source.boxes, None
+    if options.frames_are_crops:
+        return Boxes(), None
     if locator is None:
         raise ConfigError(
             f"{source.path}: nothing says where the animals are; train a locator, once, with: "
@@ -236,36 +247,49 @@ def _where(
     return Boxes(animals=(), where={}), locator
 
 
-def _complete(boxes: Boxes, source: Source) -> bool:
+def _complete(boxes: Boxes, source: Source, animals: int) -> bool:
     """Whether all animals have a box in all frames, so that nothing is left to find."""
-    if source.count is None or boxes.where is None:
-        return boxes.where is None
+    if boxes.where is None:
+        return True
+    if source.count is None or len(boxes.animals) < animals:
+        return False
     return len(boxes.where) >= source.count and all(
         np.isfinite(each).all() for each in boxes.where.values()
     )
 
 
-def _animals(locator: Locator, boxes: Boxes, most: int | None) -> tuple[str, ...]:
+def _count(locator: Locator, boxes: Boxes, most: int | None) -> int:
+    """How many rows a frame has.
+
+    Raises:
+        ConfigError: there are boxes of more animals than `most`.
+    """
+    settings = locator.settings
+    usual = len(settings.classes) if settings.told_apart else settings.most
+    numbers = [_NUMBERED.fullmatch(name) for name in boxes.animals]
+    least = max([len(boxes.animals), *(int(match[1]) for match in numbers if match)])
+    if most is not None and least > most:
+        raise ConfigError(f"--animals {most}: {boxes.path} has boxes of {least}; raise it")
+    return most or max(usual, least)
+
+
+def _names(locator: Locator, boxes: Boxes, count: int) -> tuple[str, ...]:
     """Names of the animals' rows: the locator's classes, those of given boxes, or numbers.
 
     Raises:
-        ConfigError: boxes of more animals than `most`, or of others than the locator's classes.
+        ConfigError: boxes of others than the locator's classes.
     """
-    settings = locator.settings
-    classes = settings.classes if settings.told_apart else ()
-    count = most or max(len(classes) or settings.most, len(boxes.animals))
-    if len(boxes.animals) > count:
-        raise ConfigError(
-            f"--animals {count}: {boxes.path} has boxes of {len(boxes.animals)}; raise it"
-        )
-    named = boxes.animals if not all(name.startswith("animal") for name in boxes.animals) else ()
-    if named and classes and named != classes[: len(named)]:
-        raise ConfigError(
-            f"{boxes.path}: its animals are {', '.join(named)}, the locator's "
-            f"{', '.join(classes)}; name them so, in this order"
-        )
-    names = (named or classes)[:count]
-    return (*names, *(f"animal{number + 1}" for number in range(len(names), count)))
+    named = tuple(name for name in boxes.animals if not _NUMBERED.fullmatch(name))
+    if locator.settings.told_apart:
+        classes = locator.settings.classes
+        strange = [name for name in named if name not in classes]
+        if strange:
+            raise ConfigError(
+                f"{boxes.path}: boxes of {', '.join(strange)}, the locator's animals are "
+                f"{', '.join(classes)}; name them so"
+            )
+        return classes
+    return (*named, *(f"animal{number + 1}" for number in range(len(named), count)))
 
 
 def _recall(tracker: Tracker, rows: Rows) -> None:

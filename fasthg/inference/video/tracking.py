@@ -27,7 +27,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from fasthg.geometry import box_iou
-from fasthg.inference.locator import Found, LocatorSettings, boxes_of_poses
+from fasthg.inference.locator import MATCH_IOU, Found, LocatorSettings, boxes_of_poses
 from fasthg.inference.predictor import certainty
 
 Array = npt.NDArray[np.float64]
@@ -78,6 +78,10 @@ class Expected:
     within: Array
     """(n,) standard deviation."""
 
+    def rows(self, rows: slice | list[int]) -> Expected:
+        """Some of them."""
+        return Expected(self.keypoints[rows], self.within[rows])
+
 
 Look = Callable[[Array, Expected | None], tuple[Array, Array]]
 """(n, 4) boxes in image px -> their poses, (n, parts, 2), and scores, (n, parts)."""
@@ -92,6 +96,14 @@ class Candidates:
     """(n, parts, 2) image px."""
     scores: Array
     """(n, parts)."""
+
+    def apart_from(self, boxes: Array) -> Candidates:
+        """Those that are not the animals of given boxes, (animals, 4) px, NaN without."""
+        known = boxes[np.isfinite(boxes).all(axis=1)]
+        if not len(known) or not len(self.found):
+            return self
+        kept = np.flatnonzero(box_iou(self.found.boxes[:, None], known).max(axis=1) < MATCH_IOU)
+        return Candidates(self.found.take(kept), self.keypoints[kept], self.scores[kept])
 
 
 @dataclass
@@ -132,21 +144,19 @@ def likeness(one: Array, other: Array, length: float) -> float:
     return float(np.nan_to_num(np.exp(-squared / 2)).mean())
 
 
-def one_by_one(
-    candidates: Candidates, settings: LocatorSettings, animals: int, parts: int
-) -> Animals:
-    """The animals of an image that is no film's: by class, or the most certain first."""
-    rows, taken = Animals.missing(animals, parts), 0
+def add_one_by_one(rows: Animals, candidates: Candidates, settings: LocatorSettings) -> None:
+    """Fill empty rows of an image that is no film's: by class, or the most certain first."""
     for place in range(len(candidates.found)):
         believed = certainty(candidates.scores[place]) >= BELIEVED * settings.pose_scores[0]
         if candidates.found.scores[place] < settings.threshold or not believed:
             continue
-        animal = int(candidates.found.classes[place]) if settings.told_apart else taken
-        if animal < animals and np.isnan(rows.boxes[animal, 0]):
+        empty = np.flatnonzero(np.isnan(rows.boxes[:, 0])).tolist()
+        animal = (
+            int(candidates.found.classes[place]) if settings.told_apart else min(empty, default=-1)
+        )
+        if animal in empty:
             box = candidates.found.boxes[place]
             rows.put(animal, box, candidates.keypoints[place], candidates.scores[place])
-            taken += 1
-    return rows
 
 
 class _Memory:
@@ -315,12 +325,17 @@ class Tracker:
         if grown is None:
             return
         pose, scores = (each[0] for each in look(grown[None], self._expected([animal])))
-        if certainty(scores) < self._started:
+        if certainty(scores) < self._started or self._taken(rows, pose, memory.length):
             return
         moved = np.nanmedian(pose - memory.keypoints, axis=0)
         box = _cut(memory.box + np.tile(moved, 2), image_size)
         if box is not None:
             rows.put(animal, box, pose, scores)
+
+    def _taken(self, rows: Animals, pose: Array, length: float) -> bool:
+        """Whether a pose is that of an animal that has its row already."""
+        there = np.flatnonzero(np.isfinite(rows.boxes).all(axis=1))
+        return any(likeness(pose, rows.keypoints[row], length) > SAME_POSE for row in there)
 
     def _expected(self, animals: Sequence[int]) -> Expected:
         """Where the parts of animals should be; NaN where that is not known."""
@@ -344,6 +359,8 @@ class Tracker:
             *(rows.boxes[there], rows.keypoints[there], rows.scores[there]),
             *(self.settings, image_size),
         )
+        for row, animal in enumerate(there):
+            boxes[row] = self._bounded(boxes[row], self._memories[animal], image_size)
         expected = self._expected(there)
         again = []
         for row, animal in enumerate(there):
@@ -360,10 +377,10 @@ class Tracker:
                 again.append(row)
         if not again:
             return
-        expected = Expected(expected.keypoints[again], expected.within[again])
-        poses = zip(*look(boxes[again], expected), strict=True)
+        poses = zip(*look(boxes[again], expected.rows(again)), strict=True)
         for row, (pose, scores) in zip(again, poses, strict=True):
-            rows.put(there[row], boxes[row], pose, scores)
+            if certainty(scores) >= self._believed:
+                rows.put(there[row], boxes[row], pose, scores)
 
     def _drop_doubles(self, rows: Animals, certain: Array) -> None:
         """Empty the row of an animal that has the pose of a more certain one."""
@@ -374,7 +391,7 @@ class Tracker:
                     continue
                 length = min(_size(rows.boxes[animal]), _size(rows.boxes[other]))
                 alike = likeness(rows.keypoints[animal], rows.keypoints[other], length)
-                if alike > SAME_POSE and certain[animal] <= certain[other]:
+                if alike > SAME_POSE and certain[animal] <= certain[other] < np.inf:
                     rows.drop(animal)
                     break
 
@@ -389,11 +406,6 @@ class Tracker:
         factor = float(np.clip(size, low, max(low, high))) / size
         bounded = _cut(_grown(box, factor), image_size)
         return box if bounded is None else bounded
-
-
-def _step(memory: _Memory) -> tuple[float, float]:
-    """How far a box follows a pose in one frame."""
-    return -REACH / 2 * memory.length, REACH / 2 * memory.length
 
 
 def _centre(box: Array) -> Array:

@@ -171,6 +171,26 @@ def test_given_boxes_of_some_frames_count_instead_of_what_is_found(
         predict(Made(tmp_path, images), locator=locator, boxes=file, animals=1)
 
 
+def test_a_box_corrects_the_animal_that_it_names(tmp_path: Path, predict: Predict) -> None:
+    still = [(60.0, 60.0), (190.0, 130.0)]
+    images = [np.maximum(*map(dots, still))] * 6
+    source, file = Made(tmp_path, images), tmp_path / "boxes.csv"
+    plain = rows_of(predict(source, locator=DotsLocator(most=2)), 2)
+    x, y = plain[0, 0, 0] - OFFSETS[0]
+    file.write_text(f"frame,x1,y1,x2,y2,animal\n3,{x - 30},{y - 30},{x + 30},{y + 30},animal2\n")
+    found = rows_of(predict(source, locator=DotsLocator(most=2), boxes=file), 2)
+    np.testing.assert_allclose(found[:3], plain[:3], atol=0.6)
+    np.testing.assert_allclose(found[3:], plain[3:, ::-1], atol=0.6)
+
+
+def test_more_animals_than_a_batch(tmp_path: Path, predict: Predict) -> None:
+    """In contact, so that all are looked at once more together; a batch is four."""
+    centres = [(40 + 40 * (n % 5), 40 + 45 * (n // 5)) for n in range(10)]
+    image = np.maximum.reduce([dots(c) for c in centres])
+    outcome = predict(Made(tmp_path, [image] * 2), locator=DotsLocator(), animals=10)
+    assert len(set(table(outcome)["animal"])) == 10
+
+
 def test_nothing_says_where_the_animals_are(tmp_path: Path, predict: Predict) -> None:
     with pytest.raises(ConfigError, match=r"train a locator, once, with: fasthg train --locator"):
         predict(Made(tmp_path, [dots((90, 90))]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fasthg.inference.locator import Found, LocatorSettings
-from fasthg.inference.video.tracking import Animals, Candidates, Tracker, one_by_one
+from fasthg.inference.video.tracking import Animals, Candidates, Tracker, add_one_by_one
 
 IMAGE = (400, 300)
 SHAPE = np.array([[-20.0, -16], [0, 0], [20, 16], [0, 8]])
@@ -140,8 +140,25 @@ def test_rows_bring_a_tracker_to_its_state() -> None:
 
 def test_images_have_the_most_certain_animals() -> None:
     three = seen((50, 50, -1, 0.9), (150, 150, -1, 0.8), (250, 250, -1, 0.4))
-    rows = one_by_one(three, ALIKE, 2, 4)
+    rows = Animals.missing(2, 4)
+    add_one_by_one(rows, three, ALIKE)
     assert [centre(rows, animal) for animal in range(2)] == [[50, 50], [150, 150]]
-    classed = one_by_one(seen((50, 50, 1, 0.9), (90, 90, 1, 0.5)), SETTINGS, 2, 4)
+    classed = Animals.missing(2, 4)
+    add_one_by_one(classed, seen((50, 50, 1, 0.9), (90, 90, 1, 0.5)), SETTINGS)
     assert np.isnan(classed.boxes[0]).all()
     assert centre(classed, 1) == [50, 50]
+
+
+def test_setting_one_animal_right_leaves_the_other_to_what_is_found() -> None:
+    """A person exchanges two animals that were exchanged, with one box."""
+    tracker = Tracker(ALIKE, 2, 4)
+    both = seen((100, 100, -1, 0.9), (300, 200, -1, 0.8))
+    first = follow(tracker, both)
+    other = 1 if centre(first, 0) == [100, 100] else 0
+    given = NOTHING.copy()
+    given[other] = box(100, 100)
+    for frame in range(3):
+        boxes = given if not frame else NOTHING
+        rows = follow(tracker, both.apart_from(boxes), given=boxes)
+        assert centre(rows, other) == [100, 100]
+        assert centre(rows, 1 - other) == [300, 200]
