@@ -199,7 +199,8 @@ def test_every_command_of_the_tutorial_works(
     with Path("boxed/film.pose.csv").open() as file:
         rows = list(csv.DictReader(file))
     seen = {(row["frame"], row["animal"]) for row in rows if row["x"]}
-    assert seen == {("0", "resident"), ("0", "intruder"), ("1", "resident")}
+    # What is seen elsewhere is the locator's, which four steps have taught nothing.
+    assert seen >= {("0", "resident"), ("0", "intruder"), ("1", "resident")}
     assert len(list(Path("labelled/video1.overlay").glob("*.png"))) == FRAMES
 
 
