@@ -46,6 +46,13 @@ def name_classes(index: RecordIndex) -> tuple[str, ...]:
     return names if len(np.unique(pairs)) == len(pairs) else ()
 
 
+def class_numbers(index: RecordIndex, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """The class of each instance, `(instances,)`; -1 for a name that is none of `classes`."""
+    # The last entry is for animals without a name, whose number is -1.
+    numbers = [*(classes.index(n) if n in classes else -1 for n in index.names), -1]
+    return np.array(numbers, np.int64)[index.name]
+
+
 def frame_crop(width: npt.ArrayLike, height: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The square around frames, `(frames, 4)` x1 y1 x2 y2, image px."""
     size = np.stack([np.asarray(width), np.asarray(height)], axis=-1).astype(np.float64)
@@ -87,8 +94,7 @@ class FrameSampler(BatchSampler):
         within = np.arange(len(record)) - np.searchsorted(record, record)
         slot = within
         if classes:
-            numbers = np.array([*(_place(classes, name) for name in index.names), -1])
-            slot = numbers[index.name[order]]
+            slot = class_numbers(index, classes)[order]
         self._slot = np.empty(len(record), np.int64)
         self._slot[order] = np.where(slot < self.slots, slot, -1)
         self._first = np.searchsorted(record, np.arange(index.num_records + 1))
@@ -155,10 +161,6 @@ class FrameSampler(BatchSampler):
             area=side_px,
             crop_area=side_px,
         )
-
-
-def _place(classes: tuple[str, ...], name: str) -> int:
-    return classes.index(name) if name in classes else -1
 
 
 def turned_boxes(

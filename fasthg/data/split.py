@@ -42,6 +42,19 @@ def open_split(
     """
     processes = min(config.NUM_INPUT_THREADS, available_cores())
     index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
+    return make_split(config, index, device, training=training, rank=rank, ranks=ranks)
+
+
+def make_split(
+    config: Config,
+    index: RecordIndex,
+    device: torch.device,
+    *,
+    training: bool,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Split:
+    """`open_split` of records that are indexed already."""
     seed = int(config.RANDOM_SEED)
     sampler = BatchSampler(index, config, training=training, seed=seed, rank=rank, ranks=ranks)
     if not training and len(index) < 512:

@@ -20,6 +20,7 @@ from fasthg.config import Config
 from fasthg.data.augment import no_augmentation
 from fasthg.data.boxes import GROWTH
 from fasthg.data.frame_sampler import frame_crop
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import CropRenderer, Image
 from fasthg.data.sampler import transforms_of_crops
 from fasthg.errors import DataError
@@ -346,6 +347,13 @@ class Agreement:
         """
         whole = self.found + (self.false + self.animals - self.found) / 2
         return self.overlap / whole if whole else 0.0
+
+
+def annotated(index: RecordIndex, record: int) -> tuple[npt.NDArray[np.int64], Boxes]:
+    """The animals of a record: rows of the index, (animals,), and boxes, (animals, 4) image px."""
+    instances = np.flatnonzero(index.record == record)
+    size = np.tile([index.width[record], index.height[record]], 2)
+    return instances, index.bbox[instances].astype(np.float64) * size
 
 
 def match_boxes(found: Boxes, truth: Boxes) -> list[tuple[int, int, float]]:

@@ -11,9 +11,10 @@ import torch
 
 from fasthg import metrics
 from fasthg.config import Config
+from fasthg.data.frame_sampler import class_numbers
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import decode_image
-from fasthg.inference.locator import JudgedFrame, Locator, agreement, match_boxes
+from fasthg.inference.locator import JudgedFrame, Locator, agreement, annotated, match_boxes
 from fasthg.inference.predictor import Forward, Predictions
 from fasthg.inference.video.keypoints import Predictor
 from fasthg.inference.video.pipeline import Clock
@@ -48,12 +49,7 @@ def found_boxes(
     device = next(model.parameters()).device
     precision: torch.dtype = choose_precision(config.PRECISION, device, config.FEATURES).dtype
     looker = Predictor(Forward(model, config, precision), config, Clock())
-    numbers = np.array(
-        [
-            *(settings.classes.index(n) if n in settings.classes else -1 for n in index.names),
-            -1,
-        ]
-    )
+    classes = class_numbers(index, settings.classes)
     judged: list[JudgedFrame] = []
     instances, keypoints = [], []
     for records, images in _frames(index):
@@ -65,10 +61,8 @@ def found_boxes(
         poses = looker.look([(i, f.boxes) for i, f in zip(images, found, strict=True)])
         found, poses = looker.look_closely(images, found, poses, settings)
         for record, each, (points, _) in zip(records, found, poses, strict=True):
-            own = np.flatnonzero(index.record == record)
-            size = [int(index.width[record]), int(index.height[record])]
-            truth = index.bbox[own].astype(np.float64) * np.tile(size, 2)
-            judged.append((each, truth, numbers[index.name[own]]))
+            own, truth = annotated(index, record)
+            judged.append((each, truth, classes[own]))
             for place, other, _ in match_boxes(each.boxes, truth):
                 instances.append(int(own[other]))
                 keypoints.append(points[place])

@@ -16,17 +16,17 @@ import torch
 from rich.console import Console
 
 from fasthg.config import Config
-from fasthg.data.frame_sampler import FrameSampler, name_classes
+from fasthg.data.frame_sampler import FrameSampler, class_numbers, name_classes
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
-from fasthg.data.sampler import BatchSampler
-from fasthg.data.split import Split
+from fasthg.data.split import Split, make_split
 from fasthg.inference.locator import (
     NO_LOCATOR,
     SETTINGS,
     Agreement,
     JudgedFrame,
     LocatorSettings,
+    annotated,
     best_agreement,
     find_centres,
     in_image,
@@ -195,7 +195,7 @@ class LocatorTraining(Training):
             by_class = best_agreement(frames_by_class, settings.most)
         self.settings = replace(
             settings,
-            **_judgement(judged, by_class, TOLD_APART_LOSS),  # type: ignore[arg-type]
+            **_judgement(judged, by_class),  # type: ignore[arg-type]
         )
         if self.settings.told_apart and by_class is not None:
             judged = by_class
@@ -224,9 +224,7 @@ class LocatorTraining(Training):
         index, config = split.index, self.config
         classes = self.settings.classes
         forward = Forward(self.step.ema_model(), config, self.step.precision.dtype)
-        numbers = np.array(
-            [*(classes.index(name) if name in classes else -1 for name in index.names), -1]
-        )
+        numbers = class_numbers(index, classes)
         own = []
         batches = min(split.sampler.batches_per_epoch, -(-VALIDATED // config.BATCH_SIZE))
         for batch in split.loader.batches(0, batches):
@@ -240,11 +238,9 @@ class LocatorTraining(Training):
             matrices = batch.crop_to_image.double().numpy()
             for row, record in enumerate(batch.instance.tolist()):
                 size = int(index.width[record]), int(index.height[record])
-                animals = np.flatnonzero(index.record == record)
-                truth = index.bbox[animals].astype(np.float64) * np.tile(size, 2)
-                named = numbers[index.name[animals]]
+                animals, truth = annotated(index, record)
                 found = [in_image(*cells[row], matrices[row], *size) for cells in both]
-                own.append((record, [(each, truth, named) for each in found]))
+                own.append((record, [(each, truth, numbers[animals]) for each in found]))
         every = [frame for frames in self.group.gathered(own) for frame in frames]
         every.sort(key=lambda frame: frame[0])
         judged = [frame[1] for frame in every]
@@ -258,16 +254,14 @@ class LocatorTraining(Training):
         return {**metadata, SETTINGS: self.settings.to_json()}
 
 
-def _judgement(
-    judged: Agreement, by_class: Agreement | None, loss: float
-) -> dict[str, float | bool]:
+def _judgement(judged: Agreement, by_class: Agreement | None) -> dict[str, float | bool]:
     """Threshold and use of the classes, as `LocatorSettings` has them."""
     if by_class is None:
         return {"threshold": float(judged.threshold), "told_apart": False}
     # A box of the wrong class counts as one missed and one false.
     wrong = by_class.found - by_class.class_right
     named = by_class.quality * (1 - wrong / max(by_class.found, 1))
-    apart = named >= judged.quality - loss
+    apart = named >= judged.quality - TOLD_APART_LOSS
     return {"threshold": float((by_class if apart else judged).threshold), "told_apart": apart}
 
 
@@ -321,15 +315,8 @@ def pose_scores(
     with contextlib.ExitStack() as stack:
         split = validation
         if split is None:
-            alone = config.model_copy(update={"NUM_INPUT_THREADS": 0})
-            sampler = BatchSampler(
-                *(train.index, alone),
-                training=False,
-                seed=int(config.RANDOM_SEED),
-                rank=group.rank,
-                ranks=group.size,
-            )
-            split = Split(train.index, sampler, make_loader(sampler, alone, device))
+            ranks = {"rank": group.rank, "ranks": group.size}
+            split = make_split(config, train.index, device, training=False, **ranks)
             stack.callback(split.close)
         loaded = split.loader.batches(0, min(split.sampler.batches_per_epoch, SCORED))
         own = predict(model.to(device), loaded, split.index, config, precision)

@@ -96,9 +96,7 @@ def train(
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
     with open_process_group(config.DEVICE) as group:
-        device = choose_device(config.DEVICE)
-        if group.active and device.type == "cuda":
-            device = torch.device("cuda", group.local_rank)
+        device = _own_device(config, group)
         note = RestartNote(Path(config.RUNS_DIR)) if group.active else None
         if note is not None and group.first and not note.restarts:
             note.remove()  # of an older job of that name
@@ -139,9 +137,7 @@ def add_locator(config: Config, console: Console, run: RunFolder) -> TrainResult
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
     with open_process_group(config.DEVICE) as group:
-        device = choose_device(config.DEVICE)
-        if group.active and device.type == "cuda":
-            device = torch.device("cuda", group.local_rank)
+        device = _own_device(config, group)
         with open_data(config, device, group) as (train_split, validation):
             check_same_data(group, config, train_split, validation)
             lock = run.locked() if group.first else contextlib.nullcontext()
@@ -150,6 +146,14 @@ def add_locator(config: Config, console: Console, run: RunFolder) -> TrainResult
                 return _with_locator(
                     config, console, result, device, train_split, validation, group
                 )
+
+
+def _own_device(config: Config, group: ProcessGroup) -> torch.device:
+    """Where this process trains: on a machine with several GPUs each rank has its own."""
+    device = choose_device(config.DEVICE)
+    if group.active and device.type == "cuda":
+        return torch.device("cuda", group.local_rank)
+    return device
 
 
 def _with_locator(

@@ -113,7 +113,7 @@ class Predictor:
         """Poses of the animals that a locator finds, in all frames in order.
 
         tracker: follows animals from frame to frame; None for images that are no film. given: boxes
-        of some frames, which count instead of what is found.
+        of these animals in some frames, which count instead of what is found.
 
         Raises:
             DataError: a given box is empty or lies outside its image.
@@ -153,11 +153,8 @@ class Predictor:
                 tracker.learn(rows)
             return rows
         height, width = image.shape[:2]
-        boxes = np.full((animals, 4), np.nan)
-        if given.where is not None:
-            shares = given.shares(frame.number, width, height)
-            boxes[: len(shares)] = shares * [width, height, width, height]
-            candidates = candidates.apart_from(boxes)
+        boxes = given.shares(frame.number, width, height) * [width, height, width, height]
+        candidates = candidates.apart_from(boxes)
         if tracker is not None:
             return tracker.follow(
                 candidates,

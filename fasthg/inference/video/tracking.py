@@ -60,7 +60,6 @@ LIKENESS = 0.2
 """Distance of a part at which two poses are half alike, about, in body lengths."""
 GROWTH = 1.1
 """Side of the box in which a missed animal is looked for, times the last one."""
-
 CONTACT = 1.65
 """Side of a box, times its own, in which another animal's parts may be taken for this one's."""
 SAME_BOX = 0.9
@@ -233,7 +232,7 @@ class Tracker:
                 rows.put(animal, given[animal], *pose)
         free = [animal for animal in range(self.animals) if animal not in known]
         certain = np.full(self.animals, np.inf)
-        for animal, place in self._assign(candidates, free, max(image_size)):
+        for animal, place in self._assign(candidates, free):
             self._take(rows, animal, candidates, place, image_size, look)
             certain[animal] = candidates.found.scores[place]
         self._look_closely(rows, free, image_size, look)
@@ -250,9 +249,7 @@ class Tracker:
         for memory, box, keypoints in zip(self._memories, rows.boxes, rows.keypoints, strict=True):
             memory.update(box, keypoints)
 
-    def _assign(
-        self, candidates: Candidates, free: list[int], longer_side: int
-    ) -> list[tuple[int, int]]:
+    def _assign(self, candidates: Candidates, free: list[int]) -> list[tuple[int, int]]:
         """Pairs (animal, candidate) of the least cost."""
         found = candidates.found
         if not len(found) or not free:
@@ -262,7 +259,7 @@ class Tracker:
             for place in range(len(found)):
                 if self.settings.told_apart and found.classes[place] != animal:
                     continue
-                near = self._cost(animal, candidates, place, longer_side)
+                near = self._cost(animal, candidates, place)
                 if near is not None:
                     cost[row, place] = near
                 elif found.scores[place] >= self.settings.threshold:
@@ -272,9 +269,7 @@ class Tracker:
         pairs = zip(*linear_sum_assignment(np.minimum(cost, forbidden)), strict=True)
         return [(free[row], int(place)) for row, place in pairs if cost[row, place] < forbidden]
 
-    def _cost(
-        self, animal: int, candidates: Candidates, place: int, longer_side: int
-    ) -> float | None:
+    def _cost(self, animal: int, candidates: Candidates, place: int) -> float | None:
         """Cost of a candidate within an animal's reach; None beyond it."""
         memory = self._memories[animal]
         if memory.box is None or memory.missing > FORGOTTEN:
@@ -304,7 +299,7 @@ class Tracker:
         if not np.allclose(bounded, box):
             box = bounded
             pose, scores = (each[0] for each in look(box[None], None))
-        near = self._cost(animal, candidates, place, max(image_size)) is not None
+        near = self._cost(animal, candidates, place) is not None
         if not near and memory.box is not None and memory.missing < LOOKED:
             self._look_again(rows, animal, image_size, look)
             if certainty(rows.scores[animal]) >= certainty(scores):
