@@ -27,6 +27,10 @@ SHIFT = 0.2
 SIGMA = 0.18
 """Standard deviation of a centre's Gaussian, times the root of the animal's area in cells; at least
 one cell."""
+WHOLE = 0.6
+"""Share of the usual number of labelled parts from which a box is taken for that of the animal."""
+PARTLY_SIGMA = 0.4
+"""SIGMA of an animal of which fewer are labelled: where it may be is neither animal nor ground."""
 _MOST_CLASSES = 8
 _LEAST_PER_CLASS = 10
 
@@ -51,6 +55,26 @@ def class_numbers(index: RecordIndex, classes: tuple[str, ...]) -> npt.NDArray[n
     # The last entry is for animals without a name, whose number is -1.
     numbers = [*(classes.index(n) if n in classes else -1 for n in index.names), -1]
     return np.array(numbers, np.int64)[index.name]
+
+
+def whole_animals(index: RecordIndex) -> npt.NDArray[np.bool_]:
+    """Whether enough parts of each instance are labelled to show the whole animal, `(instances,)`.
+
+    A box around the tail alone is not that of the mouse.
+    """
+    labelled = np.isfinite(index.keypoints).all(axis=2).sum(axis=1)
+    usual = np.quantile(labelled, 0.9) if len(labelled) else 0
+    enough: npt.NDArray[np.bool_] = labelled >= WHOLE * usual
+    return enough
+
+
+def animal_spans(index: RecordIndex) -> npt.NDArray[np.float64]:
+    """`(instances,)` root of each box's area, divided by the longer side of its frame."""
+    width, height = (np.asarray(a)[index.record] for a in (index.width, index.height))
+    box = np.asarray(index.bbox, np.float64)
+    sides = (box[:, 2:] - box[:, :2]) * np.stack([width, height], axis=1)
+    spans: npt.NDArray[np.float64] = np.sqrt(sides.clip(0).prod(axis=1)) / np.maximum(width, height)
+    return spans
 
 
 def frame_crop(width: npt.ArrayLike, height: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -98,7 +122,9 @@ class FrameSampler(BatchSampler):
         self._slot = np.empty(len(record), np.int64)
         self._slot[order] = np.where(slot < self.slots, slot, -1)
         self._first = np.searchsorted(record, np.arange(index.num_records + 1))
+        self._whole = whole_animals(index)
         self._order_of_instances = order
+        self._usual = float(np.median(animal_spans(index)[self._whole]))
 
     @property
     def count(self) -> int:
@@ -140,10 +166,13 @@ class FrameSampler(BatchSampler):
             )
             centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
             inside = ((centre >= 0) & (centre < cfg.HEATMAP_SIZE)).all(axis=1)
-            at = self._slot[own[inside]]
+            at, whole = self._slot[own[inside]], self._whole[own[inside]]
             keypoints[row, at], keypoints[row, slots + at] = centre[inside], size[inside]
-            visibility[row, at] = 2
-            sigma = SIGMA * np.sqrt(size[inside].prod(axis=1))
+            visibility[row, at] = np.where(whole, 2, 1)
+            area = size[inside].prod(axis=1)
+            scale = np.sqrt(abs(np.linalg.det(crops.image_to_heatmap[row, :, :2])))
+            usual = self._usual * max(width[row], height[row]) * scale
+            sigma = np.where(whole, SIGMA * np.sqrt(area), PARTLY_SIGMA * usual)
             sigmas[row, at] = np.maximum(1.0, sigma)
         side_px = crops.side.prod(axis=1).astype(np.float32)
         return BatchSpec(

@@ -49,6 +49,8 @@ REFINED_SIZE = 1.4
 """Greatest ratio of the sizes of a box before and after."""
 MATCH_IOU = 0.5
 """Overlap from which a found box is that of an annotated animal."""
+SEEN_IOU = 0.1
+"""Overlap from which an animal is seen: its box may be wrong, but there is an animal."""
 
 Boxes = npt.NDArray[np.float64]
 
@@ -77,8 +79,17 @@ class Found:
         return cls(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
 
 
-JudgedFrame = tuple[Found, Boxes, npt.NDArray[np.int64]]
-"""Found animals, annotated boxes (animals, 4) in image px, and their classes; -1 without."""
+@dataclass(frozen=True)
+class JudgedFrame:
+    """What was found in a frame, and what is annotated there."""
+
+    found: Found
+    truth: Boxes
+    """(animals, 4) annotated boxes, image px."""
+    classes: npt.NDArray[np.int64]
+    """(animals,) into `LocatorSettings.classes`; -1 without."""
+    whole: npt.NDArray[np.bool_]
+    """(animals,) see `frame_sampler.whole_animals`; the box of another is not known."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class LocatorSettings:
     most: int = 1
     """Animals in a training frame at most."""
     threshold: float = 0.3
-    """Score from which a centre counts: the best of the validation."""
+    """Score from which a centre counts: that by which validation sees the animals best."""
     sizes: tuple[float, float, float] = (0.0, 0.1, 1.0)
     """Root of a training box's area by the frame's longer side: 1st, 50th and 99th percentile."""
     margin: tuple[float, float] = (GROWTH, GROWTH)
@@ -327,8 +338,9 @@ class Agreement:
 
     threshold: float
     animals: int
+    """Annotated ones, less those that are labelled in part."""
     found: int
-    """Annotated animals whose box was found, at MATCH_IOU."""
+    """Annotated animals whose box was found, at MATCH_IOU or what was asked."""
     false: int
     """Found boxes that are no annotated animal's."""
     frames: int
@@ -338,6 +350,12 @@ class Agreement:
     """Mean distance of centres of the boxes that were found, image px; NaN without any."""
     class_right: int
     """Boxes found whose class is right as well."""
+
+    @property
+    def f1(self) -> float:
+        """Twice the animals found, by those there are and those found or false; 0..1."""
+        both = self.animals + self.found + self.false
+        return 2 * self.found / both if both else 0.0
 
     @property
     def quality(self) -> float:
@@ -356,33 +374,44 @@ def annotated(index: RecordIndex, record: int) -> tuple[npt.NDArray[np.int64], B
     return instances, index.bbox[instances].astype(np.float64) * size
 
 
-def match_boxes(found: Boxes, truth: Boxes) -> list[tuple[int, int, float]]:
-    """Pairs (found, annotated, IoU) with the greatest overlap in all, at least MATCH_IOU each."""
+def match_boxes(
+    found: Boxes, truth: Boxes, least: float = MATCH_IOU
+) -> list[tuple[int, int, float]]:
+    """Pairs (found, annotated, IoU) with the greatest overlap in all, at least `least` each."""
     if not len(found) or not len(truth):
         return []
     overlap = geometry.box_iou(found[:, None], truth)
-    overlap = np.where(overlap >= MATCH_IOU, overlap, 0)
+    overlap = np.where(overlap >= least, overlap, 0)
     pairs = zip(*linear_sum_assignment(-overlap), strict=True)
     return [(int(a), int(b), float(overlap[a, b])) for a, b in pairs if overlap[a, b]]
 
 
-def agreement(frames: Sequence[JudgedFrame], threshold: float, most: int) -> Agreement:
-    """Compare frames of (found, annotated boxes in image px, their classes).
+def agreement(
+    frames: Sequence[JudgedFrame], threshold: float, most: int, least: float = MATCH_IOU
+) -> Agreement:
+    """Compare what was found with what is annotated.
 
-    most: boxes of a frame that count, the most certain first.
+    most: boxes of a frame that count, the most certain first. least: overlap of a found animal.
     """
     animals = hits = false = right = 0
     overlap, distances = 0.0, []
-    for found, truth, classes in frames:
+    for frame in frames:
+        found, whole = frame.found, frame.whole
         sure = found.take(np.flatnonzero(found.scores >= threshold)[:most])
-        pairs = match_boxes(sure.boxes, truth)
-        animals, hits = animals + len(truth), hits + len(pairs)
-        false += len(sure) - len(pairs)
+        pairs = match_boxes(sure.boxes, frame.truth, least)
+        animals += int(whole.sum())
+        # A box on an animal that is labelled in part is neither right nor wrong.
+        free = set(range(len(sure))) - {mine for mine, _, _ in pairs}
+        partly = frame.truth[~whole]
+        false += sum(not geometry.box_iou(sure.boxes[mine], partly).any() for mine in free)
         for mine, other, iou in pairs:
+            if not whole[other]:
+                continue
+            hits += 1
             overlap += iou
-            apart = (sure.boxes[mine].reshape(2, 2) - truth[other].reshape(2, 2)).mean(axis=0)
+            apart = (sure.boxes[mine].reshape(2, 2) - frame.truth[other].reshape(2, 2)).mean(axis=0)
             distances.append(float(np.hypot(*apart)))
-            right += bool(sure.classes[mine] == classes[other])
+            right += bool(sure.classes[mine] == frame.classes[other])
     return Agreement(
         threshold=threshold,
         animals=animals,
@@ -396,10 +425,8 @@ def agreement(frames: Sequence[JudgedFrame], threshold: float, most: int) -> Agr
 
 
 def best_agreement(frames: Sequence[JudgedFrame], most: int) -> Agreement:
-    """That of the threshold with the best quality; of several, the middle one."""
-    every = [
-        agreement(frames, threshold, most) for threshold in np.arange(0.1, 0.81, 0.05).round(2)
-    ]
-    best = max(each.quality for each in every)
-    tied = [each for each in every if each.quality >= best - 1e-9]
-    return tied[len(tied) // 2]
+    """That of the threshold by which animals are seen best (`f1`); of several, the middle one."""
+    thresholds = np.arange(0.1, 0.81, 0.05).round(2)
+    seen = [agreement(frames, threshold, most, SEEN_IOU).f1 for threshold in thresholds]
+    tied = [t for t, f1 in zip(thresholds, seen, strict=True) if f1 >= max(seen) - 1e-9]
+    return agreement(frames, tied[len(tied) // 2], most)

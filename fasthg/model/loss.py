@@ -55,7 +55,8 @@ def locator_loss(
         predictions: `(stacks, batch, 1 + classes + 2, height, width)`: centres of any animal, of
             each class, logarithms of width and height in SIZE_UNIT.
         keypoints, visibility, sigmas: of a `FrameSampler`, `(batch, 2 * slots, ...)`; slot `c` is
-            that of class `c`.
+            that of class `c`. Visibility 2: an animal; 1: cells where its Gaussian is above 0.1 do
+            not count, as its box is not known; 0: none.
         classes: 0 where animals have none.
 
     Returns:
@@ -66,14 +67,18 @@ def locator_loss(
     gaussians = gaussian_heatmaps(
         keypoints[:, :slots], sigmas[:, :slots], size, visibility[:, :slots], subpixel=True
     )
+    known = (visibility[:, :slots] == 2)[..., None, None]
+    counts = ((gaussians * ~known).amax(dim=1, keepdim=True) <= 0.1).float()
+    gaussians = gaussians * known
     anyone, owner = gaussians.max(dim=1)
     centres = torch.cat([anyone[:, None], gaussians[:, :classes]], dim=1)
     wanted = torch.log(keypoints[:, slots:].nan_to_num(SIZE_UNIT).clamp_min(1) / SIZE_UNIT)
     owners = owner.flatten(1)[..., None].expand(-1, -1, 2)
     sizes = wanted.gather(1, owners).transpose(1, 2).unflatten(2, size)
-    weight = torch.where(anyone > 0.3, anyone, 0.0)[:, None]
+    weight = torch.where(anyone > 0.3, anyone, 0.0)[:, None] * counts
     predicted = predictions.float()
-    centre = (predicted[:, :, : 1 + classes] - centres).square().flatten(2).sum(2) / 2
+    squared = (predicted[:, :, : 1 + classes] - centres).square() * counts
+    centre = squared.flatten(2).sum(2) / 2
     error = functional.huber_loss(
         predicted[:, :, 1 + classes :],
         sizes.expand_as(predicted[:, :, 1 + classes :]),

@@ -11,7 +11,7 @@ import torch
 
 from fasthg import metrics
 from fasthg.config import Config
-from fasthg.data.frame_sampler import class_numbers
+from fasthg.data.frame_sampler import class_numbers, whole_animals
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import decode_image
 from fasthg.inference.locator import JudgedFrame, Locator, agreement, annotated, match_boxes
@@ -49,7 +49,7 @@ def found_boxes(
     device = next(model.parameters()).device
     precision: torch.dtype = choose_precision(config.PRECISION, device, config.FEATURES).dtype
     looker = Predictor(Forward(model, config, precision), config, Clock())
-    classes = class_numbers(index, settings.classes)
+    classes, whole = class_numbers(index, settings.classes), whole_animals(index)
     judged: list[JudgedFrame] = []
     instances, keypoints = [], []
     for records, images in _frames(index):
@@ -62,7 +62,7 @@ def found_boxes(
         found, poses = looker.look_closely(images, found, poses, settings)
         for record, each, (points, _) in zip(records, found, poses, strict=True):
             own, truth = annotated(index, record)
-            judged.append((each, truth, classes[own]))
+            judged.append(JudgedFrame(each, truth, classes[own], whole[own]))
             for place, other, _ in match_boxes(each.boxes, truth):
                 instances.append(int(own[other]))
                 keypoints.append(points[place])

@@ -16,7 +16,13 @@ import torch
 from rich.console import Console
 
 from fasthg.config import Config
-from fasthg.data.frame_sampler import FrameSampler, class_numbers, name_classes
+from fasthg.data.frame_sampler import (
+    FrameSampler,
+    animal_spans,
+    class_numbers,
+    name_classes,
+    whole_animals,
+)
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.loader import available_cores, make_loader
 from fasthg.data.split import Split, make_split
@@ -60,15 +66,6 @@ TOLD_APART_LOSS = 0.05
 """Quality that looking class by class may cost; more, and the classes look alike."""
 
 
-def animal_spans(index: RecordIndex) -> np.ndarray:
-    """`(instances,)` root of each box's area, divided by the longer side of its frame."""
-    width, height = (np.asarray(a)[index.record] for a in (index.width, index.height))
-    box = np.asarray(index.bbox, np.float64)
-    sides = (box[:, 2:] - box[:, :2]) * np.stack([width, height], axis=1)
-    spans: np.ndarray = np.sqrt(sides.clip(0).prod(axis=1)) / np.maximum(width, height)
-    return spans
-
-
 def margins(index: RecordIndex) -> tuple[float, float]:
     """`LocatorSettings.margin`: of the animals with the most labelled parts."""
     known = np.isfinite(index.keypoints).all(axis=2)
@@ -95,7 +92,7 @@ def why_not(index: RecordIndex) -> str | None:
 
 def locator_config(config: Config, index: RecordIndex, classes: tuple[str, ...]) -> Config:
     """The locator's configuration: augmentation, device and loader are the run's."""
-    spans = np.quantile(animal_spans(index), 0.1)
+    spans = np.quantile(animal_spans(index)[whole_animals(index)], 0.1)
     fitting = [size for size in INPUT_SIZES if size / 4 * spans >= LEAST_CELLS]
     size = config.LOCATOR_INPUT_SIZE or (fitting or INPUT_SIZES[-1:])[0]
     steps = config.LOCATOR_ITERATIONS or max(
@@ -224,7 +221,7 @@ class LocatorTraining(Training):
         index, config = split.index, self.config
         classes = self.settings.classes
         forward = Forward(self.step.ema_model(), config, self.step.precision.dtype)
-        numbers = class_numbers(index, classes)
+        numbers, whole = class_numbers(index, classes), whole_animals(index)
         own = []
         batches = min(split.sampler.batches_per_epoch, -(-VALIDATED // config.BATCH_SIZE))
         for batch in split.loader.batches(0, batches):
@@ -240,7 +237,8 @@ class LocatorTraining(Training):
                 size = int(index.width[record]), int(index.height[record])
                 animals, truth = annotated(index, record)
                 found = [in_image(*cells[row], matrices[row], *size) for cells in both]
-                own.append((record, [(each, truth, numbers[animals]) for each in found]))
+                annotation = truth, numbers[animals], whole[animals]
+                own.append((record, [JudgedFrame(each, *annotation) for each in found]))
         every = [frame for frames in self.group.gathered(own) for frame in frames]
         every.sort(key=lambda frame: frame[0])
         judged = [frame[1] for frame in every]
@@ -362,7 +360,7 @@ def train_locator(
     classes = name_classes(index)
     own = locator_config(config, index, classes)
     most = int(np.bincount(index.record).max())
-    low, middle, high = np.quantile(animal_spans(index), [0.01, 0.5, 0.99])
+    low, middle, high = np.quantile(animal_spans(index)[whole_animals(index)], [0.01, 0.5, 0.99])
     settings = LocatorSettings(
         classes=classes,
         most=most,

@@ -10,7 +10,15 @@ import pytest
 
 from fasthg import geometry
 from fasthg.config import Config
-from fasthg.data.frame_sampler import FrameSampler, frame_crop, name_classes, turned_boxes
+from fasthg.data.frame_sampler import (
+    PARTLY_SIGMA,
+    FrameSampler,
+    animal_spans,
+    frame_crop,
+    name_classes,
+    turned_boxes,
+    whole_animals,
+)
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.records.schema import Record, decode, encode
 from fasthg.data.records.tfrecord import read_frames, write_frames
@@ -66,6 +74,20 @@ def test_names_that_cannot_be_classes(tmp_path: Path, records: list[Record]) -> 
     assert name_classes(index_of(tmp_path, records)) == ()
     records[0].bbox_text = ("black", "grey")  # on one animal only
     assert name_classes(index_of(tmp_path, records)) == ()
+
+
+def test_an_animal_labelled_in_part_is_no_target(tmp_path: Path, records: list[Record]) -> None:
+    records[2].keypoints[1, 2:] = np.nan
+    records[2].visibility[1, 2:] = 0
+    records[2].bbox[1] = (0.4, 0.4, 0.45, 0.45)
+    index = index_of(tmp_path, records)
+    partly = 2 * 2 + 1
+    assert np.flatnonzero(~whole_animals(index)).tolist() == [partly]
+    plan = sampler(index, training=False).plan(0)
+    assert plan.visibility[:, :2].tolist() == [[2, 1 if row == 2 else 2] for row in range(8)]
+    # It may be anywhere within the size that the others have.
+    usual = np.median(np.delete(animal_spans(index), partly)) * CONFIG.HEATMAP_SIZE
+    assert plan.sigmas[2, 1] == pytest.approx(PARTLY_SIGMA * usual, rel=1e-3)
 
 
 def test_names_survive_the_files_order_and_processes(tmp_path: Path, records) -> None:

@@ -9,6 +9,7 @@ import torch
 from fasthg.geometry import box_iou
 from fasthg.inference.locator import (
     Found,
+    JudgedFrame,
     LocatorSettings,
     agreement,
     best_agreement,
@@ -107,6 +108,19 @@ def test_the_loss_is_that_of_its_formula() -> None:
     assert torch.isfinite(predictions.grad).all()
 
 
+def test_cells_where_a_partly_labelled_animal_may_be_do_not_count() -> None:
+    cells = 16
+    keypoints = torch.tensor([[[4.0, 4], [11, 11], [3, 3], [3, 3]]])
+    sigmas = torch.ones(1, 4)
+    visibility = torch.tensor([[2, 1, 2, 1]], dtype=torch.uint8)
+    predictions = torch.rand(1, 1, 3, cells, cells, requires_grad=True)
+    locator_loss(predictions, keypoints, visibility, sigmas, classes=0).sum().backward()
+    y, x = np.mgrid[:cells, :cells]
+    near = np.exp(-((x - 11) ** 2 + (y - 11) ** 2) / 2) > 0.1
+    np.testing.assert_array_equal(predictions.grad[0, 0, 0].numpy() == 0, near)
+    assert predictions.grad[0, 0, 1:, 4, 4].abs().min() > 0
+
+
 def test_a_box_goes_around_a_sure_pose_and_never_shrinks_to_the_head() -> None:
     settings = LocatorSettings(margin=(0.05, 0.1))
     box = np.array([[40.0, 40, 100, 80]])
@@ -128,10 +142,11 @@ def frames():
         np.array([[1.0, 0, 11, 10], [60, 60, 70, 70]]), np.array([0.9, 0.4]), np.zeros(2, int)
     )
     nothing = np.zeros((0, 4))
+    none, both = np.zeros(0, int), np.ones(2, bool)
     return [
-        (near, truth, np.array([0, 1])),
-        (near.take(np.array([1])), nothing, np.zeros(0, int)),
-        (Found.nothing(), truth[1:], np.array([1])),
+        JudgedFrame(near, truth, np.array([0, 1]), both),
+        JudgedFrame(near.take(np.array([1])), nothing, none, none.astype(bool)),
+        JudgedFrame(Found.nothing(), truth[1:], np.array([1]), both[:1]),
     ]
 
 
@@ -144,6 +159,19 @@ def test_the_count_of_what_was_found() -> None:
     assert high.quality == pytest.approx((9 / 11) / 2)
     # The middle of the thresholds at which the false boxes are gone.
     assert best_agreement(frames(), 2).threshold == pytest.approx(0.65)
+
+
+def test_a_partly_labelled_animal_is_neither_missed_nor_a_box_on_it_false() -> None:
+    truth = np.array([[0.0, 0, 10, 10]])
+    partly, whole = np.zeros(1, bool), np.ones(1, bool)
+    for box in ([0.0, 0, 10, 10], [8, 8, 30, 30]):
+        found = Found(np.array([box]), np.array([0.9]), np.array([-1]))
+        result = agreement([JudgedFrame(found, truth, np.array([-1]), partly)], 0.3, 1)
+        assert (result.animals, result.found, result.false) == (0, 0, 0)
+        result = agreement([JudgedFrame(found, truth, np.array([-1]), whole)], 0.3, 1)
+        assert (result.animals, result.found + result.false) == (1, 1)
+    away = Found(np.array([[20.0, 20, 30, 30]]), np.array([0.9]), np.array([-1]))
+    assert agreement([JudgedFrame(away, truth, np.array([-1]), partly)], 0.3, 1).false == 1
 
 
 def test_matches_are_the_best_of_all_not_the_first() -> None:
