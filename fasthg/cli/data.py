@@ -20,10 +20,14 @@ app.command("preview")(preview.preview)
 app.command("agreement")(agreement.agreement)
 
 # Parameter of `synth`: its option.
-_RECORDS_ONLY = {"train_frames": "--train", "val_frames": "--val", "test_frames": "--test"}
+_RECORDS_ONLY = {
+    "train_frames": "--train",
+    "val_frames": "--val",
+    "test_frames": "--test",
+    "contact": "--contact",
+}
 _FILM_ONLY = {
     "animals": "--animals",
-    "same_colour": "--same-colour",
     "leaves": "--leaves/--stays",
     "fps": "--fps",
 }
@@ -48,7 +52,11 @@ def synth(
     ] = None,
     animals: Annotated[int, typer.Option(help="Animals in the film, 1 to 4.")] = 2,
     same_colour: Annotated[
-        bool, typer.Option("--same-colour", help="All of the film's animals are black.")
+        bool, typer.Option("--same-colour", help="All animals are black: nothing tells them apart.")
+    ] = False,
+    contact: Annotated[
+        bool,
+        typer.Option("--contact", help="One mouse may lie on the other in records, as in films."),
     ] = False,
     leaves: Annotated[
         bool | None,
@@ -68,11 +76,15 @@ def synth(
         _render_film(out, Film(film, seed, size, fps, animals, same_colour, leaves))
         return
     _refuse(context, _FILM_ONLY, "for films only; give --film FRAMES")
-    from fasthg.data.synthetic.dataset import write_dataset
+    from fasthg.data.synthetic import dataset
 
     frames = {"train": train_frames, "val": val_frames, "test": test_frames}
     frames = {split: count for split, count in frames.items() if count}
-    for path in write_dataset(out, seed=seed, frames=frames, size=(width, height)):
+    kinds = dataset.ALIKE if same_colour else dataset.ANIMALS
+    nearest = dataset.CONTACT if contact else dataset.APART
+    for path in dataset.write_dataset(
+        out, seed=seed, frames=frames, size=(width, height), kinds=kinds, nearest=nearest
+    ):
         print(path)
 
 

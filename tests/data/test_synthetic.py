@@ -69,6 +69,20 @@ def test_the_black_mouse_is_dark_and_the_white_one_bright() -> None:
         assert not levels[0] > 75 and not levels[1] < 120
 
 
+def test_contact_brings_mice_on_one_another_and_alike_ones_are_both_black() -> None:
+    def distances(nearest: float) -> np.ndarray:
+        frames = (
+            dataset.render(1, "train", n, (160, 128), dataset.ALIKE, nearest) for n in range(30)
+        )
+        return np.array([np.hypot(*np.ptp(f.keypoints.mean(axis=1), axis=0)) for f in frames])
+
+    length = 0.27 * 160
+    apart, contact = distances(dataset.APART), distances(dataset.CONTACT)
+    assert apart.min() > 0.25 * length and contact.min() < 0.2 * length
+    record = dataset.make_record(1, "train", 0, (160, 128), dataset.ALIKE, dataset.CONTACT)
+    assert record.bbox_text == dataset.ALIKE and record.bbox_label == (0, 0)
+
+
 def test_right_is_right() -> None:
     """Facing up the image, the right side of an animal seen from above has the larger x."""
     for number in range(10):

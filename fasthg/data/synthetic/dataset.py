@@ -25,6 +25,11 @@ from fasthg.data.synthetic.mouse import PART_NAMES, Mouse, paint, pose, random_l
 __all__ = ["ANIMALS", "PART_NAMES", "Frame", "make_record", "render", "write_dataset"]
 
 ANIMALS = ("black", "white")
+ALIKE = ("black", "black")
+APART = 0.4
+"""Least distance of two mice in body lengths: they touch, and parts of one are covered at times."""
+CONTACT = 0.05
+"""The same where one may lie on the other, as in the films."""
 _JPEG_QUALITY = 90
 
 
@@ -38,16 +43,26 @@ class Frame:
     visibility: npt.NDArray[np.uint8]
 
 
-def render(seed: int, split: str, number: int, size: tuple[int, int] = (512, 384)) -> Frame:
-    """Draw frame `number` of `split`; `size` is (width, height) in px, at least 128 each."""
+def render(
+    seed: int,
+    split: str,
+    number: int,
+    size: tuple[int, int] = (512, 384),
+    kinds: tuple[str, str] = ANIMALS,
+    nearest: float = APART,
+) -> Frame:
+    """Draw frame `number` of `split`; `size` is (width, height) in px, at least 128 each.
+
+    kinds: colours of the two mice. nearest: least distance of their middles, body lengths.
+    """
     width, height = size
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), number])
     canvas = scene(seed, int(rng.integers(SCENES)), size).copy()
     length = 0.27 * min(width, height * 4 / 3) * rng.uniform(0.85, 1.15)
-    mice = _place(rng, length, size)
+    mice = _place(rng, length, size, kinds, nearest)
     below, above = rng.permutation(2)
-    paint(canvas, mice[below], random_look(rng, ANIMALS[below]))
-    cover = paint(canvas, mice[above], random_look(rng, ANIMALS[above]))
+    paint(canvas, mice[below], random_look(rng, kinds[below]))
+    cover = paint(canvas, mice[above], random_look(rng, kinds[above]))
     gain = rng.uniform(0.8, 1.15)
     corner = int(rng.integers(height)), int(rng.integers(width))
     sharpness, grain = rng.uniform(0.4, 0.9), rng.uniform(1, 4)
@@ -61,23 +76,29 @@ def render(seed: int, split: str, number: int, size: tuple[int, int] = (512, 384
     return Frame(image, keypoints, visibility)
 
 
-def _place(rng: np.random.Generator, length: float, size: tuple[int, int]) -> list[Mouse]:
+def _place(
+    rng: np.random.Generator,
+    length: float,
+    size: tuple[int, int],
+    kinds: tuple[str, str],
+    nearest: float,
+) -> list[Mouse]:
     """Two mice within the image, in half of the frames close to each other."""
     low = np.full(2, 0.06 * min(size))
     high = np.array(size) - low
     mice: list[Mouse] = []
     close = rng.random() < 0.5
-    for name in ANIMALS:
+    for name in kinds:
         for attempt in range(200):
             centre = rng.uniform(low, high)
             if mice and close and attempt < 100:
                 angle = rng.uniform(0, 2 * np.pi)
-                away = rng.uniform(0.45, 1.0) * length
+                away = rng.uniform(nearest + 0.05, 1.0) * length
                 centre = mice[0].centre + away * np.array([np.cos(angle), np.sin(angle)])
             mouse = pose(rng, name, centre, length)
             inside = (mouse.keypoints > low).all() and (mouse.keypoints < high).all()
-            apart = not mice or float(np.hypot(*(mouse.centre - mice[0].centre))) > 0.4 * length
-            if inside and apart:
+            near = min((float(np.hypot(*(mouse.centre - m.centre))) for m in mice), default=np.inf)
+            if inside and near > nearest * length:
                 break
         else:
             # Small images leave little space: the middle always has some.
@@ -86,9 +107,16 @@ def _place(rng: np.random.Generator, length: float, size: tuple[int, int]) -> li
     return mice
 
 
-def make_record(seed: int, split: str, number: int, size: tuple[int, int] = (512, 384)) -> Record:
-    """The frame as a record with two objects, black mouse first."""
-    frame = render(seed, split, number, size)
+def make_record(
+    seed: int,
+    split: str,
+    number: int,
+    size: tuple[int, int] = (512, 384),
+    kinds: tuple[str, str] = ANIMALS,
+    nearest: float = APART,
+) -> Record:
+    """The frame as a record with two objects, `kinds[0]` first; arguments as of `render`."""
+    frame = render(seed, split, number, size, kinds, nearest)
     width, height = size
     keypoints = (frame.keypoints / np.array(size)).astype(np.float32)
     ok, encoded = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
@@ -104,8 +132,8 @@ def make_record(seed: int, split: str, number: int, size: tuple[int, int] = (512
         bbox=np.stack([box_around(points) for points in keypoints]),
         keypoints=keypoints,
         visibility=frame.visibility,
-        bbox_label=(0, 1),
-        bbox_text=ANIMALS,
+        bbox_label=(0, ANIMALS.index(kinds[1])),
+        bbox_text=kinds,
     )
 
 
@@ -115,6 +143,8 @@ def write_dataset(
     seed: int,
     frames: Mapping[str, int],
     size: tuple[int, int] = (512, 384),
+    kinds: tuple[str, str] = ANIMALS,
+    nearest: float = APART,
     shard_size: int = 1000,
 ) -> list[Path]:
     """Write `frames[split]` frames of each split as `{split}_dataset-0000i-of-0000n` in `out`.
@@ -129,11 +159,18 @@ def write_dataset(
         for shard in range(shards):
             numbers = range(shard * shard_size, min(count, (shard + 1) * shard_size))
             path = Path(out) / f"{split}_dataset-{shard:05d}-of-{shards:05d}"
-            write_frames(path, _payloads(seed, split, numbers, size))
+            write_frames(path, _payloads(seed, split, numbers, size, kinds, nearest))
             written.append(path)
     return written
 
 
-def _payloads(seed: int, split: str, numbers: range, size: tuple[int, int]) -> Iterator[bytes]:
+def _payloads(
+    seed: int,
+    split: str,
+    numbers: range,
+    size: tuple[int, int],
+    kinds: tuple[str, str],
+    nearest: float,
+) -> Iterator[bytes]:
     for number in numbers:
-        yield encode(make_record(seed, split, number, size))
+        yield encode(make_record(seed, split, number, size, kinds, nearest))
