@@ -34,7 +34,7 @@ _POSES_AHEAD = 4
 _MARS = (2, 7)
 # What animals without a name are called: animal1, animal2, ...
 _NUMBERED = re.compile(r"animal([1-9][0-9]*)")
-# Share of poses with few sure parts beyond which a person is told.
+# Share of poses with few sure parts, and of empty rows, beyond which a person is told.
 _UNSURE = 0.2
 WHOLE = Path("whole")
 """In place of a file of boxes: every frame is the box of one animal."""
@@ -211,7 +211,7 @@ def predict_source(
                     overlay(source, found, paths["overlay"], colors, options.confidence)
                 result.files.append(paths["overlay"])
             store.remove()
-    result.notes += _notes(source, boxes, found, stopped, options)
+    result.notes += _notes(source, boxes, found, stopped, options, locator is not None)
     if "mars" in options.formats and (len(animals), len(parts)) != _MARS:
         result.notes.append(
             f"{len(animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
@@ -298,7 +298,9 @@ def _recall(tracker: Tracker, rows: Rows) -> None:
         tracker.learn(Animals(boxes, keypoints, scores.astype(np.float64)))
 
 
-def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool, options: Options) -> list[str]:
+def _notes(
+    source: Source, boxes: Boxes, rows: Rows, stopped: bool, options: Options, located: bool
+) -> list[str]:
     notes = []
     blind = int((rows.sizes[:, 0] == 0).sum())
     if blind:
@@ -311,12 +313,19 @@ def _notes(source: Source, boxes: Boxes, rows: Rows, stopped: bool, options: Opt
     beyond = sum(frame >= len(rows) for frame in boxes.where or {})
     if beyond:
         notes.append(f"{beyond} frames of {boxes.path} are beyond the last one")
-    return notes + _unsure(rows, options)
+    return notes + _unsure(rows, options, located)
 
 
-def _unsure(rows: Rows, options: Options) -> list[str]:
-    """A note where many poses have few sure parts, as they do in boxes unlike those of training."""
+def _unsure(rows: Rows, options: Options, located: bool) -> list[str]:
+    """Notes where many rows are empty, or many poses have few sure parts, as they do in frames and
+    boxes unlike those of training."""
     there = np.isfinite(rows.keypoints).all(axis=(2, 3))
+    empty = there.size - int(there.sum())
+    if located and empty > _UNSURE * there.size:
+        return [
+            f"{empty} of {there.size} rows are empty, as no animal was found (rows are frames x "
+            "animals); if there are animals, label some frames like these and train again"
+        ]
     sure = (rows.scores >= options.confidence).sum(axis=2)
     unsure = int((there & (2 * sure < len(rows.parts))).sum())
     if unsure <= _UNSURE * there.sum():

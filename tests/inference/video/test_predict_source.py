@@ -123,6 +123,13 @@ def test_a_locator_finds_what_goes_away_and_comes_back_elsewhere(
     assert np.isnan(found[40:46]).all()
 
 
+@pytest.mark.parametrize(("empty", "told"), [(2, False), (4, True)])
+def test_many_empty_rows_are_told(tmp_path, predict, empty, told) -> None:
+    images = [dots(CENTRES[0])] * (12 - empty) + [dots(None)] * empty
+    notes = predict(Made(tmp_path, images), locator=DotsLocator()).notes
+    assert [note.startswith(f"{empty} of 12 rows are empty") for note in notes] == [True] * told
+
+
 def test_an_animal_that_the_locator_misses_is_looked_for_where_it_should_be(
     tmp_path: Path, predict: Predict
 ) -> None:
