@@ -22,7 +22,15 @@ from fasthg.inference.locator import Found, Locator, LocatorSettings, boxes_of_p
 from fasthg.inference.video.boxes import Boxes, Locate
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.pipeline import Clock, ahead
-from fasthg.inference.video.tracking import Animals, Candidates, Expected, Tracker, add_one_by_one
+from fasthg.inference.video.tracking import (
+    EXPECTED_WITHIN,
+    TAKEN,
+    Animals,
+    Candidates,
+    Expected,
+    Tracker,
+    add_one_by_one,
+)
 from fasthg.ops import gaussian_heatmaps, heatmap_peaks
 
 _BATCHES_AHEAD = 2
@@ -307,17 +315,23 @@ class Predictor:
 
 def _prior(heatmaps: Tensor, to_image: npt.NDArray[np.float64], expected: Expected) -> Tensor:
     """What heatmaps (n, parts, cells, cells) are multiplied by: a Gaussian about the place where a
-    part is expected, above UNEXPECTED; 1 where nothing is known."""
-    cells = geometry.apply(expected.keypoints, geometry.invert(to_image))
+    part is expected, above UNEXPECTED; 1 where nothing is known; less at places that are taken."""
+    inverse = geometry.invert(to_image)
     scale = np.sqrt(np.abs(np.linalg.det(to_image[:, :, :2])))
-    sigmas = np.broadcast_to((expected.within / scale)[:, None], cells.shape[:2])
-    place = torch.from_numpy(cells).to(heatmaps)
-    size = (heatmaps.shape[2], heatmaps.shape[3])
-    near = gaussian_heatmaps(
-        place, torch.from_numpy(sigmas.copy()).to(heatmaps), size, subpixel=True
-    )
-    known = torch.isfinite(place).all(dim=2)[..., None, None]
-    return torch.where(known, UNEXPECTED + (1 - UNEXPECTED) * near, 1.0)
+
+    def gaussians(places: npt.NDArray[np.float64], within: npt.NDArray[np.float64]) -> Tensor:
+        cells = geometry.apply(places, inverse)
+        sigmas = np.broadcast_to((within / scale)[:, None], cells.shape[:2]).copy()
+        size = (heatmaps.shape[2], heatmaps.shape[3])
+        centres, widths = (torch.from_numpy(each).to(heatmaps) for each in (cells, sigmas))
+        return gaussian_heatmaps(centres, widths, size, subpixel=True)
+
+    near = gaussians(expected.keypoints, EXPECTED_WITHIN * expected.lengths)
+    known = torch.from_numpy(np.isfinite(expected.keypoints).all(axis=2)).to(heatmaps.device)
+    weight = torch.where(known[..., None, None], UNEXPECTED + (1 - UNEXPECTED) * near, 1.0)
+    for other in range(expected.taken.shape[1]):
+        weight *= 1 - gaussians(expected.taken[:, other], TAKEN * expected.lengths)
+    return weight
 
 
 def _chunks(frames: Generator[Frame], count: int) -> Iterator[list[Frame]]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import connected_components
 
 from fasthg.geometry import box_iou
 from fasthg.inference.locator import MATCH_IOU, Found, LocatorSettings, boxes_of_poses
@@ -38,7 +39,7 @@ FAR = 4.0
 """Cost of a box beyond the reach; more than any within it."""
 LOOKED = 8
 """Frames that an animal which the locator misses is looked for where it should be."""
-FRESH = 2
+FRESH = 5
 """Missing frames after which a memory does not say any more where parts are."""
 FORGOTTEN = 60
 """Missing frames after which an animal may be anywhere."""
@@ -64,8 +65,12 @@ CONTACT = 1.65
 """Side of a box, times its own, in which another animal's parts may be taken for this one's."""
 SAME_BOX = 0.9
 """Overlap with the box around its pose from which a box is looked at once only."""
-EXPECTED_WITHIN = 0.3
+CONTESTED = 0.1
+"""Overlap of the boxes of two animals from which what the locator finds there may be either."""
+EXPECTED_WITHIN = 0.2
 """Standard deviation of where a part is expected, in body lengths."""
+TAKEN = 0.08
+"""Distance from another animal's part below which it is not this one's, in body lengths."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,15 @@ class Expected:
 
     keypoints: Array
     """(n, parts, 2); NaN where nothing is known."""
-    within: Array
-    """(n,) standard deviation."""
+    lengths: Array
+    """(n,) body lengths, px; a part is EXPECTED_WITHIN of them from its place."""
+    taken: Array
+    """(n, others, parts, 2) places of other animals' parts, where the same parts are not; NaN where
+    there is none."""
 
     def rows(self, rows: slice | list[int]) -> Expected:
         """Some of them."""
-        return Expected(self.keypoints[rows], self.within[rows])
+        return Expected(self.keypoints[rows], self.lengths[rows], self.taken[rows])
 
 
 Look = Callable[[Array, Expected | None], tuple[Array, Array]]
@@ -232,9 +240,13 @@ class Tracker:
                 rows.put(animal, given[animal], *pose)
         free = [animal for animal in range(self.animals) if animal not in known]
         certain = np.full(self.animals, np.inf)
-        for animal, place in self._assign(candidates, free):
-            self._take(rows, animal, candidates, place, image_size, look)
-            certain[animal] = candidates.found.scores[place]
+        for animal in self._contested(candidates, free):
+            self._look_again(rows, animal, image_size, look, alone=False)
+        held = [animal for animal in free if np.isfinite(rows.boxes[animal]).all()]
+        rest = candidates.apart_from(rows.boxes[held])
+        for animal, place in self._assign(rest, [a for a in free if a not in held]):
+            self._take(rows, animal, rest, place, image_size, look)
+            certain[animal] = rest.found.scores[place]
         self._look_closely(rows, free, image_size, look)
         for animal in free:
             if not np.isfinite(rows.boxes[animal]).all():
@@ -248,6 +260,32 @@ class Tracker:
         """Update the memories with a frame's rows."""
         for memory, box, keypoints in zip(self._memories, rows.boxes, rows.keypoints, strict=True):
             memory.update(box, keypoints)
+
+    def _contested(self, candidates: Candidates, free: list[int]) -> list[int]:
+        """Animals in contact of which the locator finds fewer than there are.
+
+        What it finds there may be any of them, or a mixture of two: it would be a guess.
+        """
+        known = [
+            animal
+            for animal in free
+            if self._memories[animal].box is not None
+            and self._memories[animal].missing <= FORGOTTEN
+        ]
+        if self.settings.told_apart or len(known) < 2:
+            return []
+        boxes = np.stack([self._memories[animal].box for animal in known])  # type: ignore[misc]
+        _, groups = connected_components(box_iou(boxes[:, None], boxes) > CONTESTED)
+        contested = []
+        for group in range(groups.max() + 1):
+            members = [animal for animal, own in zip(known, groups, strict=True) if own == group]
+            near = sum(
+                any(self._cost(animal, candidates, place) is not None for animal in members)
+                for place in range(len(candidates.found))
+            )
+            if near < len(members):
+                contested += members
+        return contested
 
     def _assign(self, candidates: Candidates, free: list[int]) -> list[tuple[int, int]]:
         """Pairs (animal, candidate) of the least cost."""
@@ -310,9 +348,17 @@ class Tracker:
             rows.put(animal, box, pose, scores)
 
     def _look_again(
-        self, rows: Animals, animal: int, image_size: tuple[int, int], look: Look
+        self,
+        rows: Animals,
+        animal: int,
+        image_size: tuple[int, int],
+        look: Look,
+        alone: bool = True,
     ) -> None:
-        """Look for an animal where it should be now; the box follows the pose."""
+        """Look for an animal where it should be now; the box follows the pose.
+
+        alone: not where another one has that pose.
+        """
         memory = self._memories[animal]
         if memory.box is None or memory.missing >= LOOKED:
             return
@@ -320,7 +366,9 @@ class Tracker:
         if grown is None:
             return
         pose, scores = (each[0] for each in look(grown[None], self._expected([animal])))
-        if certainty(scores) < self._started or self._taken(rows, pose, memory.length):
+        if certainty(scores) < (self._started if alone or memory.missing else self._believed):
+            return
+        if alone and self._taken(rows, pose, memory.length):
             return
         moved = np.nanmedian(pose - memory.keypoints, axis=0)
         box = _cut(memory.box + np.tile(moved, 2), image_size)
@@ -340,7 +388,8 @@ class Tracker:
             memory = self._memories[animal]
             if memory.box is not None and memory.missing <= FRESH:
                 parts[row], lengths[row] = memory.keypoints, memory.length
-        return Expected(parts, EXPECTED_WITHIN * lengths)
+        nothing_taken = np.zeros((len(animals), 0, self.parts, 2))
+        return Expected(parts, lengths, nothing_taken)
 
     def _look_closely(
         self, rows: Animals, free: list[int], image_size: tuple[int, int], look: Look
@@ -357,18 +406,14 @@ class Tracker:
         for row, animal in enumerate(there):
             boxes[row] = self._bounded(boxes[row], self._memories[animal], image_size)
         expected = self._expected(there)
-        again = []
+        again, close = [], []
         for row, animal in enumerate(there):
-            close = any(
-                box_iou(_grown(rows.boxes[animal], CONTACT), rows.boxes[other]) > 0
-                for other in range(self.animals)
-                if other != animal
-            )
-            if close:
+            if self._in_contact(rows, animal):
+                close.append(animal)
                 boxes[row] = rows.boxes[animal]
             else:
                 expected.keypoints[row] = np.nan
-            if close or box_iou(boxes[row], rows.boxes[animal]) < SAME_BOX:
+            if animal in close or box_iou(boxes[row], rows.boxes[animal]) < SAME_BOX:
                 again.append(row)
         if not again:
             return
@@ -376,6 +421,36 @@ class Tracker:
         for row, (pose, scores) in zip(again, poses, strict=True):
             if certainty(scores) >= self._believed:
                 rows.put(there[row], boxes[row], pose, scores)
+        self._set_apart(rows, close, look)
+
+    def _in_contact(self, rows: Animals, animal: int) -> bool:
+        """Whether the box of another animal is that near."""
+        around = _grown(rows.boxes[animal], CONTACT)
+        others = [other for other in range(self.animals) if other != animal]
+        return bool((box_iou(around, rows.boxes[others]) > 0).any())
+
+    def _set_apart(self, rows: Animals, close: list[int], look: Look) -> None:
+        """Look again for animals that took parts of more certain ones in contact, elsewhere than
+        there. One that is not seen then is covered: its row is empty."""
+        order = sorted(close, key=lambda animal: -certainty(rows.scores[animal]))
+        for place, animal in enumerate(order):
+            others, expected = order[:place], self._expected([animal])
+            taken = np.stack(
+                [rows.keypoints[other] for other in others] or [rows.keypoints[animal]]
+            )
+            if not others or not np.isfinite(expected.keypoints).any():
+                continue
+            length = self._memories[animal].length
+            near = _distance(rows.keypoints[animal], taken) < TAKEN * length
+            if not near.any():
+                continue
+            taken = np.where(near[..., None], taken, np.nan)
+            apart = Expected(expected.keypoints, expected.lengths, taken[None])
+            pose, scores = (each[0] for each in look(rows.boxes[animal][None], apart))
+            if certainty(scores) >= self._believed:
+                rows.put(animal, rows.boxes[animal], pose, scores)
+            else:
+                rows.drop(animal)
 
     def _drop_doubles(self, rows: Animals, certain: Array) -> None:
         """Empty the row of an animal that has the pose of a more certain one."""
@@ -401,6 +476,12 @@ class Tracker:
         factor = float(np.clip(size, low, max(low, high))) / size
         bounded = _cut(_grown(box, factor), image_size)
         return box if bounded is None else bounded
+
+
+def _distance(one: Array, other: Array) -> Array:
+    """Of parts, `(..., parts)` px."""
+    apart: Array = np.hypot(*np.moveaxis(one - other, -1, 0))
+    return apart
 
 
 def _centre(box: Array) -> Array:

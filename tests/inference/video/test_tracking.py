@@ -79,6 +79,54 @@ def test_animals_that_look_alike_keep_their_rows_through_a_crossing() -> None:
         assert centre(rows, rows_of[1]) == [300 - 10 * step, 160], step
 
 
+class Pair:
+    """Two animals that walk through each other, and a network that sees the upper one, unless the
+    parts are expected where the other is and not taken by it."""
+
+    def __init__(self, covered: bool) -> None:
+        self.step, self.covered = 0, covered
+
+    @property
+    def centres(self) -> np.ndarray:
+        return np.array([[150.0 + 5 * self.step, 140], [250 - 5 * self.step, 146]])
+
+    def look(self, boxes, expected):
+        poses = self.centres[:, None] + SHAPE
+        seen, scores = [], []
+        for row in range(len(boxes)):
+            animal = 0
+            if expected is not None and np.isfinite(expected.keypoints[row]).all():
+                apart = np.abs(poses - expected.keypoints[row]).sum(axis=(1, 2))
+                taken = expected.taken[row]
+                animal = int(apart.argmin())
+                for other in taken[np.isfinite(taken).all(axis=(1, 2))]:
+                    animal = 1 - int(np.abs(poses - other).sum(axis=(1, 2)).argmin())
+            hidden = animal == 1 and self.covered and abs(self.step - 10) < 3
+            seen.append(poses[animal])
+            scores.append(np.full(4, 0.1 if hidden else 0.8 - 0.1 * animal))
+        return np.array(seen), np.array(scores)
+
+    def candidates(self) -> Candidates:
+        """One box between both while they are near, with a pose of neither."""
+        if abs(self.step - 10) > 3:
+            return seen(*((*centre, -1, 0.9) for centre in self.centres))
+        return seen((*self.centres.mean(axis=0), -1, 0.9))
+
+
+@pytest.mark.parametrize("covered", [False, True])
+def test_what_is_found_between_two_animals_in_contact_is_neither(covered: bool) -> None:
+    tracker, pair = Tracker(ALIKE, 2, 4), Pair(covered)
+    first = follow(tracker, pair.candidates(), pair.look)
+    rows_of = [0, 1] if centre(first, 0) == [150, 140] else [1, 0]
+    for pair.step in range(1, 21):
+        rows = follow(tracker, pair.candidates(), pair.look)
+        for animal, row in enumerate(rows_of):
+            if animal and covered and abs(pair.step - 10) < 3:
+                assert np.isnan(rows.boxes[row]).all()
+            else:
+                assert centre(rows, row) == pair.centres[animal].tolist(), pair.step
+
+
 def test_a_lost_animal_has_an_empty_row_and_comes_back() -> None:
     tracker = Tracker(ALIKE, 1, 4)
     given = NOTHING[:1]
