@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fasthg import metrics
 from fasthg.config import Config
 from fasthg.data.augment import no_augmentation
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.sampler import make_crop_transforms
 from fasthg.files import write_text
 from fasthg.inference.plots import save_figure
 from fasthg.report.calibration import Floats
 from fasthg.report.evaluate import Evaluation
 from fasthg.report.human import Human, people
+
+log = logging.getLogger(__name__)
 
 FILE, FIGURE = "performance_pose.json", "pck.png"
 _COLUMNS = 4
@@ -29,7 +34,7 @@ def write_performance(config: Config, evaluation: Evaluation) -> list[Path]:
     """Write `pose/<model>_evaluation/{performance_pose.json, pck.png}` of the run's project.
 
     In place of an older one. Nothing is written without MARS_PROJECT and POSE_MODEL, and for other
-    data than the project's test records: the notebooks show its pictures by their number there.
+    data than the project's test records: the notebooks look its frames up there.
 
     Returns:
         The files written.
@@ -57,11 +62,12 @@ def write_performance(config: Config, evaluation: Evaluation) -> list[Path]:
 def as_coco(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     """`{gt_keypoints, pred_keypoints, partNames}` as MARS writes it, for its fork of the COCO API.
 
-    An animal is an "image" whose id is its number in the records, from 1. Category 1 has all parts,
-    2 and up a single one each; every animal has an entry in every category, because the notebooks
-    ask for it. `keypoints` are x, y in image px and v: of labels their visibility, of predictions
-    1; 0, 0, 0 stands for what is missing. `bbox` (x, y, width, height) and `area` are those of the
-    padded crop, by which MARS divides; `score` is the height of the peak, in category 1 the mean.
+    An image is a frame, its id the integer in `image/id`, by which the notebooks find it; its
+    animals share it. Category 1 has all parts, 2 and up a single one each; every animal has an
+    entry in every category, because the notebooks ask for it. `keypoints` are x, y in image px and
+    v: of labels their visibility, of predictions 1; 0, 0, 0 stands for what is missing. `bbox` (x,
+    y, width, height) and `area` are those of the padded crop, by which MARS divides; `score` is the
+    height of the peak, in category 1 the mean.
     """
     predictions = evaluation.predictions
     found = np.isfinite(predictions.keypoints).all(axis=2)
@@ -70,7 +76,7 @@ def as_coco(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     truth = _triples(predictions.truth, predictions.visibility, labelled)
     scores = np.where(found & np.isfinite(predictions.scores), predictions.scores, 0.0)
     boxes = _crops(config, evaluation).tolist()
-    images = (predictions.instance + 1).tolist()
+    images = _image_ids(evaluation.index)[predictions.instance].tolist()
     parts = truth.shape[1]
     categories = [slice(None), *(slice(part, part + 1) for part in range(parts))]
     annotations: list[dict[str, Any]] = []
@@ -100,7 +106,7 @@ def as_coco(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "gt_keypoints": {
             "annotations": annotations,
-            "images": [{"id": image} for image in sorted(images)],
+            "images": [{"id": image} for image in sorted(set(images))],
             "categories": [{"id": category} for category in range(1, parts + 2)],
         },
         "pred_keypoints": detections,
@@ -108,7 +114,24 @@ def as_coco(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _triples(xy: Floats, v: np.ndarray, known: np.ndarray) -> Floats:
+def _image_ids(index: RecordIndex) -> NDArray[np.int64]:
+    """(animals,) the integer in `image/id` of each animal's frame.
+
+    Where a frame has none, or two have the same, frames are counted from 1 instead, with a warning:
+    the metrics are right, but the notebooks cannot show these frames.
+    """
+    numbers = index.image_number
+    if (numbers < 0).any() or len(np.unique(numbers)) < len(numbers):
+        log.warning(
+            "%s: image/id is not a number of its own in each record, so MARS's notebooks cannot "
+            "show single frames; convert the annotations again",
+            ", ".join(index.files[:2]),
+        )
+        numbers = np.arange(1, index.num_records + 1)
+    return np.asarray(numbers[index.record], np.int64)
+
+
+def _triples(xy: Floats, v: NDArray[Any], known: NDArray[Any]) -> Floats:
     """(animals, parts, 3) x, y, v from (animals, parts, 2) and (animals, parts); 0 if not known."""
     return np.where(known[..., None], np.concatenate([xy, v[..., None]], axis=2), 0.0)
 

@@ -23,6 +23,8 @@ from pycocotools.cocoeval import COCOeval
 from fasthg.cli import main
 from fasthg.config import Config, Parts
 from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.records.schema import Reader
+from fasthg.data.records.tfrecord import read_frames
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.predictor import Predictions
@@ -156,7 +158,9 @@ def test_the_files_of_the_notebooks(trained: Trained) -> None:
     assert data["partNames"] == KEYPOINTS
     truth, found = data["gt_keypoints"], data["pred_keypoints"]
     assert truth["categories"] == [{"id": number} for number in range(1, 9)]
-    assert truth["images"] == [{"id": number} for number in range(1, 7)], "3 frames, 2 mice"
+    path = trained.project / "pose" / "top_tfrecords_pose" / "test_dataset-00000-of-00001"
+    stored = [int(Reader(f.payload).string(b"image/id")) for f in read_frames(path)]
+    assert truth["images"] == [{"id": number} for number in stored] and len(set(stored)) == 3
     assert len(truth["annotations"]) == len(found) == 6 * 8
     ids = [entry["id"] for entry in truth["annotations"]]
     assert len(set(ids)) == len(ids) and 0 not in ids, "0 is no match to COCO"
@@ -165,9 +169,11 @@ def test_the_files_of_the_notebooks(trained: Trained) -> None:
         str(trained.project / "pose" / "top_tfrecords_pose" / "test_dataset-*"), 7
     )
     rows = json.loads((trained.run / "eval" / "test" / "predictions.json").read_text())
-    for label, prediction in zip(truth["annotations"], found, strict=True):
-        number, category = label["image_id"] - 1, label["category_id"]
-        assert (prediction["image_id"] - 1, prediction["category_id"]) == (number, category)
+    for place, (label, prediction) in enumerate(zip(truth["annotations"], found, strict=True)):
+        number, category = place // 8, label["category_id"]
+        assert category == place % 8 + 1 == prediction["category_id"]
+        frame = stored[number // 2]
+        assert label["image_id"] == prediction["image_id"] == frame, "both mice of a frame"
         chosen = slice(None) if category == 1 else slice(category - 2, category - 1)
         xyv = np.reshape(label["keypoints"], (-1, 3))
         seen = index.visibility[number, chosen]
@@ -203,13 +209,21 @@ def test_coco_reads_them_as_the_notebooks_do(trained: Trained, category: int) ->
     judge.params.catIds = [category]
     judge.evaluate()
     judge.accumulate()
-    for annotation, prediction in zip(truth["annotations"], found, strict=True):
-        xyv, at = (np.reshape(d["keypoints"], (1, -1, 3)) for d in (annotation, prediction))
-        distance = np.hypot(*np.moveaxis(xyv - at, -1, 0)[:2])
-        distance[xyv[..., 2] == 0] = np.nan
-        wanted = oks(distance, sigmas, [annotation["area"]])
-        actual = judge.ious[annotation["image_id"], category]
-        np.testing.assert_allclose(actual, [wanted], rtol=1e-6)
+    for image in labels.imgs:
+        both, guesses = (
+            [entry for entry in entries if entry["image_id"] == image]
+            for entries in (truth["annotations"], found)
+        )
+        guesses.sort(key=lambda entry: -entry["score"])
+        assert len(both) == len(guesses) == 2
+        for row, prediction in enumerate(guesses):
+            for column, annotation in enumerate(both):
+                xyv, at = (np.reshape(d["keypoints"], (1, -1, 3)) for d in (annotation, prediction))
+                distance = np.hypot(*np.moveaxis(xyv - at, -1, 0)[:2])
+                distance[xyv[..., 2] == 0] = np.nan
+                (wanted,) = oks(distance, sigmas, [annotation["area"]])
+                actual = judge.ious[image, category][row, column]
+                assert actual == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -381,7 +395,7 @@ def test_what_is_missing_is_zero(trained: Trained) -> None:
     json.dumps(data, allow_nan=False)
     labels, predictions = data["gt_keypoints"]["annotations"], data["pred_keypoints"]
     assert len(labels) == len(predictions) == 16
-    assert [image["id"] for image in data["gt_keypoints"]["images"]] == [2, 5]
+    assert [each["id"] for each in data["gt_keypoints"]["images"]] == [2_000_000, 2_000_002]
     assert [labels[part + 1]["keypoints"] for part in (2, 3)] == [[0, 0, 0]] * 2
     assert [labels[part + 1]["num_keypoints"] for part in (1, 2, 3)] == [1, 0, 0]
     assert labels[0]["num_keypoints"] == 5 and labels[0]["keypoints"][6:12] == [0] * 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Unpack
@@ -36,6 +36,8 @@ class Labelled:
     """One frame of a project and its animals.
 
     image: its file, or the path that it would have, whose name and folder go into the record.
+    image_id: what the frame is called, unique in the data set; MARS reads a number, its place in
+    `splits.json`, in its stead (see `records.schema`).
     keypoints: (animals, parts, 2) float64, image px, NaN where unlabelled. names: the animals'.
     video: what the frame was taken from, as `video_of` gives it. split: where the project says that
     it belongs. boxes: (animals, 4) x1 y1 x2 y2, image px, NaN for an animal without; area:
@@ -137,7 +139,7 @@ def write_splits(
         for shard in range(shards):
             path = out / f"{split}_dataset-{shard:05d}-of-{shards:05d}"
             part = chosen[shard * shard_size : (shard + 1) * shard_size]
-            write_frames(path, _payloads(part, report))
+            write_frames(path, _payloads(part, rank, report))
             report.files.append(path)
     former = {*splits.files}
     splits.files = [path.name for path in report.files]
@@ -151,7 +153,9 @@ def write_splits(
     return report
 
 
-def _payloads(frames: Iterable[Labelled], report: Report) -> Iterator[bytes]:
+def _payloads(
+    frames: Iterable[Labelled], numbers: Mapping[str, int], report: Report
+) -> Iterator[bytes]:
     for frame in frames:
         encoded, width, height = frame.read() if frame.read else read_jpeg(Path(frame.image))
         if frame.size and frame.size != (width, height):
@@ -168,6 +172,7 @@ def _payloads(frames: Iterable[Labelled], report: Report) -> Iterator[bytes]:
                 width=width,
                 height=height,
                 image_id=frame.image_id,
+                number=numbers[frame.image_id],
                 filename=frame.image.name,
                 path=frame.image.parent.name,
                 bbox=_boxes(frame, keypoints, (width, height)),

@@ -80,7 +80,7 @@ class IndexBuilder:
         self._start_chunk()
 
     def _start_chunk(self) -> None:
-        self.rows: list[tuple[int, int, int, int, int, int]] = []
+        self.rows: list[tuple[int, int, int, int, int, int, int]] = []
         self.objects: list[int] = []
         self.edges = [bytearray() for _ in range(4)]
         self.axes = [bytearray() for _ in range(2)]
@@ -149,7 +149,7 @@ class IndexBuilder:
 
     def _add_nothing(self, file_id: int) -> None:
         """Add a row without image and animals, so that later records keep their numbers."""
-        self.rows.append((file_id, 0, 0, 1, 1, len(self.ids)))
+        self.rows.append((file_id, 0, 0, 1, 1, len(self.ids), -1))
         self.objects.append(0)
 
     def _add(self, file_id: int, offset: int, payload: bytes, layout: Layout) -> None:
@@ -169,7 +169,9 @@ class IndexBuilder:
                 f"set PARTS in the config to the parts of this data set"
             )
         self.ids += layout.image_id
-        self.rows.append((file_id, offset + start, end - start, width, height, len(self.ids)))
+        self.rows.append(
+            (file_id, offset + start, end - start, width, height, len(self.ids), layout.number)
+        )
         self.objects.append(objects)
         for buffer, values in zip(
             (*self.edges, *self.axes),
@@ -188,7 +190,7 @@ class IndexBuilder:
         return self.names.setdefault(name, len(self.names))
 
     def _end_chunk(self, path: str) -> None:
-        rows = np.array(self.rows, np.int64).reshape(-1, 6)
+        rows = np.array(self.rows, np.int64).reshape(-1, 7)
         counts = np.array(self.objects, np.int64)
         local = np.repeat(np.arange(len(rows)), counts)
         number = np.arange(len(local)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -220,6 +222,7 @@ class IndexBuilder:
             ("width", rows[:, 3].astype(np.int32)),
             ("height", rows[:, 4].astype(np.int32)),
             ("_id_end", rows[:, 5].copy()),
+            ("image_number", rows[:, 6].copy()),
             ("record", (local + self.records).astype(np.int32)),
             ("object_number", number.astype(np.int16)),
             ("bbox", bbox.astype(np.float32)),

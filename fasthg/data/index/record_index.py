@@ -113,7 +113,8 @@ class RecordIndex:
 
     files: the TFRecord files; first_record (files,) int64: index of each file's first record.
     Per record: file_id (R,) int32 into `files`; jpeg_offset (R,) int64 and jpeg_length (R,) int32,
-    the image's bytes in that file; width, height (R,) int32, px.
+    the image's bytes in that file; width, height (R,) int32, px; image_number (R,) int64, the
+    frame's `image/id` as an integer, -1 where it is none.
     Per instance: record (N,) int32; object_number (N,) int16 within its record;
     bbox (N, 4) float32, x1 y1 x2 y2 divided by image width and height;
     keypoints (N, P, 2) float32, image px, NaN where unlabelled; visibility (N, P) uint8, 0
@@ -129,6 +130,7 @@ class RecordIndex:
     jpeg_length: npt.NDArray[np.int32]
     width: npt.NDArray[np.int32]
     height: npt.NDArray[np.int32]
+    image_number: npt.NDArray[np.int64]
     record: npt.NDArray[np.int32]
     object_number: npt.NDArray[np.int16]
     bbox: npt.NDArray[np.float32]
@@ -260,7 +262,8 @@ class RecordIndex:
         return data
 
     def image_id(self, record: int) -> str:
-        """`image/id` of a record; empty where the record has none."""
+        """What a record's frame is called: the name that fasthg's converters give it, or `image/id`
+        of other writers; empty where the record has none."""
         return self._id_bytes(record).decode(errors="replace")
 
     def _id_bytes(self, record: int) -> bytes:

@@ -9,10 +9,15 @@ number of objects is in `image/object/bbox/count` (documented: `image/object/cou
 image's), and there are `image/path` and `image/object/parts/count`. Both forms are read. Floats are
 stored field by field: xmin of every object, then, under another key, ymin of every object; for
 parts, all parts of object 0, then all of object 1.
+
+`image/id` is text, but MARS' evaluation and notebooks read it as an integer. Records that fasthg
+writes therefore hold a frame's number there, and what people call the frame (`day1/img0042`) in
+`image/extra`, as JSON: `{"name": "day1/img0042"}`. Read again, that name is the frame's `image_id`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,10 +52,12 @@ class Layout(NamedTuple):
     `jpeg` is a span of the payload; the byte fields hold little-endian float32 as in the record:
     xmin.. `objects` values, parts_x and parts_y `objects * parts`, area `objects` or none.
     `visibility` holds `objects * parts` integers or none. width and height are 0 where missing.
-    `names` holds what each object is called, or nothing; see `object_names`.
+    `names` holds what each object is called, or nothing; see `object_names`. `image_id` is the name
+    in `image/extra`, or else `image/id`; `number` is `image/id` as an integer, -1 where it is none.
     """
 
     image_id: bytes
+    number: int
     jpeg: protobuf.Span
     width: int
     height: int
@@ -183,8 +190,10 @@ def layout_of(reader: Reader) -> Layout:
     width, height = reader.integer(b"image/width"), reader.integer(b"image/height")
     if width > MAX_SIDE or height > MAX_SIDE:
         raise ValueError(f"an image of {width}x{height} px, more than {MAX_SIDE} a side; {_AGAIN}")
+    image_id, number, _ = _identity(reader)
     return Layout(
-        image_id=reader.string(b"image/id"),
+        image_id=image_id,
+        number=number,
         jpeg=jpeg[0],
         width=width,
         height=height,
@@ -200,6 +209,33 @@ def layout_of(reader: Reader) -> Layout:
         area=area,
         names=object_names(reader, objects),
     )
+
+
+_DIGITS = re.compile(rb"[0-9]{1,18}")
+# Longer text in `image/extra` is not ours: a file's name has less.
+_LONGEST_NAME = 1 << 14
+
+
+def _identity(reader: Reader) -> tuple[bytes, int, bool]:
+    """What a frame is called, its number (-1 without one), and whether `image/extra` says so."""
+    stored = reader.string(b"image/id")
+    number = int(stored) if _DIGITS.fullmatch(stored) else -1
+    name = _name_in(reader) if number >= 0 else None
+    return stored if name is None else name, number, name is not None
+
+
+def _name_in(reader: Reader) -> bytes | None:
+    """The name in `image/extra`, or None where another program wrote that field."""
+    try:
+        extra = reader.string(b"image/extra")
+        if not extra.startswith(b'{"name"') or len(extra) > _LONGEST_NAME:
+            return None
+        match json.loads(extra):
+            case {"name": str(name), **others} if name and not others:
+                return name.encode()
+    except (ValueError, RecursionError):  # of another type than documented; no JSON; half a pair
+        pass
+    return None
 
 
 def object_names(reader: Reader, objects: int) -> list[bytes]:
@@ -279,6 +315,8 @@ class Record:
     keypoints: (objects, parts, 2) float32, x y, divided by width and height; NaN where unlabelled.
     visibility: (objects, parts) uint8; 0 unlabelled, 1 occluded, 2 visible.
     area: (objects,) float32, image px²; NaN where unknown.
+    image_id: what the frame is called. number: its number in the data set, which is then stored as
+    `image/id`, and `image_id` in `extra`, which must be empty; None stores `image_id` as it is.
     object_id, bbox_text: one string an object; bbox_label: one integer an object.
     bbox_score, bbox_conf: (objects,) float32; part_score: (objects, parts) float32.
     Fields left as None or empty are not written.
@@ -307,6 +345,7 @@ class Record:
     class_label: int = 0
     class_text: str = ""
     class_conf: float | None = None
+    number: int | None = None
 
 
 def decode(payload: bytes, where: str) -> Record:
@@ -348,6 +387,7 @@ def _record(reader: Reader, layout: Layout) -> Record:
         return values.reshape(shape) if values.size == np.prod(shape) and values.size else None
 
     confidence = reader.floats(b"image/class/conf")
+    _, number, named = _identity(reader)
     return Record(
         encoded=encoded,
         width=width,
@@ -368,10 +408,11 @@ def _record(reader: Reader, layout: Layout) -> Record:
         colorspace=text(b"image/colorspace"),
         channels=reader.integer(b"image/channels"),
         format=text(b"image/format"),
-        extra=text(b"image/extra"),
+        extra="" if named else text(b"image/extra"),
         class_label=reader.integer(b"image/class/label"),
         class_text=text(b"image/class/text"),
         class_conf=float(confidence[0]) if confidence.size else None,
+        number=number if named else None,
     )
 
 
@@ -381,8 +422,8 @@ def encode(record: Record) -> bytes:
     Unlabelled parts become 0, 0 with visibility 0 (MARS cannot read NaN); a missing visibility
     becomes 2 for labelled parts, a missing area that of the box; an area of at most 1 is read as a
     share of the image, as in a file; the number of objects is written under both of its keys.
-    Raises ValueError where the arrays' shapes contradict each other, and where `decode` would
-    refuse the result (except for an empty image).
+    Raises ValueError where the arrays' shapes contradict each other, where a numbered frame has an
+    `extra` of its own, and where `decode` would refuse the result (except for an empty image).
     """
     objects, parts = _sizes(record)
     visibility = record.visibility
@@ -398,8 +439,10 @@ def encode(record: Record) -> bytes:
     ids = record.object_id or [str(number) for number in range(objects)]
     numeric = all(_NUMBER.fullmatch(item) for item in ids)
 
+    image_id, extra = _stored_identity(record)
+
     values: dict[str, protobuf.Value] = {
-        "image/id": [record.image_id.encode()],
+        "image/id": [image_id.encode()],
         "image/filename": [record.filename.encode()],
         "image/path": [record.path.encode()],
         "image/encoded": [record.encoded],
@@ -425,8 +468,8 @@ def encode(record: Record) -> bytes:
     }
     for column, name in enumerate(("xmin", "ymin", "xmax", "ymax")):
         values[f"image/object/bbox/{name}"] = bbox[:, column]
-    if record.extra:
-        values["image/extra"] = [record.extra.encode()]
+    if extra:
+        values["image/extra"] = [extra.encode()]
     if record.class_conf is not None:
         values["image/class/conf"] = np.array([record.class_conf], np.float32)
     if record.bbox_text:
@@ -436,6 +479,17 @@ def encode(record: Record) -> bytes:
     if record.part_score is not None:
         values["image/object/parts/score"] = record.part_score.ravel()
     return protobuf.encode_example(values)
+
+
+def _stored_identity(record: Record) -> tuple[str, str]:
+    """`image/id` and `image/extra`. Raises ValueError where both would need the latter."""
+    if record.number is None:
+        return record.image_id, record.extra
+    if record.extra:
+        raise ValueError("extra holds the name of a numbered frame; leave it empty")
+    # Six digits at least, as MARS' writer has them.
+    name = json.dumps({"name": record.image_id}, ensure_ascii=False) if record.image_id else ""
+    return f"{record.number:06d}", name
 
 
 def _sizes(record: Record) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.boxes import box_around
+from fasthg.data.convert.splits import SPLITS
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.data.synthetic.cage import SCENES, Image, scene, sensor
@@ -31,6 +32,8 @@ APART = 0.4
 CONTACT = 0.05
 """The same where one may lie on the other, as in the films."""
 _JPEG_QUALITY = 90
+_MOST_FRAMES = 1_000_000
+"""Of a split: numbers of frames are unique in the data set."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def make_record(
         width=width,
         height=height,
         image_id=f"{split}{number:06d}",
+        number=[*SPLITS, split].index(split) * _MOST_FRAMES + number,
         filename=f"{split}{number:06d}.jpg",
         path="synthetic",
         bbox=np.stack([box_around(points) for points in keypoints]),
