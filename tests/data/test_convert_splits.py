@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
+import numpy as np
 import pytest
+from samples import images
 
+from fasthg.data.convert.common import Labelled, new_report, write_splits
 from fasthg.data.convert.splits import NAME, Item, divide, session_of
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import ConfigError, DataError
 
 
@@ -217,3 +221,28 @@ def test_damaged_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(DataError, match=message):
         divide(items(("a", 4)), tmp_path)
+
+
+def test_numbers_of_frames_are_unique_and_stay(tmp_path: Path) -> None:
+    """MARS reads `image/id` as an integer, and tells the frames of all splits by it."""
+
+    def convert(*names: str) -> dict[str, int]:
+        frames = [
+            Labelled(
+                image=PurePath(f"{name}.jpg"),
+                image_id=name,
+                keypoints=np.array([[[25.0, 50.0], [75.0, 50.0]]]),
+                read=lambda: (images()[0], 100, 100),
+            )
+            for name in names
+        ]
+        report = write_splits(
+            frames, tmp_path, new_report({"a": "a", "b": "b"}), fractions=(0.5, 0.2, 0.3)
+        )
+        index = RecordIndex.build([str(path) for path in report.files], 2)
+        return {index.image_id(r): int(index.image_number[r]) for r in range(index.num_records)}
+
+    first = convert(*(f"day1/img{n:03}" for n in range(9)))
+    assert sorted(first.values()) == [*range(9)]
+    both = convert("day0/img001", *reversed(first))
+    assert both.pop("day0/img001") == 9 and both == first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from fasthg.data.records import protobuf
 from fasthg.data.records.jpeg import jpeg_size
-from fasthg.data.records.schema import Record, area_px, decode, encode, scan
+from fasthg.data.records.schema import Reader, Record, area_px, decode, encode, scan
 from fasthg.data.records.tfrecord import read_frames, write_frames
 from fasthg.errors import DataError
 
@@ -83,6 +85,36 @@ def full_record() -> Record:
 def assert_same(one: Record, other: Record) -> None:
     for name in one.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["day 1/mäuse_0007", "", '"\\'])
+def test_a_numbered_frame(name: str) -> None:
+    record = replace(full_record(), image_id=name, number=7, extra="")
+    payload = encode(record)
+    reader = Reader(payload)
+    assert int(reader.string(b"image/id")) == 7, "what MARS reads"
+    assert not name or json.loads(reader.string(b"image/extra")) == {"name": name}
+    if name:
+        assert_same(decode(payload, "here"), record)
+        assert scan(payload)[:2] == (name.encode(), 7)
+    with pytest.raises(ValueError, match="extra holds the name"):
+        encode(replace(record, extra="mine"))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *('{"name": 3}', '{"name": ""}', '{"name": "a", "by": "b"}', '{"name": "\\ud800"}'),
+        *('{"name"', '{"name": ' + "[" * 9999, '{"name": "' + "a" * 20000 + '"}', "day1"),
+    ],
+    ids=lambda extra: extra[:12],
+)
+@pytest.mark.parametrize(("image_id", "number"), [("12", 12), ("img12", -1), ("-1", -1)])
+def test_what_others_write_stays(extra: str, image_id: str, number: int) -> None:
+    record = replace(full_record(), image_id=image_id, extra=extra)
+    payload = encode(record)
+    assert_same(decode(payload, "here"), record)
+    assert scan(payload)[:2] == (image_id.encode(), number)
 
 
 def message_class() -> Any:
