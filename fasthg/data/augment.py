@@ -74,11 +74,20 @@ class AugmentParams:
         )
 
 
+def fixed_padding(cfg: Config) -> float:
+    """The padding of a crop where none is drawn, as a fraction of the box side.
+
+    Rounded to float32, because TensorFlow hands it to the reference's code so: an edge that a
+    padding of 0.65 puts on a whole px is one px further in with 0.64999998.
+    """
+    return float(np.float32(cfg.LOOSE_BBOX_PAD_FACTOR)) if cfg.LOOSE_BBOX_CROP else 0.0
+
+
 def no_augmentation(cfg: Config, count: int) -> AugmentParams:
     """Parameters that leave `count` instances as they are: the fixed padding and nothing else."""
     one = np.ones(count, np.float32)
     return AugmentParams(
-        pad=np.full(count, cfg.LOOSE_BBOX_PAD_FACTOR if cfg.LOOSE_BBOX_CROP else 0.0),
+        pad=np.full(count, fixed_padding(cfg)),
         shift=np.zeros((count, 4)),
         flip=np.zeros(count, np.bool_),
         angle=np.zeros(count),

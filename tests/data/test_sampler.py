@@ -9,10 +9,15 @@ import pytest
 
 from fasthg import geometry
 from fasthg.config import Config
-from fasthg.data.augment import AugmentParams
+from fasthg.data.augment import AugmentParams, no_augmentation
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.rng import uniforms
-from fasthg.data.sampler import BatchSampler, BatchSpec, replacement_rows
+from fasthg.data.sampler import (
+    BatchSampler,
+    BatchSpec,
+    make_crop_transforms,
+    replacement_rows,
+)
 from fasthg.errors import DataError
 
 Make = Callable[..., Config]
@@ -81,7 +86,7 @@ def test_evaluation_is_in_order_plain_and_ends(mice: RecordIndex) -> None:
     plans = [sampler.plan(step) for step in range(sampler.batches_per_epoch)]
     assert [len(plan) for plan in plans] == [10, 10, 4]
     assert np.concatenate([plan.instances for plan in plans]).tolist() == list(range(24))
-    assert (plans[0].draws.pad == cfg.LOOSE_BBOX_PAD_FACTOR).all()
+    assert (plans[0].draws.pad == np.float32(cfg.LOOSE_BBOX_PAD_FACTOR)).all()
     assert not plans[0].draws.flip.any()
     for step in (3, -1):
         with pytest.raises(IndexError):
@@ -179,6 +184,15 @@ def test_sigmas_and_areas(mice: RecordIndex, configure: Make) -> None:
     ).plan(0)
     scale = 256 / sides.max(axis=1) * 64 / 256 * np.sqrt(mice.area[:8]) * 2
     np.testing.assert_allclose(scaled.sigmas, plain.sigmas * scale[:, None], rtol=1e-5)
+
+
+def test_fixed_padding_is_float32_as_the_reference_receives_it() -> None:
+    """0.65 of 40 px is 13 px a side; of 0.64999998 a little less, and edges are rounded down."""
+    box = np.float32([[200 / 512, 100 / 256, 240 / 512, 140 / 256]])
+    for factor, side in ((0.65, 65), (0.5, 60)):
+        cfg = Config(LOOSE_BBOX_PAD_FACTOR=factor)
+        crops = make_crop_transforms(cfg, box, [512], [256], no_augmentation(cfg, 1))
+        assert crops.side.tolist() == [[side, side]]
 
 
 def test_only_strong_shrinking_is_smoothed_first(mice: RecordIndex, configure: Make) -> None:

@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from fasthg import geometry
 from fasthg.config import Config
-from fasthg.data.augment import COLOUR_CBG, COLOUR_FAST, COLOUR_GBCG, COLOUR_NONE, AugmentParams
+from fasthg.data.augment import (
+    COLOUR_CBG,
+    COLOUR_FAST,
+    COLOUR_GBCG,
+    COLOUR_NONE,
+    AugmentParams,
+    fixed_padding,
+)
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import CropRenderer
 from fasthg.data.records.jpeg import image_fault
@@ -43,7 +50,7 @@ class Augmentation:
 
 def _margin(draws: AugmentParams, cfg: Config) -> str:
     pad = float(draws.pad[0])
-    return "" if pad == cfg.LOOSE_BBOX_PAD_FACTOR else f"margin {pad:.2f} of the side"
+    return "" if pad == fixed_padding(cfg) else f"margin {pad:.2f} of the side"
 
 
 def _shift(draws: AugmentParams, cfg: Config) -> str:
