@@ -259,6 +259,20 @@ def _evaluation(cfg: Keys) -> Iterator[Problem]:
             "give one for each part, or a named set such as narrow",
             ("PARTS.NUM_PARTS",),
         )
+    if cfg.EVAL_CROP == "mars" and not cfg.LOOSE_BBOX_CROP:
+        yield Problem(
+            "EVAL_CROP",
+            "mars is a crop with a margin, and LOOSE_BBOX_CROP is false",
+            "set EVAL_CROP: training",
+            ("LOOSE_BBOX_CROP",),
+        )
+    if cfg.EVAL_CROP == "mars" and cfg.LOADER == "dali":
+        yield Problem(
+            "EVAL_CROP",
+            "mars is a crop of the portable loader alone, and LOADER is dali",
+            "set LOADER: auto",
+            ("LOADER",),
+        )
 
 
 def _machine(cfg: Keys) -> Iterator[Problem]:

@@ -218,6 +218,12 @@ class Keys(Section):
         "How a heatmap becomes a point: dark (Taylor step on the log map), quarter "
         "(quarter-cell shift), argmax, plateau (MARS's evaluation).",
     )
+    EVAL_CROP: Annotated[Literal["training", "mars"], LowerCase] = key(
+        "training",
+        "Crops of fasthg eval: training, those of a training without augmentation; mars, those of "
+        "MARS's evaluation: boxes not rounded to whole pixels, the centres of their corner pixels "
+        "in the corners of the crop, in float32, by the portable loader.",
+    )
     BACKGROUND_HEATMAPS: BackgroundHeatmaps = key(
         BackgroundHeatmaps(),
         "Maps of left/right partners and other animals.",
@@ -582,13 +588,13 @@ class Keys(Section):
     RUN_NAME: FolderName | None = key(
         None, "Name of the run folder; null takes the file's name and the time."
     )
-    LOG_EVERY_N_STEPS: Int = key(10, "Steps between two lines of metrics.", ge=1)
+    LOG_EVERY_N_STEPS: Int = key(100, "Steps between two lines of metrics.", ge=1)
     VALIDATE_EVERY_N_STEPS: Int = key(
         2000, "Steps between two evaluations on the validation split.", ge=1
     )
-    SAVE_INTERVAL_SECS: Float = key(3600.0, "Seconds between two saved training states.", ge=0)
+    SAVE_INTERVAL_SECS: Float = key(3000.0, "Seconds between two saved training states.", ge=0)
     SAVE_SUMMARY_SECS: Float = key(30.0, "Seconds between two summaries in TensorBoard.", ge=0)
-    MAX_TO_KEEP: Int = key(4, "Number of recent step checkpoints kept.", ge=1)
+    MAX_TO_KEEP: Int = key(6, "Number of recent step checkpoints kept.", ge=1)
     KEEP_CHECKPOINT_EVERY_N_HOURS: Float = key(
         3.0, "Hours after which one more checkpoint is kept for good.", gt=0
     )

@@ -87,6 +87,14 @@ def test_partners_are_recognised_in_any_spelling(names: list[str]) -> None:
             {"RANDOM_PADDING_MAX": 65, "CROP_BORDER": "edge"},
             "RANDOM_PADDING_MAX: 65 times the side of the box is added, and CROP_BORDER edge",
         ),
+        (
+            {"EVAL_CROP": "mars", "LOADER": "dali"},
+            "EVAL_CROP: mars is a crop of the portable loader alone, and LOADER is dali; set",
+        ),
+        (
+            {"EVAL_CROP": "mars", "LOOSE_BBOX_CROP": False},
+            "EVAL_CROP: mars is a crop with a margin, and LOOSE_BBOX_CROP is false",
+        ),
         ({"CROP_BORDER": "constant"}, "Input should be 'clip' or 'edge'"),
         (
             {"RANDOM_JPEG_QUALITY_MAX": 20},
