@@ -86,6 +86,20 @@ def loose_crop(
     return crop
 
 
+def unrounded_crop(bbox: npt.ArrayLike, factor: float) -> npt.NDArray[np.float32]:
+    """The crop around a box as MARS evaluates: `loose_crop` with `clip`, not rounded to px.
+
+    bbox: `(batch, 4)` x1 y1 x2 y2 as shares of width and height. Returns `(batch, 4)` shares. An
+    axis of a box that leaves the image moves inwards by as much on both sides, as there.
+    """
+    box = np.asarray(bbox, np.float32).astype(np.float64)
+    low, high = box[:, :2], box[:, 2:]
+    pad = np.minimum(np.minimum(low, 1 - high), factor * (high - low) / 2)
+    return np.concatenate(
+        [np.maximum(low - pad, 0), np.minimum(high + pad, 1)], axis=1, dtype=np.float32
+    )
+
+
 def image_to_input(
     crop: npt.ArrayLike, size: int, flip: npt.ArrayLike = False, angle: npt.ArrayLike = 0.0
 ) -> Float:

@@ -18,7 +18,7 @@ class Batch:
     """Images and their annotations; the loss renders the targets."""
 
     images: Tensor
-    """uint8 (batch, input, input, 3), RGB."""
+    """uint8 (batch, input, input, 3), RGB; float32 where crops are those of MARS's evaluation."""
     keypoints: Tensor
     """float32 (batch, parts, 2) heatmap cells; NaN = unlabelled."""
     visibility: Tensor

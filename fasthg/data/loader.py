@@ -63,11 +63,16 @@ def make_loader(
     """A loader of the sampler's batches; the caller closes it.
 
     kind: "dali" or "portable"; as `loader_choice` decides unless given. NUM_INPUT_THREADS, at most
-    the cores this process may use, is the number of processes or threads. Raises EnvironmentFault
-    if DALI is asked for and cannot be imported, ConfigError for another kind.
+    the cores this process may use, is the number of processes or threads. The crops of MARS's
+    evaluation are made by the portable loader alone. Raises EnvironmentFault if DALI is asked for
+    and cannot be imported, ConfigError for another kind and for those crops by DALI.
     """
     threads = min(cfg.NUM_INPUT_THREADS, available_cores())
     chosen = kind or loader_choice(cfg, device)[0]
+    if sampler.crops_as_mars and chosen == "dali":
+        if kind or cfg.LOADER == "dali":
+            raise ConfigError("EVAL_CROP: mars is not for the dali loader; set LOADER: portable")
+        chosen = "portable"
     if chosen == "dali" and kind is None and cfg.LOADER == "auto":
         from fasthg.data.dali_loader import import_dali
 

@@ -55,6 +55,46 @@ def decode_image(data: bytes) -> Image | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE) if data else None
 
 
+def crop_and_resize(image: Image, crop: npt.NDArray[np.float32], size: int) -> Image:
+    """A crop as TensorFlow's `tf.image.crop_and_resize` samples it, with its arithmetic.
+
+    The centres of the first and the last output px lie on the crop's borders, measured from the
+    centre of the image's first px to that of its last. Bilinear between four px, without smoothing
+    before; black where the crop leaves the image.
+    image: uint8 (height, width, 3). crop: (4,) x1 y1 x2 y2 as shares of width and height. Returns
+    float32 (size, size, 3), grey levels.
+    """
+    x1, y1, x2, y2 = crop
+    left, right, u, in_width = _between_centres(x1, x2, image.shape[1], size)
+    above, below, v, in_height = _between_centres(y1, y2, image.shape[0], size)
+
+    def pixels(rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Image:
+        return image[np.ix_(rows, columns)].astype(np.float32)
+
+    def across(rows: npt.NDArray[np.int64]) -> Image:
+        first = pixels(rows, left)
+        return first + (pixels(rows, right) - first) * u[:, None]
+
+    top = across(above)
+    sampled = top + (across(below) - top) * v[:, None, None]
+    return np.where((in_height[:, None] & in_width)[..., None], sampled, np.float32(0))
+
+
+def _between_centres(
+    low: np.float32, high: np.float32, length: int, size: int
+) -> tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.bool_]
+]:
+    """Of `size` samples along an axis: the px before and after, how far in between, if inside."""
+    last = np.float32(length - 1)
+    step = (high - low) * last / np.float32(size - 1)
+    at = low * last + np.arange(size, dtype=np.float32) * step
+    inside = (at >= 0) & (at <= last)
+    at = np.where(inside, at, np.float32(0))
+    before = np.floor(at)
+    return before.astype(np.int64), np.ceil(at).astype(np.int64), at - before, inside
+
+
 class CropRenderer:
     """Renders network input from encoded images as a BatchSpec describes it."""
 
@@ -74,6 +114,14 @@ class CropRenderer:
         image = self.augment(self.warp(image, plan, row), plan, row)
         # OpenCV works in BGR throughout; only JPEG cares, and the batch is RGB.
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+        return None
+
+    def render_as_mars(self, data: bytes, crop: npt.NDArray[np.float32], out: Image) -> str | None:
+        """Write `crop_and_resize` of a crop into `out`, RGB float32 (size, size, 3)."""
+        image = decode_image(data)
+        if image is None:
+            return "cannot be decoded"
+        out[:] = crop_and_resize(image, crop, self.size)[..., ::-1]
         return None
 
     def warp(self, image: Image, plan: BatchSpec | CropTransforms, row: int) -> Image:
@@ -154,7 +202,10 @@ class _Batches(Dataset[_Rendered]):
     def _render(self, plan: BatchSpec) -> _Rendered:
         index = self.sampler.index
         size = self.renderer.size
-        images = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
+        as_mars = self.sampler.crops_as_mars
+        dtype = torch.float32 if as_mars else torch.uint8
+        images = torch.empty((len(plan), size, size, 3), dtype=dtype)
+        crops = self.sampler.mars_crops(plan.instances) if as_mars else None
         pixels = images.numpy()
         bad = np.zeros(len(plan), bool)
         faults: dict[int, str] = {}
@@ -163,7 +214,10 @@ class _Batches(Dataset[_Rendered]):
             if fault is None:
                 data = index.jpeg(record)
                 fault = image_fault(data, int(index.width[record]), int(index.height[record]))
-                fault = fault or self.renderer.render(data, plan, row, pixels[row])
+                if fault is None and crops is not None:
+                    fault = self.renderer.render_as_mars(data, crops[row], pixels[row])
+                elif fault is None:
+                    fault = self.renderer.render(data, plan, row, pixels[row])
             if fault is not None:
                 faults[record], bad[row] = fault, True
         if faults:
@@ -302,7 +356,8 @@ def _affordable(workers: int, sampler: BatchSampler) -> int:
     """Number of workers whose finished batches fit into shared memory, at most `workers`."""
     if not workers or not os.path.isdir("/dev/shm"):
         return workers
-    batch = sampler.batch_size * sampler.cfg.INPUT_SIZE**2 * 3
+    channel = 4 if sampler.crops_as_mars else 1  # bytes
+    batch = sampler.batch_size * sampler.cfg.INPUT_SIZE**2 * 3 * channel
     free = shutil.disk_usage("/dev/shm").free
     fitting = int(free // (batch * (_PREFETCH + 1)))
     if fitting < workers:

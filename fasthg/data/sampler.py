@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fasthg import geometry
 from fasthg.config import Config
-from fasthg.data.augment import AugmentParams, draw, no_augmentation
+from fasthg.data.augment import AugmentParams, draw, fixed_padding, no_augmentation
 from fasthg.data.augment_ops import smoothing, smoothing_radius
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.rng import first_words
@@ -65,6 +65,23 @@ def make_crop_transforms(
     loose = geometry.shift_edges(box, draws.shift, width, height, clip=clip)
     crop = geometry.loose_crop(loose, draws.pad, width, height, clip=clip)
     return transforms_of_crops(cfg, crop, width, height, draws)
+
+
+def evaluation_transforms(
+    cfg: Config, bbox: npt.ArrayLike, width: npt.ArrayLike, height: npt.ArrayLike
+) -> CropTransforms:
+    """The crops of `fasthg eval`, as EVAL_CROP says; arguments as of `make_crop_transforms`.
+
+    With `mars` they are only as exact for pixels as for keypoints: a loader samples them by
+    `opencv_loader.crop_and_resize`, whose grid differs by less than a px.
+    """
+    bbox = np.asarray(bbox)
+    nothing = no_augmentation(cfg, len(bbox))
+    if cfg.EVAL_CROP == "training":
+        return make_crop_transforms(cfg, bbox, width, height, nothing)
+    size = np.stack([np.asarray(width), np.asarray(height)] * 2, axis=-1)
+    crop = geometry.unrounded_crop(bbox, fixed_padding(cfg)) * size
+    return transforms_of_crops(cfg, crop, width, height, nothing)
 
 
 def transforms_of_crops(
@@ -157,8 +174,12 @@ class BatchSampler:
         batch_size: int | None = None,
         rank: int = 0,
         ranks: int = 1,
+        final: bool = False,
     ) -> None:
         """batch_size: instances a batch, BATCH_SIZE unless given. Raises DataError if empty.
+
+        final: an evaluation whose crops EVAL_CROP chooses; in a training, validation has the crops
+        of the training, as in MARS.
 
         rank, ranks: number of this process and count of those that train together. In training
         batch `step` of rank r is the r-th part of the batch that one process would make of
@@ -173,6 +194,7 @@ class BatchSampler:
         self.seed = seed
         self.batch_size = int(batch_size or cfg.BATCH_SIZE)
         self.rank, self.ranks = rank, ranks
+        self.final = final and not training
         self._sigmas = np.asarray(cfg.PARTS.SIGMAS, np.float64)
         self._swap = np.arange(index.num_parts)
         for left, right in cfg.PARTS.LEFT_RIGHT_PAIRS:
@@ -183,6 +205,16 @@ class BatchSampler:
     def count(self) -> int:
         """Items that an epoch holds: instances."""
         return len(self.index)
+
+    @property
+    def crops_as_mars(self) -> bool:
+        """Whether images are `opencv_loader.crop_and_resize` of `mars_crops`, in float32."""
+        return self.final and self.cfg.EVAL_CROP == "mars"
+
+    def mars_crops(self, instances: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(instances, 4) x1 y1 x2 y2 of the crops of MARS's evaluation, as shares of the image."""
+        boxes = np.asarray(self.index.bbox)[instances]
+        return geometry.unrounded_crop(boxes, fixed_padding(self.cfg))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -249,7 +281,11 @@ class BatchSampler:
         width, height = np.asarray(index.width)[records], np.asarray(index.height)[records]
         area = np.asarray(index.area)[instances].astype(np.float32)
 
-        crops = make_crop_transforms(cfg, np.asarray(index.bbox)[instances], width, height, draws)
+        boxes = np.asarray(index.bbox)[instances]
+        if self.final:
+            crops = evaluation_transforms(cfg, boxes, width, height)
+        else:
+            crops = make_crop_transforms(cfg, boxes, width, height, draws)
 
         keypoints = np.asarray(index.keypoints)[instances]
         visibility = np.asarray(index.visibility)[instances]

@@ -122,8 +122,11 @@ def block_modules(block: str) -> tuple[str, ...]:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 `(batch, height, width, 3)` -> float32 `(batch, 3, height, width)` in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float().mul_(1.0 / 127.5).sub_(1.0)
+    """Grey levels `(batch, height, width, 3)`, uint8 or float32, in [-1, 1]: float32 `(batch, 3,
+    height, width)`."""
+    # A copy of float32 as well, which the next operations change in place.
+    own = images.permute(0, 3, 1, 2).to(torch.float32, copy=True)
+    return own.mul_(1.0 / 127.5).sub_(1.0)
 
 
 class StackedHourglass(nn.Module):

@@ -54,9 +54,10 @@ class Evaluation:
     def print(self, console: Console) -> None:
         """Print tables for a person, then the paths of the pictures."""
         m = self.metrics
+        crops = ", crops as MARS evaluates" if m["crop"] == "mars" else ""
         console.print(
             f"\n{m['split']}: {m['instances']} instances, weights of step {m['step']}, "
-            f"decode {m['decode']}; errors in image px",
+            f"decode {m['decode']}{crops}; errors in image px",
             highlight=False,
         )
         if m["unreadable_images"]:
@@ -176,7 +177,7 @@ def evaluate_model(
 ) -> tuple[dict[str, Predictions], int]:
     """Predictions on every instance of `index` for each decode method; the unreadable images."""
     device = choose_device(config.DEVICE)
-    sampler = BatchSampler(index, config, training=False, seed=int(config.RANDOM_SEED))
+    sampler = BatchSampler(index, config, training=False, seed=int(config.RANDOM_SEED), final=True)
     loader = make_loader(sampler, config, device)
     try:
         batches: Iterator[Batch] = loader.batches(0, sampler.batches_per_epoch)
@@ -243,6 +244,7 @@ def evaluate_run(
             "step": json.loads(metadata.get("step", "null")),
             "decode": main,
             "flip_test": config.FLIP_TEST,
+            "crop": config.EVAL_CROP,
             "unreadable_images": unreadable,
             **measure(predictions, config),
             "found_boxes": found_boxes(locator, model, index, config, predictions)

@@ -94,12 +94,13 @@ def _facts(config: Config, known: Known) -> Iterator[str]:
     cards = (f"<div><b>{escape(b)}</b><span>{escape(s)}</span></div>" for b, s in facts)
     yield f'<div class="facts">{"".join(cards)}</div>'
     step = "the newest" if m["step"] is None else f"step {m['step']}"
+    cropped = ", cropped as MARS evaluates" if m["crop"] == "mars" else ""
     flip = "averaged with the mirrored image's, " if m["flip_test"] else ""
     yield html.note(
         f"Weights of {step}, {flip}decode {m['decode']}, on {', '.join(m['data'][:4])}"
-        f"{' and more' if len(m['data']) > 4 else ''}. Boxes are those of the annotations. In "
-        f"brackets: {LEVEL:.0%} interval. Errors are distances to the labels in px of the image as "
-        "recorded."
+        f"{' and more' if len(m['data']) > 4 else ''}. Boxes are those of the "
+        f"annotations{cropped}. In brackets: {LEVEL:.0%} interval. Errors are distances to the "
+        "labels in px of the image as recorded."
     )
 
 

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from fasthg import metrics
 from fasthg.config import Config
-from fasthg.data.augment import no_augmentation
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.sampler import make_crop_transforms
+from fasthg.data.sampler import evaluation_transforms
 from fasthg.files import write_text
 from fasthg.inference.plots import save_figure
 from fasthg.report.calibration import Floats
@@ -140,12 +139,8 @@ def _crops(config: Config, evaluation: Evaluation) -> Floats:
     """(animals, 4) x, y, width, height of the padded crops, image px."""
     index, rows = evaluation.index, evaluation.predictions.instance
     records = index.record[rows]
-    crops = make_crop_transforms(
-        config,
-        index.bbox[rows],
-        index.width[records],
-        index.height[records],
-        no_augmentation(config, len(rows)),
+    crops = evaluation_transforms(
+        config, index.bbox[rows], index.width[records], index.height[records]
     )
     # Where the heatmap's first cell lies is the crop's corner.
     return np.concatenate([crops.crop_to_image[:, :, 2].astype(float), crops.side], axis=1)

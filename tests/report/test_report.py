@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tiny_run import run, tiny
 
-from fasthg import report
+from fasthg import geometry, report
 from fasthg.cli import main
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.report import calibration, chart, figures, gallery
@@ -24,6 +24,7 @@ from fasthg.report.chart import Axis, Chart
 from fasthg.report.evaluate import Evaluation, evaluate_run
 from fasthg.report.human import people
 from fasthg.runs.run_folder import RunFolder
+from fasthg.runs.weights import WeightsFile
 
 NAN = np.nan
 
@@ -303,6 +304,21 @@ def test_intervals_stand_in_rows_from_the_top() -> None:
     assert len(circles) == 2, "no dot without labels"
     assert circles[0][1] < circles[1][1] and circles[0][0] < circles[1][0]
     assert "all parts: 3.00 px, 95% interval 2.00 to 4.00" in drawn
+
+
+def test_crops_as_mars_evaluates(
+    trained: RunFolder, mice: Path, tmp_path: Path, evaluation: Evaluation
+) -> None:
+    keys = ["EVAL_CROP=mars", "DECODE=plateau", "FLIP_TEST=true"]
+    weights = WeightsFile(tmp_path / "w.safetensors")
+    weights.path.write_bytes(trained.best.read_bytes())
+    measured = evaluate_run(weights, trained.config(keys), "data", [str(mice / "test_dataset-*")])
+    assert (measured.metrics["crop"], evaluation.metrics["crop"]) == ("mars", "training")
+    index = measured.index
+    crops = geometry.unrounded_crop(index.bbox, np.float32(0.65)) * ([192, 160] * 2)
+    areas = (crops[:, 2:] - crops[:, :2]).prod(axis=1)
+    np.testing.assert_allclose(measured.predictions.crop_area, areas, rtol=1e-5)
+    assert (measured.predictions.crop_area != evaluation.predictions.crop_area).any()
 
 
 def test_training_curves() -> None:
