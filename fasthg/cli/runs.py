@@ -142,6 +142,10 @@ def evaluate(
     with_report: Annotated[
         bool, typer.Option("--report", help="Also write the run's report.html, of this split.")
     ] = False,
+    frame: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Also picture this frame and its heatmaps, from 0."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the best weights of a run, or a file's; writes metrics, predictions and plots."""
@@ -167,6 +171,8 @@ def evaluate(
         *(folder, settings, chosen, data), decode=decode, boxes=boxes
     )
     paths = [report.write(run_folder, settings, measured)] if with_report and run_folder else []
+    if frame is not None:
+        paths += report.picture_frame(folder, settings, measured, frame)
     if not data:
         paths += report.write_performance(settings, measured)
     if as_json:

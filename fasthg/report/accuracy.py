@@ -14,8 +14,8 @@ from fasthg.html import Fixed
 from fasthg.report import calibration, figures
 from fasthg.report.calibration import Floats
 from fasthg.report.chart import charts
-from fasthg.report.evaluate import Evaluation
-from fasthg.report.human import people
+from fasthg.report.evaluate import Evaluation, rows_by_animal
+from fasthg.report.human import Human, people
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 _SPREAD = ("median", "p90", "p95", "rmse")
@@ -98,6 +98,31 @@ def pck(config: Config, known: Known) -> Iterator[str]:
     limit = float(max(config.PCK_RADII))
     yield html.note(note)
     yield charts(figures.pck(known.names, known.distances, limit, human), "17rem")
+    yield from _by_animal(known, limit, human)
+
+
+def _by_animal(known: Known, limit: float, human: Human | None) -> Iterator[str]:
+    """The same for each animal that the records name, where there are several."""
+    found = known.metrics["animals"]
+    if not found:
+        return
+    radii = [f"within {radius:g} px" for radius in known.metrics["pck"]["radii_px"]]
+    rows = [
+        [
+            name,
+            *(_fixed(animal["error_px"][key], 2) for key in ("mean", "median")),
+            *("-" if share is None else f"{share:.1%}" for share in animal["pck"]),
+            animal["error_px"]["count"],
+        ]
+        for name, animal in found.items()
+    ]
+    yield html.table(["animal", "mean, px", "median", *radii, "labels"], rows)
+    evaluation = known.evaluation
+    for name, chosen in rows_by_animal(evaluation.predictions, evaluation.index).items():
+        band = human.animals.get(name) if human else None
+        drawn = figures.pck(known.names, known.distances[chosen], limit, band)
+        yield html.note(f"{name}:")
+        yield charts(drawn, "17rem")
 
 
 def oks(config: Config, known: Known) -> Iterator[str]:
@@ -116,6 +141,11 @@ def oks(config: Config, known: Known) -> Iterator[str]:
         for rule, row in m["area"].items()
     ]
     yield html.table(["area rule", "AP", "AP50", "AP75", "AR", "animals"], rows)
+    alone = [
+        [name, *(_fixed(by_area[rule]["ap"], 3) for rule in m["area"])]
+        for name, by_area in m["parts"].items()
+    ]
+    yield html.table(["AP of one part", *m["area"]], alone)
     listed = ", ".join(f"{n} {s:.3g}" for n, s in zip(known.names, sigmas, strict=True))
     yield html.note(
         "OKS is the mean over labelled parts of exp(-d² / (2 area (2 sigma)²)). AP and AR: mean "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,8 @@ from fasthg.report.found import found_boxes, sentence
 from fasthg.runs.run_folder import RunFolder, plain
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
+
+Rows = NDArray[np.int64]
 
 PICTURED = 12
 """Instances in each picture."""
@@ -120,18 +123,20 @@ def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
 
     Errors are distances in image px (and cm with PIXELS_PER_CM) over labelled parts. OKS is given
     under two area rules: the annotation's area, as its sigmas were derived, and the padded crop's,
-    as the reference divides (more lenient).
+    as the reference divides (more lenient); of all parts of an animal, and of each part alone.
     """
     names = config.PARTS.NAMES
     distances = predictions.errors()
     summary = metrics.summary(distances, names)
     pck = metrics.pck(distances, config.PCK_RADII)
-    by_area = metrics.precision_by_area(
-        distances,
-        metrics.oks_sigmas(names, config.OKS_SIGMAS),
-        predictions.scores.mean(axis=1),
-        {"annotation's area": predictions.area, "padded crop's area": predictions.crop_area},
-    )
+    sigmas = metrics.oks_sigmas(names, config.OKS_SIGMAS)
+    areas = {"annotation's area": predictions.area, "padded crop's area": predictions.crop_area}
+
+    def precision(parts: slice) -> dict[str, Any]:
+        scores = predictions.scores[:, parts].mean(axis=1)
+        by_area = metrics.precision_by_area(distances[:, parts], sigmas[parts], scores, areas)
+        return {rule: asdict(row) for rule, row in by_area.items()}
+
     in_cm = None
     if config.PIXELS_PER_CM is not None:
         in_cm = _spreads(metrics.summary(distances / config.PIXELS_PER_CM, names))
@@ -147,7 +152,8 @@ def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
         },
         "oks": {
             "sigmas": config.OKS_SIGMAS if isinstance(config.OKS_SIGMAS, str) else "given",
-            "area": {rule: asdict(row) for rule, row in by_area.items()},
+            "area": precision(slice(None)),
+            "parts": {name: precision(slice(i, i + 1)) for i, name in enumerate(names)},
         },
     }
 
@@ -156,6 +162,32 @@ def _spreads(summary: metrics.Summary) -> dict[str, Any]:
     return {
         "all": asdict(summary.overall),
         "parts": {name: asdict(spread) for name, spread in summary.parts.items()},
+    }
+
+
+def rows_by_animal(predictions: Predictions, index: RecordIndex) -> dict[str, Rows]:
+    """Rows of the predictions of each animal that the records name, by its name.
+
+    Nothing where they name none, or one alone.
+    """
+    number = index.name[predictions.instance]
+    found = {
+        name: np.flatnonzero(number == place)
+        for place, name in enumerate(index.names)
+        if (number == place).any()
+    }
+    return found if len(found) > 1 else {}
+
+
+def _by_animal(predictions: Predictions, index: RecordIndex, config: Config) -> dict[str, Any]:
+    """Errors and PCK over all parts of each animal that the records name."""
+    distances = predictions.errors()
+    return {
+        name: {
+            "error_px": asdict(metrics.spread(distances[rows])),
+            "pck": metrics.pck(distances[rows], config.PCK_RADII)[:, -1],
+        }
+        for name, rows in rows_by_animal(predictions, index).items()
     }
 
 
@@ -247,6 +279,7 @@ def evaluate_run(
             "crop": config.EVAL_CROP,
             "unreadable_images": unreadable,
             **measure(predictions, config),
+            "animals": _by_animal(predictions, index, config),
             "found_boxes": found_boxes(locator, model, index, config, predictions)
             if locator is not None
             else None,

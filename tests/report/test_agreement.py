@@ -36,6 +36,7 @@ def crowd(
         "pairs": pairs,
         "workers": tuple(f"worker {i + 1}" for i in range(workers)),
         "frames": tuple(f"frame{i}.jpg, black" for i in range(animals)),
+        "animals": ("black",) * animals,
         "labels": labels,
         "who": np.where(np.isfinite(labels).any(axis=(2, 3)), np.arange(workers), -1),
         "size": np.full((animals, 2), (1000.0, 800.0)),

@@ -16,12 +16,15 @@ import pytest
 from PIL import Image
 from tiny_run import run, tiny
 
-from fasthg import geometry, report
+from fasthg import geometry, metrics, report
 from fasthg.cli import main
 from fasthg.data.synthetic.dataset import write_dataset
+from fasthg.errors import ConfigError, DataError
+from fasthg.inference.plots import as_array
 from fasthg.report import calibration, chart, figures, gallery
 from fasthg.report.chart import Axis, Chart
 from fasthg.report.evaluate import Evaluation, evaluate_run
+from fasthg.report.frame import draw_heatmaps
 from fasthg.report.human import people
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile
@@ -116,7 +119,7 @@ def test_the_page_says_what_was_measured(page: str, evaluation: Evaluation) -> N
     assert "NUM_TRAIN_ITERATIONS: 6" in text and "torch_threads" in text
     assert text.count("animal is") == 0
     for part in evaluation.metrics["error_px"]["parts"]:
-        assert page.count(f">{part}</text>") == 2, "in the chart of errors and above its PCK"
+        assert page.count(f">{part}</text>") == 4, "of the errors, its PCK, and that of each mouse"
 
 
 def test_unreadable_images_are_counted(trained: RunFolder, evaluation: Evaluation) -> None:
@@ -194,11 +197,14 @@ def test_marks_lie_where_labels_and_predictions_are(
     assert x[cross].min() == pytest.approx(0.25 * side - 6.5, abs=2.5)
 
 
-def project(folder: Path, workers: int) -> Path:
+def project(folder: Path, workers: int, animals: dict[str, float] | None = None) -> Path:
+    """animals: how far workers are off, px, by the animal's name."""
+    animals = animals or {"": 2}
+    names = [name for name in animals if name]
     images = folder / "annotation_data" / "raw_images"
     images.mkdir(parents=True)
     (folder / "project_config.yaml").write_text(
-        "animal_names: []\nspecies: mouse\nkeypoints: [nose, tail]\npose: {top: []}\n"
+        f"animal_names: {names}\nspecies: mouse\nkeypoints: [nose, tail]\npose: {{top: []}}\n"
     )
     rng = np.random.default_rng(0)
     lines = []
@@ -207,8 +213,11 @@ def project(folder: Path, workers: int) -> Path:
         answers = [
             {
                 "keypoints": [
-                    {"label": part, "x": 50 + x, "y": 60 + y}
-                    for part, (x, y) in zip(("nose", "tail"), rng.normal(0, 2, (2, 2)), strict=True)
+                    {"label": f"{name} {part}".strip(), "x": 50 + x, "y": 60 + y}
+                    for name, off in animals.items()
+                    for part, (x, y) in zip(
+                        ("nose", "tail"), rng.normal(0, off, (2, 2)), strict=True
+                    )
                 ]
             }
             for _ in range(workers)
@@ -230,6 +239,14 @@ def test_the_band_of_people(tmp_path: Path) -> None:
     drawn = figures.pck(("nose", "tail"), np.ones((3, 2)), 10.0, human)
     assert [chart.svg().count("<polygon") for chart in drawn] == [1, 1, 1]
     assert "people" in drawn[0].svg() and "network" in drawn[0].svg()
+
+
+def test_a_band_of_each_animal(tmp_path: Path) -> None:
+    both, _ = people(str(project(tmp_path, 4, {"black": 1, "white": 6})), ("nose", "tail"))
+    assert both is not None and list(both.animals) == ["black", "white"]
+    black, white = both.animals.values()
+    assert 2 * black.median < white.median and black.median < both.median < white.median
+    assert black.band("nose") is not None and white.band(None) is not None
 
 
 def test_a_band_of_other_parts_is_not_that_of_all(tmp_path: Path) -> None:
@@ -304,6 +321,58 @@ def test_intervals_stand_in_rows_from_the_top() -> None:
     assert len(circles) == 2, "no dot without labels"
     assert circles[0][1] < circles[1][1] and circles[0][0] < circles[1][0]
     assert "all parts: 3.00 px, 95% interval 2.00 to 4.00" in drawn
+
+
+def test_single_parts_and_animals(evaluation: Evaluation) -> None:
+    p, m, index = evaluation.predictions, evaluation.metrics, evaluation.index
+    distances = p.errors()
+    for row, part in ((0, "nose"), (6, "base of tail")):
+        similarity = metrics.oks(distances[:, [row]], [0.025], p.area)
+        wanted = metrics.average_precision(similarity, p.scores[:, row])
+        assert m["oks"]["parts"][part]["annotation's area"]["ap"] == pytest.approx(wanted.ap)
+    assert list(m["animals"]) == ["black", "white"]
+    for number, animal in enumerate(m["animals"].values()):
+        own = distances[index.object_number[p.instance] == number]
+        assert animal["error_px"]["mean"] == pytest.approx(np.nanmean(own))
+        assert animal["pck"] == pytest.approx(metrics.pck(own, [2, 5, 10, 20])[:, -1])
+
+
+def test_one_frame_and_its_heatmaps(
+    trained: RunFolder, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    config, here = trained.config(), replace(evaluation, folder=tmp_path)
+    paths = report.picture_frame(trained, config, here, 2)
+    assert [path.name for path in paths] == [
+        "frame_0000002.png",
+        "frame_0000002_animal0_heatmaps.png",
+        "frame_0000002_animal1_heatmaps.png",
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.width > 500
+    with pytest.raises(ConfigError, match="--frame 3: test has 3 frames; give 0 to 2"):
+        report.picture_frame(trained, config, here, 3)
+    none = replace(here, predictions=replace(here.predictions, instance=np.zeros(6, np.int64)))
+    with pytest.raises(DataError, match=r"'test000001'\) has no animal that was evaluated"):
+        report.picture_frame(trained, config, none, 1)
+
+
+def test_heatmaps_lie_where_they_were_predicted(trained: RunFolder) -> None:
+    heatmaps = np.zeros((2, 7, 16, 16), np.float32)
+    heatmaps[1, 3, 12, 4] = 1
+    labels = np.full((7, 2), NAN)
+    labels[3] = 4, 9
+    image = np.full((64, 64, 3), 200, np.uint8)
+    figure = draw_heatmaps(image, heatmaps, labels, trained.config(), "title")
+    axis = figure.axes[1 * 7 + 3]
+    assert axis.get_xlabel() == "1.00, 3.0 cells off"
+    assert figure.axes[0].get_xlabel() == "0.00, no label"
+    assert [axis.get_title() for axis in figure.axes[:7]] == list(trained.config().PARTS.NAMES)
+    pixels = as_array(figure)  # which lays it out
+    x, y = axis.transData.transform((4, 12))
+    column, row = round(x), round(len(pixels) - y)
+    around = pixels[row - 3 : row + 4, column - 3 : column + 4].astype(int)
+    assert ((around[..., 0] > 200) & (around[..., 1] < 60)).any(), "red"
 
 
 def test_crops_as_mars_evaluates(

@@ -28,7 +28,8 @@ class Crowd:
     """A animals (of all frames) with P parts, labelled by up to W workers each.
 
     source: where the labels come from, for messages; parts: names; pairs: left and right, indices
-    into parts; workers: everybody's name; frames (A): frame and animal in words; labels
+    into parts; workers: everybody's name; frames (A): frame and animal in words; animals (A): the
+    animal's name; labels
     (A, W, P, 2) float64 image px, NaN where left out; who (A, W) int64 rows of `workers`, -1 where
     fewer than W answered; size (A, 2) float64 image width and height in px, NaN where the image is
     not there.
@@ -39,9 +40,22 @@ class Crowd:
     pairs: tuple[tuple[int, int], ...]
     workers: tuple[str, ...]
     frames: tuple[str, ...]
+    animals: tuple[str, ...]
     labels: Floats
     who: Ints
     size: Floats
+
+    def of(self, animal: str) -> Crowd:
+        """The labels of one animal, by its name."""
+        rows = [row for row, name in enumerate(self.animals) if name == animal]
+        return replace(
+            self,
+            frames=tuple(self.frames[row] for row in rows),
+            animals=(animal,) * len(rows),
+            labels=self.labels[rows],
+            who=self.who[rows],
+            size=self.size[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -65,13 +79,14 @@ def read_crowd(project: Path) -> Crowd:
     most = max((len(xy) for frame in found for xy in frame.workers.values()), default=0)
     places = [f"worker {number + 1}" for number in range(most)]
     everybody: dict[str, int] = {}
-    frames, labels, sizes, who = [], [], [], []
+    frames, animals, labels, sizes, who = [], [], [], [], []
     for frame in found:
         size = _image_size(find_image(config.folder / "annotation_data/raw_images", frame.image))
         names = frame.names or places
         rows = [everybody.setdefault(name, len(everybody)) for name in names]
         for name, xy in frame.workers.items():
             frames.append(f"{frame.image}, {name}")
+            animals.append(name)
             sizes.append(size)
             labels.append(np.full((most, len(config.keypoints), 2), np.nan))
             labels[-1][: len(xy)] = xy
@@ -86,6 +101,7 @@ def read_crowd(project: Path) -> Crowd:
         pairs=config.pairs,
         workers=tuple(everybody),
         frames=tuple(frames),
+        animals=tuple(animals),
         labels=stacked,
         who=np.where(answered, np.array(who, np.int64).reshape(len(who), most), -1),
         size=np.array(sizes, np.float64).reshape(-1, 2),
