@@ -37,7 +37,7 @@ template <typename Real>
 struct FoldShared {
   Vector<Real, kRows> left[kChunk];
   Real products[kWarps][kRows * kWidth];
-  Real sums[3][kWarps];
+  Real sums[4][kWarps];
 };
 
 // Multiplies kRows rows, whose values are left(k, row), with `matrix` (inner, columns). Returns the
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int output = first_output + static_cast<int>(threadIdx.x) / kWidth;
   const int lane = static_cast<int>(threadIdx.x) % kWidth;
   const int64_t row = static_cast<int64_t>(output) * inputs;
-  Real mean = 0, var = 0;
+  Real mean = 0, var = 0, diagonal = 0;
   for (int first = 0; first < inputs; first += kWidth) {
     const Real product = multiply_rows(covariance, inputs, inputs, first, shared,
                                        WeightRows<Real>{weight, first_output, outputs, inputs});
@@ -131,10 +131,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (output < outputs && column < inputs) {
       mean += weight[row + column] * static_cast<const Real*>(fold.mean)[column];
       var += weight[row + column] * product;
+      diagonal += weight[row + column] * weight[row + column] *
+                  covariance[static_cast<int64_t>(column) * (inputs + 1)];
     }
   }
   mean = row_sum(mean, shared->sums[0]);
-  var = quadratic_form(row_sum(var, shared->sums[1]));
+  var = row_sum(var, shared->sums[1]);
+  var = quadratic_form(var, row_sum(diagonal, shared->sums[3]));
   const Real scale = fold_scale(var, fold.eps);
   // From the rounded weights, so that rounding does not shift the mean of y.
   Real shift = 0;
@@ -187,9 +190,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const BnFoldCoefficients<Real> coefficients = bn_fold_coefficients(
       scale, product, total, static_cast<const Real*>(fold.mean_out)[output], in.rows);
   if (column < inputs)
-    grad_weight[row + column] =
-        scale * (in.product[row + column] - total * static_cast<const Real*>(fold.mean)[column] -
-                 coefficients.covariance * weight_covariance);
+    grad_weight[row + column] = scale == 0
+                                    ? Real(0)
+                                    : scale * (in.product[row + column] -
+                                               total * static_cast<const Real*>(fold.mean)[column] -
+                                               coefficients.covariance * weight_covariance);
   if (column) return;
   in.workspace[output] = scale;
   in.workspace[outputs + output] = coefficients.mix;

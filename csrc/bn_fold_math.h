@@ -15,6 +15,9 @@
 //   grad_w = sum of dL/dz a = s (product - total m - s n m2 (w C))
 //   grad_a = dL/dz W = d back^T + a mix^T + constant, where
 //   back = (s W)^T,  mix = -W^T diag(s^2 m2) W,  constant = -back m1 - mix m
+//
+// A variance too large for the type is infinite, so that s = 0 and y = beta, as where the variance
+// of z itself overflows. C holds infinities then, and products of them with W may be NaN.
 #pragma once
 
 #include <cmath>
@@ -23,10 +26,12 @@
 
 namespace fasthg {
 
-// A variance w C w^T, which rounding must not turn negative. NaN stays NaN.
+// A variance from w C w^T, which rounding must not turn negative, and from its diagonal terms, the
+// sum of w_i^2 C_ii: they are NaN where data are, and infinite or finite where numbers overflowed.
 template <typename T>
-FASTHG_HD T quadratic_form(T value) {
-  return value < 0 ? T(0) : value;
+FASTHG_HD T quadratic_form(T value, T diagonal) {
+  if (std::isfinite(value)) return value < 0 ? T(0) : value;
+  return std::isnan(diagonal) ? diagonal : static_cast<T>(INFINITY);
 }
 
 template <typename T>
@@ -44,6 +49,7 @@ struct BnFoldCoefficients {
 template <typename T>
 FASTHG_HD BnFoldCoefficients<T> bn_fold_coefficients(T scale, T product, T total, T mean,
                                                      int64_t rows) {
+  if (scale == 0) return {0, 0};
   const T covariance = scale * scale * (product - mean * total);
   return {covariance, rows ? scale / static_cast<T>(rows) * covariance : T(0)};
 }

@@ -13,11 +13,12 @@ import importlib
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from fasthg.ops._source_hash import source_hash
 
@@ -193,7 +194,7 @@ def register(
     cpu: str | None = None,
     cuda: str | None = None,
 ) -> Any:
-    """Register one operator with torch and return it, ready to call.
+    """Register one operator with torch and return it, ready to call; it refuses tangents.
 
     schema: `name(Tensor x, ...) -> Tensor`; the name is the operator's word everywhere.
     implementation: runs on real tensors of any device and picks the path itself.
@@ -217,7 +218,33 @@ def register(
         )
     if not name.endswith("_backward"):
         _without_kernel[name] = {"cpu": cpu, "cuda": cuda}
-    return getattr(torch.ops.fasthg, name).default
+    operator = getattr(torch.ops.fasthg, name).default
+
+    def call(*arguments: Any) -> Any:
+        refuse_tangents(name, arguments)
+        return operator(*arguments)
+
+    return call
+
+
+def refuse_tangents(op: str, arguments: Sequence[Any]) -> None:
+    """Raise NotImplementedError where a tensor carries a tangent.
+
+    torch drops the tangents of a Python operator, so forward-mode derivatives would all be 0.
+    """
+    # Outside of a dual level, where nothing has a tangent, nothing is looked at.
+    if getattr(forward_ad, "_current_level", 0) < 0:
+        return
+    for value in arguments:
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if (
+                isinstance(tensor, torch.Tensor)
+                and forward_ad.unpack_dual(tensor).tangent is not None
+            ):
+                raise NotImplementedError(
+                    f"{op}: no forward-mode derivatives (jvp, jacfwd, dual numbers): use reverse "
+                    "mode (torch.autograd.grad), or fasthg.ops.reference"
+                )
 
 
 def paths() -> list[OpPath]:

@@ -7,20 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasthg.ops import _extension
+from fasthg.ops import _arguments, _extension
 
 
-def check_targets(op: str, keypoints: Tensor, sigmas: Tensor, visibility: Tensor | None) -> None:
-    """Check what describes the targets.
+def targets(
+    op: str, keypoints: Any, sigmas: Any, visibility: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What describes the targets as tensors, checked.
 
-    Looks at shapes and devices only, never at values, so nothing waits for a GPU. Raises ValueError
-    with what was expected and what was given.
+    NumPy arrays, lists and numbers become tensors on the device of the keypoints; one sigma is that
+    of all parts. Looks at shapes and devices of tensors only, never at values, so nothing waits for
+    a GPU. Raises ValueError with what was expected and what was given.
     """
+    keypoints = _arguments.as_tensor(op, "keypoints", keypoints)
+    sigmas = _arguments.as_tensor(op, "sigmas", sigmas, keypoints.device)
+    if visibility is not None:
+        visibility = _arguments.as_tensor(op, "visibility", visibility, keypoints.device)
     if keypoints.dim() != 3 or keypoints.shape[-1] != 2:
         raise ValueError(
             f"{op}: keypoints: expected (batch, parts, 2), got {tuple(keypoints.shape)}"
         )
     batch, parts = keypoints.shape[:2]
+    if not sigmas.dim():
+        sigmas = sigmas.expand(parts)
     if sigmas.shape != (parts,) and sigmas.shape != (batch, parts):
         raise ValueError(
             f"{op}: sigmas: expected ({parts},) or ({batch}, {parts}), got {tuple(sigmas.shape)}"
@@ -40,11 +49,7 @@ def check_targets(op: str, keypoints: Tensor, sigmas: Tensor, visibility: Tensor
             f"{op}: no gradient with respect to keypoints and sigmas: pass them detached, or use "
             "fasthg.ops.reference"
         )
-
-
-def as_tensors(*arrays: Any) -> tuple[Tensor | None, ...]:
-    """NumPy arrays (or None) as tensors over the same memory."""
-    return tuple(None if array is None else torch.as_tensor(array) for array in arrays)
+    return keypoints, sigmas, visibility
 
 
 def normalise(

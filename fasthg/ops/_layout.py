@@ -39,6 +39,8 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
 
 def check(op: str, name: str, x: Tensor) -> None:
     """Refuse what is no floating (batch, channels, height, width); raises ValueError."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{op}: {name}: expected a torch.Tensor, got a {type(x).__name__}")
     if x.dim() != 4:
         raise ValueError(
             f"{op}: {name}: expected (batch, channels, height, width), got {tuple(x.shape)}"

@@ -72,6 +72,47 @@ def _fold(x: Tensor, weight: Tensor, beta: Tensor, eps: float) -> _Folded:
     return _Folded(*folded, *moments)
 
 
+def _pixels(x: Tensor) -> int:
+    """Rows of x: its images' pixels, 0 where a side is empty."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def empty_results(
+    x: Tensor, weight1: Tensor, weight3: Tensor, weight_skip: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Allocate what `train` returns; statistics and moments are 0, maps uninitialised."""
+    half, full = len(weight1), len(weight3)
+    of_skip: list[tuple[int, ...]] = [(0,)] * 2
+    moments_of_x = list(of_skip)
+    if weight_skip is not None:
+        of_skip, moments_of_x = [(full,)] * 2, [(x.shape[1],), (x.shape[1], x.shape[1])]
+    shapes = [*[(half,)] * 4, *[(full,)] * 2, *of_skip, (half,), (half, half), *moments_of_x]
+    real = arithmetic_dtype(x.dtype)
+    maps = (_empty_maps(x, channels) for channels in (full, half, half))
+    return *maps, *(x.new_zeros(shape, dtype=real) for shape in shapes)
+
+
+def empty_gradients(
+    x: Tensor, weight1: Tensor, weight2: Tensor, weight3: Tensor, weight_skip: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Allocate what `gradients` returns."""
+
+    def real(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=arithmetic_dtype(x.dtype))
+
+    half, full = len(weight1), len(weight3)
+    return (
+        _empty_maps(x, x.shape[1]),
+        *(real(half, x.shape[1]), real(half), real(*weight2.shape), real(half)),
+        *(real(full, half), real(full)),
+        real(0) if weight_skip is None else real(full, x.shape[1]),
+    )
+
+
+def _empty_maps(x: Tensor, channels: int) -> Tensor:
+    return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
+
+
 def train(
     x: Tensor,
     weight1: Tensor,
@@ -85,6 +126,8 @@ def train(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """y, both narrow maps, `ResidualStatistics`, and moments of the folded convolutions' inputs."""
+    if not _pixels(x):
+        return empty_results(x, weight1, weight3, weight_skip)
     # The algebra on statistics needs the full precision that autocast would take away.
     with torch.autocast(x.device.type, enabled=False):
         read = _last(x, x)
@@ -123,8 +166,11 @@ def gradients(
     eps: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of x and of weights and offsets in their order; beta_skip has that of beta3."""
+    count = _pixels(x)
+    if not count:
+        results = empty_gradients(x, weight1, weight2, weight3, weight_skip)
+        return tuple(t.zero_() for t in results)
     mean1, var1, mean2, var2, *others = statistics
-    count = x.numel() // x.shape[1]
     with torch.autocast(x.device.type, enabled=False):
         grad_y, read = _last(x, grad_y), _last(x, x)
         # Some ten times quicker than torch's sum of a half type on a CPU.

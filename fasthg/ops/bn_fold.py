@@ -179,7 +179,7 @@ def bn_fold(
     backward.
 
     Equivalent to:
-        var_out = ((weight @ covariance) * weight).sum(1)
+        var_out = ((weight @ covariance) * weight).sum(1)  # infinite where it overflows
         scale, mean_out = (var_out + eps).rsqrt(), weight @ mean
         folded = (scale[:, None] * weight).to(dtype)
         offset = beta - folded.to(mean.dtype) @ mean

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from fasthg.ops import _extension, _gaussian_targets, reference
+from fasthg.ops import _arguments, _extension, _gaussian_targets, reference
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 
 def _empty(
@@ -80,9 +80,9 @@ _operator = _extension.register(
 @overload
 def gaussian_heatmaps(
     keypoints: Tensor,
-    sigmas: Tensor,
+    sigmas: Tensor | ArrayLike,
     size: int | tuple[int, int],
-    visibility: Tensor | None = None,
+    visibility: Tensor | ArrayLike | None = None,
     *,
     subpixel: bool = False,
     dtype: torch.dtype | None = None,
@@ -92,10 +92,10 @@ def gaussian_heatmaps(
 
 @overload
 def gaussian_heatmaps(
-    keypoints: NDArray[Any],
-    sigmas: NDArray[Any],
+    keypoints: ArrayLike,
+    sigmas: Tensor | ArrayLike,
     size: int | tuple[int, int],
-    visibility: NDArray[Any] | None = None,
+    visibility: Tensor | ArrayLike | None = None,
     *,
     subpixel: bool = False,
     dtype: torch.dtype | None = None,
@@ -118,8 +118,9 @@ def gaussian_heatmaps(
     Args:
         keypoints: (batch, parts, 2), (x, y) in heatmap cells, any floating dtype. A NaN or
             infinite coordinate gives an empty (all-zero) map.
-        sigmas: (parts,), or (batch, parts) for one of each instance; heatmap cells. A sigma that
-            is zero, negative or NaN gives an empty map (looking at it first would stall a GPU).
+        sigmas: one number, (parts,), or (batch, parts) for one of each instance; heatmap cells; a
+            tensor, NumPy array, list or number, as visibility may be. A sigma that is zero,
+            negative or NaN gives an empty map (looking at it first would stall a GPU).
         size: height = width, or (height, width), in cells.
         visibility: (batch, parts), any dtype: a map is drawn where it is > 0; None draws all.
         subpixel: False rounds the centre (u, v) to the nearest cell, half to even, as MARS does.
@@ -128,7 +129,8 @@ def gaussian_heatmaps(
         memory_format: of the result: torch.contiguous_format or torch.channels_last.
 
     Returns:
-        (batch, parts, height, width), on keypoints' device; a NumPy array if keypoints is one.
+        (batch, parts, height, width), on keypoints' device; a NumPy array if keypoints is no
+        tensor.
 
     Equivalent to:
         u, v = keypoints.round().unbind(-1)
@@ -144,16 +146,15 @@ def gaussian_heatmaps(
 
     Raises:
         ValueError: wrong shape, mixed devices, keypoints or sigmas that require grad.
+        NotImplementedError: keypoints or sigmas carry a forward-mode tangent.
 
     Source: MARS pose training (targets of the stacked hourglass), whose records round the centre.
     """
     from_numpy = not isinstance(keypoints, Tensor)
-    if from_numpy:
-        keypoints, sigmas, visibility = _gaussian_targets.as_tensors(keypoints, sigmas, visibility)
-    _gaussian_targets.check_targets("gaussian_heatmaps", keypoints, sigmas, visibility)
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 0 or width < 0:
-        raise ValueError(f"gaussian_heatmaps: size: expected >= 0, got {(height, width)}")
+    keypoints, sigmas, visibility = _gaussian_targets.targets(
+        "gaussian_heatmaps", keypoints, sigmas, visibility
+    )
+    height, width = _arguments.height_width("gaussian_heatmaps", size)
     dtype = keypoints.dtype if dtype is None else dtype
     if not dtype.is_floating_point:
         raise ValueError(f"gaussian_heatmaps: dtype: expected a floating dtype, got {dtype}")

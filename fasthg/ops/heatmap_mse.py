@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fasthg.ops import _extension, _gaussian_targets, reference
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def _is_channels_last(predictions: Tensor) -> bool | None:
@@ -168,9 +171,9 @@ _backward_operator = _extension.register(
 
 def heatmap_mse(
     predictions: Tensor | Sequence[Tensor],
-    keypoints: Tensor,
-    sigmas: Tensor,
-    visibility: Tensor | None = None,
+    keypoints: Tensor | ArrayLike,
+    sigmas: Tensor | ArrayLike,
+    visibility: Tensor | ArrayLike | None = None,
     *,
     subpixel: bool = False,
 ) -> Tensor:
@@ -205,12 +208,15 @@ def heatmap_mse(
 
     Raises:
         ValueError: wrong shape, mixed devices, not floating, keypoints or sigmas requiring grad.
+        NotImplementedError: a tensor carries a forward-mode tangent.
 
     Source: MARS pose training: the sum over batch, parts, pixels and stacks is its training loss.
     """
     if not isinstance(predictions, Tensor):
         predictions = _stack(predictions)
-    _gaussian_targets.check_targets("heatmap_mse", keypoints, sigmas, visibility)
+    keypoints, sigmas, visibility = _gaussian_targets.targets(
+        "heatmap_mse", keypoints, sigmas, visibility
+    )
     batch, parts = keypoints.shape[:2]
     if predictions.dim() != 5 or predictions.shape[1:3] != (batch, parts):
         raise ValueError(

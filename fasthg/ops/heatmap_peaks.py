@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-import torch
 from torch import Tensor
 
-from fasthg.ops import _extension, reference
+from fasthg.ops import _arguments, _extension, reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,13 +79,14 @@ def heatmap_peaks(heatmaps: Any, method: Method = "dark") -> Any:
       gives for the highest label, as MARS evaluates.
 
     Args:
-        heatmaps: (batch, parts, height, width), any floating dtype and strides; no copy is made.
+        heatmaps: (batch, parts, height, width), any floating dtype and strides; no copy is made,
+            but of NumPy arrays with negative strides or a foreign byte order, and of lists.
         method: one of the above.
 
     Returns:
         xy: (batch, parts, 2), (x, y) in heatmap cells, and score: (batch, parts), the map's value
         at the largest cell; float64 for float64 heatmaps, else float32. NaN for a map without any
-        number. NumPy arrays if heatmaps is one.
+        number. NumPy arrays if heatmaps is no tensor.
 
     Equivalent to (argmax):
         score, cell = heatmaps.flatten(2).max(-1)
@@ -100,10 +100,10 @@ def heatmap_peaks(heatmaps: Any, method: Method = "dark") -> Any:
 
     Raises:
         ValueError: wrong shape, no cells, not floating, unknown method.
+        NotImplementedError: heatmaps carry a forward-mode tangent.
     """
     from_numpy = not isinstance(heatmaps, Tensor)
-    if from_numpy:
-        heatmaps = torch.as_tensor(heatmaps)
+    heatmaps = _arguments.as_tensor("heatmap_peaks", "heatmaps", heatmaps)
     if heatmaps.dim() != 4 or heatmaps.shape[2] < 1 or heatmaps.shape[3] < 1:
         raise ValueError(
             "heatmap_peaks: heatmaps: expected (batch, parts, height >= 1, width >= 1), "
@@ -117,5 +117,6 @@ def heatmap_peaks(heatmaps: Any, method: Method = "dark") -> Any:
         raise ValueError(
             f"heatmap_peaks: method: expected one of {', '.join(METHODS)}, got {method!r}"
         )
+    _extension.refuse_tangents("heatmap_peaks", [heatmaps])
     xy, score = _operator(heatmaps.detach(), method)
     return (xy.numpy(), score.numpy()) if from_numpy else (xy, score)

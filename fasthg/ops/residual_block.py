@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _extension, _layout
-from fasthg.ops._residual_passes import gradients, train
+from fasthg.ops import _extension
+from fasthg.ops._residual_passes import empty_gradients, empty_results, gradients, train
 from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.conv3x3 import conv3x3
-from fasthg.ops.reference import arithmetic_dtype
 
 
 class ResidualStatistics(NamedTuple):
@@ -29,60 +28,6 @@ class ResidualStatistics(NamedTuple):
     var3: Tensor
     mean_skip: Tensor
     var_skip: Tensor
-
-
-def _empty_maps(x: Tensor, channels: int) -> Tensor:
-    return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
-
-
-def _fake_train(
-    x: Tensor,
-    weight1: Tensor,
-    beta1: Tensor,
-    weight2: Tensor,
-    beta2: Tensor,
-    weight3: Tensor,
-    beta3: Tensor,
-    weight_skip: Tensor | None,
-    *others: Any,
-) -> tuple[Tensor, ...]:
-    half, full = len(weight1), len(weight3)
-    grad_skip: list[tuple[int, ...]] = [(0,)] * 2
-    grad_x = list(grad_skip)
-    if weight_skip is not None:
-        grad_skip, grad_x = [(full,)] * 2, [(x.shape[1],), (x.shape[1], x.shape[1])]
-    shapes = [*[(half,)] * 4, *[(full,)] * 2, *grad_skip, (half,), (half, half), *grad_x]
-    real = arithmetic_dtype(x.dtype)
-    values = [x.new_empty(shape, dtype=real) for shape in shapes]
-    maps = (_empty_maps(x, channels) for channels in (full, half, half))
-    return *maps, *values
-
-
-def _fake_gradients(
-    grad_y: Tensor,
-    x: Tensor,
-    y1: Tensor,
-    y2: Tensor,
-    statistics: list[Tensor],
-    moments: list[Tensor],
-    weight1: Tensor,
-    beta1: Tensor,
-    weight2: Tensor,
-    beta2: Tensor,
-    weight3: Tensor,
-    weight_skip: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    def real(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=arithmetic_dtype(x.dtype))
-
-    half, full = len(weight1), len(weight3)
-    return (
-        _empty_maps(x, x.shape[1]),
-        *(real(half, x.shape[1]), real(half), real(*weight2.shape), real(half)),
-        *(real(full, half), real(full)),
-        real(0) if weight_skip is None else real(full, x.shape[1]),
-    )
 
 
 def _setup_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -123,7 +68,7 @@ _operator = _extension.register(
     f"residual_block(Tensor x, {_WEIGHTS}, Tensor beta3, Tensor? weight_skip, Tensor? beta_skip,"
     f" float eps) -> ({', '.join(['Tensor'] * 15)})",
     train,
-    _fake_train,
+    lambda x, weight1, *others: empty_results(x, weight1, others[3], others[5]),
     setup_context=_setup_train,
     backward=_backward_train,
 )
@@ -132,7 +77,9 @@ _backward_operator = _extension.register(
     f" Tensor[] moments, {_WEIGHTS}, Tensor? weight_skip, float eps)"
     f" -> ({', '.join(['Tensor'] * 8)})",
     gradients,
-    _fake_gradients,
+    lambda grad_y, x, y1, y2, statistics, moments, *weights: empty_gradients(
+        x, weights[0], weights[2], weights[4], weights[5]
+    ),
 )
 
 

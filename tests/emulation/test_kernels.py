@@ -318,6 +318,29 @@ def test_bn_fold_of_no_rows(emulated):
     torch.testing.assert_close(back, torch.full((5, 3), 1e-3**-0.5))
 
 
+def test_bn_fold_of_a_variance_that_overflows(emulated):
+    weight = torch.tensor([[1.0, -1.0], [2.0, 1.0], [0.5, 0.0]])
+    mean, beta = torch.tensor([1e30, -1e30]), torch.tensor([1.0, 2.0, 3.0])
+    covariance = torch.tensor([[torch.inf, torch.nan], [torch.nan, torch.inf]])
+    product, total = torch.full((3, 2), 1e30), torch.ones(3)
+    for variances, var_out in (((torch.inf, torch.inf), torch.inf), ((1.0, torch.nan), torch.nan)):
+        covariance.diagonal().copy_(torch.tensor(variances))
+        arguments = (weight, mean, covariance, beta, 1e-3, torch.bfloat16)
+        with emulated("natural"):
+            forward = BN_FOLD.run(*arguments)
+            backward = BN_FOLD.gradients(
+                *(product, total, weight, mean, covariance, *forward[2:]),
+                *(9, 1e-3, torch.bfloat16),
+            )
+        expected = reference.bn_fold(*arguments)
+        # A weight of 0 is no weight of an infinite variance: NaN, which is seen.
+        assert torch.equal(forward[3].nan_to_num(7.0), expected[3].nan_to_num(7.0))
+        torch.testing.assert_close(forward[3][:2], torch.full((2,), var_out), equal_nan=True)
+        if var_out == torch.inf:
+            assert not forward[0][:2].any() and torch.equal(forward[1][:2], beta[:2])
+            assert not backward[0][:2].any()
+
+
 def test_bn_fold_takes_wide_types_only(emulated):
     half = torch.zeros(1, 1).half()
     with emulated("natural"), pytest.raises(RuntimeError, match="takes float32 and float64"):

@@ -86,6 +86,19 @@ def test_a_mean_of_many_deviations(device, dtype):
     assert mean_error < 1e-5
 
 
+def test_the_gradient_of_a_mean_of_many_deviations(device):
+    x = make((4, 24, 16, 16), torch.float32, device, offset=1e4)
+    doubles = x.detach().double().requires_grad_()
+    grad_outputs = torch.rand(24, device=device), torch.rand(24, 24, device=device)
+    (gradient,) = torch.autograd.grad(channel_covariance(x), x, grad_outputs)
+    wide = [t.double() for t in grad_outputs]
+    # Without the mean's part, which is larger here and exact.
+    (expected,) = torch.autograd.grad(plain(doubles), doubles, wide)
+    constant = wide[0][:, None, None] / (x.numel() / 24)
+    error = (gradient.double() - expected).norm() / (expected - constant).norm()
+    assert float(error) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_far_closer_than_a_product_of_half_type(device, dtype):
     """A covariance rounded to bfloat16 may be off by 4e-3; this is not the error we make."""

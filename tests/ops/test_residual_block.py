@@ -174,10 +174,12 @@ def test_two_runs_are_equal(monkeypatch, device, set_threads, dtype, threads):
 
 
 @pytest.mark.parametrize("out", [6, 10])
-def test_an_empty_batch(device, out):
-    x, weights, grad_y = make((0, 6, 4, 4), 3, out, torch.float32, device)
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
+def test_without_pixels(device, out, sizes):
+    batch, *sides = sizes
+    x, weights, grad_y = make((batch, 6, *sides), 3, out, torch.float32, device)
     y, *values = results(residual_block, x, weights, grad_y)
-    assert y.shape == (0, out, 4, 4)
+    assert y.shape == (batch, out, *sides)
     assert all(torch.equal(t, torch.zeros_like(t)) for t in values)
 
 
@@ -187,6 +189,21 @@ def test_a_mean_far_from_zero_in_the_skip_costs_few_digits(device):
     exact = results(reference.residual_block, x.double(), [w.double() for w in weights], grad_y)
     for actual, expected in zip(results(residual_block, *inputs), exact, strict=True):
         assert largest_error(actual, expected) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_skip_whose_variance_overflows_gives_its_offset(device, dtype):
+    """As batch norm of infinite variance does; NaN in the data stays NaN."""
+    x, weights, grad_y = make((2, 6, 8, 8), 3, 10, dtype, device)
+    x *= 1e30
+    y, *values = results(residual_block, x, weights, grad_y)
+    expected = results(reference.residual_block, x.float(), weights, grad_y)
+    assert largest_error(y, expected[0]) < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert values[7].isposinf().all()
+    assert all(gradient.isfinite().all() for gradient in values[8:])
+    assert not values[8 + 7].any()  # of the skip convolution
+    x[0, 0, 0, 0] = torch.nan
+    assert residual_block(x, *weights)[0].isnan().all()
 
 
 def test_only_the_input_and_two_narrow_maps_are_kept():

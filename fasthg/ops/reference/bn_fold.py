@@ -15,8 +15,11 @@ def bn_fold(
     convolution's input; beta: (outputs,).
     """
     mean_out = weight @ mean
-    # Rounding must not turn a variance near 0 negative.
+    # Rounding must not turn a variance near 0 negative, nor overflow one to NaN: the diagonal terms
+    # are NaN only where data are.
     var_out = ((weight @ covariance) * weight).sum(1).clamp(min=0)
+    diagonal = weight.square() @ covariance.diagonal()
+    var_out = torch.where(var_out.isfinite() | diagonal.isnan(), var_out, torch.inf)
     scale = torch.rsqrt(var_out + eps)
     folded = (scale[:, None] * weight).to(dtype)
     # Of the rounded weights, so that the rounding moves no mean.
@@ -42,10 +45,13 @@ def bn_fold_backward(
     """
     scale = torch.rsqrt(var_out + eps)
     share = scale / rows if rows else torch.zeros_like(scale)
+    # A scale of 0 is that of an infinite variance, whose covariances may be anything.
     grad_covariance = scale.square() * ((product * weight).sum(1) - mean_out * total)
+    grad_covariance = torch.where(scale == 0, 0, grad_covariance)
     grad_weight = scale[:, None] * (
         product - total[:, None] * mean - grad_covariance[:, None] * (weight @ covariance)
     )
+    grad_weight = torch.where(scale[:, None] == 0, 0, grad_weight)
     back = (scale[:, None] * weight).mT.to(dtype).contiguous()
     mix_scale = share * grad_covariance
     mix = (-(weight.mT * mix_scale) @ weight).to(dtype)

@@ -1,0 +1,55 @@
+"""Arguments that may be tensors, NumPy arrays, lists or plain numbers, as tensors."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_tensor(op: str, name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """A tensor as it is; anything else through NumPy, on `device` (None: the CPU).
+
+    An array shares its memory, but is copied where torch cannot read it: negative strides, a
+    foreign byte order. Python's own numbers become float64. Raises ValueError for what is no
+    rectangle of real numbers.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a list of lists of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{op}: {name}: expected numbers, got {_described(value)}")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch warns of an array that it must not write to
+    return torch.from_numpy(array).to(device)
+
+
+def height_width(op: str, size: Any) -> tuple[int, int]:
+    """`size`, one integer or two of any integer type, as (height, width).
+
+    Raises ValueError for anything else, and for negative sides.
+    """
+    sides = list(size) if isinstance(size, (tuple, list, np.ndarray)) else [size, size]
+    try:
+        # A symbolic integer of torch.compile stays one.
+        height, width = (s if isinstance(s, torch.SymInt) else operator.index(s) for s in sides)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{op}: size: expected an integer or (height, width), got {_described(size)}"
+        ) from None
+    if height < 0 or width < 0:
+        raise ValueError(f"{op}: size: expected >= 0, got {(height, width)}")
+    return height, width
+
+
+def _described(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:50]} ... ({type(value).__name__})"
