@@ -21,6 +21,15 @@ Floats = NDArray[np.float64]
 THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 _RECALLS: Floats = np.linspace(0.0, 1.0, 101)
 
+UNLIKE_COCO = (
+    "AP and AR are COCO's where each frame has one animal, which has a label and is no crowd. "
+    "Otherwise a prediction counts for the animal whose box it was made in (COCO: for the best "
+    "match in the frame); an animal without a label is left out with its prediction (COCO: a false "
+    "positive, unless it lies within twice the animal's box); a crowd counts like an animal (COCO "
+    "leaves it out)."
+)
+"""How `average_precision` differs from COCO's evaluation; shown where its figures are."""
+
 
 def errors(predictions: ArrayLike, labels: ArrayLike, visibility: ArrayLike) -> Floats:
     """Distance between prediction and label of each keypoint.
@@ -163,7 +172,8 @@ def average_precision(similarity: ArrayLike, scores: ArrayLike) -> Precision:
     """AP and AR over OKS thresholds, with one prediction for each labelled instance.
 
     Boxes are given, so each prediction belongs to its own instance and none is matched to another.
-    Precision is made non-increasing and read at 101 recalls, as in COCO.
+    Precision is made non-increasing and read at 101 recalls, as in COCO. UNLIKE_COCO says where the
+    two differ.
 
     Args:
         similarity: (instances,) from `oks`; NaN instances are left out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,10 @@ def coco_inputs(seed: int, instances: int) -> dict[str, np.ndarray]:
     }
 
 
-def coco_evaluation(data: dict[str, np.ndarray]) -> Any:
-    """pycocotools' evaluation with one instance in each image."""
+def coco_evaluation(
+    data: dict[str, np.ndarray], per_image: int = 1, crowds: Sequence[int] = ()
+) -> Any:
+    """pycocotools' evaluation; crowds: instances that are marked as such."""
     coco = pytest.importorskip("pycocotools.coco")
     evaluation = pytest.importorskip("pycocotools.cocoeval")
     instances = range(len(data["area"]))
@@ -132,14 +135,14 @@ def coco_evaluation(data: dict[str, np.ndarray]) -> Any:
     truth = coco.COCO()
     truth.dataset = {
         "info": {},
-        "images": [{"id": index + 1} for index in instances],
+        "images": [{"id": index + 1} for index in instances[::per_image]],
         "categories": [{"id": 1, "name": "mouse"}],
         "annotations": [
             {
                 "id": index + 1,
-                "image_id": index + 1,
+                "image_id": index // per_image * per_image + 1,
                 "category_id": 1,
-                "iscrowd": 0,
+                "iscrowd": int(index in crowds),
                 "area": float(data["area"][index]),
                 "bbox": [0, 0, 200, 200],
                 "num_keypoints": int((data["visibility"][index] > 0).sum()),
@@ -150,7 +153,7 @@ def coco_evaluation(data: dict[str, np.ndarray]) -> Any:
     }
     results = [
         {
-            "image_id": index + 1,
+            "image_id": index // per_image * per_image + 1,
             "category_id": 1,
             "score": float(data["scores"][index]),
             "keypoints": flat(data["predictions"], index),
@@ -179,6 +182,38 @@ def test_oks_and_precision_agree_with_pycocotools(instances: int) -> None:
     np.testing.assert_allclose([found.ap, found.ap50, found.ap75], run.stats[:3], atol=1e-9)
     assert found.ar == pytest.approx(run.stats[5])
     assert instances == 1 or 0.1 < found.ap < 0.9
+
+
+def test_where_precision_differs_from_coco() -> None:
+    """Each difference that UNLIKE_COCO names, on twelve animals that are found exactly."""
+    data = coco_inputs(seed=1, instances=12)
+    data["predictions"] = data["labels"].copy()
+
+    def ours(keep: Any = slice(None)) -> float:
+        distances = metrics.errors(data["predictions"], data["labels"], data["visibility"])
+        similarity = metrics.oks(distances, COCO_SIGMAS, data["area"])
+        return metrics.average_precision(similarity[keep], data["scores"][keep]).ap
+
+    def of_coco(per_image: int = 1, crowds: Sequence[int] = ()) -> float:
+        return float(coco_evaluation(data, per_image, crowds).stats[0])
+
+    # Predictions of the two animals of a frame exchanged: COCO exchanges them again.
+    assert ours() == of_coco(2) == 1
+    data["predictions"][[0, 1]] = data["predictions"][[1, 0]]
+    assert ours() < of_coco(2) == 1
+    data["predictions"] = data["labels"].copy()
+    # A crowd that is found, and another animal that is not: COCO counts without the crowd.
+    data["predictions"][5] += 1000
+    data["scores"][5] = 1.5
+    others = [index for index in range(12) if index != 3]
+    assert of_coco(crowds=[3]) == pytest.approx(ours(others)) and ours() > ours(others) + 1e-3
+    data["predictions"][5] -= 1000
+    # Without a label: COCO takes its prediction for a false positive if it is far away.
+    data["visibility"][3] = 0
+    data["scores"][3] = 2.0
+    assert of_coco() == ours() == 1
+    data["predictions"][3] += 1000
+    assert of_coco() < ours() == 1
 
 
 def test_mouse_sigmas_of_the_stock_parts() -> None:

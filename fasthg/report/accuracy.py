@@ -150,7 +150,8 @@ def oks(config: Config, known: Known) -> Iterator[str]:
     yield html.note(
         "OKS is the mean over labelled parts of exp(-d² / (2 area (2 sigma)²)). AP and AR: mean "
         f"over the thresholds 0.50 to 0.95. Sigmas ({m['sigmas']}): {listed}. The padded "
-        "crop is larger than the annotation, and so the more lenient; MARS divides by it."
+        "crop is larger than the annotation, and so the more lenient; MARS divides by it. "
+        f"{metrics.UNLIKE_COCO}"
     )
 
 

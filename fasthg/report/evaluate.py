@@ -70,12 +70,20 @@ class Evaluation:
             console.print("\nerrors in cm")
             console.print(_error_table(m["error_cm"], None))
         console.print(_oks_table(m))
+        if self._differs_from_coco():
+            console.print(metrics.UNLIKE_COCO, highlight=False, soft_wrap=True)
         if len(m["decodes"]) > 1:
             console.print(_decode_table(m))
         if m["found_boxes"] is not None:
             console.print(sentence(m["found_boxes"]), highlight=False, soft_wrap=True)
         for name in ("predictions.png", "worst.png"):
             console.print(str(self.folder / name), highlight=False, soft_wrap=True)
+
+    def _differs_from_coco(self) -> bool:
+        """Whether a frame has several animals, or an animal no label. Crowds are not recorded."""
+        frames = self.index.record[self.predictions.instance]
+        labelled = (self.predictions.visibility > 0).any(axis=1)
+        return len(np.unique(frames)) < len(frames) or not bool(labelled.all())
 
 
 def _number(value: float | None, digits: int = 2) -> str:
