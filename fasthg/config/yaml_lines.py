@@ -103,6 +103,8 @@ def _compose(text: str) -> tuple[_Loader, yaml.Node | None]:
     except yaml.YAMLError as error:
         what = " ".join(str(error).split())
         raise YamlFault(f"{what}; save the file as plain UTF-8 text", None) from error
+    except RecursionError:
+        raise YamlFault("nested too deep; check quotes and brackets", None) from None
 
 
 def _line(node: yaml.Node) -> int:

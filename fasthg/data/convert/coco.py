@@ -158,7 +158,7 @@ def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _
         skipped["frames without a labelled animal"] += len(images) - len(used)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a COCO JSON file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}; not a JSON file, {_AGAIN}") from None
     except KeyError as error:
         raise DataError(f"{path}: no key {error}; give COCO keypoint annotations") from None
@@ -247,7 +247,7 @@ def _labelled(
         where = f"{content.path}: annotation {annotation.get('id')} of {image['file_name']}"
         try:
             points.append(np.array(annotation["keypoints"], float).reshape(len(content.names), 3))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             raise DataError(
                 f"{where}: keypoints are not 3 numbers for each of {len(content.names)} parts; "
                 f"{_AGAIN}"
@@ -272,10 +272,13 @@ def _box(value: Any) -> npt.NDArray[np.float64]:
     """x y width height as x1 y1 x2 y2, NaN where it is not four numbers."""
     try:
         x, y, width, height = map(float, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return np.full(4, np.nan)
     return np.array([x, y, x + width, y + height])
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else np.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) else np.nan
+    except OverflowError:
+        return np.nan

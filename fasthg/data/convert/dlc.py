@@ -82,7 +82,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: {error.strerror}; give the folder of a DeepLabCut project"
         ) from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"

@@ -38,9 +38,17 @@ def find_among(folders: Sequence[Path], path: str) -> Path | None:
     for start in range(len(parts)):
         for folder in folders:
             candidate = folder.joinpath(*parts[start:])
-            if candidate.is_file():
+            if _is_file(candidate):
                 return candidate
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; no system has one of a name that it refuses."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def locate(path: str, root: Path | None, folders: Sequence[Path]) -> Path | None:
@@ -48,7 +56,7 @@ def locate(path: str, root: Path | None, folders: Sequence[Path]) -> Path | None
     absolute path says, or as `find_among` in `folders`."""
     if root is not None:
         return find_among([root], path)
-    if is_absolute(path) and Path(path).is_file():
+    if is_absolute(path) and _is_file(Path(path)):
         return Path(path)
     return find_among(folders, path)
 

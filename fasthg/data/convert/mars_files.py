@@ -103,7 +103,7 @@ def read_project(folder: Path) -> Project:
         raise DataError(f"{path}: {error.strerror}; give the folder of a MARS project") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise DataError(
@@ -263,7 +263,10 @@ def _read_manifest(path: Path, project: Project) -> Labels:
                 points = ((p["label"], float(p["x"]), float(p["y"])) for p in _keypoints(answer))
                 frame.add(str(answer.get("workerId") or ""), points)
             frame.done(image)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(OverflowError, RecursionError),
+        ) as error:
             reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
             raise DataError(
                 f"{path}:{number}: not a line of crowd-keypoint labels ({reason}); "
@@ -317,7 +320,7 @@ def _read_processed(path: Path, project: Project) -> Labels:
     labels = Labels()
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}; let MARS write the file again") from None
     for number, entry in enumerate(entries):
         try:
@@ -328,7 +331,7 @@ def _read_processed(path: Path, project: Project) -> Labels:
                 xy = _processed_animal(entry[f"ann_{name}"])[:, order]
                 xy[(xy == 0).all(axis=2)] = np.nan
                 workers[name] = xy * size
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DataError(
                 f"{path}: entry {number}: {reason}; let MARS write the file again"

@@ -82,7 +82,9 @@ def load_splits(folder: Path) -> Splits | None:
         check_fractions(splits.fractions)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; restore it, or {_REDRAW}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"{path}: {error}; restore it, or {_REDRAW}") from None
     if splits.by not in (*_RULES, "given"):
         raise DataError(f"{path}: by: {splits.by}; use {', '.join(_RULES)}")

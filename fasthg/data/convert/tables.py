@@ -45,7 +45,13 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read `CollectedData_*.csv` or `.h5`. Raises DataError that names the file and line, or
     EnvironmentFault where the packages for HDF5 are missing."""
-    return _read_h5(path) if path.suffix == ".h5" else _read_csv(path)
+    again = "save the file from DeepLabCut again"
+    try:
+        return _read_h5(path) if path.suffix == ".h5" else _read_csv(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a CollectedData file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: no table as text ({error}); {again}") from None
 
 
 def _read_csv(path: Path) -> Table:
@@ -105,9 +111,10 @@ def _read_h5(path: Path) -> Table:
         ) from None
     try:
         frame = pandas.read_hdf(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        # HDF5's own errors are a trace of its C functions with the cause in the last line.
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:
+        # What a damaged file makes pandas and PyTables raise has no end. HDF5's own errors are a
+        # trace of its C functions with the cause in the last line.
+        reason = ([type(error).__name__, *str(error).strip().splitlines()])[-1]
         raise DataError(f"{path}: {reason}; save the file from DeepLabCut again") from None
     names = [str(name).lower() for name in frame.columns.names]
     if not {"scorer", "bodyparts", "coords"} <= set(names):

@@ -103,7 +103,7 @@ def read_boxes(path: Path, source: Source) -> Boxes:
         return _from_csv(path, text, source)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON ({error}); {_AGAIN}") from None
     if isinstance(content, dict) and "bbox" in content:
         return _from_mars(path, content["bbox"])
@@ -145,7 +145,7 @@ def _from_mars(path: Path, content: Any) -> Boxes:
         boxes = np.array(content, np.float64)
         if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.shape[1]:
             raise ValueError(f"its shape is {boxes.shape}")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: bbox is not [frame][animal][4] ({error}); {_AGAIN}") from None
     animals = tuple(f"animal{number + 1}" for number in range(boxes.shape[1]))
     return Boxes(animals, dict(enumerate(boxes)), True, path)
@@ -170,7 +170,7 @@ def _from_coco(path: Path, content: dict[str, Any], source: Source) -> Boxes:
             x, y, width, height = map(float, entry["bbox"])
             counts[frame] = counts.get(frame, 0) + 1
             rows.append((frame, f"animal{counts[frame]}", [x, y, x + width, y + height]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: an image or annotation lacks {error}; {_AGAIN}") from None
     boxes = _gather(path, rows)
     boxes.image_ids = {frame: identity for identity, frame in frames.items()}
