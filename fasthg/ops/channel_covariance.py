@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fasthg.ops import _extension, _layout, reference
-from fasthg.ops.bn_act import moments as bn_moments
 
 # Each part of the rows is summed by itself, then the parts in order: their number, which depends on
 # the shape alone, decides the order of summation. Rows of a part at least, and parts at most; a GPU
@@ -62,7 +61,7 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_covariance: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         centred = x.to(mean.dtype) - mean[:, None, None]
         # The mean is rounded; far from 0 its rounding error counts against the deviations.
-        centred -= bn_moments(centred)[0][:, None, None]
+        centred = centred - centred.mean((0, 2, 3), keepdim=True)
         grad_x: Tensor = centred.permute(0, 2, 3, 1) @ symmetric + grad_mean / count
     return grad_x.to(x.dtype).permute(0, 3, 1, 2)
 

@@ -105,7 +105,7 @@ def _comment(path: Path) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return b"?"
 
 
@@ -118,7 +118,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         if not _is_sound(path):
-            if zipfile.is_zipfile(path) and not _comment(path):
+            if not _comment(path):
                 raise DataError(
                     f"{path}: not a checkpoint of format {FORMAT}, it has no checksum; train again "
                     "with this version"
@@ -129,7 +129,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such checkpoint; give a run folder that has one") from None
     except OSError as error:
         raise UnreadableFile(f"{path}: {error.strerror or error}; check the disk") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         # It is what was written: no damage.
         raise DataError(
             f"{path}: not a readable checkpoint ({_first_line(error)}); use an older one"

@@ -50,6 +50,8 @@ def open_data(
     with contextlib.ExitStack() as stack:
         train = open_split(config, patterns, device, training=True, **own)
         stack.callback(train.close)
+        if not train.index.visibility.any():
+            raise DataError(f"{patterns}: no labelled part; label it")
         validation = None
         if config.DATA.VAL is not None:
             validation = open_split(config, config.DATA.VAL, device, training=False, **own)

@@ -8,6 +8,7 @@ from fasthg.data.check import images, labels
 from fasthg.data.check.problems import (
     BAD_BOX,
     BROKEN_RECORD,
+    NOTHING,
     WRONG_COUNTS,
     Counts,
     Problem,
@@ -47,6 +48,10 @@ def check(
         report.problems += [
             Problem(_KINDS[f.kind], split, f.where, f.cause, f.record) for f in faults
         ]
+        if not len(index) and not faults:
+            files = ", ".join(index.files)
+            detail = f"{index.num_records} records; check DATA or leave the split unset"
+            report.problems.append(Problem(NOTHING, split, files, detail))
         looks[split], problems = images.look(index, split)
         report.problems += problems
         report.problems += labels.doubtful(index, split, names, pairs)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+NOTHING = "split without an annotated animal"
 BROKEN_RECORD = "record that cannot be read"
 WRONG_COUNTS = "counts that contradict each other"
 BAD_BOX = "box without an area"
@@ -25,7 +26,7 @@ SWAPPED = "left and right perhaps swapped"
 WRONG_AREA = "area in another unit"
 
 KINDS = (
-    *(BROKEN_RECORD, WRONG_COUNTS, BAD_BOX, BAD_IMAGE, SAME_ID, SAME_IMAGE, NEAR_IMAGE),
+    *(NOTHING, BROKEN_RECORD, WRONG_COUNTS, BAD_BOX, BAD_IMAGE, SAME_ID, SAME_IMAGE, NEAR_IMAGE),
     *(UNLABELLED, OUTSIDE_IMAGE, OUTSIDE_BOX, BOX_OUTSIDE, TINY, IDENTICAL, SWAPPED, WRONG_AREA),
 )
 """Kinds of problems, in the order of reports."""

@@ -255,7 +255,6 @@ def _labelled(
     xyv = np.stack(points)[:, order]
     seen = np.nan_to_num(xyv[..., 2]).clip(0, 2).astype(np.uint8)
     keypoints = np.where(seen[..., None] > 0, xyv[..., :2], np.nan)
-    size = (image.get("width"), image.get("height"))
     return Labelled(
         image=path,
         image_id=image_id,
@@ -264,8 +263,17 @@ def _labelled(
         boxes=np.stack([_box(annotation.get("bbox")) for annotation in animals]),
         area=np.array([_number(annotation.get("area")) for annotation in animals]),
         visibility=seen,
-        size=(int(size[0]), int(size[1])) if size[0] and size[1] else None,
+        size=_size(image),
     )
+
+
+def _size(image: Entry) -> tuple[int, int] | None:
+    """Width and height, px; None where they are not two numbers."""
+    try:
+        width, height = (int(image[key]) for key in ("width", "height"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return (width, height) if width and height else None
 
 
 def _box(value: Any) -> npt.NDArray[np.float64]:

@@ -258,6 +258,8 @@ def _read_manifest(path: Path, project: Project) -> Labels:
         try:
             entry = json.loads(line)
             image = entry["source-ref"]
+            if not isinstance(image, str):
+                raise TypeError(f"source-ref is {image!r}")
             frame = _Frame(project, labels)
             for answer in _answers(entry):
                 points = ((p["label"], float(p["x"]), float(p["y"])) for p in _keypoints(answer))

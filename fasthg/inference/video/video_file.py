@@ -146,5 +146,10 @@ def _pictures(container: Any, path: Path) -> Any:
     """The first stream that is more than a cover picture."""
     for stream in container.streams.video:
         if not stream.disposition.value & _COVER:
+            if stream.codec_context is None:
+                raise DataError(
+                    f"{path}: its pictures are of a kind that FFmpeg does not know; "
+                    "it may be damaged: copy or record it again"
+                )
             return stream
     raise DataError(f"{path}: holds no pictures, only sound or text; give a video")
