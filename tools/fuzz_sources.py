@@ -211,6 +211,8 @@ def main() -> None:
                 seen["no answer"] += 1
                 continue
             outcomes += counts
+            if chunk.stop % 1000 == 0:
+                print(f"{chunk.stop} inputs", file=sys.stderr, flush=True)
             for number, text in findings:
                 kind = text.split(": ")[0] + text.split(": ")[1]
                 seen[kind] += 1

@@ -78,8 +78,13 @@ def load_splits(folder: Path) -> Splits | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         splits = Splits(**values)
+        named = [*splits.frames.items(), *splits.groups.items()]
+        texts = [splits.by, *splits.files, *(text for pair in named for text in pair)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("by, files, frames and groups hold what is no text")
         wrong = {*splits.frames.values(), *splits.groups.values()} - {*SPLITS}
         check_fractions(splits.fractions)
+        np.random.default_rng(splits.seed)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -96,7 +101,7 @@ def load_splits(folder: Path) -> Splits | None:
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raise DataError unless there are three fractions, none negative, that sum to 1."""
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         given = " ".join(f"{value:g}" for value in fractions)
         raise DataError(f"split {given}: give three fractions for train, val, test that sum to 1")
 
