@@ -32,7 +32,7 @@ def as_tensor(op: str, name: str, value: Any, device: torch.device | None = None
     return torch.from_numpy(array).to(device)
 
 
-def height_width(op: str, size: Any) -> tuple[int, int]:
+def height_width(op: str, size: Any) -> tuple[Any, Any]:
     """`size`, one integer or two of any integer type, as (height, width).
 
     Raises ValueError for anything else, and for negative sides.
