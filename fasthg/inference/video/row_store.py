@@ -3,16 +3,22 @@
 `.<name>.rows`: a line of JSON that says what the rows were made from, then one record of fixed
 length a frame. It is written through after every batch, so that whatever ends a prediction leaves
 the finished rows; `resume` goes on after them. It is removed when all results are written.
+
+The file is locked while it is open. Every record carries a checksum of its number and content: what
+a crash or another process left between the records is never read as a pose.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +26,12 @@ import numpy.typing as npt
 from fasthg.errors import DataError, FasthgError
 from fasthg.inference.video.keypoints import Poses
 
-_FORMAT = 1
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Rows:
 
 
 class RowStore:
-    """The rows file of one source, open for appending."""
+    """The rows file of one source, open for appending by one process at a time."""
 
     def __init__(
         self, path: Path, animals: int, parts: int, made_from: Mapping[str, Any], resume: bool
@@ -59,11 +70,12 @@ class RowStore:
 
         Raises:
             DataError: the rows there were made from something else.
-            FasthgError: the folder cannot be written.
+            FasthgError: the folder cannot be written, or another process predicts into the file.
         """
         self.path = path
         self._record = np.dtype(
             [
+                ("check", "<u4"),
                 ("time", "<f8"),
                 ("keypoints", "<f8", (animals, parts, 2)),
                 ("scores", "<f4", (animals, parts)),
@@ -73,35 +85,59 @@ class RowStore:
         )
         made = json.loads(json.dumps({"format": _FORMAT, **made_from}))
         self._head = (json.dumps(made) + "\n").encode()
-        self.done = self._kept(made) if resume and path.exists() else 0
-        """Rows that were there."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("r+b" if self.done else "wb")
-            if not self.done:
-                self._file.write(self._head)
-            # A row that a full disk or a kill cut off goes.
-            self._file.truncate(len(self._head) + self.done * self._record.itemsize)
-            self._file.seek(0, 2)
-        except OSError as error:
-            raise FasthgError(
-                f"{path}: cannot write ({error.strerror}); give another folder with -o"
-            ) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(_locked(path))
+                self.done = self._kept(made) if resume else 0
+                """Rows that were there."""
+                if not self.done:
+                    self._file.truncate(0)
+                    self._file.seek(0)
+                    self._file.write(self._head)
+                # A row that a full disk or a kill cut off goes.
+                self._file.truncate(len(self._head) + self.done * self._record.itemsize)
+                self._file.seek(0, os.SEEK_END)
+            except OSError as error:
+                raise FasthgError(
+                    f"{path}: cannot write ({error.strerror}); give another folder with -o"
+                ) from None
+            stack.pop_all()
+        self._rows = self.done
 
     def _kept(self, made: Mapping[str, Any]) -> int:
-        with self.path.open("rb") as file:
-            line = file.readline()
-            try:
-                found = json.loads(line)
-            except ValueError:
-                return 0
-            other = [key for key in made if found.get(key) != made[key]]
-            if other:
-                raise DataError(
-                    f"{self.path}: these rows were made with another {other[0]}; "
-                    "leave out --resume to start anew"
-                )
-            return (self.path.stat().st_size - len(line)) // self._record.itemsize
+        """How many rows of the file can be kept: those before the first that is not whole."""
+        self._file.seek(0)
+        line = self._file.readline()
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return 0
+        other = [key for key in made if found.get(key) != made[key]]
+        if other:
+            raise DataError(
+                f"{self.path}: these rows were made with another {other[0]}; "
+                "leave out --resume to start anew"
+            )
+        return self._whole(np.frombuffer(self._content(), self._record))
+
+    def _content(self) -> bytes:
+        """The file after its head, less a last record that was cut off."""
+        self._file.flush()
+        self._file.seek(len(self._head))
+        content = self._file.read()
+        return content[: len(content) // self._record.itemsize * self._record.itemsize]
+
+    def _checks(self, rows: npt.NDArray[Any], first: int) -> npt.NDArray[np.uint32]:
+        """Checksums of records, of which `first` is the number of the first one."""
+        start = np.dtype(np.uint32).itemsize
+        content = [row.tobytes()[start:] for row in rows]
+        checks = [zlib.crc32(each, first + 1 + number) for number, each in enumerate(content)]
+        return np.array(checks, np.uint32)
+
+    def _whole(self, rows: npt.NDArray[Any]) -> int:
+        """How many records from the first on are what was written."""
+        wrong = np.flatnonzero(rows["check"] != self._checks(rows, 0))
+        return int(wrong[0]) if len(wrong) else len(rows)
 
     def append(self, poses: Poses) -> None:
         """Add rows; they are in the file afterwards.
@@ -112,6 +148,7 @@ class RowStore:
         rows = np.zeros(len(poses), self._record)
         rows["time"], rows["keypoints"] = poses.times, poses.keypoints
         rows["scores"], rows["boxes"], rows["sizes"] = poses.scores, poses.boxes, poses.sizes
+        rows["check"] = self._checks(rows, self._rows)
         try:
             self._file.write(rows.tobytes())
             self._file.flush()
@@ -119,6 +156,7 @@ class RowStore:
             raise FasthgError(
                 f"{self.path}: cannot write ({error.strerror}); free disk space, then --resume"
             ) from None
+        self._rows += len(rows)
 
     def rows(
         self,
@@ -128,8 +166,17 @@ class RowStore:
         parts: Sequence[str],
         image_ids: Mapping[int, int],
     ) -> Rows:
-        """All rows so far, with what they are of."""
-        found = np.fromfile(self.path, self._record, offset=len(self._head))
+        """All rows so far, with what they are of.
+
+        Raises:
+            FasthgError: the file no longer holds what was written.
+        """
+        found = np.frombuffer(self._content(), self._record)
+        if len(found) != self._rows or self._whole(found) != self._rows:
+            raise FasthgError(
+                f"{self.path}: row {self._whole(found)} is not what was written, another process "
+                "or the disk changed it; predict again, into another folder with -o"
+            )
         return Rows(
             *(source, tuple(names[: len(found)]), tuple(animals), tuple(parts)),
             times=found["time"],
@@ -141,9 +188,9 @@ class RowStore:
         )
 
     def remove(self) -> None:
-        """Close and delete the file."""
-        self._file.close()
+        """Delete the file, and close it, which ends the lock."""
         self.path.unlink(missing_ok=True)
+        self._file.close()
 
     def __enter__(self) -> RowStore:
         return self
@@ -154,4 +201,36 @@ class RowStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # What a full disk did not take is written once more by close; the error is told already.
+        with contextlib.suppress(*(() if error is None else (OSError,))):
+            self._file.close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """A file open for reading and writing, made where it is missing, locked until it is closed.
+
+    On a file system without locks nothing is locked. The lock is of the open file, not of the
+    process, so two predictions in threads of one process exclude each other too.
+
+    Raises:
+        FasthgError: another prediction holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise FasthgError(
+                    f"{path}: another fasthg predicts into it; wait for its end or give another "
+                    "folder with -o"
+                ) from None
+            except OSError:
+                return file
+        # Whoever held the lock may have removed the file since it was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
