@@ -1,13 +1,12 @@
 """Videos by PyAV: a row for every frame that the file holds, whether it can be decoded or not.
 
 A decoder leaves out what it cannot decode, so counting what it gives would shift all later rows.
-Instead every packet announces a frame by its presentation time; when a frame appears, all that
-were announced for earlier times and have not appeared are lost. They come as frames without image.
+Instead every packet announces a frame. Packets whose frame has not appeared when a later one does
+are lost, where the decoder met damage; they come as frames without image. See `frame_times`.
 """
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from fasthg.errors import DataError, EnvironmentFault
 from fasthg.inference.video.frame import Frame
+from fasthg.inference.video.frame_times import FrameTimes
 
 # Their packets may hold frames that are never shown.
 _HIDES_FRAMES = ("vp8",)
@@ -105,28 +105,26 @@ class VideoSource:
                 yield Frame(number, time, image, "")
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[int | None, Any]]:
-        """(time stamp or None, picture or None) in the order of presentation."""
-        announced: list[int] = []
-        certain = stream.codec_context.name not in _HIDES_FRAMES
+        """(time or None, picture or None) in the order of presentation; times in units of the
+        stream, which never go back."""
+        codec = stream.codec_context
+        codec.copy_opaque = True
+        step = round(1 / (self.rate * stream.time_base)) if self.rate and stream.time_base else 1
+        times = FrameTimes(step, codec.name in _HIDES_FRAMES)
         for packet in self._packets(container, stream):
-            stamp, whole = packet.pts, packet.size and not packet.is_discard
-            if whole and stamp is not None and certain:
-                heapq.heappush(announced, stamp)
+            if packet.size and not packet.is_discard:
+                packet.opaque = times.sent(packet)
             try:
                 frames = stream.decode(packet)
             except self.av.error.FFmpegError:
-                if whole and (stamp is None or not certain):
+                for stamp in times.failed(codec.has_b_frames):
                     yield stamp, None
                 continue
             for frame in frames:
-                if frame.pts is not None:
-                    while announced and announced[0] < frame.pts:
-                        yield heapq.heappop(announced), None
-                    if announced and announced[0] == frame.pts:
-                        heapq.heappop(announced)
-                yield frame.pts, None if frame.is_corrupt else frame
-        while announced:
-            yield heapq.heappop(announced), None
+                for stamp, lost in times.appeared(frame.opaque, frame.pts, codec.has_b_frames):
+                    yield stamp, None if lost or frame.is_corrupt else frame
+        for stamp in times.left():
+            yield stamp, None
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """The packets, then the empty one that drains the decoder, where reading fails as well."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from field_pictures import field_pictures
 from moving_dots import write_video
 
 from fasthg.errors import DataError, EnvironmentFault
@@ -65,6 +66,45 @@ def test_every_frame_in_order_at_its_time(tmp_path: Path, name: str, codec: str,
     np.testing.assert_allclose(np.diff(times), 1 / 25, atol=1.1e-3)
     assert [frame.number for frame in source.frames(20)] == list(range(20, 26))
     np.testing.assert_allclose(numbers(source, 20), np.arange(20, 26), atol=0.45)
+
+
+@pytest.mark.parametrize(("codec", "frames"), [("libx264", "3"), ("mpeg4", "2")])
+def test_reordered_frames_in_avi_which_has_no_times_of_presentation(
+    tmp_path: Path, codec: str, frames: str
+) -> None:
+    options = {"bf": frames, "g": "12", **({"crf": "8"} if codec == "libx264" else {"b": "8M"})}
+    source = VideoSource(write_video(tmp_path / "a.avi", grey(26), codec=codec, options=options))
+    np.testing.assert_allclose(numbers(source), np.arange(26), atol=0.45)
+    np.testing.assert_allclose(np.diff([f.time for f in source.frames()]), 1 / 25, atol=1e-6)
+    source = VideoSource(damaged(source.path, tmp_path / "b.avi", {8, 15}))
+    found = numbers(source)
+    assert abs(len(found) - 26) <= 1
+    assert found.count(None) >= 2
+    assert (np.diff([frame.time for frame in source.frames()]) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mpg"])
+def test_joined_recordings_whose_times_begin_again(tmp_path: Path, name: str) -> None:
+    codec = "libx264" if name == "a.ts" else "mpeg2video"
+    options = {"bf": "2", "g": "12", "crf": "8"} if name == "a.ts" else {"bf": "2", "b": "8M"}
+    part = write_video(tmp_path / name, grey(14), codec=codec, options=options).read_bytes()
+    (tmp_path / f"joined-{name}").write_bytes(part * 3)
+    source = VideoSource(tmp_path / f"joined-{name}")
+    np.testing.assert_allclose(numbers(source), [*range(14)] * 3, atol=0.45)
+    steps = np.diff([frame.time for frame in source.frames()])
+    assert (steps > 0).all()
+    assert np.median(steps) == pytest.approx(1 / 25)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.mp4"])
+def test_two_fields_in_packets_of_their_own_are_one_frame(tmp_path: Path, name: str) -> None:
+    source = VideoSource(field_pictures(tmp_path / name, 12))
+    found = [frame.image for frame in source.frames()]
+    assert len(found) == 12
+    greys = [image.mean() for image in found if image is not None]
+    assert len(greys) == 12
+    assert (np.diff(greys) > 2).all()
+    np.testing.assert_allclose(np.diff([f.time for f in source.frames()]), 1 / 25, atol=1e-6)
 
 
 def test_times_of_a_variable_rate_are_kept(tmp_path: Path) -> None:
