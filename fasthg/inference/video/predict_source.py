@@ -302,6 +302,12 @@ def _notes(
     source: Source, boxes: Boxes, rows: Rows, stopped: bool, options: Options, located: bool
 ) -> list[str]:
     notes = []
+    if isinstance(source, VideoSource) and source.turned:
+        width, height = source.size
+        notes.append(
+            f"turned as its rotation tag says; keypoints are in the picture of {width}x{height} px "
+            "that players show"
+        )
     blind = int((rows.sizes[:, 0] == 0).sum())
     if blind:
         notes.append(f"{blind} frames cannot be decoded; their rows are empty")

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fasthg.data.opencv_loader import Image
 from fasthg.errors import DataError, EnvironmentFault
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.frame_times import FrameTimes
@@ -35,9 +39,40 @@ def import_av(path: Path) -> Any:
     return av
 
 
+@dataclass(frozen=True)
+class _Axes:
+    """How stored pictures are to be shown."""
+
+    swapped: bool = False
+    """Whether x and y are exchanged, before the flips."""
+    left_right: bool = False
+    upside_down: bool = False
+
+    def shown(self, image: Image) -> Image:
+        """image: BGR uint8 (height, width, 3) as stored."""
+        if self.swapped:
+            image = image.transpose(1, 0, 2)
+        image = image[:: -1 if self.upside_down else 1, :: -1 if self.left_right else 1]
+        return np.ascontiguousarray(image)
+
+
+_UPRIGHT = _Axes()
+
+
+def _axes(matrix: bytes) -> _Axes:
+    """Of a display matrix, int32 (3, 3): stored (x, y, 1) times it is the place where shown. What
+    is no multiple of a quarter turn is not followed, as by most players."""
+    (a, b), (c, d) = np.frombuffer(matrix, "=i4").reshape(3, 3)[:2, :2].tolist()
+    if a and d and not (b or c):
+        return _Axes(False, a < 0, d < 0)
+    if b and c and not (a or d):
+        return _Axes(True, c < 0, b < 0)
+    return _UPRIGHT
+
+
 class VideoSource:
-    """The frames of a video's first stream of pictures, as they are stored (rotation tags are
-    ignored)."""
+    """The frames of a video's first stream of pictures, turned as players turn them: phones store
+    upright films lying, with a tag."""
 
     names: tuple[str, ...] = ()
 
@@ -53,7 +88,11 @@ class VideoSource:
         self.av = import_av(path)
         with self._open() as container:
             stream = _pictures(container, path)
-            self._size = (stream.codec_context.width, stream.codec_context.height)
+            self._axes = self._orientation(container, stream)
+            size = (stream.codec_context.width, stream.codec_context.height)
+            self.turned = self._axes != _UPRIGHT
+            """Whether a tag of the file turns or mirrors the stored pictures."""
+            self._size = size[::-1] if self._axes.swapped else size
             self.rate = stream.average_rate or stream.guessed_rate
             """Frames a second, a Fraction; None where the file does not say."""
             self.declared: int | None = stream.frames or None
@@ -72,9 +111,19 @@ class VideoSource:
                 "it may be cut off: copy or record it again"
             ) from None
 
+    def _orientation(self, container: Any, stream: Any) -> _Axes:
+        """How the first picture is to be shown; upright where it cannot be decoded."""
+        try:
+            for frame in container.decode(stream):
+                found = frame.side_data.get(self.av.sidedata.sidedata.Type.DISPLAYMATRIX)
+                return _UPRIGHT if found is None else _axes(bytes(found))
+        except self.av.error.FFmpegError:
+            pass
+        return _UPRIGHT
+
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, px."""
+        """Width and height as shown, px."""
         return self._size
 
     @property
@@ -97,7 +146,9 @@ class VideoSource:
             for number, (stamp, frame) in enumerate(self._decoded(container, stream)):
                 if number < start:
                     continue
-                image = None if frame is None else frame.to_ndarray(format="bgr24")
+                image = None
+                if frame is not None:
+                    image = self._axes.shown(frame.to_ndarray(format="bgr24"))
                 if stamp is not None:
                     time = stamp * base
                 else:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from field_pictures import field_pictures
@@ -139,6 +140,37 @@ def test_a_damaged_frame_among_reordered_ones_keeps_the_count(tmp_path: Path) ->
         lost = [number for number, value in enumerate(found) if value is None]
         assert 1 <= len(lost) <= 12
         np.testing.assert_allclose(found[0], 0, atol=0.45)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+    ],
+)
+def test_a_rotation_tag_turns_the_pictures(tmp_path: Path, matrix, expected) -> None:
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:32, :48], image[:32, 48:], image[32:, :48] = 200, 130, 60
+    content = bytearray(write_video(tmp_path / "a.mp4", [image] * 2).read_bytes())
+    (a, b, c, d), place = matrix, content.index(b"tkhd") + 44
+    tag = np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], ">i4")
+    content[place : place + 36] = tag.tobytes()
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(content)
+    source = VideoSource(path)
+    shown = expected(image)
+    assert source.size == shown.shape[1::-1]
+    assert source.turned == (matrix != (1, 0, 0, 1))
+    for frame in source.frames():
+        assert frame.image is not None
+        np.testing.assert_allclose(frame.image.astype(int), shown, atol=40)
+    if a * d - b * c == 1:  # OpenCV turns, but does not mirror
+        np.testing.assert_allclose(cv2.VideoCapture(str(path)).read()[1], shown, atol=40)
 
 
 def test_a_cut_off_file(tmp_path: Path) -> None:
