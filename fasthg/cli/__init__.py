@@ -12,6 +12,7 @@ import typer
 from fasthg.cli import bench, config, data, doctor, export, predict, runs, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
+from fasthg.runtime.output import spell_out
 
 app = typer.Typer(
     help="Train and evaluate stacked-hourglass networks for animal pose estimation.",
@@ -43,6 +44,7 @@ def main() -> None:
 
     With FASTHG_DEBUG=1 in the environment its traceback comes before that line.
     """
+    spell_out()
     try:
         app()
     except FasthgError as error:

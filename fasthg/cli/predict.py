@@ -9,8 +9,10 @@ import typer
 
 from fasthg.cli.common import configure, console
 from fasthg.errors import ConfigError
+from fasthg.runtime.output import lasting_output
 
 
+@lasting_output()
 def predict(
     run: Annotated[
         str,

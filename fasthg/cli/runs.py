@@ -18,8 +18,10 @@ from fasthg.cli.common import (
     refuse_ranks,
 )
 from fasthg.errors import ConfigError
+from fasthg.runtime.output import lasting_output
 
 
+@lasting_output()
 def train(
     config: Annotated[
         str | None, typer.Argument(metavar="CONFIG", help="YAML file in MARS's style.")
@@ -112,9 +114,10 @@ def train(
         measured = evaluation.evaluate_run(
             *(result.run, settings, split, None), boxes="found" if located else "given"
         )
-        measured.print(out)
         paths = [report.write(result.run, settings, measured)]
-        for path in paths + report.write_performance(settings, measured):
+        paths += report.write_performance(settings, measured)
+        measured.print(out)
+        for path in paths:
             out.print(str(path), highlight=False, soft_wrap=True)
 
 

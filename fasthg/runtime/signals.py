@@ -9,13 +9,15 @@ from types import FrameType
 from typing import Any
 
 _STOP = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 class Signals:
     """Notes signals while open, so that a step that has begun is finished first.
 
-    SIGINT (Ctrl-C) and SIGTERM (a scheduler ends the job) ask for a save and the end, SIGUSR1 for a
-    save alone. A second SIGINT or SIGTERM raises KeyboardInterrupt at once.
+    SIGINT (Ctrl-C), SIGTERM (a scheduler ends the job) and SIGHUP (the terminal or the connection
+    ends) ask for a save and the end, SIGUSR1 for a save alone. A second SIGINT or SIGTERM raises
+    KeyboardInterrupt at once. Where SIGHUP is ignored, as under nohup, it stays so.
 
     Python allows signal handlers in the main thread only. In another thread none is installed:
     `note` is told so, and the process treats signals as before.
@@ -46,6 +48,8 @@ class Signals:
             return self
         for number in _STOP:
             self._previous[number] = signal.signal(number, self._note_stop)
+        if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:
+            self._previous[_HANGUP] = signal.signal(_HANGUP, self._note_stop)
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note_save)
         return self
@@ -57,7 +61,7 @@ class Signals:
     def _note_stop(self, number: int, _: FrameType | None) -> None:
         if self.stop is None:
             self.stop = number
-        elif not self._patient:
+        elif not self._patient and number != _HANGUP:
             raise KeyboardInterrupt
 
     def _note_save(self, *_: object) -> None:

@@ -40,3 +40,20 @@ def test_another_thread_gets_a_note_and_no_handler() -> None:
     thread.join(10)
     assert handlers == before
     assert notes == ["not the main thread: signals neither stop this work nor save it"]
+
+
+def test_the_end_of_a_terminal_asks_for_the_end_unless_it_is_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.stop is None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.stop == signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

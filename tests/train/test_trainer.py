@@ -280,7 +280,7 @@ def test_device_and_precision() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_exits(mice: Path, tmp_path: Path, number: signal.Signals) -> None:
     """The signal reaches the loader's workers too, as from a terminal or a scheduler."""
     keys = {"NUM_TRAIN_ITERATIONS": 100_000, "VALIDATE_EVERY_N_STEPS": 100_000}
