@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, UTF-8; see `write_atomically`."""
     write_chunks(path, [text.encode()])
+
+
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Key that sorts names as people number them: img2 before img10.
+
+    Numbers compare by value, other text without case, ties by the name itself.
+    """
+    pieces = re.split(r"([0-9]+)", name.casefold())
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces if p], name
 
 
 def remove_leftovers(folder: Path) -> None:

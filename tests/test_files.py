@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasthg.files import write_atomically, write_bytes, write_chunks, write_text
+from fasthg.files import natural, write_atomically, write_bytes, write_chunks, write_text
 from fasthg.runs.checkpoint import save_state, save_weights
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -48,3 +48,11 @@ def test_content_is_forced_to_the_disk_before_the_file_is_moved(
     # Of the same file, and with all that was written.
     assert status.st_size >= 3
     assert calls == [(name, status.st_ino, status.st_size) for name in ("fsync", "replace")]
+
+
+def test_names_sort_as_they_are_numbered() -> None:
+    names = ["img10.png", "img2.png", "img1.png", "IMG3.png", "a-2-1", "a-10-1", "a-2-10", "7", "b"]
+    expected = ["7", "a-2-1", "a-2-10", "a-10-1", "b"]
+    expected += ["img1.png", "img2.png", "IMG3.png", "img10.png"]
+    assert sorted(names, key=natural) == expected
+    assert sorted(["0001", "1", "01"], key=natural) == ["0001", "01", "1"]

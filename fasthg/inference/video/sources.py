@@ -13,6 +13,7 @@ from fasthg.data.opencv_loader import decode_image
 from fasthg.data.records.schema import Record, decode
 from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import ConfigError, DataError
+from fasthg.files import natural
 from fasthg.inference.video.boxes import Boxes
 from fasthg.inference.video.frame import Frame, Source
 from fasthg.inference.video.video_file import VideoSource
@@ -121,7 +122,8 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
         seen.add(place)
         kind = path.suffix.lower()
         if path.is_dir():
-            files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGES and f.is_file())
+            images = (f for f in path.iterdir() if f.suffix.lower() in IMAGES and f.is_file())
+            files = _in_time(sorted(images))
             if not files:
                 raise DataError(f"{path}: no images in this folder; give images or a video")
             found.append(ImageSource(path, files, place))
@@ -137,5 +139,14 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
             known = " ".join(sorted(kind[1:] for kind in IMAGES | VIDEOS))
             raise DataError(f"{path}: unknown file type; use one of {known} or a TFRecord file")
     for folder, files in loose.items():
-        found.append(ImageSource(files[0].parent, files, folder / folder.name))
+        found.append(ImageSource(files[0].parent, _in_time(files), folder / folder.name))
     return found
+
+
+def _in_time(files: list[Path]) -> list[Path]:
+    """Files in the order of their numbers, where they stand in that of their letters, as a shell
+    writes them: img2 before img10. Another order was chosen, and stays."""
+    names = [file.name for file in files]
+    if names not in (sorted(names), sorted(names, key=str.casefold)):
+        return files
+    return sorted(files, key=lambda file: natural(file.name))

@@ -323,6 +323,15 @@ def test_inputs(tmp_path: Path) -> None:
     (loose,) = find_sources([tmp_path / "b.png", tmp_path / "a.jpg"])
     assert loose.names == ("b.png", "a.jpg")
     assert loose.stem == tmp_path / tmp_path.name
+    for number in (0, 1, 2, 10, 11):
+        cv2.imwrite(str(tmp_path / "empty" / f"img{number}.png"), dots(None))
+    in_time = tuple(f"img{number}.png" for number in (0, 1, 2, 10, 11))
+    assert find_sources([tmp_path / "empty"])[0].names == in_time
+    by_shell = sorted((tmp_path / "empty").iterdir())
+    assert find_sources(by_shell)[0].names == in_time
+    assert find_sources(by_shell[::-1])[0].names == tuple(file.name for file in by_shell[::-1])
+    for file in by_shell:
+        file.unlink()
     (folder,) = find_sources([tmp_path])
     assert folder.names == ("a.jpg", "b.png")
     for path, message in (
