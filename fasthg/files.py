@@ -59,13 +59,13 @@ def write_text(path: Path, text: str) -> None:
     write_chunks(path, [text.encode()])
 
 
-def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Key that sorts names as people number them: img2 before img10.
 
     Numbers compare by value, other text without case, ties by the name itself.
     """
     pieces = re.split(r"([0-9]+)", name.casefold())
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in pieces if p], name
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces if p], name
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -17,7 +17,7 @@ _NAME = "fasthg-ascii"
 
 
 def spell_out() -> None:
-    """Print in ASCII what the encoding of a terminal or log file lacks, rather than end the process:
+    """Print in ASCII what the encoding of a terminal or log file lacks, rather than raise:
     <= for ≤, \\xNN for others."""
     codecs.register_error(_NAME, _in_ascii)
     for stream in (sys.stdout, sys.stderr):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,17 +52,25 @@ def open_data(
     with contextlib.ExitStack() as stack:
         train = open_split(config, patterns, device, training=True, **own)
         stack.callback(train.close)
-        if not train.index.visibility.any():
-            raise DataError(f"{patterns}: no labelled part; label it")
+        _check_labelled(train, patterns)
         validation = None
         if config.DATA.VAL is not None:
             validation = open_split(config, config.DATA.VAL, device, training=False, **own)
             stack.callback(validation.close)
-            if not validation.index.visibility.any():
-                raise DataError(
-                    f"{config.DATA.VAL}: no labelled part; leave DATA.VAL unset or label it"
-                )
+            _check_labelled(validation, config.DATA.VAL, "leave DATA.VAL unset or label it")
         yield train, validation
+
+
+def _check_labelled(split: Split, patterns: Sequence[str], remedy: str = "label it") -> None:
+    """Raise DataError where no part is labelled: nothing can be learnt or measured."""
+    if not split.index.visibility.any():
+        raise DataError(f"{', '.join(patterns)}: no labelled part; {remedy}")
+
+
+def never_labelled(split: Split, names: Sequence[str]) -> list[str]:
+    """The parts that no animal of a split has a label of."""
+    labelled: npt.NDArray[np.bool_] = np.any(split.index.visibility, axis=0)
+    return [name for name, there in zip(names, labelled, strict=True) if not there]
 
 
 def check_same_data(
@@ -164,4 +174,12 @@ def describe_training(
         f"step     {step.mode.name} ({step.mode.reason})",
         f"loader   {loader} ({reason})",
     ]
+    for name, split in (("training", train), ("validation", validation)):
+        missing = never_labelled(split, config.PARTS.NAMES) if split else []
+        if missing:
+            effect = "not learnt" if split is train else "not measured"
+            lines.append(
+                f"labels   none in the {name} data of {', '.join(missing)}: {effect}; label "
+                f"{'it' if len(missing) == 1 else 'them'} or leave out of PARTS"
+            )
     return lines + [f"no effect: {key}: {why}" for key, why in inert_keys(config)]

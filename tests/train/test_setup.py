@@ -10,11 +10,13 @@ import pytest
 import torch
 from tiny_run import tiny
 
+from fasthg.data.split import open_split
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import DataError, EnvironmentFault
 from fasthg.model import build_model
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
+from fasthg.train import setup
 from fasthg.train.setup import check_same_weights, describe_training, open_data, open_run
 from fasthg.train.step import TrainStep
 
@@ -70,6 +72,35 @@ def test_the_description_names_what_will_be_done(mice: Path, tmp_path: Path) -> 
     assert [line.split()[:2] for line in lines[4:6]] == [["step", "eager"], ["loader", "portable"]]
     assert any(line.startswith("no effect: QUEUE_MIN: ") for line in lines[6:])
     assert not any(line.startswith("ranks") for line in lines)
+
+
+def test_data_without_labels_are_refused_and_parts_without_labels_named(
+    mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, device, lost = tiny(mice, tmp_path), torch.device("cpu"), {"train": [3, 5], "val": [0]}
+
+    def opened(*arguments: Any, training: bool, **options: Any) -> Any:
+        split = open_split(*arguments, training=training, **options)
+        split.index.visibility[:, lost["train" if training else "val"]] = 0
+        return split
+
+    monkeypatch.setattr(setup, "open_split", opened)
+    names = config.PARTS.NAMES
+    with open_data(config, device) as (train, validation):
+        step = TrainStep(config, build_model(config), device)
+        lines = describe_training(RunFolder(tmp_path), train, validation, step, SINGLE_PROCESS)
+    assert [line for line in lines if line.startswith("labels")] == [
+        f"labels   none in the training data of {names[3]}, {names[5]}: not learnt; label them or "
+        "leave out of PARTS",
+        f"labels   none in the validation data of {names[0]}: not measured; label it or leave out "
+        "of PARTS",
+    ]
+    lost["train"] = list(range(7))
+    with (
+        pytest.raises(DataError, match=r"train_dataset-\*: no labelled part; label it"),
+        open_data(config, device),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")
