@@ -142,6 +142,15 @@ def evaluate(
         str,
         typer.Option(help="given in the annotations; found: also those that the locator finds."),
     ] = "given",
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FOLDER",
+            help="Where all files go; default: eval/<split> in the run, beside a weights file.",
+        ),
+    ] = None,
     with_report: Annotated[
         bool, typer.Option("--report", help="Also write the run's report.html, of this split.")
     ] = False,
@@ -171,12 +180,14 @@ def evaluate(
     if boxes not in ("given", "found"):
         raise ConfigError(f"--boxes {boxes}: use given or found")
     measured = evaluation.evaluate_run(
-        *(folder, settings, chosen, data), decode=decode, boxes=boxes
+        *(folder, settings, chosen, data), decode=decode, boxes=boxes, out=out_folder
     )
-    paths = [report.write(run_folder, settings, measured)] if with_report and run_folder else []
+    paths = []
+    if with_report and run_folder:
+        paths.append(report.write(run_folder, settings, measured, out_folder))
     if frame is not None:
         paths += report.picture_frame(folder, settings, measured, frame)
-    if not data:
+    if not data and out_folder is None:
         paths += report.write_performance(settings, measured)
     if as_json:
         print_json(measured.metrics)

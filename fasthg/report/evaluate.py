@@ -238,8 +238,9 @@ def evaluate_run(
     *,
     decode: str | None = None,
     boxes: str = "given",
+    out: Path | None = None,
 ) -> Evaluation:
-    """Evaluate a run's best weights and write its folder of the split.
+    """Evaluate a run's best weights and write its folder of the split, or another.
 
     Args:
         run: the run folder, or weights alone.
@@ -248,6 +249,7 @@ def evaluate_run(
         data: TFRecord globs in place of the split's.
         decode: method of `heatmap_peaks`, or "all" to compare them; DECODE where None.
         boxes: "given" in the annotations; "found" measures those of the run's locator as well.
+        out: the folder to write in place of the run's.
 
     Returns:
         The evaluation; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
@@ -294,7 +296,7 @@ def evaluate_run(
             "decodes": {m: asdict(metrics.spread(p.errors())) for m, p in every.items()},
         }
     )
-    folder = run.eval_folder(split)
+    folder = out or run.eval_folder(split)
     write_text(folder / "metrics.json", json.dumps(measured, indent=2) + "\n")
     write_text(folder / "predictions.json", json.dumps(_rows(predictions, index, config)) + "\n")
     rows = np.linspace(0, len(predictions) - 1, min(PICTURED, len(predictions))).astype(int)

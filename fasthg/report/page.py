@@ -37,13 +37,16 @@ p.note {{ max-width: 60rem; }}
 </style>"""
 
 
-def write(run: RunFolder, config: Config, evaluation: Evaluation) -> Path:
-    """Write `report.html` into the run folder, in place of an older one.
+def write(
+    run: RunFolder, config: Config, evaluation: Evaluation, folder: Path | None = None
+) -> Path:
+    """Write `report.html` into the run folder or `folder`, in place of an older one.
 
     Args:
         run: the run, whose log, environment and training state are read.
         config: the configuration of the evaluation.
         evaluation: what `evaluate_run` found.
+        folder: where the page goes; the run folder where None.
 
     Returns:
         The file's path.
@@ -51,7 +54,7 @@ def write(run: RunFolder, config: Config, evaluation: Evaluation) -> Path:
     Raises:
         FasthgError: it cannot be written.
     """
-    path = run.path / NAME
+    path = (folder or run.path) / NAME
     write_text(
         path, html.page(f"{run.path.resolve().name}: report", _body(run, config, evaluation))
     )

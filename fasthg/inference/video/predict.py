@@ -16,9 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fasthg.errors import ConfigError
+from fasthg.errors import ConfigError, DataError
 from fasthg.inference.locator import frames_are_crops, load_locator
 from fasthg.inference.predictor import Forward
+from fasthg.inference.video.made_from import is_overlay
 from fasthg.inference.video.pipeline import Clock
 from fasthg.inference.video.predict_source import (
     STAGES,
@@ -34,6 +35,8 @@ from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.signals import Signals
+
+_OVERLAYS = (".overlay.mp4", ".overlay")
 
 
 def predict_all(
@@ -56,6 +59,12 @@ def predict_all(
     options.check()
     config = run.config(list(overrides))
     sources = find_sources(inputs)
+    drawn = [source for source in sources if is_overlay(source.path, _OVERLAYS)]
+    if len(drawn) == len(sources):
+        raise DataError(f"{drawn[0].path}: fasthg drew it; give the film or images it is of")
+    for source in drawn:
+        sources.remove(source)
+        _say(console, f"{source.path}: left out, fasthg drew it")
     check_targets(sources, options)
     if options.boxes not in (None, WHOLE) and len(sources) > 1:
         raise ConfigError(f"--boxes {options.boxes}: is for one input; predict one after the other")
@@ -98,15 +107,22 @@ def predict_all(
                     stop=lambda: signals.stop is not None,
                 )
             for line in _lines(source.path, result, clock, time.perf_counter() - start):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                _say(console, line)
             if signals.stop is not None:
                 break
     return signals.stop
 
 
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _lines(path: Path, result: SourceResult, clock: Clock, seconds: float) -> list[str]:
     lines = [f"{path}: {note}" for note in result.notes]
-    lines += [str(file) for file in result.files]
+    if result.finished:
+        return lines
+    replaced = " (in place of an older one)"
+    lines += [f"{file}{replaced if file in result.replaced else ''}" for file in result.files]
     rates = ", ".join(
         f"{stage} {result.new / clock.seconds[stage]:.0f}"
         for stage in STAGES

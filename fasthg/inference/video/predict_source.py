@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,6 +23,7 @@ from fasthg.inference.video.boxes import Boxes, read_boxes
 from fasthg.inference.video.formats import FORMATS
 from fasthg.inference.video.frame import Source
 from fasthg.inference.video.keypoints import Network, Predictor
+from fasthg.inference.video.made_from import read_record, write_record
 from fasthg.inference.video.overlay import overlay
 from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.row_store import Rows, RowStore
@@ -85,23 +87,27 @@ class SourceResult:
     stopped: bool
     """Whether it was interrupted; the rows so far are written, and kept for `resume`."""
     files: list[Path] = field(default_factory=list)
+    replaced: list[Path] = field(default_factory=list)
+    """Those of `files` that were there before, of another prediction."""
+    finished: bool = False
+    """Whether all was done before (`resume`), so that nothing was written now."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the rows."""
 
 
 def targets(source: Source, options: Options) -> dict[str, Path]:
-    """Format -> the file it goes to; "overlay" and "rows" too."""
+    """Format -> the file it goes to; "overlay", "rows" and "made" (`made_from`) too."""
     folder = options.folder or source.stem.parent
     name = source.stem.name
     found = {kind: folder / f"{name}{FORMATS[kind].suffix}" for kind in options.formats}
     if options.overlay:
         suffix = ".overlay.mp4" if isinstance(source, VideoSource) else ".overlay"
         found["overlay"] = folder / f"{name}{suffix}"
-    return {**found, "rows": folder / f".{name}.rows"}
+    return {**found, "rows": folder / f".{name}.rows", "made": folder / f".{name}.made.json"}
 
 
 def check_targets(sources: Sequence[Source], options: Options) -> None:
-    """Raise ConfigError where two sources would write one file."""
+    """Raise ConfigError where two sources would write one file, or one of another source."""
     taken: dict[Path, Source] = {}
     for source in sources:
         for path in targets(source, options).values():
@@ -111,6 +117,18 @@ def check_targets(sources: Sequence[Source], options: Options) -> None:
                     "predict them one after the other with different -o"
                 )
             taken[path] = source
+        paths = targets(source, options)
+        record = read_record(paths["made"])
+        if record is None or record.source == os.path.abspath(source.path):
+            continue
+        if record.made_from.get("source") == source.identity():
+            continue  # moved
+        for kind, path in paths.items():
+            if record.unchanged(kind, path):
+                raise ConfigError(
+                    f"{source.path}: {path} exists and is of {record.source}; give another folder "
+                    "with -o"
+                )
 
 
 def predict_source(
@@ -168,6 +186,19 @@ def predict_source(
             config.CROP_BORDER,
         ),
     }
+    asked = {kind: path for kind, path in paths.items() if kind not in ("rows", "made")}
+    if options.resume and not paths["rows"].exists():
+        record = read_record(paths["made"])
+        if record and record.finished and all(record.unchanged(*item) for item in asked.items()):
+            other = record.differs(made_from)
+            if other is not None:
+                raise DataError(
+                    f"{paths['made']}: these results were made with another {other}; "
+                    "leave out --resume to start anew"
+                )
+            names = ", ".join(path.name for path in asked.values())
+            note = f"finished before: {names}; leave out --resume to predict again"
+            return SourceResult(record.rows, 0, False, finished=True, notes=[note])
     predictor = Predictor(network, config, clock)
     stopped = False
     with RowStore(paths["rows"], len(animals), len(parts), made_from, options.resume) as store:
@@ -199,17 +230,21 @@ def predict_source(
                 return SourceResult(0, 0, True)
             raise DataError(f"{source.path}: no frame in it; check the file")
         result = SourceResult(done, done - store.done, stopped)
+        if not store.done:
+            result.replaced = [path for path in asked.values() if path.exists()]
         found = rows()
         with clock.of("write"):
             for name in options.formats:
                 write_atomically(paths[name], lambda at, n=name: FORMATS[n].write(found, at))  # type: ignore[misc]
                 result.files.append(paths[name])
+        if not stopped and options.overlay:
+            with clock.of("overlay"):
+                colors = part_rgb(config)
+                overlay(source, found, paths["overlay"], colors, options.confidence)
+            result.files.append(paths["overlay"])
+        written = {kind: path for kind, path in asked.items() if path in result.files}
+        write_record(paths["made"], source.path, made_from, done, not stopped, written)
         if not stopped:
-            if options.overlay:
-                with clock.of("overlay"):
-                    colors = part_rgb(config)
-                    overlay(source, found, paths["overlay"], colors, options.confidence)
-                result.files.append(paths["overlay"])
             store.remove()
     result.notes += _notes(source, boxes, found, stopped, options, locator is not None)
     if "mars" in options.formats and (len(animals), len(parts)) != _MARS:

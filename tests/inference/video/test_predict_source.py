@@ -16,6 +16,7 @@ from moving_dots import OFFSETS, PARTS, SIZE, Dots, DotsLocator, dots, write_vid
 
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference.video.frame import Frame
+from fasthg.inference.video.made_from import is_overlay
 from fasthg.inference.video.predict_source import WHOLE, Options, SourceResult, check_targets
 from fasthg.inference.video.sources import find_sources
 
@@ -65,7 +66,7 @@ def test_boxes_of_a_moving_animal_in_a_video(tmp_path: Path, predict: Predict) -
     assert list(found.columns) == ["frame", "time_s", "animal", "part", "x", "y", "score"]
     np.testing.assert_allclose(found["time_s"].unique(), np.arange(40) / 25, atol=1e-6)
     assert list(found["part"][:3]) == list(PARTS)
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.rows"))
 
 
 @pytest.mark.parametrize(
@@ -313,6 +314,49 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     check_targets([first, second], Options())
     with pytest.raises(ConfigError, match="both would write made"):
         check_targets([first, second], Options(folder=tmp_path))
+
+
+def test_results_of_one_film_are_kept_from_another_of_its_name(
+    tmp_path: Path, predict: Predict
+) -> None:
+    images = [dots((100, 90))] * 4
+    first = Made(tmp_path, images)
+    assert predict(first, boxes=WHOLE).replaced == []
+    assert predict(first, boxes=WHOLE).replaced == [tmp_path / "made.pose.csv"]
+    check_targets([first], Options())
+    other = Made(tmp_path, images[:3])
+    other.path = tmp_path / "made.avi"
+    with pytest.raises(ConfigError, match=r"made\.pose\.csv exists and is of .*made\.mp4; give"):
+        check_targets([other], Options())
+    check_targets([other], Options(formats=("mars",)))
+    (tmp_path / "made.pose.csv").unlink()
+    check_targets([other], Options())
+
+
+def test_what_is_finished_is_not_predicted_again(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    source = Made(tmp_path, [dots((100, 90))] * 4)
+    predict(source, boxes=WHOLE, stop_at=4)
+    assert predict(source, boxes=WHOLE, resume=True).new == 0
+    network.batches.clear()
+    again = predict(source, boxes=WHOLE, resume=True)
+    assert again.finished and not network.batches
+    assert again.notes == ["finished before: made.pose.csv; leave out --resume to predict again"]
+    assert not predict(source, boxes=WHOLE, resume=True, formats=("csv", "mars")).finished
+    with pytest.raises(DataError, match="these results were made with another decode"):
+        predict(source, boxes=WHOLE, resume=True, keys={"DECODE": "argmax"})
+    (tmp_path / "made.pose.csv").write_text("edited")
+    assert predict(source, boxes=WHOLE, resume=True).new == 4
+
+
+def test_drawings_are_no_input(tmp_path: Path, predict: Predict) -> None:
+    path = write_video(tmp_path / "walk.mp4", [dots((100, 90))] * 3)
+    predict(find_sources([path])[0], boxes=WHOLE, overlay=True)
+    suffixes = (".overlay.mp4", ".overlay")
+    assert is_overlay(tmp_path / "walk.overlay.mp4", suffixes)
+    assert not is_overlay(path, suffixes)
+    assert not is_overlay(tmp_path / "other.overlay.mp4", suffixes)
 
 
 def test_inputs(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""What results are of, since their names do not say all of it.
+
+`.<name>.made.json`, next to the results: the source, what its poses were made from, and the files.
+It keeps one film's results from another of the same name, and tells `--resume` what is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fasthg.files import write_text
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of the results of one source."""
+
+    source: str
+    """Its absolute path."""
+    made_from: dict[str, Any]
+    """As in the rows file."""
+    rows: int
+    finished: bool
+    files: dict[str, list[int | str]]
+    """Format or "overlay" -> name, size (bytes) and time of change (ns) of its file."""
+
+    def unchanged(self, kind: str, path: Path) -> bool:
+        """Whether `path` is the file of that kind that was written then."""
+        return path.exists() and self.files.get(kind) == _state(path)
+
+    def differs(self, made_from: Mapping[str, Any]) -> str | None:
+        """The first thing that is another now, or None."""
+        now = json.loads(json.dumps(made_from))
+        return next((key for key in now if self.made_from.get(key) != now[key]), None)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in a file; None where there is none that can be used."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_record(
+    path: Path,
+    source: Path,
+    made_from: Mapping[str, Any],
+    rows: int,
+    finished: bool,
+    files: Mapping[str, Path],
+) -> None:
+    """Write the record of files that have just been written.
+
+    Raises:
+        FasthgError: it cannot be written.
+    """
+    states = {kind: _state(file) for kind, file in files.items()}
+    record = Record(os.path.abspath(source), dict(made_from), rows, finished, states)
+    write_text(path, json.dumps(asdict(record)) + "\n")
+
+
+def is_overlay(path: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a record beside `path` names it as a drawing, by its name and one of `suffixes`."""
+    for suffix in suffixes:
+        record = read_record(path.with_name(f".{path.name.removesuffix(suffix)}.made.json"))
+        if path.name.endswith(suffix) and record is not None:
+            return record.files.get("overlay", [""])[0] == path.name
+    return False
+
+
+def _state(path: Path) -> list[int | str]:
+    status = path.stat()
+    # A folder changes when somebody looks through it with a file manager.
+    if path.is_dir():
+        return [path.name, 0, 0]
+    return [path.name, status.st_size, status.st_mtime_ns]
