@@ -23,6 +23,7 @@ def check(
     from rich.table import Table
 
     from fasthg.config import load_config
+    from fasthg.config.sides import flip_doubts
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
     from fasthg.files import write_text
@@ -36,6 +37,7 @@ def check(
     report, indices = examine(
         splits, parts.NUM_PARTS, names=parts.NAMES, pairs=parts.LEFT_RIGHT_PAIRS
     )
+    report.notes += flip_doubts(settings)
     if html is not None:
         write_text(html, page.write(report, indices, parts.LEFT_RIGHT_PAIRS))
     if as_json:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fasthg.config.keys import Keys, Parts, project_data
+from fasthg.config.sides import spelled
 
 STRIDE = 4  # input pixels of a heatmap cell: the stem halves twice
 COARSEST = 64  # and four levels of the hourglass halve the heatmap four times more
@@ -113,7 +114,7 @@ def _flips(cfg: Keys) -> Iterator[Problem]:
     plain = {re.sub(r"[\s_-]", "", name.lower()): index for index, name in enumerate(names)}
     reported: set[int] = set()
     for index, name in enumerate(names):
-        if index in paired or index in reported or not _SIDE.search(name):
+        if index in paired or index in reported or not spelled(name):
             continue
         partner = plain.get(_mirrored(name))
         if partner is None:

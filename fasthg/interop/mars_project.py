@@ -22,9 +22,9 @@ from fasthg.config import (
     resolve,
 )
 from fasthg.config.keys import project_data
+from fasthg.config.sides import left_right_pairs
 from fasthg.config.types import local_path
 from fasthg.data.convert.mars_files import PROJECT_CONFIG, Project, read_project
-from fasthg.data.convert.names import left_right_pairs
 from fasthg.errors import ConfigError, DataError
 from fasthg.metrics import plain_part
 from fasthg.runs.run_folder import RunFolder

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fasthg import metrics
 from fasthg.config import Config, dump_config, inert_keys
+from fasthg.config.sides import flip_doubts
 from fasthg.data.loader import available_cores, loader_choice
 from fasthg.data.split import Split, open_split
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
@@ -182,4 +183,5 @@ def describe_training(
                 f"labels   none in the {name} data of {', '.join(missing)}: {effect}; label "
                 f"{'it' if len(missing) == 1 else 'them'} or leave out of PARTS"
             )
+    lines += [f"flips    {doubt}" for doubt in flip_doubts(config)]
     return lines + [f"no effect: {key}: {why}" for key, why in inert_keys(config)]

@@ -107,6 +107,9 @@ def test_sound_data(tmp_path: Path) -> None:
     found = report(tmp_path, setting(), framed(record(20)))
     assert found.lines() == ["no problem found"]
     assert found.table() == [["frames", 10, 1], ["animals", 10, 1]]
+    found.notes.append("a note")
+    assert found.lines() == ["no problem found", "a note"]
+    assert found.as_json()["notes"] == ["a note"]
 
 
 SOUND = jpeg(picture(7))

@@ -136,6 +136,17 @@ def test_parts_can_be_chosen_renamed_and_ordered(tmp_path: Path) -> None:
         dlc.convert(tmp_path / "p", tmp_path / "out", parts={"paw": "paw"})
 
 
+def test_lateral_parts_without_a_pair_are_named(tmp_path: Path) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    report = dlc.convert(project, tmp_path / "o", parts={"nose": "LH", "tail": "RF"})
+    (line,) = [line for line in report.lines() if "'LH', 'RF'" in line]
+    assert line.endswith(
+        "without a partner on the other side: check them before images are mirrored"
+    )
+    report = dlc.convert(project, tmp_path / "q", parts={"nose": "LH", "tail": "RH"})
+    assert report.pairs == [(0, 1)] and report.unpaired == []
+
+
 def test_missing_images(tmp_path: Path) -> None:
     project = make(tmp_path / "p", [*HEADER, *ROWS], images=1)
     with pytest.raises(

@@ -71,7 +71,19 @@ def test_the_description_names_what_will_be_done(mice: Path, tmp_path: Path) -> 
     assert lines[3] == f"numbers  {step.precision.name} ({step.precision.reason})"
     assert [line.split()[:2] for line in lines[4:6]] == [["step", "eager"], ["loader", "portable"]]
     assert any(line.startswith("no effect: QUEUE_MIN: ") for line in lines[6:])
-    assert not any(line.startswith("ranks") for line in lines)
+    assert not any(line.startswith(("ranks", "flips")) for line in lines)
+
+
+def test_the_description_names_lateral_parts_without_a_pair(mice: Path, tmp_path: Path) -> None:
+    names = ["nose", "LF", "RF", "neck", "LH", "RH", "tail"]
+    given = {"NUM_PARTS": 7, "NAMES": names, "SIGMAS": [2.0] * 7, "LEFT_RIGHT_PAIRS": [[1, 2]]}
+    device = torch.device("cpu")
+    config = tiny(mice, tmp_path, PARTS=given, DO_RANDOM_FLIP_LEFT_RIGHT=True)
+    with open_data(config, device) as (train, validation):
+        step = TrainStep(config, build_model(config), device)
+        lines = describe_training(RunFolder(tmp_path), train, validation, step, SINGLE_PROCESS)
+    (flips,) = [line for line in lines if line.startswith("flips")]
+    assert "'LH' and 'RH' look like left and right of each other but are no pair [4, 5]" in flips
 
 
 def test_data_without_labels_are_refused_and_parts_without_labels_named(

@@ -34,6 +34,7 @@ def _body(
     report: Report, indices: Mapping[str, RecordIndex], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[str]:
     yield html.table(["", *report.splits], report.table())
+    yield from map(html.note, report.notes)
     if not report.problems:
         yield html.note("No problem found.")
         return

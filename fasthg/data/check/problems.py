@@ -67,11 +67,13 @@ class Counts:
 
 @dataclass
 class Report:
-    """Result of a check: counts by split, and all problems."""
+    """Result of a check: counts by split, all problems, and notes on what is no fault of the data
+    but may spoil training."""
 
     names: tuple[str, ...]
     splits: dict[str, Counts] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def of(self, kind: str, split: str | None = None) -> list[Problem]:
         """The problems of a kind, the worst first."""
@@ -95,7 +97,7 @@ class Report:
     def lines(self, shown: int = 5) -> list[str]:
         """The report for a terminal, with the worst `shown` problems of each kind."""
         if not self.problems:
-            return ["no problem found"]
+            return ["no problem found", *self.notes]
         lines = []
         for kind in KINDS:
             problems = self.of(kind)
@@ -103,7 +105,7 @@ class Report:
                 lines.append(f"{kind}: {len(problems)}")
                 lines += [f"  {problem.split}: {problem}" for problem in problems[:shown]]
                 lines += [f"  and {len(problems) - shown} more"] if len(problems) > shown else []
-        return lines
+        return lines + self.notes
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values for JSON, with all problems."""
@@ -118,4 +120,5 @@ class Report:
                 for split, counts in self.splits.items()
             },
             "problems": [asdict(problem) for problem in self.problems],
+            "notes": self.notes,
         }

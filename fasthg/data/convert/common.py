@@ -11,9 +11,9 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
+from fasthg.config.sides import doubts, left_right_pairs
 from fasthg.data.boxes import box_around
 from fasthg.data.convert.images import Jpeg, read_jpeg
-from fasthg.data.convert.names import left_right_pairs
 from fasthg.data.convert.splits import SPLITS, Item, SplitOptions, divide
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
@@ -62,8 +62,9 @@ class Labelled:
 class Report:
     """Result of a conversion. frames: records by split; parts: names in the order written;
     mapping: names in the project to those written; pairs: indices of left and right parts, guessed
-    from the names; skipped: reason and count; swaps: exchanges of left and right that were
-    repaired; notes: whatever else the user should read; splits: where `splits.json` is."""
+    from the names; unpaired: parts that look lateral and are in no pair, as lines; skipped: reason
+    and count; swaps: exchanges of left and right that were repaired; notes: whatever else the user
+    should read; splits: where `splits.json` is."""
 
     files: list[Path]
     parts: tuple[str, ...]
@@ -72,6 +73,7 @@ class Report:
     unlabelled_parts: int = 0
     mapping: dict[str, str] = field(default_factory=dict)
     pairs: list[tuple[int, int]] = field(default_factory=list)
+    unpaired: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     swaps: int = 0
     notes: list[str] = field(default_factory=list)
@@ -89,6 +91,7 @@ class Report:
         if self.pairs:
             named = ", ".join(f"{self.parts[i]} and {self.parts[j]}" for i, j in self.pairs)
             lines.append(f"LEFT_RIGHT_PAIRS by their names: {[[*p] for p in self.pairs]} ({named})")
+        lines += [f"{doubt}: check them before images are mirrored" for doubt in self.unpaired]
         lines += [f"skipped: {count} {reason}" for reason, count in self.skipped.items() if count]
         written = [*self.files, *([self.splits] if self.splits else [])]
         return lines + self.notes + [f"wrote {path}" for path in written]
@@ -101,7 +104,8 @@ class Report:
 def new_report(mapping: dict[str, str]) -> Report:
     """A report about parts renamed by `mapping`, {own name: name written}."""
     parts = tuple(mapping.values())
-    return Report(files=[], parts=parts, mapping=mapping, pairs=left_right_pairs(parts))
+    pairs = left_right_pairs(parts)
+    return Report([], parts, mapping=mapping, pairs=pairs, unpaired=doubts(parts, pairs))
 
 
 def video_of(image_id: str) -> str:

@@ -1,8 +1,7 @@
-"""Names of parts: chosen, renamed and ordered by the user, and paired by left and right."""
+"""Names of parts: chosen, renamed and ordered by the user."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,27 +42,3 @@ def choose_parts(
             f"{where}: no body part named {', '.join(unknown)}; there are {', '.join(own)}"
         )
     return dict(chosen)
-
-
-_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
-# The words of "left ear", Ear_L, EAR-LEFT and earLeft.
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
-_SIDE = re.compile(r"^[lr]$|left|right")
-
-
-def left_right_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Indices of parts whose names differ by left and right alone, the left one first.
-
-    l and r count where they are words of their own. Case and separators do not matter.
-    """
-    words = [tuple(word.lower() for word in _WORD.findall(name)) for name in names]
-    pairs = []
-    for index, own in enumerate(words):
-        sides = [(place, side) for place, word in enumerate(own) for side in _SIDE.findall(word)]
-        if len(sides) != 1 or sides[0][1] not in ("l", "left"):
-            continue
-        place, side = sides[0]
-        mirrored = (*own[:place], own[place].replace(side, _OTHER[side]), *own[place + 1 :])
-        if mirrored in words:
-            pairs.append((index, words.index(mirrored)))
-    return pairs
