@@ -37,6 +37,14 @@ PartNames = Annotated[
     ),
 ]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Skip frames without image.")]
+Exif = Annotated[
+    str | None,
+    typer.Option(
+        "--exif",
+        metavar="shown|stored",
+        help="Whether labels are of images as EXIF turns them or as stored; default: as known.",
+    ),
+]
 OnlySplits = Annotated[
     list[str] | None,
     typer.Option("--split", help="train, val or test; may be given several times. Default: all."),
@@ -44,7 +52,12 @@ OnlySplits = Annotated[
 
 
 def _how(
-    seed: int, split_by: str | None, session_pattern: str | None, parts: str | None, skip: bool
+    seed: int,
+    split_by: str | None,
+    session_pattern: str | None,
+    parts: str | None,
+    skip: bool,
+    exif: str | None,
 ) -> dict[str, Any]:
     """The options that all converters share, as their arguments."""
     from fasthg.data.convert.names import parse_parts
@@ -55,6 +68,7 @@ def _how(
         "session_pattern": session_pattern,
         "parts": parse_parts(parts),
         "skip_missing": skip,
+        "exif": exif,
     }
 
 
@@ -70,12 +84,13 @@ def convert_dlc(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a DeepLabCut project, single- or multi-animal."""
     from fasthg.data.convert import dlc
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
     _print_report(dlc.convert(project, out, prefer_h5=prefer_h5, **how), as_json)
 
 
@@ -95,12 +110,13 @@ def convert_mars(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a MARS project: median over workers, left and right swaps repaired."""
     from fasthg.data.convert import mars
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
     _print_report(mars.convert(project, out, pose_model=pose_model, **how), as_json)
 
 
@@ -122,12 +138,13 @@ def convert_coco(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert COCO keypoint annotations; boxes, areas and visibility are kept."""
     from fasthg.data.convert import coco
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
     sources = [coco.Source.parse(text) for text in annotations]
     report = coco.convert(sources, out, images=images, categories=category or (), **how)
     _print_report(report, as_json)
@@ -148,12 +165,13 @@ def convert_slp(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert SLEAP labels, .slp or .pkg.slp; needs the package sleap-io."""
     from fasthg.data.convert import slp
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
     report = slp.convert(labels, out, videos=videos, predictions=predictions, **how)
     _print_report(report, as_json)
 

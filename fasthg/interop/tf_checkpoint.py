@@ -170,7 +170,7 @@ def find_prefix(path: Path) -> Path:
     if path.is_dir():
         if (path / "checkpoint").is_file():
             return _newest(path / "checkpoint")
-        prefixes = [p.with_suffix("") for p in path.glob("*.index")]
+        prefixes = [p.with_suffix("") for p in path.glob("[!.]*.index")]
         if not prefixes:
             raise DataError(f"{path}: no checkpoint in it (*.index); give the folder that has one")
         return max(prefixes, key=lambda prefix: (_step(prefix), prefix.name))

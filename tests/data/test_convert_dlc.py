@@ -147,6 +147,28 @@ def test_lateral_parts_without_a_pair_are_named(tmp_path: Path) -> None:
     assert report.pairs == [(0, 1)] and report.unpaired == []
 
 
+def test_a_row_is_of_the_folder_that_it_names(tmp_path: Path) -> None:
+    other = [row.replace("video1", "video2") for row in ROWS]
+    project = make(tmp_path / "p", [*HEADER, *other])
+    named = project / "labeled-data" / "video2"
+    named.mkdir()
+    for number in range(2):
+        cv2.imwrite(str(named / f"img{number}.png"), np.full((80, 100, 3), 200, np.uint8))
+    with pytest.raises(DataError, match=r"2 of 4 labelled images are missing .*video2/img2.png"):
+        dlc.convert(project, tmp_path / "o")
+    report = dlc.convert(project, tmp_path / "o", skip_missing=True, fractions=ALL_TRAIN)
+    assert {*by_id(index_of(report))} == {"video2/img0", "video2/img1"}
+
+
+def test_notes_of_macos_beside_files_are_left_alone(tmp_path: Path) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    labels = project / "labeled-data" / "video1"
+    for name in ("._CollectedData_me.csv", "._img0.png", "._CollectedData_x.h5"):
+        (labels / name).write_bytes(b"\0\5\x16\7")
+    (project / "labeled-data" / "._video1").touch()
+    assert dlc.convert(project, tmp_path / "o", fractions=ALL_TRAIN).frames["train"] == 2
+
+
 def test_missing_images(tmp_path: Path) -> None:
     project = make(tmp_path / "p", [*HEADER, *ROWS], images=1)
     with pytest.raises(

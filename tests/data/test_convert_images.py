@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fasthg.data.convert.images import find_image, locate, read_jpeg, relative_parts, trailing
+from fasthg.data.convert.images import as_jpeg, find_image, locate, relative_parts, trailing
 
 
 def test_paths_of_any_system(tmp_path: Path) -> None:
@@ -38,11 +38,27 @@ def test_the_longest_match_wins(tmp_path: Path) -> None:
     assert locate("v/x.png", tmp_path / "one", folders) == tmp_path / "one" / "x.png"
 
 
+def test_names_as_other_systems_write_them(tmp_path: Path) -> None:
+    for name in ("Ma\u0308use/ka\u0308fig.png", "a/x.PNG", "b/my film/y 1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    found = find_image(tmp_path, "M\u00e4use/k\u00e4fig.png")
+    assert found is not None and found.samefile(tmp_path / "Ma\u0308use/ka\u0308fig.png")
+    assert find_image(tmp_path, "C:\\p\\a\\x.png") == tmp_path / "a/x.PNG"
+    assert find_image(tmp_path, "file:///p/b/my%20film/y%201.png") == tmp_path / "b/my film/y 1.png"
+    assert find_image(tmp_path, "a/X.png") is None, "letters of the name itself count"
+    for name in ("a/x.Png", "a/x%20.png", "a/x .png"):
+        (tmp_path / name).touch()
+    assert find_image(tmp_path, "a/x.png") is None, "there are x.PNG and x.Png"
+    assert find_image(tmp_path, "a/x.Png") == tmp_path / "a/x.Png"
+    assert find_image(tmp_path, "a/x%20.png") == tmp_path / "a/x%20.png"
+
+
 def test_jpegs_are_taken_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
-    assert read_jpeg(path) == (path.read_bytes(), 30, 20)
+    assert as_jpeg(path.read_bytes(), "") == (path.read_bytes(), 30, 20)
     grey = tmp_path / "grey.png"
     cv2.imwrite(str(grey), np.full((20, 30), 7, np.uint16) * 256)
-    data, width, height = read_jpeg(grey)
+    data, width, height = as_jpeg(grey.read_bytes(), "")
     assert (width, height) == (30, 20) and data.startswith(b"\xff\xd8")

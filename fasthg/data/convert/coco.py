@@ -264,6 +264,7 @@ def _labelled(
         area=np.array([_number(annotation.get("area")) for annotation in animals]),
         visibility=seen,
         size=_size(image),
+        shown=None,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import numpy as np
@@ -13,11 +16,12 @@ import numpy.typing as npt
 
 from fasthg.config.sides import doubts, left_right_pairs
 from fasthg.data.boxes import box_around
-from fasthg.data.convert.images import Jpeg, read_jpeg
+from fasthg.data.convert.images import Jpeg
+from fasthg.data.convert.pictures import Pictures, examine
 from fasthg.data.convert.splits import SPLITS, Item, SplitOptions, divide
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.errors import DataError
+from fasthg.errors import DataError, FasthgError
 
 # One part gives no size and thus no sensible crop, unless there is a box.
 MIN_PARTS = 2
@@ -26,9 +30,11 @@ Array = npt.NDArray[np.float64]
 
 
 class WriteOptions(SplitOptions, total=False):
-    """Parameters of `write_splits`. shard_size: records per file."""
+    """Parameters of `write_splits`. shard_size: records per file; exif: as in
+    `pictures.examine`."""
 
     shard_size: int
+    exif: str | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Labelled:
     video: what the frame was taken from, as `video_of` gives it. split: where the project says that
     it belongs. boxes: (animals, 4) x1 y1 x2 y2, image px, NaN for an animal without; area:
     (animals,) px², NaN where unknown; visibility: (animals, parts) uint8, 0..2. size: (width,
-    height) px that the labels refer to. read: gives the JPEG where it is not that of the file.
+    height) px that the labels refer to. shown: whether they refer to the image as EXIF turns it,
+    None where the format does not say. read: gives the JPEG where it is not that of the file.
     """
 
     image: PurePath
@@ -55,6 +62,7 @@ class Labelled:
     area: Array | None = None
     visibility: npt.NDArray[np.uint8] | None = None
     size: tuple[int, int] | None = None
+    shown: bool | None = False
     read: Callable[[], Jpeg] | None = None
 
 
@@ -121,11 +129,12 @@ def write_splits(
     report: Report,
     *,
     shard_size: int = 1000,
+    exif: str | None = None,
     **options: Unpack[SplitOptions],
 ) -> Report:
     """Write the frames as `{split}_dataset-0000i-of-0000n` in `out` and complete the report.
 
-    Each file appears when it is complete, `splits.json` last; then the files of an earlier
+    The files appear when all are complete, `splits.json` last; then the files of an earlier
     conversion that are not needed any more go. A split without frames writes no file. Raises
     DataError for unreadable images and where no frame is left to write, and as `splits.divide`.
     """
@@ -134,34 +143,54 @@ def write_splits(
     items = [Item(f.image_id, f.video or video_of(f.image_id), f.split) for f in frames]
     splits, notes = divide(items, out, **options)
     report.notes += notes
+    pictures = examine((frame for frame in frames if frame.read is None), exif)
+    report.notes += pictures.notes
     rank = {image_id: number for number, image_id in enumerate(splits.frames)}
     ordered = sorted(frames, key=lambda frame: rank[frame.image_id])
-    for split in SPLITS:
-        chosen = [frame for frame in ordered if splits.frames[frame.image_id] == split]
-        report.frames[split] = len(chosen)
-        shards = -(-len(chosen) // shard_size)
-        for shard in range(shards):
-            path = out / f"{split}_dataset-{shard:05d}-of-{shards:05d}"
-            part = chosen[shard * shard_size : (shard + 1) * shard_size]
-            write_frames(path, _payloads(part, rank, report))
-            report.files.append(path)
+    with _new_folder(out) as new:
+        for split in SPLITS:
+            chosen = [frame for frame in ordered if splits.frames[frame.image_id] == split]
+            report.frames[split] = len(chosen)
+            shards = -(-len(chosen) // shard_size)
+            for shard in range(shards):
+                path = out / f"{split}_dataset-{shard:05d}-of-{shards:05d}"
+                part = chosen[shard * shard_size : (shard + 1) * shard_size]
+                write_frames(new / path.name, _payloads(part, rank, report, pictures))
+                report.files.append(path)
+        # An image that cannot be read leaves the files of an earlier conversion as they were.
+        for path in report.files:
+            os.replace(new / path.name, path)
     former = {*splits.files}
     splits.files = [path.name for path in report.files]
     report.splits = splits.save(out)
     for name in former.difference(splits.files):
         (out / Path(name).name).unlink(missing_ok=True)
-    strange = {path.name for path in out.glob("*_dataset-*-of-*")}.difference(splits.files)
+    strange = {path.name for path in out.glob("[!.]*_dataset-*-of-*")}.difference(splits.files)
     if strange:
         names = ", ".join(sorted(strange))
         report.notes.append(f"also in {out}, not of this conversion, but globs find it: {names}")
     return report
 
 
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder in `out`, which is made. Raises FasthgError where that fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(prefix=".new-", dir=out)
+    except OSError as error:
+        raise FasthgError(
+            f"{out}: cannot write ({error.strerror}); give a folder that can be written"
+        ) from None
+    with folder as path:
+        yield Path(path)
+
+
 def _payloads(
-    frames: Iterable[Labelled], numbers: Mapping[str, int], report: Report
+    frames: Iterable[Labelled], numbers: Mapping[str, int], report: Report, pictures: Pictures
 ) -> Iterator[bytes]:
     for frame in frames:
-        encoded, width, height = frame.read() if frame.read else read_jpeg(Path(frame.image))
+        encoded, width, height = frame.read() if frame.read else pictures.read(frame.image)
         if frame.size and frame.size != (width, height):
             raise DataError(
                 f"{frame.image}: is {width}x{height} px, but its labels are for "

@@ -23,7 +23,7 @@ from fasthg.data.convert.common import (
     new_report,
     write_splits,
 )
-from fasthg.data.convert.images import find_image, missing_images, relative_parts
+from fasthg.data.convert.images import find_among, missing_images, relative_parts
 from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.tables import Row, Table, read_table
 from fasthg.errors import DataError
@@ -61,7 +61,7 @@ def convert(
         ignored |= used - set(own)
         total += len(table.rows)
         for row in table.rows:
-            image = find_image(path.parent, row.image) or find_image(project, row.image)
+            image = _find(project, path.parent, row.image)
             if image is None:
                 missing.append(row.image)
             else:
@@ -125,6 +125,17 @@ def _label_files(project: Path, config: Mapping[str, Any], prefer_h5: bool) -> l
             f"label frames in DeepLabCut first"
         )
     return chosen
+
+
+def _find(project: Path, folder: Path, path: str) -> Path | None:
+    """The image of a row of the table in `folder`: what the row names in the project, and where
+    the project has no folder of that name any more, the file of that name next to the table."""
+    image = find_among([folder, project], path)
+    named = relative_parts(path)[-3:-1]
+    if image is None or len(named) < 2 or image.parent.name == named[1]:
+        return image
+    # The table's folder was renamed, unless the folder that the row names is there, too.
+    return None if project.joinpath(*named).is_dir() else image
 
 
 def _labelled(image: Path, row: Row, table: Table, parts: list[str]) -> Labelled:

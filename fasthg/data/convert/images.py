@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fasthg.data.records.exif import orientation, turned, upright
 from fasthg.data.records.jpeg import jpeg_size
 from fasthg.errors import DataError
 
@@ -17,7 +22,10 @@ from fasthg.errors import DataError
 Jpeg = tuple[bytes, int, int]
 
 _JPEG_QUALITY = 95
-_NAMED = 3
+NAMED = 3
+"""How many of a list's names a message shows."""
+# Orientations that are undone by another; the rest undo themselves.
+_BACK = {6: 8, 8: 6}
 _NO_NAME = re.compile(r"\.\.|[A-Za-z]:")
 
 
@@ -33,14 +41,25 @@ def find_image(folder: Path, path: str) -> Path | None:
 
 
 def find_among(folders: Sequence[Path], path: str) -> Path | None:
-    """`find_image` in several folders: the longest match wins, then the first folder."""
+    """`find_image` in several folders: the longest match wins, then the first folder.
+
+    A name counts as there, too, where another system wrote it: composed or decomposed letters
+    (Unicode NFC and NFD), the suffix in upper or lower case, spaces and others as %20. The exact
+    name goes first, and one that fits several files fits none.
+    """
     parts = relative_parts(path)
     for start in range(len(parts)):
-        for folder in folders:
-            candidate = folder.joinpath(*parts[start:])
-            if _is_file(candidate):
-                return candidate
+        for find in (_exact, _alike):
+            for folder in folders:
+                candidate = find(folder, parts[start:])
+                if candidate is not None:
+                    return candidate
     return None
+
+
+def _exact(folder: Path, parts: Sequence[str]) -> Path | None:
+    candidate = folder.joinpath(*parts)
+    return candidate if _is_file(candidate) else None
 
 
 def _is_file(path: Path) -> bool:
@@ -49,6 +68,47 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def _alike(folder: Path, parts: Sequence[str]) -> Path | None:
+    place = folder
+    for part in parts:
+        if not _there(place / part):
+            names = _names(place).get(_plain(part), ())
+            if len(names) != 1:
+                return None
+            part = names[0]
+        place /= part
+    return place if _is_file(place) else None
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _names(folder: Path) -> dict[str, list[str]]:
+    """What a folder holds, by `_plain` names."""
+    try:
+        return _listing(str(folder), folder.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@functools.lru_cache(maxsize=64)
+def _listing(folder: str, _time: int) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        names.setdefault(_plain(name), []).append(name)
+    return names
+
+
+def _plain(name: str) -> str:
+    """A name as all systems write it, for comparisons."""
+    stem, dot, suffix = unicodedata.normalize("NFC", unquote(name)).rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}"
 
 
 def locate(path: str, root: Path | None, folders: Sequence[Path]) -> Path | None:
@@ -85,7 +145,7 @@ def missing_images(
 ) -> DataError:
     """The error for images that are not there: the first few by name. option: names their
     folder on the command line."""
-    names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+    names = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
     return DataError(
         f"{where}: {len(missing)} of {total} labelled images are missing ({names}); "
         f"copy them there{f', name their folder with {option},' if option else ''} or skip them "
@@ -93,33 +153,59 @@ def missing_images(
     )
 
 
-def decode(data: bytes) -> npt.NDArray[np.uint8] | None:
-    """Decode an image in full: (height, width, 3) uint8 BGR, or None where that fails."""
+def decode(data: bytes, bits: int = 16) -> npt.NDArray[np.uint8] | None:
+    """Decode an image in full, as stored: (height, width, 3) uint8 BGR, or None where that fails.
+
+    bits: that a 16-bit image uses, 8 to 16; the upper eight of them are kept.
+    """
+    image = _decode(data)
+    if image is None:
+        return None
+    if image.dtype == np.uint16:
+        image = np.minimum(image >> (bits - 8), 255)
+    return image.astype(np.uint8)
+
+
+def deepest(data: bytes) -> int | None:
+    """The largest value of an image with 16 bits a channel; None for others."""
+    if data.startswith(b"\x89PNG") and data[24:25] != b"\x10":
+        return None  # without decoding it
+    if not data.startswith((b"\x89PNG", b"II", b"MM")):
+        return None
+    image = _decode(data)
+    return None if image is None or image.dtype != np.uint16 else int(image.max())
+
+
+def _decode(data: bytes) -> npt.NDArray[np.uint8 | np.uint16] | None:
     if not data:
         return None
-    # Annotation tools draw labels on the pixels as stored, whatever EXIF says about turning them.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    return None if image is None else np.asarray(image, np.uint8)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None  # larger than OpenCV allows, or damaged
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        return None
+    if data.startswith((b"II", b"MM")):
+        # OpenCV turns a TIFF whatever the flag says.
+        image = turned(image, _BACK.get(orientation(data), orientation(data)))
+    return image
 
 
-def read_jpeg(path: Path) -> Jpeg:
-    """The JPEG of an image file, as `as_jpeg` makes it."""
-    return as_jpeg(path.read_bytes(), str(path))
+def as_jpeg(data: bytes, where: str, *, turn: int = 1, bits: int = 16) -> Jpeg:
+    """The image as a JPEG that no EXIF tag turns.
 
-
-def as_jpeg(data: bytes, where: str) -> Jpeg:
-    """A JPEG is taken as it is; anything else is encoded by `encode_jpeg`.
-
+    A JPEG to be taken as stored keeps its bytes, but for the tag; anything else is encoded by
+    `encode_jpeg`. turn: the orientation by which to turn the stored pixels; bits: as in `decode`.
     Raises DataError, beginning with `where`, for bytes that cannot be read as an image.
     """
     size = jpeg_size(data)
-    if size is not None:
-        return data, *size
-    image = decode(data)
+    if size is not None and turn == 1:
+        return upright(data), *size
+    image = decode(data, bits)
     if image is None:
         raise DataError(f"{where}: not an image that OpenCV can read; replace or remove it")
-    return encode_jpeg(image)
+    return encode_jpeg(turned(image, turn))
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8]) -> Jpeg:

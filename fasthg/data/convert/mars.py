@@ -102,7 +102,9 @@ def convert(
             keypoints.append(consensus(workers)[chosen])
             swaps += repaired
             most = max(most, len(workers))
-        frames.append(Labelled(image, _image_id(images, image), np.stack(keypoints), animals))
+        image_id = _image_id(images, image)
+        # Workers label in a browser, which obeys EXIF; other sources of labels do not.
+        frames.append(Labelled(image, image_id, np.stack(keypoints), animals, shown=None))
     if missing and not skip_missing:
         raise missing_images(missing, total, images)
     report.skipped = {

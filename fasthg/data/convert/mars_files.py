@@ -169,7 +169,8 @@ def _find_annotations(folder: Path, name: str | None) -> Path:
     if name and (folder / name).is_file():
         return folder / name
     for pattern in ("*.manifest", "*.csv"):
-        paths = sorted(folder.glob(pattern))
+        # macOS keeps a `._` file beside each file on other systems' disks.
+        paths = sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
             raise DataError(

@@ -85,7 +85,7 @@ def load_splits(folder: Path) -> Splits | None:
         wrong = {*splits.frames.values(), *splits.groups.values()} - {*SPLITS}
         check_fractions(splits.fractions)
         np.random.default_rng(splits.seed)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; restore it, or {_REDRAW}") from None

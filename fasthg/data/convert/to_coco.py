@@ -18,6 +18,7 @@ import numpy as np
 from fasthg.config import Config
 from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
+from fasthg.data.records.exif import upright
 from fasthg.data.records.schema import Record, area_px
 from fasthg.files import write_bytes
 
@@ -46,7 +47,7 @@ def export(
     for split, record in records(config, splits):
         path = (folder, *paths.new(record, split))
         if images:
-            write_bytes(out.parent.joinpath(*path), record.encoded)
+            write_bytes(out.parent.joinpath(*path), upright(record.encoded))
         counts[split] += 1
         number = len(entries) + 1
         size = {"width": record.width, "height": record.height}

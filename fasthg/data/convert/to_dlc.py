@@ -27,6 +27,7 @@ import yaml
 from fasthg.config import Config
 from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
+from fasthg.data.records.exif import upright
 from fasthg.errors import DataError
 from fasthg.files import write_bytes
 
@@ -62,7 +63,7 @@ def export(
             report.skip("frames without an animal")
             continue
         folder, image = paths.new(record, split)
-        write_bytes(out / "labeled-data" / folder / image, record.encoded)
+        write_bytes(out / "labeled-data" / folder / image, upright(record.encoded))
         xy = record.keypoints.astype(np.float64) * (record.width, record.height)
         folders.setdefault(folder, []).append(_Row(image, xy, tuple(record.object_id)))
         sizes.setdefault(folder, (record.width, record.height))

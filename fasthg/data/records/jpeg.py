@@ -10,13 +10,25 @@ _END = b"\xff\xd9"
 # A marker other than restart markers, which belong to entropy-coded data as stuffed zeros do.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+# Frame headers that libjpeg decodes: Huffman or arithmetic, sequential or progressive.
+_DECODED = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+_LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _SEQUENTIAL = (0xC0, 0xC1)  # frame headers of baseline and extended Huffman coding
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in px from a JPEG's frame header; None where it cannot be read.
+    """(width, height) in px from a JPEG's frame header; None where it cannot be read."""
+    at = _frame_header(data)
+    if at is None:
+        return None
+    height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+    return (width, height) if width and height else None
 
-    Walks the marker segments to the first SOFn (ITU-T T.81, B.1.1.3 and B.2.2).
+
+def _frame_header(data: bytes) -> int | None:
+    """Byte position of a JPEG's first frame header, SOFn, with its 9 bytes; None without one.
+
+    Walks the marker segments (ITU-T T.81, B.1.1.3 and B.2.2).
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -26,14 +38,31 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:
             at += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = data[at + 5] << 8 | data[at + 6]
-            width = data[at + 7] << 8 | data[at + 8]
-            return (width, height) if width and height else None
+            return at
         elif marker in (_EOI, _SOS):
             return None
         else:
             at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
+
+
+def _coding_fault(data: bytes) -> str | None:
+    """Why the decoders of training lack the coding of a JPEG, or None."""
+    at = _frame_header(data)
+    if at is None:
+        return "has no readable header"
+    if data[at + 1] in _LOSSLESS:
+        return "is a lossless JPEG"
+    if data[at + 1] not in _DECODED:
+        return "is a hierarchical JPEG"
+    return None if data[at + 4] == 8 else f"is a JPEG of {data[at + 4]} bits"
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in px from the header of a JPEG or PNG; None where it cannot be read."""
+    if data.startswith(b"\x89PNG"):
+        return struct.unpack(">II", data[16:24]) if len(data) >= 24 else None
+    return jpeg_size(data)
 
 
 def _reaches_end(data: bytes) -> bool:
@@ -71,15 +100,16 @@ def image_fault(data: bytes, width: int, height: int) -> str | None:
     if not data:
         return "is empty"
     if data.startswith(b"\x89PNG"):
-        size = struct.unpack(">II", data[16:24]) if len(data) >= 24 else None
         if b"IEND" not in data[-16:]:
             return "is a truncated PNG"
     elif data.startswith(b"\xff\xd8"):
         if not _reaches_end(data):
             return "is a truncated JPEG (no end marker)"
-        size = jpeg_size(data)
+        if fault := _coding_fault(data):
+            return fault
     else:
         return "is neither JPEG nor PNG"
+    size = image_size(data)
     if size is None:
         return "has no readable header"
     if size[0] * size[1] > _LARGEST:

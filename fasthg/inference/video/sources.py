@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fasthg.data.convert.images import decode as decode_picture
+from fasthg.data.convert.images import deepest
+from fasthg.data.convert.pictures import depth, several
 from fasthg.data.opencv_loader import decode_image
+from fasthg.data.records.exif import orientation, turned
 from fasthg.data.records.schema import Record, decode
 from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import ConfigError, DataError
@@ -22,6 +27,9 @@ IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset(
     {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
 )
+# Images of a folder that are looked at before the first is predicted.
+_SAMPLE = 16
+log = logging.getLogger(__name__)
 _RECORDS = re.compile(r".*(\.tfrecords?|-\d{5}-of-\d{5})")
 
 
@@ -47,14 +55,39 @@ class ImageSource:
         return repr([(file.name, file.stat().st_size) for file in self.files])
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
-        """The images in the order of the files; orientation tags are ignored, as in training."""
+        """The images in the order of the files, each as a viewer shows it: turned as EXIF says.
+
+        Of 16-bit images the bits are kept that those of a sample use. Raises DataError for a file
+        that cannot be read or holds several images.
+        """
+        bits, told = self._bits(), False
         for number in range(start, len(self.files)):
             file = self.files[number]
-            try:
-                image = decode_image(file.read_bytes())
-            except OSError as error:
-                raise DataError(f"{file}: {error.strerror}; check the file") from None
+            data = _read(file)
+            if error := several(file, data):
+                raise error
+            image, turn = decode_picture(data, bits), orientation(data)
+            if image is not None and turn != 1:
+                image = turned(image, turn)
+                if not told:
+                    log.warning(
+                        "%s: EXIF turns it; positions are those in the image as shown", file
+                    )
+                told = True
             yield Frame(number, float("nan"), image, file.name)
+
+    def _bits(self) -> int:
+        """Bits that 16-bit images of a sample use: one scale for all frames, known before them."""
+        step = max(1, len(self.files) // _SAMPLE)
+        deep = [deepest(_read(file)) for file in self.files[::step]]
+        return depth(max((value for value in deep if value is not None), default=0xFFFF))
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; check the file") from None
 
 
 class RecordSource:
@@ -122,7 +155,9 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
         seen.add(place)
         kind = path.suffix.lower()
         if path.is_dir():
-            images = (f for f in path.iterdir() if f.suffix.lower() in IMAGES and f.is_file())
+            # `._` files are macOS's notes about a file of the same name and suffix.
+            there = (file for file in path.iterdir() if not file.name.startswith("."))
+            images = (f for f in there if f.suffix.lower() in IMAGES and f.is_file())
             files = _in_time(sorted(images))
             if not files:
                 raise DataError(f"{path}: no images in this folder; give images or a video")
