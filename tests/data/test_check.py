@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,11 @@ import numpy.typing as npt
 import pytest
 
 from fasthg.data.check import Report, check, page, problems
+from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import frame, write_frames
 from fasthg.data.synthetic.dataset import write_dataset
+from fasthg.errors import DataError
 
 NAMES = ("nose", "left ear", "right ear", "tail")
 # Image px; the animal looks up, its left at the smaller x.
@@ -189,6 +192,21 @@ def test_damaged_records_cost_no_other(tmp_path: Path, change: str) -> None:
     assert kinds(found) == {kind: 1}
     assert found.problems[0].where.startswith("set record 7")
     assert found.splits["train"].instances == (7 if change == "end" else 9)
+
+
+@pytest.mark.parametrize("records", [0, 2])
+def test_a_split_that_training_refuses(tmp_path: Path, records: int) -> None:
+    empty = replace(
+        record(0), keypoints=np.zeros((0, 4, 2), np.float32), bbox=np.zeros((0, 4), np.float32)
+    )
+    empty = replace(empty, visibility=None, area=None, object_id=())
+    write_frames(
+        tmp_path / "set", [encode(replace(empty, image_id=f"i{n}")) for n in range(records)]
+    )
+    with pytest.raises(DataError, match="no annotated animal"):
+        RecordIndex.build(str(tmp_path / "set"), 4)
+    found = looked(tmp_path)
+    assert found.of(problems.NOTHING)[0].detail.startswith(f"{records} records; check DATA")
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:

@@ -289,6 +289,38 @@ def test_bad_files(tmp_path: Path, change: Callable[[Content], object], message:
         coco.convert([Source(make(tmp_path, given))], tmp_path / "out")
 
 
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+@pytest.mark.parametrize("kind", [str, float])
+def test_ids_as_text(tmp_path: Path, key: str, kind: type) -> None:
+    given = content()
+    for annotation in given["annotations"]:
+        annotation[key] = kind(annotation[key])
+    path = make(tmp_path, given)
+    if kind is float:
+        assert coco.convert([Source(path)], tmp_path / "out").animals == 4
+        return
+    with pytest.raises(DataError, match=rf"annotations have {key} '\d' as text, .* id \d as a num"):
+        coco.convert([Source(path)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"shapes": [], "imagePath": "a.png"}', "a file of LabelMe or AnyLabeling, not COCO"),
+        ('[{"image_id": 1, "category_id": 1, "keypoints": []}]', "results of a model, or"),
+        ('[{"annotations": [], "data": {}}]', "annotations without their images, or an export of"),
+        ('[{"image": "a", "ann_label": []}]', "labels of MARS"),
+        ("[[1]]", "no object with images, annotations, categories; export"),
+        ('{"images": {}, "annotations": []}', "images is no list; give COCO"),
+        ("[" * 100_000, "nested too deep; give COCO"),
+    ],
+)
+def test_json_of_other_tools(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(DataError, match=f"labels.json: {message}"):
+        coco.convert([Source(tmp_path / "labels.json")], tmp_path / "out")
+
+
 def test_no_json(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     with pytest.raises(DataError, match=r"labels.json: No such file .*; give a COCO JSON file"):

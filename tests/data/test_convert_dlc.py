@@ -147,6 +147,32 @@ def test_lateral_parts_without_a_pair_are_named(tmp_path: Path) -> None:
     assert report.pairs == [(0, 1)] and report.unpaired == []
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "labeled-data/video1/CollectedData_me.csv"])
+def test_encodings(tmp_path: Path, name: str) -> None:
+    lines = [line.replace("nose", "n\u00e4schen") for line in (*HEADER, *ROWS)]
+    project = make(tmp_path / "p", lines, CONFIG.replace("nose", "n\u00e4schen"))
+    text = (project / name).read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (project / name).write_text(text, encoding=encoding)
+        assert dlc.convert(project, tmp_path / encoding).parts[0] == "n\u00e4schen"
+    for encoding, byte in (("cp1252", "e4"), ("mac_roman", "8a")):
+        (project / name).write_text(text, encoding=encoding)
+        with pytest.raises(DataError, match=rf"{name}:\d: byte 0x{byte} is not UTF-8; save the"):
+            dlc.convert(project, tmp_path / "o")
+    (project / name).write_bytes(b"PK\3\4\x14\0\xff\xff")
+    with pytest.raises(DataError, match=rf"{name}: is a ZIP archive or an Excel file; unpack"):
+        dlc.convert(project, tmp_path / "o")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_that_a_spreadsheet_saved(tmp_path: Path, separator: str) -> None:
+    lines = [line.replace(",", separator) for line in (*HEADER, *ROWS)]
+    for number, first in enumerate(([], [f"sep={separator}"])):
+        project = make(tmp_path / str(number), [*first, *lines])
+        with pytest.raises(DataError, match=r"me\.csv: columns are separated by '.+', as a spread"):
+            dlc.convert(project, tmp_path / "o")
+
+
 def test_a_row_is_of_the_folder_that_it_names(tmp_path: Path) -> None:
     other = [row.replace("video1", "video2") for row in ROWS]
     project = make(tmp_path / "p", [*HEADER, *other])

@@ -136,6 +136,20 @@ def test_predictions(sio: Any, tmp_path: Path) -> None:
     assert report.animals == 5 and set(by_id(report)) >= {"cam1/000005"}
 
 
+def test_predictions_alone_need_the_option(sio: Any, tmp_path: Path) -> None:
+    labels = sio.load_slp(str(GOLDEN / "labels.slp"), open_videos=False)
+    for frame in labels.labeled_frames:
+        frame.instances = frame.predicted_instances
+    labels.labeled_frames = [frame for frame in labels.labeled_frames if frame.instances]
+    sio.save_slp(labels, str(tmp_path / "p.slp"), embed=False)
+    with pytest.raises(DataError, match=r"p\.slp: holds a model's .*; convert them with --pred"):
+        slp.convert(tmp_path / "p.slp", tmp_path / "o", videos=GOLDEN / "vids")
+    report = slp.convert(
+        tmp_path / "p.slp", tmp_path / "o", videos=GOLDEN / "vids", predictions=True
+    )
+    assert report.animals > 0
+
+
 def test_tracks_name_the_animals_only_if_all_have_one(sio: Any, tmp_path: Path) -> None:
     from fasthg.data.records.schema import decode
     from fasthg.data.records.tfrecord import read_frames

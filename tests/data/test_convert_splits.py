@@ -95,6 +95,25 @@ def test_a_split_without_share_stays_empty(tmp_path: Path) -> None:
     assert counts(frames)[2] == 0 and min(counts(frames)[:2]) > 0
 
 
+def test_videos_cut_from_one_another_are_one(tmp_path: Path) -> None:
+    names = ["m1", "m1_cropped", "m1_cropped2", "m2DownSampled", "m2", "m3_cut-1", "haircut"]
+    items = [Item(f"{name}/{n}", name) for name in names for n in range(4)]
+    splits, notes = divide(items, tmp_path, split_by="video")
+    for group in (names[:3], names[3:5]):
+        assert len({splits.frames[f"{name}/{n}"] for name in group for n in range(4)}) == 1
+    assert {*splits.groups} == {"m1", "m2", "m3_cut-1", "haircut"}
+    assert "counted as one video, by their names: m1, m1_cropped, m1_cropped2" in notes
+
+
+def test_frames_of_one_video_in_several_splits_are_told(tmp_path: Path) -> None:
+    one = [Item(f"a/{n}", "a") for n in range(40)]
+    assert any("all frames are of one video" in note for note in divide(one, tmp_path)[1])
+    two = [*one, *(Item(f"b/{n}", "b") for n in range(40))]
+    assert any(note.startswith("frames of 2 of 2 videos") for note in divide(two, tmp_path)[1])
+    by_video = divide(two, tmp_path, split_by="video")[1]
+    assert not any("several splits" in note for note in by_video)
+
+
 def test_sessions(tmp_path: Path) -> None:
     names = [f"mouse{n}_day{d}_cam{c}" for n in range(4) for d in range(3) for c in range(2)]
     frames = run(items(*((name, 3) for name in names)), tmp_path, split_by="session")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fasthg.data.records.tfrecord import frame, masked_crc, read_frames, write_frames
+from fasthg.data.records.tfrecord import (
+    Damage,
+    Frame,
+    frame,
+    masked_crc,
+    read_frames,
+    salvage_frames,
+    write_frames,
+)
 from fasthg.errors import DataError
 
 PAYLOADS = [b"first", b"", b"third" * 1000]
@@ -79,6 +89,36 @@ def test_foreign_and_missing_files(tmp_path: Path, verify_crc: bool) -> None:
         list(read_frames(text, verify_crc=verify_crc))
     with pytest.raises(DataError, match="absent: No such file"):
         list(read_frames(tmp_path / "absent", verify_crc=verify_crc))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda data: gzip.compress(data), "compressed with gzip; decompress it with gunzip"),
+        (lambda data: zlib.compress(data), "compressed with zlib; write it without"),
+        (lambda data: zlib.compress(data, 9), "compressed with zlib; write it without"),
+        (lambda data: bytes(257) + b"ustar" + bytes(300), "a tar archive; unpack it"),
+        (lambda data: b"PAR1" + bytes(300) + b"PAR1", "a Parquet table; convert it"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS; run"),
+    ],
+)
+def test_files_of_known_kinds_are_named(
+    file: Path, content: Callable[[bytes], bytes], message: str
+) -> None:
+    file.write_bytes(content(file.read_bytes()))
+    with pytest.raises(DataError, match=f"no TFRecord file, it is {message}"):
+        list(read_frames(file))
+    (damage,) = salvage_frames(file)
+    assert isinstance(damage, Damage) and message in damage.what
+
+
+def test_a_damaged_length_is_not_taken_for_another_kind(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(b"\x78\x01" + data[2:])  # as zlib begins
+    with pytest.raises(DataError, match="not a TFRecord file"):
+        list(read_frames(file))
+    file.write_bytes(b"\x1f\x8b\x08" + data[3:])
+    assert len([one for one in salvage_frames(file) if isinstance(one, Frame)]) == 2
 
 
 def test_empty_file_has_no_records(tmp_path: Path) -> None:

@@ -43,10 +43,21 @@ from fasthg.data.convert.images import (
 )
 from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.splits import SPLITS
+from fasthg.data.convert.text import read_text
 from fasthg.errors import ConfigError, DataError
 
 _ROOT = re.compile(r"(.*_)?images")
 _AGAIN = "export the annotations again"
+_EXPORT = "export the labels as COCO keypoints"
+# A key of the first object in the files of other tools.
+_OTHER_TOOLS = {
+    "shapes": "a file of LabelMe or AnyLabeling",
+    "_via_settings": "a project of the VGG Image Annotator",
+    "source-ref": "a manifest of SageMaker Ground Truth",
+    "ann_label": "labels of MARS (fasthg data convert mars reads them)",
+    "keypoints": "results of a model, or annotations without their images",
+    "annotations": "annotations without their images, or an export of Label Studio",
+}
 Entry = Mapping[str, Any]
 
 
@@ -144,8 +155,10 @@ def _told_apart(frames: Sequence[Labelled]) -> list[Labelled]:
 def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _Set:
     path = source.path
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = _content(path)
         images, annotations = ([*data[key]] for key in ("images", "annotations"))
+        kinds = [category["id"] for category in data["categories"]]
+        _check_ids(path, "category_id", "categories", kinds, annotations)
         chosen, names = _category(path, data["categories"], annotations, categories)
         animals: dict[Any, list[Entry]] = {image["id"]: [] for image in images}
         for annotation in annotations:
@@ -154,6 +167,7 @@ def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _
                 skipped[reason] += 1
             else:
                 animals[annotation["image_id"]].append(annotation)
+        _check_ids(path, "image_id", "images", [*animals], annotations)
         used = [image for image in images if animals[image["id"]] and image["file_name"]]
         skipped["frames without a labelled animal"] += len(images) - len(used)
     except OSError as error:
@@ -168,6 +182,46 @@ def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _
     if not all(split in SPLITS for split in splits):
         splits = [source.split] * len(used)
     return _Set(path, used, names, animals, splits)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The object of a COCO file. Raises DataError, naming what else it is where that shows."""
+    try:
+        data = json.loads(read_text(path))
+    except RecursionError:
+        raise DataError(f"{path}: nested too deep; give COCO keypoint annotations") from None
+    if isinstance(data, dict) and "images" in data:
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(data.get(key, []), list):
+                raise DataError(f"{path}: {key} is no list; give COCO keypoint annotations")
+        return data
+    first = data[0] if isinstance(data, list) and data else data
+    keys = {*first} if isinstance(first, dict) else set()
+    for own, tool in _OTHER_TOOLS.items():
+        if own in keys:
+            raise DataError(f"{path}: {tool}, not COCO keypoint annotations; {_EXPORT}")
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: no object with images, annotations, categories; {_EXPORT}")
+    return data
+
+
+def _check_ids(
+    path: Path, key: str, section: str, ids: Sequence[Any], annotations: Sequence[Entry]
+) -> None:
+    """Raise DataError where no annotation's id is known because one is text, the other a number."""
+    own = [annotation[key] for annotation in annotations if key in annotation]
+    known = {*map(str, ids)}
+    if own and not {*own} & {*ids} and any(str(each) in known for each in own):
+        first = next(each for each in own if str(each) in known)
+        other = next(each for each in ids if str(each) == str(first))
+        raise DataError(
+            f"{path}: annotations have {key} {first!r} as {_kind(first)}, {section} have id "
+            f"{other!r} as {_kind(other)}; write both as numbers"
+        )
+
+
+def _kind(value: Any) -> str:
+    return "text" if isinstance(value, str) else "a number"
 
 
 def _category(

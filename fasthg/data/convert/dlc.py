@@ -26,6 +26,7 @@ from fasthg.data.convert.common import (
 from fasthg.data.convert.images import find_among, missing_images, relative_parts
 from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.tables import Row, Table, read_table
+from fasthg.data.convert.text import read_text
 from fasthg.errors import DataError
 
 
@@ -77,7 +78,7 @@ def convert(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_text(path))
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}; give the folder of a DeepLabCut project"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import yaml
 
 from fasthg.data.convert.tables import read_table
+from fasthg.data.convert.text import read_text
 from fasthg.errors import DataError
 
 Workers = npt.NDArray[np.float64]
@@ -98,11 +99,9 @@ def read_project(folder: Path) -> Project:
     """Read project_config.yaml. Raises DataError, one line with file, key and remedy."""
     path = folder / PROJECT_CONFIG
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_text(path))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give the folder of a MARS project") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -194,8 +193,6 @@ def read_frames(path: Path, project: Project) -> Labels:
         raise DataError(
             f"{path}: {error.strerror}; put the labels into annotation_data of the project"
         ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file; download the labels again") from None
 
 
 class _Frame:
@@ -253,7 +250,7 @@ def _without(text: str, words: str) -> str:
 
 def _read_manifest(path: Path, project: Project) -> Labels:
     labels = Labels()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -322,7 +319,7 @@ def _read_csv(path: Path, project: Project) -> Labels:
 def _read_processed(path: Path, project: Project) -> Labels:
     labels = Labels()
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}; let MARS write the file again") from None
     for number, entry in enumerate(entries):

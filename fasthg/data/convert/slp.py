@@ -77,6 +77,11 @@ def convert(
                 read=None if own else partial(_encode, frame.video, frame.frame_idx, image_id),
             )
         )
+    if not frames and not missing and any(f.unused_predictions for f in labels.labeled_frames):
+        raise DataError(
+            f"{path}: holds a model's predictions and no user's labels; "
+            "convert them with --predictions"
+        )
     if missing and not skip_missing:
         total = len(missing) + len(frames)
         raise missing_images(missing, total, videos or path.parent, "--videos")

@@ -17,7 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -30,6 +30,13 @@ SPLITS = ("train", "val", "test")
 FRACTIONS = (0.85, 0.05, 0.10)
 NAME = "splits.json"
 _RULES = ("frame", "video", "session")
+# What tools add to the name of a video that they made from another: `mouse1_cropped`,
+# `mouse1DownSampled`, `mouse1_cut_2`.
+_CUT = re.compile(
+    r"([ _.-]?(cropped|crop|cut|clip|trimmed|shortened|short|downsampled|resized|rotated|copy)"
+    r"([ _-]?\d{1,3})?)+$",
+    re.IGNORECASE,
+)
 _REDRAW = "delete it to draw again, or convert to another folder"
 
 
@@ -146,6 +153,7 @@ def divide(
     `splits.json` contradicts the options or the source, ConfigError for options that do not fit.
     """
     check_fractions(fractions)
+    items, cut = _as_filmed(items)
     known = load_splits(folder)
     by = _rule(folder, known, split_by, [item.given is not None for item in items])
     if session_pattern is not None and by != "session":
@@ -161,7 +169,22 @@ def divide(
         _cut(splits, items)
     else:
         _fill(splits, items)
-    return splits, _notes(folder / NAME, splits, items, before)
+    return splits, cut + _notes(folder / NAME, splits, items, before)
+
+
+def _as_filmed(items: Sequence[Item]) -> tuple[list[Item], list[str]]:
+    """The frames, with videos that were cut from one another as one; and a note on these."""
+    origins = {item.video: _CUT.sub("", item.video) for item in items}
+    of: dict[str, list[str]] = {}
+    for video, origin in origins.items():
+        of.setdefault(origin, []).append(video)
+    several = {origin: videos for origin, videos in of.items() if origin and len(videos) > 1}
+    joined = [
+        replace(i, video=origins[i.video]) if origins[i.video] in several else i for i in items
+    ]
+    return joined, [
+        f"counted as one video, by their names: {', '.join(videos)}" for videos in several.values()
+    ]
 
 
 def _rule(folder: Path, known: Splits | None, rule: str | None, given: Sequence[bool]) -> str:
@@ -240,6 +263,20 @@ def _notes(path: Path, splits: Splits, items: Sequence[Item], before: int) -> li
             notes.append(
                 f"too few frames for {', '.join(empty)}: label more and convert again, "
                 f"or leave {keys} unset"
+            )
+        splits_of: dict[str, set[str]] = {}
+        for item in items:
+            splits_of.setdefault(item.video, set()).add(splits.frames[item.image_id])
+        shared = sum(len(found) > 1 for found in splits_of.values())
+        if shared and len(splits_of) == 1:
+            notes.append(
+                "all frames are of one video: val and test are of frames much like those in "
+                "train; label frames of another video for an honest test"
+            )
+        elif shared:
+            notes.append(
+                f"frames of {shared} of {len(splits_of)} videos are in several splits, and near "
+                "frames are much alike; --split-by video keeps each video in one"
             )
     else:
         groups = {_group(splits, item) for item in items}

@@ -9,13 +9,21 @@ scorer for each worker.
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fasthg.data.convert.text import read_text
 from fasthg.errors import DataError, EnvironmentFault
+
+# A row of the header, with semicolons or tabs.
+_OTHER_SEPARATOR = re.compile(
+    r"""(?:"?(?:scorer|individuals|bodyparts|coords)"?|sep=)([;\t])""", re.I
+)
 
 
 class Column(NamedTuple):
@@ -55,12 +63,23 @@ def read_table(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        lines = list(csv.reader(stream))
+    text = read_text(path)
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(f"{path}: {error}; save the file from DeepLabCut again") from None
     levels: dict[str, list[str]] = {}
     for line in lines[:4]:
         levels[line[0].strip().lower() if line else ""] = line
     if "coords" not in levels:
+        for line in text.splitlines()[:4]:
+            if other := _OTHER_SEPARATOR.match(line):
+                # A spreadsheet that writes these has other decimal and thousands separators, too,
+                # and has perhaps read the numbers by them.
+                raise DataError(
+                    f"{path}: columns are separated by {other[1]!r}, as a spreadsheet saves them, "
+                    "which may have changed numbers; save the file from DeepLabCut again"
+                )
         raise DataError(
             f"{path}: no DeepLabCut header (scorer, bodyparts, coords) in the first lines; "
             f"give a CollectedData file"

@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from fasthg.data.records.foreign import FIRST_BYTES, foreign_kind
 from fasthg.errors import DataError
 from fasthg.files import write_chunks
 
@@ -34,6 +35,7 @@ _MASK = 0xA282EAD8
 _LENGTH = struct.Struct("<Q")
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
+_CHECK = "check the path or the glob"
 _REMEDY = "write or copy the file again"
 _TOO_LARGE = "the record is larger than the 2 GiB that protobuf allows"
 
@@ -99,7 +101,7 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
         plausible = number > 0 or length <= available
         sound = length_crc == masked_crc(header[:8]) if verify_crc else plausible
         if not sound and number == 0:
-            raise DataError(f"{path}: not a TFRecord file; check the path or the glob")
+            raise DataError(f"{path}: {_foreign(stream) or 'not a TFRecord file; ' + _CHECK}")
         if not sound:
             raise _damaged(path, number, start, "the CRC of the record's length is wrong")
         if length > available:
@@ -115,6 +117,13 @@ def _frames(path: str, stream: BinaryIO, verify_crc: bool) -> Iterator[Frame]:
         yield Frame(start + HEADER_BYTES, payload)
         start += HEADER_BYTES + length + FOOTER_BYTES
         number += 1
+
+
+def _foreign(stream: BinaryIO) -> str | None:
+    """What a file is that does not begin with a record, and the remedy; None if unknown."""
+    stream.seek(0)
+    kind = foreign_kind(stream.read(FIRST_BYTES))
+    return f"no TFRecord file, it {kind}" if kind else None
 
 
 def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
@@ -137,7 +146,8 @@ def salvage_frames(path: str | os.PathLike[str]) -> Iterator[Frame | Damage]:
                 # that are read in all.
                 if end == at or not (in_vain > 4 * size or _is_header(stream, end, size)):
                     end = _next_header(stream, at + 1, size)
-                yield Damage(at, f"{result}, {end - at} bytes are lost")
+                foreign = _foreign(stream) if (at, end) == (0, size) else None
+                yield Damage(at, foreign or f"{result}, {end - at} bytes are lost")
             at = end
 
 

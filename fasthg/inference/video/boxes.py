@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fasthg.data.convert.text import read_text
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.video.frame import Source
 
@@ -95,10 +96,9 @@ def read_boxes(path: Path, source: Source) -> Boxes:
     if kind not in (".csv", ".json"):
         raise ConfigError(f"--boxes {path}: neither .csv nor .json; give one of them")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no text"
-        raise DataError(f"{path}: {reason}; check the path") from None
+        text = read_text(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; check the path") from None
     if kind == ".csv":
         return _from_csv(path, text, source)
     try:
