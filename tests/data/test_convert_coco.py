@@ -308,7 +308,7 @@ def test_ids_as_text(tmp_path: Path, key: str, kind: type) -> None:
     [
         ('{"shapes": [], "imagePath": "a.png"}', "a file of LabelMe or AnyLabeling, not COCO"),
         ('[{"image_id": 1, "category_id": 1, "keypoints": []}]', "results of a model, or"),
-        ('[{"annotations": [], "data": {}}]', "annotations without their images, or an export of"),
+        ('[{"annotations": [], "data": {}}]', "an export of Label Studio, not COCO"),
         ('[{"image": "a", "ann_label": []}]', "labels of MARS"),
         ("[[1]]", "no object with images, annotations, categories; export"),
         ('{"images": {}, "annotations": []}', "images is no list; give COCO"),

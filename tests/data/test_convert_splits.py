@@ -79,7 +79,7 @@ def test_few_videos(
 def test_too_few_frames_are_told_and_new_ones_fill_the_gap(tmp_path: Path) -> None:
     splits, notes = divide(items(("v", 12)), tmp_path)
     assert counts(splits.frames) == (10, 0, 2)
-    assert notes == [
+    assert notes[:1] == [
         "too few frames for val: label more and convert again, or leave DATA.VAL unset"
     ]
     splits.save(tmp_path)

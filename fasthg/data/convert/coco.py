@@ -56,7 +56,7 @@ _OTHER_TOOLS = {
     "source-ref": "a manifest of SageMaker Ground Truth",
     "ann_label": "labels of MARS (fasthg data convert mars reads them)",
     "keypoints": "results of a model, or annotations without their images",
-    "annotations": "annotations without their images, or an export of Label Studio",
+    "data": "an export of Label Studio",
 }
 Entry = Mapping[str, Any]
 
