@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import cv2
@@ -163,7 +164,7 @@ def decode(data: bytes, bits: int = 16) -> npt.NDArray[np.uint8] | None:
         return None
     if image.dtype == np.uint16:
         image = np.minimum(image >> (bits - 8), 255)
-    return image.astype(np.uint8)
+    return np.asarray(image, np.uint8)
 
 
 def deepest(data: bytes) -> int | None:
@@ -176,12 +177,14 @@ def deepest(data: bytes) -> int | None:
     return None if image is None or image.dtype != np.uint16 else int(image.max())
 
 
-def _decode(data: bytes) -> npt.NDArray[np.uint8 | np.uint16] | None:
+def _decode(data: bytes) -> npt.NDArray[Any] | None:
+    """As `decode`, but uint16 for 16 bits a channel."""
     if not data:
         return None
+    # The tag is read by `as_jpeg`, as labels are not always of the image that it makes.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image: npt.NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None  # larger than OpenCV allows, or damaged
     if image is None or image.dtype not in (np.uint8, np.uint16):

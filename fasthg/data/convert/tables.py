@@ -72,8 +72,8 @@ def _read_csv(path: Path) -> Table:
     for line in lines[:4]:
         levels[line[0].strip().lower() if line else ""] = line
     if "coords" not in levels:
-        for line in text.splitlines()[:4]:
-            if other := _OTHER_SEPARATOR.match(line):
+        for first_line in text.splitlines()[:4]:
+            if other := _OTHER_SEPARATOR.match(first_line):
                 # A spreadsheet that writes these has other decimal and thousands separators, too,
                 # and has perhaps read the numbers by them.
                 raise DataError(

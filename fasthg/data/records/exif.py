@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ def upright(data: bytes) -> bytes:
     return data
 
 
-def turned(image: npt.NDArray[np.uint8], value: int) -> npt.NDArray[np.uint8]:
+def turned(image: npt.NDArray[Any], value: int) -> npt.NDArray[Any]:
     """Stored pixels, (height, width, channels), as a viewer shows them for an orientation."""
     if value >= 5:
         image = image.swapaxes(0, 1)
