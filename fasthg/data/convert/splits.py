@@ -269,9 +269,11 @@ def _notes(path: Path, splits: Splits, items: Sequence[Item], before: int) -> li
             splits_of.setdefault(item.video, set()).add(splits.frames[item.image_id])
         shared = sum(len(found) > 1 for found in splits_of.values())
         if shared and len(splits_of) == 1:
+            (found,) = splits_of.values()
+            others = " and ".join(split for split in ("val", "test") if split in found)
             notes.append(
-                "all frames are of one video: val and test are of frames much like those in "
-                "train; label frames of another video for an honest test"
+                f"all frames are of one video: those of {others} are much like those of train; "
+                "label frames of another video for an honest test"
             )
         elif shared:
             notes.append(

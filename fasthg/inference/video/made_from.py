@@ -68,8 +68,10 @@ def write_record(
 def is_overlay(path: Path, suffixes: Sequence[str]) -> bool:
     """Whether a record beside `path` names it as a drawing, by its name and one of `suffixes`."""
     for suffix in suffixes:
+        if not path.name.endswith(suffix):
+            continue
         record = read_record(path.with_name(f".{path.name.removesuffix(suffix)}.made.json"))
-        if path.name.endswith(suffix) and record is not None:
+        if record is not None:
             return record.files.get("overlay", [""])[0] == path.name
     return False
 
