@@ -64,6 +64,11 @@ def test_train_and_eval(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     code, out, err = fasthg("eval", tmp_path / "a", "--json", "--split", "val")
     assert code == 0
     assert json.loads(out)["instances"] == 4
+    before = sorted(path for path in (tmp_path / "a").rglob("*"))
+    fasthg("eval", tmp_path / "a", "-o", tmp_path / "elsewhere", "--split", "val", "--report")
+    assert sorted(path for path in (tmp_path / "a").rglob("*")) == before
+    there = {path.name for path in (tmp_path / "elsewhere").iterdir()}
+    assert {"metrics.json", "predictions.png", "report.html"} <= there
     code, out, _ = fasthg("eval", tmp_path / "a", "--data", f"{mice}/train_dataset-*")
     assert code == 0
     assert (tmp_path / "a/eval/data/metrics.json").exists()
