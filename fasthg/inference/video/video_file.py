@@ -104,7 +104,8 @@ class VideoSource:
 
     def _open(self) -> Any:
         try:
-            return self.av.open(str(self.path))
+            # Titles and the like may be in any encoding.
+            return self.av.open(str(self.path), metadata_errors="replace")
         except (self.av.error.FFmpegError, OSError) as error:
             raise DataError(
                 f"{self.path}: cannot be read as a video ({error.strerror}); "
