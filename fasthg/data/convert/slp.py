@@ -163,6 +163,11 @@ class _Reader:
     def source(self, video: Any, number: int) -> Path | Any | None:
         """An image file, the open video, or None where neither is there."""
         if not isinstance(video.filename, str):
+            if not 0 <= number < len(video.filename):
+                raise DataError(
+                    f"{self._labels}: frame {number} of a video of {len(video.filename)} images; "
+                    f"{_AGAIN}"
+                )
             return locate(video.filename[number], self._images, self._folders)
         if id(video) not in self._there:
             self._there[id(video)] = self._open(video)
