@@ -272,7 +272,7 @@ class Tracker:
             if self._memories[animal].box is not None
             and self._memories[animal].missing <= FORGOTTEN
         ]
-        if self.settings.told_apart or len(known) < 2:
+        if len(known) < 2:
             return []
         boxes = np.stack([self._memories[animal].box for animal in known])  # type: ignore[misc]
         _, groups = connected_components(box_iou(boxes[:, None], boxes) > CONTESTED)
