@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -66,6 +67,25 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """
     pieces = re.split(r"([0-9]+)", name.casefold())
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces if p], name
+
+
+@contextlib.contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files are moved to `folder` at the end and replace those there.
+
+    Where anything is raised, `folder` stays as it was.
+
+    Raises:
+        FasthgError: as `write_atomically`.
+    """
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".new-")
+    with temporary as name:
+        yield Path(name)
+        with _explained(folder):
+            for path in sorted(Path(name).iterdir()):
+                os.replace(path, folder / path.name)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -45,6 +45,10 @@ Exif = Annotated[
         help="Whether labels are of images as EXIF turns them or as stored; default: as known.",
     ),
 ]
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Remove what FOLDER holds of other sources; default: keep it."),
+]
 OnlySplits = Annotated[
     list[str] | None,
     typer.Option("--split", help="train, val or test; may be given several times. Default: all."),
@@ -57,6 +61,7 @@ def _how(
     session_pattern: str | None,
     parts: str | None,
     skip: bool,
+    replace: bool,
     exif: str | None,
 ) -> dict[str, Any]:
     """The options that all converters share, as their arguments."""
@@ -68,29 +73,39 @@ def _how(
         "session_pattern": session_pattern,
         "parts": parse_parts(parts),
         "skip_missing": skip,
+        "replace": replace,
         "exif": exif,
     }
 
 
 @app.command("dlc")
 def convert_dlc(
-    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder with config.yaml.")],
+    project: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROJECT", help="Folder with config.yaml or CollectedData.csv, or a table."
+        ),
+    ],
     out: Out,
     prefer_h5: Annotated[
-        bool, typer.Option("--h5", help="Read .h5 where .csv is there too.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--h5/--csv", help="Which to read of two tables; default: .h5, as DeepLabCut."
+        ),
+    ] = None,
     seed: SplitSeed = 0,
     split_by: SplitBy = None,
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    replace: Replace = False,
     exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a DeepLabCut project, single- or multi-animal."""
+    """Convert a DeepLabCut or Lightning Pose project, single- or multi-animal."""
     from fasthg.data.convert import dlc
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, replace, exif)
     _print_report(dlc.convert(project, out, prefer_h5=prefer_h5, **how), as_json)
 
 
@@ -110,13 +125,14 @@ def convert_mars(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    replace: Replace = False,
     exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a MARS project: median over workers, left and right swaps repaired."""
     from fasthg.data.convert import mars
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, replace, exif)
     _print_report(mars.convert(project, out, pose_model=pose_model, **how), as_json)
 
 
@@ -138,13 +154,14 @@ def convert_coco(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    replace: Replace = False,
     exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert COCO keypoint annotations; boxes, areas and visibility are kept."""
     from fasthg.data.convert import coco
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, replace, exif)
     sources = [coco.Source.parse(text) for text in annotations]
     report = coco.convert(sources, out, images=images, categories=category or (), **how)
     _print_report(report, as_json)
@@ -165,13 +182,14 @@ def convert_slp(
     session_pattern: SessionPattern = None,
     parts: PartNames = None,
     skip_missing: SkipMissing = False,
+    replace: Replace = False,
     exif: Exif = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert SLEAP labels, .slp or .pkg.slp; needs the package sleap-io."""
     from fasthg.data.convert import slp
 
-    how = _how(seed, split_by, session_pattern, parts, skip_missing, exif)
+    how = _how(seed, split_by, session_pattern, parts, skip_missing, replace, exif)
     report = slp.convert(labels, out, videos=videos, predictions=predictions, **how)
     _print_report(report, as_json)
 

@@ -269,7 +269,26 @@ def test_another_size(tmp_path: Path) -> None:
         (lambda c: c.pop("images"), "no key 'images'; give COCO"),
         (lambda c: c["images"][0].pop("file_name"), "no key 'file_name'; give COCO"),
         (lambda c: c["annotations"][1].pop("category_id"), "no key 'category_id'; give COCO"),
-        (lambda c: c["categories"][0].pop("keypoints"), "no category has keypoints; export"),
+        (
+            lambda c: c["categories"][0].pop("keypoints"),
+            "category mouse does not name its 3 keypoints; name them all, .* --parts",
+        ),
+        (lambda c: c["images"][2].update(id=1), r"image id 1 is there twice \(v0/img1.png and v1/"),
+        (
+            lambda c: c["annotations"][2].update(id=11),
+            r"annotation id 11 is there twice \(image 1 and image 2\); give each annotation an id",
+        ),
+        (
+            lambda c: (
+                c["images"][3].update(file_name="v1/img2.png"),
+                c["annotations"][3].update(keypoints=[9, *POINTS[1:]]),
+            ),
+            "labels.json: image 2 and .*labels.json: image 3: both label .*img2.png, and differ",
+        ),
+        (
+            lambda c: c["categories"][0].update(keypoints=["nose", "nose", "tail"]),
+            "labels.json: several body parts are named nose; rename them",
+        ),
         (lambda c: c.update(annotations=[3]), "labels.json: .*; give COCO"),
         (
             lambda c: c["annotations"][1]["keypoints"].pop(),
@@ -339,3 +358,145 @@ def test_nan_is_unlabelled(tmp_path: Path) -> None:
     index = index_of(report)
     row = next(i for i in range(4) if index.image_id(int(index.record[i])) == "v0/img0")
     assert np.isnan(index.keypoints[row, 1]).all() and index.visibility[row].tolist() == [2, 0, 2]
+
+
+def test_repeated_entries_count_once(tmp_path: Path) -> None:
+    given = content()
+    for entries in (given["images"], given["annotations"]):
+        entries.append(dict(entries[0]))
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    assert (report.frames["train"], report.animals) == (4, 4)
+
+
+def test_one_image_in_two_splits(tmp_path: Path) -> None:
+    path = make(tmp_path, content())
+    sources = [Source(path, "train"), Source(path, "val")]
+    with pytest.raises(DataError, match=r"labels.json: image 0: both label .*img0.png, and differ"):
+        coco.convert(sources, tmp_path / "o")
+
+
+def test_scores_in_the_place_of_v(tmp_path: Path) -> None:
+    given = content()
+    flags = [[1.0, 0.97, 0.0], [2.0, 1.5, 0.02], [2.0, 1.0, 0.0], [3.0, 1.0, -1.0]]
+    for annotation, v in zip(given["annotations"], flags, strict=True):
+        annotation["keypoints"][2::3] = v
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    index = index_of(report)
+    found = {index.image_id(int(index.record[i])): index.visibility[i].tolist() for i in range(4)}
+    assert found == {
+        "v0/img0": [2, 2, 0],
+        "v0/img1": [2, 2, 2],
+        "v1/img2": [2, 1, 0],
+        "v1/img3": [2, 2, 0],
+    }
+    assert [note.partition(":")[0] for note in report.notes if " v " in note] == [
+        "3 animals have v that are not 0, 1 or 2, as scores of a model"
+    ]
+
+
+def test_names_of_keypoints_from_the_caller(tmp_path: Path) -> None:
+    given = content()
+    del given["categories"][0]["keypoints"]
+    path = make(tmp_path, given)
+    parts = {"nose": "snout", "ear": "ear", "tail": "tail"}
+    report = coco.convert([Source(path)], tmp_path / "o", parts=parts, fractions=ALL_TRAIN)
+    assert report.parts == ("snout", "ear", "tail")
+    np.testing.assert_allclose(index_of(report).keypoints[0], np.reshape(POINTS, (3, 3))[:, :2])
+    del parts["ear"]
+    with pytest.raises(DataError, match="category mouse does not name its 3 keypoints"):
+        coco.convert([Source(path)], tmp_path / "p", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("folder", "images"),
+    [("{}2017", None), ("{}2017", ""), ("images/{}2017", None), ("{}2017/images", ""), ("{}", "")],
+)
+def test_images_in_a_folder_for_each_split(tmp_path: Path, folder: str, images: str | None) -> None:
+    """Names without folders, the same in each: a file's own folder decides."""
+    sources = []
+    for number, split in enumerate(("train", "val")):
+        given = content(2)
+        for n, image in enumerate(given["images"]):
+            image["file_name"] = f"{n:06d}.png"
+            path = tmp_path / folder.format(split) / image["file_name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((80, 100, 3), 100 * number + 50 * n, np.uint8))
+        path = tmp_path / "annotations" / f"person_keypoints_{split}2017.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(given))
+        sources.append(Source(path, split))
+    root = None if images is None else tmp_path / images
+    index = index_of(coco.convert(sources, tmp_path / "out", images=root))
+    grey = {
+        index.image_id(record): int(
+            cv2.imdecode(np.frombuffer(index.jpeg(record), np.uint8), cv2.IMREAD_COLOR).mean()
+        )
+        for record in range(index.num_records)
+    }
+    assert grey == {"train/000000": 0, "train/000001": 50, "val/000000": 100, "val/000001": 150}
+
+
+def test_a_second_source_keeps_the_records_of_the_first(tmp_path: Path) -> None:
+    """One of each image, whatever is converted again, and `splits.json` says so."""
+    sources = []
+    for name, numbers in (("a", (0, 1)), ("b", (2, 3))):
+        given = content()
+        for key, entry in (("images", "id"), ("annotations", "image_id")):
+            given[key] = [each for each in given[key] if each[entry] in numbers]
+        sources.append(Source(make(tmp_path, given, f"{name}.json")))
+    out = tmp_path / "out"
+    both = {"v0/img0", "v0/img1", "v1/img2", "v1/img3"}
+    first = coco.convert([sources[0]], out, fractions=ALL_TRAIN, shard_size=1)
+    payloads = {path.read_bytes() for path in first.files}
+    second = coco.convert([sources[1]], out, shard_size=1)
+    assert second.frames["train"] + second.frames["val"] + second.frames["test"] == 2
+    assert "kept: 2 records of ../a.json" in second.notes and ids(second) == both
+    assert payloads < {path.read_bytes() for path in second.files}
+    assert ids(coco.convert([sources[0]], out)) == both
+    stored = json.loads((out / "splits.json").read_text())
+    assert {name: {*listed} for name, listed in stored["sources"].items()} == {
+        "../a.json": {"v0/img0", "v0/img1"},
+        "../b.json": {"v1/img2", "v1/img3"},
+    }
+    for name, listed in stored["files"].items():
+        index = RecordIndex.build([str(out / name)], 3)
+        assert [index.image_id(record) for record in range(index.num_records)] == listed
+        assert {stored["frames"][each] for each in listed} == {name.partition("_")[0]}
+    assert {path.name for path in out.iterdir()} == {"splits.json", *stored["files"]}
+
+    with pytest.raises(DataError, match=r"of ../a.json with the parts nose, left ear, tail, these"):
+        coco.convert([sources[1]], out, parts={"tail": "tail", "nose": "nose"})
+    moved = make(tmp_path, json.loads(sources[1].path.read_text()), "c.json")
+    with pytest.raises(DataError, match=r"v1/img2 is there already, of ../b.json; .*--replace"):
+        coco.convert([Source(moved)], out)
+    replaced = coco.convert([Source(moved)], out, replace=True)
+    assert ids(replaced) == {"v1/img2", "v1/img3"}
+    assert "removed: 2 records of ../a.json" in replaced.notes
+
+
+def test_frames_that_a_source_has_no_more_go_and_are_named(tmp_path: Path) -> None:
+    given = content()
+    path = make(tmp_path, given)
+    coco.convert([Source(path)], tmp_path / "out", fractions=ALL_TRAIN)
+    given["annotations"] = given["annotations"][:3]
+    path.write_text(json.dumps(given))
+    report = coco.convert([Source(path)], tmp_path / "out")
+    assert ids(report) == {"v0/img0", "v0/img1", "v1/img2"}
+    gone = "removed: 1 records of frames that ../labels.json does not label any more"
+    assert gone in report.notes
+
+
+def test_records_that_no_conversion_wrote_stay(tmp_path: Path) -> None:
+    path = make(tmp_path, content())
+    (tmp_path / "out").mkdir()
+    other = tmp_path / "out" / "train_dataset-00000-of-00001"
+    other.write_bytes(b"of somebody else")
+    with pytest.raises(DataError, match=r"00000-of-00001: is there, but no conversion .*--replace"):
+        coco.convert([Source(path)], tmp_path / "out", fractions=ALL_TRAIN)
+    assert [other.read_bytes()] == [p.read_bytes() for p in (tmp_path / "out").iterdir()]
+    report = coco.convert([Source(path)], tmp_path / "out", fractions=ALL_TRAIN, replace=True)
+    assert len(ids(report)) == 4
+    report.files[0].write_bytes(b"")
+    (tmp_path / "b.json").write_text(path.read_text())
+    with pytest.raises(DataError, match=r"its 0 records are not the 4 that .*splits.json lists"):
+        coco.convert([Source(tmp_path / "b.json")], tmp_path / "out")

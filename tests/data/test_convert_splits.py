@@ -235,6 +235,13 @@ def test_given_splits(tmp_path: Path) -> None:
             "no split named dev; use train, val, test",
         ),
         ('{"by": "day", "seed": 0, "fractions": [1, 0, 0]}', "splits.json: by: day; use"),
+        *(
+            (json.dumps({"by": "frame", "seed": 0, "fractions": [1, 0, 0], **wrong}), message)
+            for wrong, message in (
+                ({"files": {"train_dataset-00000-of-00001": "a/0"}}, "files, .* no lists"),
+                ({"sources": {"../a": [0]}}, "sources or parts hold what is no text"),
+            )
+        ),
     ],
 )
 def test_damaged_files(tmp_path: Path, text: str, message: str) -> None:
@@ -246,7 +253,7 @@ def test_damaged_files(tmp_path: Path, text: str, message: str) -> None:
 def test_numbers_of_frames_are_unique_and_stay(tmp_path: Path) -> None:
     """MARS reads `image/id` as an integer, and tells the frames of all splits by it."""
 
-    def convert(*names: str) -> dict[str, int]:
+    def convert(*names: str, source: str = "a") -> dict[str, int]:
         frames = [
             Labelled(
                 image=PurePath(f"{name}.jpg"),
@@ -256,13 +263,25 @@ def test_numbers_of_frames_are_unique_and_stay(tmp_path: Path) -> None:
             )
             for name in names
         ]
-        report = write_splits(
-            frames, tmp_path, new_report({"a": "a", "b": "b"}), fractions=(0.5, 0.2, 0.3)
-        )
+        report = new_report({"a": "a", "b": "b"})
+        write_splits(frames, tmp_path, report, sources=[source], fractions=(0.5, 0.2, 0.3))
         index = RecordIndex.build([str(path) for path in report.files], 2)
         return {index.image_id(r): int(index.image_number[r]) for r in range(index.num_records)}
 
     first = convert(*(f"day1/img{n:03}" for n in range(9)))
     assert sorted(first.values()) == [*range(9)]
-    both = convert("day0/img001", *reversed(first))
-    assert both.pop("day0/img001") == 9 and both == first
+    more = convert("day0/img001", *reversed(first))
+    assert more == {**first, "day0/img001": 9}
+    two = convert("day2/img001", "day2/img002", source="b")
+    assert two == {**more, "day2/img001": 10, "day2/img002": 11}
+    assert convert(*more) == two
+
+    # By hand a frame goes to the end and another out: the numbers of kept records change, too.
+    stored = json.loads((tmp_path / NAME).read_text())
+    moved = next(iter(stored["frames"]))
+    del stored["frames"][moved], stored["frames"]["day2/img001"]
+    (tmp_path / NAME).write_text(json.dumps(stored))
+    again = convert("day2/img001", "day2/img002", source="b")
+    assert sorted(again.values()) == [*range(12)] and again != two
+    stored = json.loads((tmp_path / NAME).read_text())
+    assert [*stored["frames"]] == sorted(again, key=lambda name: again[name])

@@ -3,13 +3,17 @@
 Read are `images` (`id`, `file_name`, `width`, `height`, and `split` where every image has one of
 train, val, test), `categories` (`id`, `name`, `keypoints`) and `annotations` (`image_id`,
 `category_id`, `keypoints` as x y v by part, `bbox` as x y width height, `area`, `iscrowd`), in
-image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. A given box or area is kept, a
-missing one is made as for other formats. Crowds and annotations without keypoints are left out.
+image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. Where an annotation has any other
+v, they are scores of a model: all parts above 0 are labelled, and visible. A given box or area is
+kept, a missing one is made as for other formats. Crowds and annotations without keypoints are left
+out. A category may lack names of keypoints where the caller gives them.
 
 An image is looked for in the folder given; otherwise where an absolute `file_name` says, then
-next to the JSON file and one folder up, there and in `images`: by as many trailing components of
-its name as exist. Its id is `file_name` less its suffix and a first folder named `images` or
-`*_images`; of an absolute one, the last folder and the name.
+next to the JSON file and one folder up. In each of these, the folder of the file's own subset comes
+first (`train2017` of `person_keypoints_train2017.json`), then that of its split (`train`), the
+folder itself and `images`, which may be divided the same way. There, as many trailing components
+of the name are used as exist. Its id is `file_name` less its suffix and a first folder named
+`images` or `*_images`; of an absolute one, the last folder and the name.
 """
 
 from __future__ import annotations
@@ -35,12 +39,14 @@ from fasthg.data.convert.common import (
     write_splits,
 )
 from fasthg.data.convert.images import (
+    find_among,
     is_absolute,
     locate,
     missing_images,
     relative_parts,
     trailing,
 )
+from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.splits import SPLITS
 from fasthg.data.convert.text import read_text
@@ -78,9 +84,10 @@ class Source:
 @dataclass(frozen=True)
 class _Set:
     """The content of a file. names: of the keypoints; animals: annotations by image id; splits: of
-    each image, None for one to be divided."""
+    each image, None for one to be divided; split: of the file."""
 
     path: Path
+    split: str | None
     images: list[Entry]
     names: list[str]
     animals: dict[Any, list[Entry]]
@@ -100,7 +107,8 @@ def convert(
     """Write the annotated images of COCO files to `out` as TFRecords of MARS' format.
 
     images: the folder of the images. categories: names of those to write; needed where several
-    have keypoints. The rest as in `dlc.convert`; a video is an image's folder, or what its name
+    have keypoints. parts: also names the keypoints, all and in their order, of a category that
+    does not. The rest as in `dlc.convert`; a video is an image's folder, or what its name
     says before its last number. Raises DataError, naming file, entry and remedy, for what cannot
     be used; ConfigError for several files none of which is said to be a split.
     """
@@ -111,8 +119,11 @@ def convert(
     missing: list[str] = []
     skipped: Counter[str] = Counter()
     total = 0
-    for source in sources:
-        content = _read(source, categories, skipped)
+    names: list[str] = []
+    scored = 0
+    for index, source in enumerate(sources):
+        content = _read(source, categories, skipped, parts)
+        names.append(source_name(source.path, Path(out), ", ".join(sorted(categories))))
         if report is None:
             own = content.names
             report = new_report(choose_parts(own, parts, source.path))
@@ -127,7 +138,9 @@ def convert(
             if path is None:
                 missing.append(str(content.images[number]["file_name"]))
             else:
-                frames.append(_labelled(content, number, path, image_id, [*report.mapping]))
+                frame, scores = _labelled(content, number, path, image_id, [*report.mapping])
+                frames.append(replace(frame, source=index))
+                scored += scores
     if report is None:
         raise ConfigError("no file of annotations given")
     if missing and not skip_missing:
@@ -138,7 +151,12 @@ def convert(
     unboxed = sum(int(np.isnan(given_boxes(frame)[:, 0]).sum()) for frame in kept)
     if unboxed:
         report.notes.append(f"{unboxed} animals have no usable bbox: boxes around their parts")
-    return write_splits(kept, Path(out), report, **options)
+    if scored:
+        report.notes.append(
+            f"{scored} animals have v that are not 0, 1 or 2, as scores of a model: parts with "
+            f"v > 0 count as labelled"
+        )
+    return write_splits(kept, Path(out), report, sources=names, **options)
 
 
 def _told_apart(frames: Sequence[Labelled]) -> list[Labelled]:
@@ -152,14 +170,20 @@ def _told_apart(frames: Sequence[Labelled]) -> list[Labelled]:
     ]
 
 
-def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _Set:
+def _read(
+    source: Source,
+    categories: Sequence[str],
+    skipped: Counter[str],
+    parts: Mapping[str, str] | None,
+) -> _Set:
     path = source.path
     try:
         data = _content(path)
         images, annotations = ([*data[key]] for key in ("images", "annotations"))
+        images, annotations = _once(path, "image", images), _once(path, "annotation", annotations)
         kinds = [category["id"] for category in data["categories"]]
         _check_ids(path, "category_id", "categories", kinds, annotations)
-        chosen, names = _category(path, data["categories"], annotations, categories)
+        chosen, names = _category(path, data["categories"], annotations, categories, parts)
         animals: dict[Any, list[Entry]] = {image["id"]: [] for image in images}
         for annotation in annotations:
             reason = _unusable(annotation, chosen, animals)
@@ -181,7 +205,25 @@ def _read(source: Source, categories: Sequence[str], skipped: Counter[str]) -> _
     splits = [source.split or image.get("split") for image in used]
     if not all(split in SPLITS for split in splits):
         splits = [source.split] * len(used)
-    return _Set(path, used, names, animals, splits)
+    return _Set(path, source.split, used, names, animals, splits)
+
+
+def _once(path: Path, kind: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries less repetitions. Raises DataError for an id that several others share."""
+    found: dict[Any, Entry] = {}
+    for number, entry in enumerate(entries):
+        # Images are found by their ids. Annotations may lack one.
+        key = entry["id"] if kind == "image" else entry.get("id", f"without {number}")
+        other = found.setdefault(key, entry)
+        if other != entry:
+            ways = [
+                each.get("file_name", f"image {each.get('image_id')}") for each in (other, entry)
+            ]
+            raise DataError(
+                f"{path}: {kind} id {key} is there twice ({' and '.join(map(str, ways))}); give "
+                f"each {kind} an id of its own"
+            )
+    return [*found.values()]
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -225,10 +267,15 @@ def _kind(value: Any) -> str:
 
 
 def _category(
-    path: Path, categories: Sequence[Entry], annotations: Sequence[Entry], selected: Sequence[str]
+    path: Path,
+    categories: Sequence[Entry],
+    annotations: Sequence[Entry],
+    selected: Sequence[str],
+    parts: Mapping[str, str] | None,
 ) -> tuple[set[Any], list[str]]:
     """The ids of the categories to convert, and their keypoints."""
-    posed = [category for category in categories if category.get("keypoints")]
+    used = {a["category_id"]: len(a["keypoints"]) // 3 for a in annotations if a.get("keypoints")}
+    posed = [each for each in categories if each.get("keypoints") or each["id"] in used]
     there = ", ".join(str(category["name"]) for category in posed)
     if not posed:
         raise DataError(f"{path}: no category has keypoints; export keypoint annotations")
@@ -237,11 +284,18 @@ def _category(
         raise DataError(
             f"{path}: no category {', '.join(unknown)} with keypoints; there are {there}"
         )
-    used = {a["category_id"] for a in annotations if a.get("keypoints")}
     chosen = [c for c in posed if (c["name"] in selected if selected else c["id"] in used)]
     if len(chosen) > 1 and not selected:
         raise DataError(f"{path}: several categories have keypoints ({there}); choose: --category")
-    names = [[str(name) for name in category["keypoints"]] for category in chosen or posed]
+    names = []
+    for category in chosen or posed:
+        own = category.get("keypoints") or [*(parts or ())]
+        if not category.get("keypoints") and len(own) != used[category["id"]]:
+            raise DataError(
+                f"{path}: category {category['name']} does not name its {used[category['id']]} "
+                f"keypoints; name them all, in their order, with --parts"
+            )
+        names.append([str(name) for name in own])
     if any(other != names[0] for other in names):
         raise DataError(f"{path}: the categories differ in their keypoints; convert them apart")
     return {category["id"] for category in chosen}, names[0]
@@ -250,7 +304,7 @@ def _category(
 def _unusable(annotation: Entry, categories: set[Any], images: Mapping[Any, Any]) -> str | None:
     if annotation["category_id"] not in categories:
         return "annotations of other categories"
-    if annotation.get("iscrowd"):
+    if annotation.get("iscrowd") not in (None, 0, "0"):
         return "annotations of crowds (iscrowd)"
     if not annotation.get("keypoints"):
         return "annotations without keypoints"
@@ -262,12 +316,15 @@ def _unusable(annotation: Entry, categories: set[Any], images: Mapping[Any, Any]
 def _find(content: _Set, images: Path | None) -> list[Path | None]:
     """The file of each image, None where there is none."""
     own, above = content.path.parent, content.path.parent.parent
-    folders = [own, own / "images", above, above / "images"]
+    roots = [own, own / "images", above, above / "images"]
+    if images is not None:
+        roots = [images, images / "images"]
+    folders = [folder for root in roots for folder in (*_subsets(root, content), root)]
     taken: dict[Path, str] = {}
     files = []
     for image in content.images:
         name = str(image["file_name"])
-        file = locate(name, images, folders)
+        file = find_among(folders, name) if images is not None else locate(name, None, folders)
         if file is not None and taken.setdefault(file, name) != name:
             raise DataError(
                 f"{content.path}: images {taken[file]} and {name} are both found as {file}; "
@@ -275,6 +332,24 @@ def _find(content: _Set, images: Path | None) -> list[Path | None]:
             )
         files.append(file)
     return files
+
+
+def _subsets(root: Path, content: _Set) -> list[Path]:
+    """The folders in `root` that are called as the end of the file's name, or as its split."""
+    stem = content.path.stem.lower()
+    found = []
+    try:
+        folders = sorted(root.iterdir())
+    except OSError:  # not there, or not to be listed
+        return []
+    for folder in folders:
+        name = folder.name.lower()
+        if name and folder.is_dir() and re.search(rf"(^|[\W_]){re.escape(name)}$", stem):
+            found.append((-len(name), folder))
+        elif name == content.split and folder.is_dir():
+            found.append((0, folder))
+    chosen = [folder for _, folder in sorted(found)]
+    return [each for folder in chosen for each in (folder, folder / "images")]
 
 
 def _ids(content: _Set) -> list[str]:
@@ -292,7 +367,8 @@ def _ids(content: _Set) -> list[str]:
 
 def _labelled(
     content: _Set, number: int, path: Path, image_id: str, parts: Sequence[str]
-) -> Labelled:
+) -> tuple[Labelled, int]:
+    """A frame, and how many of its animals have scores in the place of v."""
     image = content.images[number]
     animals = content.animals[image["id"]]
     order = [content.names.index(name) for name in parts]
@@ -307,9 +383,11 @@ def _labelled(
                 f"{_AGAIN}"
             ) from None
     xyv = np.stack(points)[:, order]
-    seen = np.nan_to_num(xyv[..., 2]).clip(0, 2).astype(np.uint8)
+    v = np.nan_to_num(xyv[..., 2])
+    scores = np.asarray(~np.isin(v, (0, 1, 2)).all(axis=1))
+    seen = np.where(scores[:, None], 2 * (v > 0), v).astype(np.uint8)
     keypoints = np.where(seen[..., None] > 0, xyv[..., :2], np.nan)
-    return Labelled(
+    frame = Labelled(
         image=path,
         image_id=image_id,
         keypoints=keypoints,
@@ -319,7 +397,9 @@ def _labelled(
         visibility=seen,
         size=_size(image),
         shown=None,
+        where=f"{content.path}: image {image['id']}",
     )
+    return frame, int(scores.sum())
 
 
 def _size(image: Entry) -> tuple[int, int] | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import numpy as np
@@ -17,11 +14,13 @@ import numpy.typing as npt
 from fasthg.config.sides import doubts, left_right_pairs
 from fasthg.data.boxes import box_around
 from fasthg.data.convert.images import Jpeg
+from fasthg.data.convert.kept import Kept, records_of_others
 from fasthg.data.convert.pictures import Pictures, examine
-from fasthg.data.convert.splits import SPLITS, Item, SplitOptions, divide
+from fasthg.data.convert.splits import NAME, SPLITS, Item, SplitOptions, divide, load_splits
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.errors import DataError, FasthgError
+from fasthg.errors import DataError
+from fasthg.files import written_together
 
 # One part gives no size and thus no sensible crop, unless there is a box.
 MIN_PARTS = 2
@@ -30,10 +29,12 @@ Array = npt.NDArray[np.float64]
 
 
 class WriteOptions(SplitOptions, total=False):
-    """Parameters of `write_splits`. shard_size: records per file; exif: as in
-    `pictures.examine`."""
+    """Parameters of `write_splits`. shard_size: records per file; replace: remove what the folder
+    holds of other sources, instead of keeping it, and write over files of other programs; exif: as
+    in `pictures.examine`."""
 
     shard_size: int
+    replace: bool
     exif: str | None
 
 
@@ -50,6 +51,8 @@ class Labelled:
     (animals,) px², NaN where unknown; visibility: (animals, parts) uint8, 0..2. size: (width,
     height) px that the labels refer to. shown: whether they refer to the image as EXIF turns it,
     None where the format does not say. read: gives the JPEG where it is not that of the file.
+    where: file and line of the labels, for messages. source: index of the one of `write_splits`'
+    sources that the frame is of.
     """
 
     image: PurePath
@@ -64,6 +67,8 @@ class Labelled:
     size: tuple[int, int] | None = None
     shown: bool | None = False
     read: Callable[[], Jpeg] | None = None
+    where: str = ""
+    source: int = 0
 
 
 @dataclass
@@ -128,68 +133,161 @@ def write_splits(
     out: Path,
     report: Report,
     *,
+    sources: Sequence[str],
     shard_size: int = 1000,
+    replace: bool = False,
     exif: str | None = None,
     **options: Unpack[SplitOptions],
 ) -> Report:
     """Write the frames as `{split}_dataset-0000i-of-0000n` in `out` and complete the report.
 
-    The files appear when all are complete, `splits.json` last; then the files of an earlier
-    conversion that are not needed any more go. A split without frames writes no file. Raises
-    DataError for unreadable images and where no frame is left to write, and as `splits.divide`.
+    sources: names of what is converted, by `kept.source_name`. Records of an earlier conversion of
+    the same sources are replaced, those of others are kept, and written again with the new ones.
+    All files appear at the end, `splits.json` last; then those of an earlier conversion that are
+    not needed any more go. A split without frames writes no file. Raises DataError for unreadable
+    images, frames labelled twice, frames or parts that do not fit what is kept, files that no
+    conversion wrote, and where no frame is left to write; and as `splits.divide`.
     """
     if not frames:
         raise DataError(f"{out}: no labelled frame to write; check the project's annotations")
-    items = [Item(f.image_id, f.video or video_of(f.image_id), f.split) for f in frames]
-    splits, notes = divide(items, out, **options)
+    frames = _told_once(frames, report, given=options.get("split_by") is None)
+    before = load_splits(out)
+    kept: list[Kept] = []
+    if before is not None and not replace:
+        kept, notes = records_of_others(out, before, sources)
+        report.notes += notes
+        if kept:
+            _check_fit(frames, kept, before.parts, report, out)
+    splits, notes = divide(
+        [Item(f.image_id, f.video or video_of(f.image_id), f.split) for f in frames],
+        out,
+        kept=[Item(k.image_id, video_of(k.image_id), k.split) for k in kept],
+        **options,
+    )
     report.notes += notes
+    rank = {image_id: number for number, image_id in enumerate(splits.frames)}
+    everything: list[Kept | Labelled] = [*kept, *frames]
+    ordered = sorted(everything, key=lambda frame: rank[frame.image_id])
+    files: dict[str, list[Kept | Labelled]] = {}
+    for split in SPLITS:
+        chosen = [frame for frame in ordered if splits.frames[frame.image_id] == split]
+        report.frames[split] = sum(isinstance(frame, Labelled) for frame in chosen)
+        shards = -(-len(chosen) // shard_size)
+        for shard in range(shards):
+            part = chosen[shard * shard_size : (shard + 1) * shard_size]
+            files[f"{split}_dataset-{shard:05d}-of-{shards:05d}"] = part
+    former = {} if before is None else before.files
+    for name in files:
+        if name not in former and (out / name).exists() and not replace:
+            raise DataError(
+                f"{out / name}: is there, but no conversion that {NAME} knows wrote it; convert to "
+                f"another folder, or write over it with --replace"
+            )
     pictures = examine((frame for frame in frames if frame.read is None), exif)
     report.notes += pictures.notes
-    rank = {image_id: number for number, image_id in enumerate(splits.frames)}
-    ordered = sorted(frames, key=lambda frame: rank[frame.image_id])
-    with _new_folder(out) as new:
-        for split in SPLITS:
-            chosen = [frame for frame in ordered if splits.frames[frame.image_id] == split]
-            report.frames[split] = len(chosen)
-            shards = -(-len(chosen) // shard_size)
-            for shard in range(shards):
-                path = out / f"{split}_dataset-{shard:05d}-of-{shards:05d}"
-                part = chosen[shard * shard_size : (shard + 1) * shard_size]
-                write_frames(new / path.name, _payloads(part, rank, report, pictures))
-                report.files.append(path)
-        # An image that cannot be read leaves the files of an earlier conversion as they were.
-        for path in report.files:
-            os.replace(new / path.name, path)
-    former = {*splits.files}
-    splits.files = [path.name for path in report.files]
+    with written_together(out) as folder:
+        for name, part in files.items():
+            write_frames(folder / name, _payloads(part, rank, report, pictures))
+        if load_splits(out) != before:
+            raise DataError(f"{out}: another conversion wrote there meanwhile; convert again")
+    report.files += [out / name for name in files]
+    report.notes += _gone(former, {} if before is None else before.sources, ordered, sources)
+    splits.files = {name: [frame.image_id for frame in part] for name, part in files.items()}
+    splits.sources = {}
+    for frame in ordered:
+        name = frame.source if isinstance(frame, Kept) else sources[frame.source]
+        splits.sources.setdefault(name, []).append(frame.image_id)
+    splits.parts = [*report.parts]
     report.splits = splits.save(out)
-    for name in former.difference(splits.files):
-        (out / Path(name).name).unlink(missing_ok=True)
-    strange = {path.name for path in out.glob("[!.]*_dataset-*-of-*")}.difference(splits.files)
+    for name in former:
+        if name not in files:
+            (out / Path(name).name).unlink(missing_ok=True)
+    strange = {path.name for path in out.glob("[!.]*_dataset-*-of-*")}.difference(files)
     if strange:
         names = ", ".join(sorted(strange))
         report.notes.append(f"also in {out}, not of this conversion, but globs find it: {names}")
     return report
 
 
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder in `out`, which is made. Raises FasthgError where that fails."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = TemporaryDirectory(prefix=".new-", dir=out)
-    except OSError as error:
-        raise FasthgError(
-            f"{out}: cannot write ({error.strerror}); give a folder that can be written"
-        ) from None
-    with folder as path:
-        yield Path(path)
+def _told_once(frames: Sequence[Labelled], report: Report, *, given: bool) -> list[Labelled]:
+    """The frames, each once. Raises DataError for two of one image whose labels differ, or their
+    splits where the source gives these, and for two images that would have one id."""
+    by_id: dict[str, Labelled] = {}
+    by_image: dict[PurePath, Labelled] = {}
+    for frame in frames:
+        same = by_image.setdefault(frame.image, frame)
+        if same is not frame:
+            if not _alike(same, frame) or (given and same.split != frame.split):
+                raise DataError(
+                    f"{same.where} and {frame.where}: both label {frame.image}, and differ; "
+                    f"keep one of them"
+                )
+            report.skip("frames labelled twice, the same way")
+        elif by_id.setdefault(frame.image_id, frame) is not frame:
+            other = by_id[frame.image_id]
+            raise DataError(
+                f"{frame.where}: {frame.image} would have the id {frame.image_id}, as "
+                f"{other.image} of {other.where}; rename one of them"
+            )
+    return list(by_id.values())
+
+
+def _alike(one: Labelled, two: Labelled) -> bool:
+    """Whether two frames have the same labels."""
+    seen = np.array_equal(np.asarray(one.visibility), np.asarray(two.visibility))
+    if one.names != two.names or not seen:
+        return False
+    pairs = [(one.keypoints, two.keypoints), (given_boxes(one), given_boxes(two))]
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def _check_fit(
+    frames: Sequence[Labelled], kept: Sequence[Kept], parts: list[str], report: Report, out: Path
+) -> None:
+    """Raise DataError where records to keep and frames to write cannot be in one data set."""
+    if parts != [*report.parts]:
+        raise DataError(
+            f"{out}: holds records of {kept[0].source} with the parts {', '.join(parts)}, these "
+            f"have {', '.join(report.parts)}; choose the same with --parts"
+        )
+    sources = {record.image_id: record.source for record in kept}
+    for frame in frames:
+        if frame.image_id in sources:
+            raise DataError(
+                f"{out}: {frame.image_id} is there already, of {sources[frame.image_id]}; convert "
+                f"to another folder, or remove what is there with --replace"
+            )
+
+
+def _gone(
+    files: Mapping[str, list[str]],
+    before: Mapping[str, list[str]],
+    now: Sequence[Kept | Labelled],
+    sources: Sequence[str],
+) -> list[str]:
+    """Notes on records of `files` that are not written any more."""
+    there = {each for ids in files.values() for each in ids}
+    there -= {frame.image_id for frame in now}
+    notes = []
+    for name, ids in before.items():
+        count = len(there.intersection(ids))
+        if count and name in sources:
+            notes.append(f"removed: {count} records of frames that {name} does not label any more")
+        elif count:
+            notes.append(f"removed: {count} records of {name}")
+    return notes
 
 
 def _payloads(
-    frames: Iterable[Labelled], numbers: Mapping[str, int], report: Report, pictures: Pictures
+    frames: Iterable[Kept | Labelled],
+    numbers: Mapping[str, int],
+    report: Report,
+    pictures: Pictures,
 ) -> Iterator[bytes]:
     for frame in frames:
+        if isinstance(frame, Kept):
+            yield frame.payload(numbers[frame.image_id])
+            continue
         encoded, width, height = frame.read() if frame.read else pictures.read(frame.image)
         if frame.size and frame.size != (width, height):
             raise DataError(

@@ -53,6 +53,7 @@ from fasthg.data.convert.common import (
 )
 from fasthg.data.convert.crowd import consensus, repair_swaps
 from fasthg.data.convert.images import find_image, missing_images
+from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.mars_files import read_frames, read_project
 from fasthg.data.convert.names import choose_parts
 
@@ -103,8 +104,11 @@ def convert(
             swaps += repaired
             most = max(most, len(workers))
         image_id = _image_id(images, image)
+        where = frame.where or str(source)
         # Workers label in a browser, which obeys EXIF; other sources of labels do not.
-        frames.append(Labelled(image, image_id, np.stack(keypoints), animals, shown=None))
+        frames.append(
+            Labelled(image, image_id, np.stack(keypoints), animals, shown=None, where=where)
+        )
     if missing and not skip_missing:
         raise missing_images(missing, total, images)
     report.skipped = {
@@ -116,7 +120,8 @@ def convert(
     if labels.unknown:
         names = ", ".join(sorted(labels.unknown))
         report.notes.append(f"labels that name no keypoint or animal of the project: {names}")
-    return write_splits(keep_labelled(frames, report), out, report, **options)
+    name = source_name(source, out, model)
+    return write_splits(keep_labelled(frames, report), out, report, sources=[name], **options)
 
 
 def _image_id(folder: Path, image: Path) -> str:

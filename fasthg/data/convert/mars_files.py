@@ -79,11 +79,12 @@ class Project:
 @dataclass(frozen=True)
 class CrowdFrame:
     """image: its path as written; workers: {animal: (workers, parts, 2) image px or NaN}; names:
-    the workers', empty where the file has none."""
+    the workers', empty where the file has none; where: file and line or entry."""
 
     image: str
     workers: dict[str, Workers]
     names: tuple[str, ...] = ()
+    where: str = ""
 
 
 @dataclass
@@ -233,14 +234,14 @@ class _Frame:
             return None
         return animal, keypoints.index(rest)
 
-    def done(self, image: str) -> None:
+    def done(self, image: str, where: str) -> None:
         stack = np.stack(self.workers) if self.workers else np.empty(0)
         if not np.isfinite(stack).any():
             self.labels.empty += 1
             return
         workers = {name: stack[:, i] for i, name in enumerate(self.project.animals)}
         names = tuple(self.names) if all(self.names) else ()
-        self.labels.frames.append(CrowdFrame(image, workers, names))
+        self.labels.frames.append(CrowdFrame(image, workers, names, where))
 
 
 def _without(text: str, words: str) -> str:
@@ -262,7 +263,7 @@ def _read_manifest(path: Path, project: Project) -> Labels:
             for answer in _answers(entry):
                 points = ((p["label"], float(p["x"]), float(p["y"])) for p in _keypoints(answer))
                 frame.add(str(answer.get("workerId") or ""), points)
-            frame.done(image)
+            frame.done(image, f"{path}:{number}")
         except (
             *(ValueError, KeyError, TypeError, AttributeError),
             *(OverflowError, RecursionError),
@@ -312,7 +313,7 @@ def _read_csv(path: Path, project: Project) -> Labels:
                 if column.scorer == scorer
             )
             frame.add(scorer, points)
-        frame.done(row.image)
+        frame.done(row.image, row.where)
     return labels
 
 
@@ -337,7 +338,8 @@ def _read_processed(path: Path, project: Project) -> Labels:
                 f"{path}: entry {number}: {reason}; let MARS write the file again"
             ) from None
         if any(np.isfinite(xy).any() for xy in workers.values()):
-            labels.frames.append(CrowdFrame(str(entry["image"]), workers))
+            where = f"{path}: entry {number}"
+            labels.frames.append(CrowdFrame(str(entry["image"]), workers, where=where))
         else:
             labels.empty += 1
     return labels

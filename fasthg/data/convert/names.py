@@ -32,8 +32,12 @@ def choose_parts(
 ) -> dict[str, str]:
     """The parts to write of a project's `own`, as {own name: name written}.
 
-    Raises DataError, beginning with `where`, for a chosen part that the project lacks.
+    Raises DataError, beginning with `where`, for a chosen part that the project lacks, and for a
+    name that two of its parts have.
     """
+    twice = [name for name in dict.fromkeys(own) if list(own).count(name) > 1]
+    if twice:
+        raise DataError(f"{where}: several body parts are named {', '.join(twice)}; rename them")
     if chosen is None:
         return {name: name for name in own}
     unknown = [name for name in chosen if name not in own]

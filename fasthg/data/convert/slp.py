@@ -5,6 +5,8 @@ Images come from the package where they are embedded, otherwise from the videos 
 the labels name; those that are not there any more are searched next to the labels, by as many
 trailing components of their path as exist. Frames of videos become JPEGs of quality 95.
 
+All instances written must have the same nodes, in any order; other skeletons may be in the file.
+
 A frame's id is its video's name and its number there, or folder and name of its image file.
 """
 
@@ -26,6 +28,7 @@ from fasthg.data.convert.common import (
     write_splits,
 )
 from fasthg.data.convert.images import Jpeg, encode_jpeg, locate, missing_images, trailing
+from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
 from fasthg.errors import DataError, EnvironmentFault
 
@@ -51,14 +54,14 @@ def convert(
     """
     path = Path(path)
     labels = _load(path)
-    names = _part_names(path, labels)
+    names = _part_names(path, labels, predictions)
     report = new_report(choose_parts(names, parts, path))
     reader = _Reader(path, videos)
     ids = _Ids(labels.videos)
     frames: list[Labelled] = []
     missing: list[str] = []
-    for frame in labels.labeled_frames:
-        instances = [*frame.user_instances, *(frame.unused_predictions if predictions else ())]
+    for number, frame in enumerate(labels.labeled_frames):
+        instances = _instances(frame, predictions)
         if not instances:
             report.skip("frames without a user's labels")
             continue
@@ -74,6 +77,7 @@ def convert(
                 image_id=image_id,
                 keypoints=np.stack([_points(each, list(report.mapping)) for each in instances]),
                 names=_tracks(instances),
+                where=f"{path}: labelled frame {number}",
                 read=None if own else partial(_encode, frame.video, frame.frame_idx, image_id),
             )
         )
@@ -87,7 +91,8 @@ def convert(
         raise missing_images(missing, total, videos or path.parent, "--videos")
     if missing:
         report.skip("frames without an image", len(missing))
-    return write_splits(keep_labelled(frames, report), Path(out), report, **options)
+    name = source_name(path, Path(out))
+    return write_splits(keep_labelled(frames, report), Path(out), report, sources=[name], **options)
 
 
 def _load(path: Path) -> Any:
@@ -105,12 +110,23 @@ def _load(path: Path) -> Any:
         raise DataError(f"{path}: not labels of SLEAP ({error}); {_AGAIN}") from None
 
 
-def _part_names(path: Path, labels: Any) -> list[str]:
-    nodes = {tuple(skeleton.node_names) for skeleton in labels.skeletons}
-    if len(nodes) != 1:
-        there = "; ".join(", ".join(names) for names in nodes) or "none"
+def _instances(frame: Any, predictions: bool) -> list[Any]:
+    return [*frame.user_instances, *(frame.unused_predictions if predictions else ())]
+
+
+def _part_names(path: Path, labels: Any, predictions: bool) -> list[str]:
+    """The nodes of the instances to write, in the order of the first skeleton that has them."""
+    used = {
+        frozenset(instance.skeleton.node_names)
+        for frame in labels.labeled_frames
+        for instance in _instances(frame, predictions)
+    }
+    skeletons = [[*skeleton.node_names] for skeleton in labels.skeletons]
+    chosen = [names for names in skeletons if not used or frozenset(names) in used]
+    if len({frozenset(names) for names in chosen}) != 1:
+        there = "; ".join(map(", ".join, chosen)) or "none"
         raise DataError(f"{path}: needs one skeleton, but has: {there}; keep one in SLEAP")
-    return [*nodes.pop()]
+    return chosen[0]
 
 
 def _points(instance: Any, parts: Sequence[str]) -> Any:

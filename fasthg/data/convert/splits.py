@@ -4,11 +4,14 @@
 
     {"by": "video", "seed": 0, "fractions": [0.85, 0.05, 0.1], "session_pattern": null,
      "frames": {"<image id>": "train", ...}, "groups": {"<video>": "train", ...},
-     "files": ["train_dataset-00000-of-00001", ...]}
+     "files": {"train_dataset-00000-of-00001": ["<image id>", ...], ...},
+     "sources": {"../my_project": ["<image id>", ...], ...}, "parts": ["nose", ...]}
 
 `by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
-`groups` may be edited by hand. A frame whose id is listed keeps its split; a new one joins its
-video or session; only the remaining frames are drawn.
+`groups` may be edited by hand. A frame whose id is listed keeps its split, also while its source
+lacks it; a new one joins its video or session; only the remaining frames are drawn. `files` holds
+the records of each file in their order, `sources` says what was converted to which of them (paths
+from the folder of the records), `parts` are those of all records.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ _CUT = re.compile(
     r"([ _-]?\d{1,3})?)+$",
     re.IGNORECASE,
 )
-_REDRAW = "delete it to draw again, or convert to another folder"
+_REDRAW = "delete it and convert with --replace to draw again"
 
 
 class SplitOptions(TypedDict, total=False):
@@ -70,7 +73,9 @@ class Splits:
     session_pattern: str | None = None
     frames: dict[str, str] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> Path:
         """Write `splits.json` in `folder`, atomically; returns its path."""
@@ -84,11 +89,18 @@ def load_splits(folder: Path) -> Splits | None:
     path = folder / NAME
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values.get("files"), list):
+            # Of a version that did not note whose the records are: files like any that were there.
+            values["files"] = {}
         splits = Splits(**values)
         named = [*splits.frames.items(), *splits.groups.items()]
-        texts = [splits.by, *splits.files, *(text for pair in named for text in pair)]
+        lists = [*splits.files.values(), *splits.sources.values(), splits.parts]
+        if not all(isinstance(names, list) for names in lists):
+            raise TypeError("files, sources or parts are no lists")
+        texts = [splits.by, *(name for names in lists for name in names)]
+        texts += [text for pair in named for text in pair]
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("by, files, frames and groups hold what is no text")
+            raise TypeError("by, frames, groups, files, sources or parts hold what is no text")
         wrong = {*splits.frames.values(), *splits.groups.values()} - {*SPLITS}
         check_fractions(splits.fractions)
         np.random.default_rng(splits.seed)
@@ -141,8 +153,12 @@ def divide(
     fractions: Sequence[float] = FRACTIONS,
     split_by: str | None = None,
     session_pattern: str | None = None,
+    kept: Sequence[Item] = (),
 ) -> tuple[Splits, list[str]]:
     """Decide the split of every frame, as `splits.json` in `folder` has it or by a new draw.
+
+    kept: frames of other sources whose records stay in `folder`, each with its split; they count
+    when splits are filled.
 
     A first draw by frame is a permutation of all frames, cut at the cumulative fractions rounded
     down, as in MARS (116 frames: 98, 6, 12). Otherwise frames or groups are taken in random order,
@@ -153,7 +169,8 @@ def divide(
     `splits.json` contradicts the options or the source, ConfigError for options that do not fit.
     """
     check_fractions(fractions)
-    items, cut = _as_filmed(items)
+    joined, cut = _as_filmed([*kept, *items])
+    kept, items = joined[: len(kept)], joined[len(kept) :]
     known = load_splits(folder)
     by = _rule(folder, known, split_by, [item.given is not None for item in items])
     if session_pattern is not None and by != "session":
@@ -163,13 +180,15 @@ def divide(
     splits = known or Splits(by, seed, tuple(fractions))
     splits.session_pattern = session_pattern
     before = len(splits.frames)
+    for item in kept:
+        splits.frames.setdefault(item.image_id, str(item.given))
     if by == "given":
         _take_given(splits, items, folder / NAME)
-    elif by == "frame" and not before:
+    elif by == "frame" and not splits.frames:
         _cut(splits, items)
     else:
-        _fill(splits, items)
-    return splits, cut + _notes(folder / NAME, splits, items, before)
+        _fill(splits, joined)
+    return splits, cut + _notes(folder / NAME, splits, joined, before)
 
 
 def _as_filmed(items: Sequence[Item]) -> tuple[list[Item], list[str]]:

@@ -12,6 +12,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,12 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """image: the path as written, with forward slashes; points: image px, labelled ones only."""
+    """image: the path as written, with forward slashes; points: image px, labelled ones only;
+    where: file and line, of HDF5 the row from 1."""
 
     image: str
     points: dict[Column, tuple[float, float]]
+    where: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def _read_csv(path: Path) -> Table:
             level("scorer"), level("individuals"), level("bodyparts"), coords, strict=True
         )
     ][first:]
+    _check_columns(path, keys)
     rows = []
     header = lines.index(levels["coords"]) + 1
     for index, line in enumerate(lines[header:], header + 1):
@@ -116,7 +120,7 @@ def _read_csv(path: Path) -> Table:
             values = [float(cell) if cell.strip() else math.nan for cell in line[first:]]
         except ValueError as error:
             raise DataError(f"{path}:{index}: {error}; correct the cell") from None
-        rows.append(_row(line[:first], keys, values))
+        rows.append(_row(line[:first], keys, values, f"{path}:{index}"))
     return _table(keys, rows)
 
 
@@ -146,15 +150,28 @@ def _read_h5(path: Path) -> Table:
         level = dict(zip(names, map(str, labels), strict=True))
         column = Column(level["scorer"], level.get("individuals", ""), level["bodyparts"])
         keys.append((column, level["coords"].lower()))
+    _check_columns(path, keys)
     rows = []
-    for name, values in zip(frame.index, frame.to_numpy(float), strict=True):
+    for number, (name, values) in enumerate(
+        zip(frame.index, frame.to_numpy(float), strict=True), 1
+    ):
         parts = name if isinstance(name, tuple) else (name,)
-        rows.append(_row(parts, keys, values.tolist()))
+        rows.append(_row(parts, keys, values.tolist(), f"{path}: row {number}"))
     return _table(keys, rows)
 
 
+def _check_columns(path: Path, keys: Sequence[tuple[Column, str]]) -> None:
+    """Raise DataError for two columns of one name, of which only one could be read."""
+    for (column, coord), count in Counter(keys).items():
+        if count > 1:
+            name = " ".join(filter(None, (column.scorer, column.individual, column.part, coord)))
+            raise DataError(
+                f"{path}: {count} columns are named {name}; rename or remove all but one"
+            )
+
+
 def _row(
-    name: Iterable[object], keys: Sequence[tuple[Column, str]], values: Sequence[float]
+    name: Iterable[object], keys: Sequence[tuple[Column, str]], values: Sequence[float], where: str
 ) -> Row:
     coordinates: dict[Column, dict[str, float]] = {}
     for (column, coord), value in zip(keys, values, strict=True):
@@ -165,7 +182,7 @@ def _row(
         if math.isfinite(x) and math.isfinite(y):
             points[column] = (x, y)
     image = "/".join(str(part).strip() for part in name).replace("\\", "/")
-    return Row(image, points)
+    return Row(image, points, where)
 
 
 def _table(keys: Sequence[tuple[Column, str]], rows: list[Row]) -> Table:
