@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -328,3 +329,91 @@ def test_openfield_equals_the_references_conversion(tmp_path: Path, test_data: P
     from_h5 = dlc.convert(test_data / "openfield", tmp_path / "h5", prefer_h5=True)
     for one_file, other in zip(report.files, from_h5.files, strict=True):
         assert one_file.read_bytes() == other.read_bytes()
+
+
+def test_a_frame_labelled_twice(tmp_path: Path) -> None:
+    again = "labeled-data\\video1\\img0.png,10,20,15,22,60,41"
+    project = make(tmp_path / "p", [*HEADER, *ROWS, again])
+    with pytest.raises(DataError, match=r"me.csv:4 and .*me.csv:8: both label .*img0.png, and dif"):
+        dlc.convert(project, tmp_path / "out")
+    # The same labels, or a row without any, contradict nothing.
+    same = [again.replace("41", "40"), "labeled-data/video1/img0.png,,,,,,"]
+    report = dlc.convert(make(tmp_path / "q", [*HEADER, *ROWS, *same]), tmp_path / "out")
+    assert report.animals == 2 and report.skipped["frames labelled twice, the same way"] == 1
+    named = make(tmp_path / "r", [*HEADER, ROWS[0], ROWS[1].replace("img1.png", "img0.jpg")])
+    images = named / "labeled-data" / "video1"
+    (images / "img1.png").rename(images / "img0.jpg")
+    with pytest.raises(DataError, match=r"img0.jpg would have the id video1/img0, as .*img0.png"):
+        dlc.convert(named, tmp_path / "o")
+
+
+def test_names_that_are_there_twice(tmp_path: Path) -> None:
+    header = [line.replace("left ear", "nose") for line in HEADER]
+    with pytest.raises(DataError, match=r"me.csv: 2 columns are named me nose x; rename or"):
+        dlc.convert(make(tmp_path / "p", [*header, *ROWS]), tmp_path / "out")
+    config = CONFIG.replace("left ear", "nose")
+    with pytest.raises(DataError, match=r"config.yaml: several body parts are named nose"):
+        dlc.convert(make(tmp_path / "q", [*HEADER, *ROWS], config), tmp_path / "out")
+
+
+def put_h5(project: Path, rows: Sequence[str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("tables")
+    columns = [("me", part, axis) for part in ("nose", "left ear", "tail") for axis in "xy"]
+    names = pandas.MultiIndex.from_tuples(columns, names=["scorer", "bodyparts", "coords"])
+    cells = [row.split(",") for row in rows]
+    frame = pandas.DataFrame(
+        [[float(cell or "nan") for cell in row[1:]] for row in cells],
+        index=[row[0] for row in cells],
+        columns=names,
+    )
+    path = project / "labeled-data" / "video1" / "CollectedData_me.h5"
+    frame.to_hdf(path, key="df_with_missing", mode="w")
+
+
+def test_the_h5_counts_and_a_csv_that_differs_is_named(tmp_path: Path) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    put_h5(project, [ROWS[0].replace("60", "61.005"), ROWS[1].replace("61", "61.005"), *ROWS[2:]])
+    report = dlc.convert(project, tmp_path / "a", fractions=ALL_TRAIN)
+    assert by_id(index_of(report))["video1/img0"][2, 0] == pytest.approx(61.005, abs=1e-3)
+    # A csv that is rounded does not differ.
+    assert report.notes == [
+        f"{project}/labeled-data/video1/CollectedData_me.csv and CollectedData_me.h5 differ in 1 "
+        f"frames (img0.png); labels from CollectedData_me.h5, --csv reads the other"
+    ]
+    report = dlc.convert(project, tmp_path / "b", prefer_h5=False, fractions=ALL_TRAIN)
+    assert by_id(index_of(report))["video1/img0"][2, 0] == pytest.approx(60, abs=1e-3)
+    assert report.notes[0].endswith("labels from CollectedData_me.csv, --h5 reads the other")
+
+
+def test_an_h5_that_is_newer_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    folder = project / "labeled-data" / "video1"
+    (folder / "CollectedData_me.h5").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "tables", None)
+    report = dlc.convert(project, tmp_path / "a")
+    assert report.notes[0].startswith("labels from CollectedData_me.csv, not compared with the .h5")
+    os.utime(folder / "CollectedData_me.csv", (1e9, 1e9))
+    with pytest.raises(EnvironmentFault, match=r"CollectedData_me.h5: reading HDF5 needs tables"):
+        dlc.convert(project, tmp_path / "b")
+    assert dlc.convert(project, tmp_path / "b", prefer_h5=False).animals == 2
+
+
+def test_a_table_without_a_project(tmp_path: Path) -> None:
+    """As in Lightning Pose: the table is at the root, and config.yaml missing or another's."""
+    project = make(tmp_path / "p", [*HEADER, *ROWS])
+    plain = dlc.convert(project, tmp_path / "a")
+    (project / "config.yaml").unlink()
+    table = project / "CollectedData.csv"
+    (project / "labeled-data" / "video1" / "CollectedData_me.csv").rename(table)
+    (project / "CollectedData_new.csv").write_text("of other films")
+    for number, given in enumerate((project, table, project)):
+        report = dlc.convert(given, tmp_path / f"b{number}")
+        assert report.parts == plain.parts
+        assert [p.read_bytes() for p in report.files] == [p.read_bytes() for p in plain.files]
+        (project / "config.yaml").write_text("data:\n  keypoint_names: [nose]\n")
+    table.rename(project / "CollectedData_old.csv")
+    with pytest.raises(DataError, match=r"several tables .*_new.csv, .*_old.csv\); give one of"):
+        dlc.convert(project, tmp_path / "out")

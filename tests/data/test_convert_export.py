@@ -203,6 +203,12 @@ def test_command_line_there_and_back(tmp_path: Path) -> None:
     again = run("coco", out, tmp_path / "back", "--split-by", "video", "--json")
     assert json.loads(again)["frames"] == {"train": 2, "val": 1, "test": 0}
 
+    run("to-coco", settings, out, *given)
+    labels = tmp_path / "labels.json"
+    labels.write_text("{}")
+    with pytest.raises(DataError, match=r"labels.json: is there, and not written by fasthg; give"):
+        run("to-coco", settings, labels, *given)
+
     run("to-dlc", settings, tmp_path / "p", *given, "--split", "train", "--scorer", "me")
     text = run("dlc", tmp_path / "p", tmp_path / "dlc")
     assert "2 frames" in text

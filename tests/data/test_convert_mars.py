@@ -297,3 +297,24 @@ def test_parts_and_videos(tmp_path: Path) -> None:
     assert len({index.image_id(record)[:6] for record in range(2)}) == 1
     with pytest.raises(DataError, match=r"project_config.yaml: no body part named paw; there"):
         mars.convert(project, parts={"paw": "paw"})
+
+
+def test_a_frame_labelled_twice(tmp_path: Path) -> None:
+    project = make(tmp_path)
+    lines = [line(0, workers()), line(1, workers()), line(0, workers())]
+    put_manifest(project, lines)
+    assert mars.convert(project).skipped["frames labelled twice, the same way"] == 1
+    labels = workers()
+    labels["black"] = labels["black"] + 1
+    put_manifest(project, [*lines[:2], line(0, labels)])
+    message = r"manifest:1 and .*manifest:3: both label .*frame0.jpg, and differ; keep one of them"
+    with pytest.raises(DataError, match=message):
+        mars.convert(project)
+
+
+def test_models_do_not_replace_each_other(tmp_path: Path) -> None:
+    project = make(tmp_path, CONFIG + "  one: [white]\n")
+    put_manifest(project, [line(0, workers())])
+    mars.convert(project, tmp_path / "out", pose_model="top")
+    with pytest.raises(DataError, match=r"frame0 is there already, of .*manifest \(top\); "):
+        mars.convert(project, tmp_path / "out", pose_model="one")

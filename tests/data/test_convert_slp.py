@@ -215,3 +215,26 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "sleap_io", None)
     with pytest.raises(EnvironmentFault, match=r"needs sleap_io; pip install 'fasthg\[sleap\]'"):
         slp.convert(tmp_path / "a.slp", tmp_path / "out")
+
+
+def test_other_skeletons_and_other_orders_of_nodes(sio: Any, tmp_path: Path) -> None:
+    video = sio.Video.from_filename(images(tmp_path / "day1"))
+    given = labels(sio, [video], frames=2)
+    turned = sio.Instance.from_numpy(POINTS[::-1], skeleton=sio.Skeleton(nodes=list("cba")))
+    given.append(sio.LabeledFrame(video=video, frame_idx=2, instances=[turned]))
+    given.skeletons.append(sio.Skeleton(nodes=list("xyz"), name="unused"))
+    given.save(str(tmp_path / "a.slp"), embed=False)
+    found = by_id(slp.convert(tmp_path / "a.slp", tmp_path / "out", fractions=ALL_TRAIN))
+    np.testing.assert_allclose(found["day1/img2"], POINTS, atol=1e-4)
+    np.testing.assert_allclose(found["day1/img1"], POINTS + RIGHT, atol=1e-4)
+
+
+def test_a_frame_labelled_twice(sio: Any, tmp_path: Path) -> None:
+    """Also where a film is in the file twice, as after a merge."""
+    films = [sio.load_video(str(GOLDEN / "vids" / "cam1.mp4")) for _ in range(2)]
+    given = labels(sio, films, frames=2)
+    given.labeled_frames[3].instances[0].points["xy"] += 1
+    given.save(str(tmp_path / "a.slp"), embed=False)
+    message = r"labelled frame 1 and .*a.slp: labelled frame 3: both label cam1/000001.jpg, and"
+    with pytest.raises(DataError, match=message):
+        slp.convert(tmp_path / "a.slp", tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -104,6 +105,11 @@ def test_videos_cut_from_one_another_are_one(tmp_path: Path) -> None:
         assert len({splits.frames[f"{name}/{n}"] for name in group for n in range(4)}) == 1
     assert {*splits.groups} == {"m1", "m2", "m3_cut-1", "haircut"}
     assert "counted as one video, by their names: m1, m1_cropped, m1_cropped2" in notes
+
+    kept = [replace(item, given=splits.frames[item.image_id]) for item in items]
+    splits.save(tmp_path)
+    added, _ = divide([Item("m4/0", "m4"), Item("m2_copy/0", "m2_copy")], tmp_path, kept=kept)
+    assert added.frames["m2_copy/0"] == splits.frames["m2/0"]
 
 
 def test_frames_of_one_video_in_several_splits_are_told(tmp_path: Path) -> None:

@@ -20,7 +20,11 @@ from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
 from fasthg.data.records.exif import upright
 from fasthg.data.records.schema import Record, area_px
+from fasthg.errors import DataError
 from fasthg.files import write_bytes
+
+_INFO = {"description": "written by fasthg"}
+_OURS = b'{"info": ' + json.dumps(_INFO).encode()
 
 
 def export(
@@ -34,9 +38,12 @@ def export(
     """Write the records that DATA names, or those of `splits`, to the JSON file `out`.
 
     images: write their images, too; `file_name` is the same without. category: the animals' name.
-    The JSON file appears last and complete. Raises as `export.records`.
+    The JSON file appears last and complete. Raises DataError where `out` is another program's file,
+    and as `export.records`.
     """
     out = Path(out)
+    if out.exists() and not out.read_bytes().startswith(_OURS):
+        raise DataError(f"{out}: is there, and not written by fasthg; give another name")
     names = [str(name) for name in config.PARTS.NAMES]
     report = new_report({name: name for name in names})
     folder = f"{out.stem}_images"
@@ -59,7 +66,7 @@ def export(
     report.frames, report.animals = dict(counts), len(annotations)
     kind = {"id": 1, "name": category, "supercategory": "", "keypoints": names, "skeleton": []}
     content = {
-        "info": {"description": "written by fasthg"},
+        "info": _INFO,
         "licenses": [],
         "images": entries,
         "annotations": annotations,
