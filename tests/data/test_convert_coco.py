@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fasthg.data.boxes import box_around
-from fasthg.data.convert import coco
+from fasthg.data.convert import coco, common
 from fasthg.data.convert.coco import Source
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import ConfigError, DataError
@@ -500,3 +500,19 @@ def test_records_that_no_conversion_wrote_stay(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(path.read_text())
     with pytest.raises(DataError, match=r"its 0 records are not the 4 that .*splits.json lists"):
         coco.convert([Source(tmp_path / "b.json")], tmp_path / "out")
+
+
+def test_two_conversions_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path, content())
+    write = common.write_frames
+
+    def slow(*given: Any) -> int:
+        monkeypatch.setattr(common, "write_frames", write)
+        coco.convert([Source(make(tmp_path, content(2), "b.json"))], tmp_path / "out")
+        return write(*given)
+
+    monkeypatch.setattr(common, "write_frames", slow)
+    with pytest.raises(DataError, match="another conversion wrote there meanwhile; convert again"):
+        coco.convert([Source(path)], tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "splits.json").read_text())
+    assert {*stored["sources"]} == {"../b.json"}
