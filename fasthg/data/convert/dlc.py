@@ -200,7 +200,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(read_text(path))
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}; give the folder of a DeepLabCut project, or a table of labels"
+            f"{path}: {error.strerror}; give the folder of a DeepLabCut project, or a table of "
+            f"labels"
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
