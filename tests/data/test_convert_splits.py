@@ -214,7 +214,7 @@ def test_another_rule_is_refused(tmp_path: Path) -> None:
     run(items(("a", 4)), tmp_path)
     with pytest.raises(DataError, match=r"splits.json: made by frame, not by video; delete it"):
         divide(items(("a", 4)), tmp_path, split_by="video")
-    with pytest.raises(DataError, match="made by frame, not by given"):
+    with pytest.raises(DataError, match="not by given; divide these frames, too: --split-by frame"):
         divide([Item("a/0", "a", "train")], tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_given_splits(tmp_path: Path) -> None:
     assert run(given, tmp_path) == {"a/0": "val", "a/1": "train"}
     with pytest.raises(DataError, match="a/1 is in train, but the source says test; delete it"):
         divide([Item("a/1", "a", "test")], tmp_path)
-    with pytest.raises(DataError, match="made by given, not by frame"):
+    with pytest.raises(DataError, match="made by given, not by frame; convert to another"):
         divide([Item("a/1", "a")], tmp_path)
     with pytest.raises(DataError, match="some frames name their split and some do not"):
         divide([*given, Item("a/2", "a")], tmp_path / "other")

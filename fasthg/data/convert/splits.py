@@ -217,7 +217,13 @@ def _rule(folder: Path, known: Splits | None, rule: str | None, given: Sequence[
         return rule or "frame"
     if rule not in (None, known.by) or (known.by == "given" and not all(given)):
         asked = rule or "frame"
-        raise DataError(f"{folder / NAME}: made by {known.by}, not by {asked}; {_REDRAW}")
+        # Another source's records may be there, which a new draw would remove.
+        remedy = _REDRAW
+        if asked == "given":
+            remedy = f"divide these frames, too: --split-by {known.by}"
+        elif known.by == "given":
+            remedy = "convert to another folder"
+        raise DataError(f"{folder / NAME}: made by {known.by}, not by {asked}; {remedy}")
     return known.by
 
 
