@@ -213,5 +213,5 @@ def test_scale_measures_what_it_says(tmp_path: Path) -> None:
     assert 500 < found["bytes a record"] < 2000
     for part in ("build", "open again", "at once"):
         assert 0 < found[part]["seconds"] < 60
-    assert found["build"]["held MB"] == pytest.approx(2 * 600 * 109 / 1e6, rel=0.05)
+    assert found["build"]["held MB"] == pytest.approx(2 * 600 * 115.5 / 1e6, rel=0.05)
     assert 0 < found["plan"]["epoch 50"]["next ms"] < found["loader"]["step 0, first batch s"] * 1e3

@@ -275,7 +275,7 @@ def test_the_facts_are_printed_and_nothing_stays(
         r"memory   0\.\d\d GiB measured \(by which this process grew\)",
         r"step     [\d.e-]+ s, the first [\d.e-]+ s",
         r"whole    about .*: 1000 x [\d.e-]+ s, validation 4 x [\d.e-]+ s, save 1 x [\d.e-]+ s",
-        r"saved    0\.\d MB a checkpoint; 4 stay, and one more every 3 hours",
+        r"saved    0\.\d MB a checkpoint; 6 stay, and one more every 3 hours",
         r"         a validation was tried on 1 of its 2 batches",
     ):
         assert re.search(f"^{pattern}$", out, re.MULTILINE), pattern
@@ -389,4 +389,4 @@ def test_the_time_of_the_whole_run(keys: dict[str, int], whole: str) -> None:
     assert lines[0] == "memory   1.00 GiB measured (peak on the GPU)"
     assert lines[1] == "step     0.5 s, the first 3 s"
     assert lines[2].startswith(f"whole    about {whole}")
-    assert lines[3].startswith("saved    412.0 MB a checkpoint; 4 stay")
+    assert lines[3].startswith("saved    412.0 MB a checkpoint; 6 stay")
