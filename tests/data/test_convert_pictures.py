@@ -123,7 +123,7 @@ def test_files_of_several_images_are_refused(tmp_path: Path, kind: str) -> None:
     data, pages = io.BytesIO(), [Image.fromarray(np.roll(SHOWN, 5 * n, 0)) for n in range(3)]
     pages[0].save(data, kind, save_all=True, append_images=pages[1:])
     source = project(tmp_path / "p", data.getvalue())
-    with pytest.raises(DataError, match=r"i0\.png: holds 3 images, one is expected"):
+    with pytest.raises(DataError, match=r"i0\.png: holds 3 images or pages, one is expected"):
         coco.convert([source], tmp_path / "o")
 
 

@@ -50,7 +50,7 @@ def several(path: PurePath, data: bytes) -> DataError | None:
     count = _count(data)
     if count <= 1:
         return None
-    return DataError(f"{path}: holds {count} images, one is expected; save each as a file")
+    return DataError(f"{path}: holds {count} images or pages, one is expected; save each as a file")
 
 
 def depth(value: int) -> int:
