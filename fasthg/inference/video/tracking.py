@@ -264,7 +264,8 @@ class Tracker:
     def _contested(self, candidates: Candidates, free: list[int]) -> list[int]:
         """Animals in contact of which the locator finds fewer than there are.
 
-        What it finds there may be any of them, or a mixture of two: it would be a guess.
+        What it finds there may be any of them, or a mixture of two: it would be a guess. Where
+        classes are told apart it is not.
         """
         known = [
             animal
@@ -272,7 +273,7 @@ class Tracker:
             if self._memories[animal].box is not None
             and self._memories[animal].missing <= FORGOTTEN
         ]
-        if len(known) < 2:
+        if self.settings.told_apart or len(known) < 2:
             return []
         boxes = np.stack([self._memories[animal].box for animal in known])  # type: ignore[misc]
         _, groups = connected_components(box_iou(boxes[:, None], boxes) > CONTESTED)
@@ -283,7 +284,7 @@ class Tracker:
                 any(self._cost(animal, candidates, place) is not None for animal in members)
                 for place in range(len(candidates.found))
             )
-            if near < len(members):
+            if near < len(members) > 1:
                 contested += members
         return contested
 
@@ -357,10 +358,11 @@ class Tracker:
     ) -> None:
         """Look for an animal where it should be now; the box follows the pose.
 
-        alone: not where another one has that pose.
+        alone: not where another one has that pose. In contact, without a memory of where its parts
+        should be, what is seen is the other.
         """
         memory = self._memories[animal]
-        if memory.box is None or memory.missing >= LOOKED:
+        if memory.box is None or memory.missing >= (LOOKED if alone else FRESH + 1):
             return
         grown = _cut(_grown(memory.box, GROWTH), image_size)
         if grown is None:
@@ -432,7 +434,8 @@ class Tracker:
     def _set_apart(self, rows: Animals, close: list[int], look: Look) -> None:
         """Look again for animals that took parts of more certain ones in contact, elsewhere than
         there. One that is not seen then is covered: its row is empty."""
-        order = sorted(close, key=lambda animal: -certainty(rows.scores[animal]))
+        # A pose is rather that of the animal which should have it.
+        order = sorted(close, key=lambda animal: -self._claim(rows, animal))
         for place, animal in enumerate(order):
             others, expected = order[:place], self._expected([animal])
             taken = np.stack(
@@ -451,6 +454,14 @@ class Tracker:
                 rows.put(animal, rows.boxes[animal], pose, scores)
             else:
                 rows.drop(animal)
+
+    def _claim(self, rows: Animals, animal: int) -> float:
+        """Certainty of an animal's pose times its likeness to the one that it should have."""
+        memory = self._memories[animal]
+        alike = 1.0
+        if memory.box is not None:
+            alike = likeness(rows.keypoints[animal], memory.keypoints, memory.length)
+        return float(certainty(rows.scores[animal])) * alike
 
     def _drop_doubles(self, rows: Animals, certain: Array) -> None:
         """Empty the row of an animal that has the pose of a more certain one."""

@@ -47,5 +47,7 @@ def test_a_stack_is_no_image(tmp_path: Path) -> None:
     pages[0].save(data, "TIFF", save_all=True, append_images=pages[1:])
     (tmp_path / "a.tif").write_bytes(data.getvalue())
     (source,) = find_sources([tmp_path])
-    with pytest.raises(DataError, match=r"a\.tif: holds 2 images or pages, one is expected; save each"):
+    with pytest.raises(
+        DataError, match=r"a\.tif: holds 2 images or pages, one is expected; save each"
+    ):
         list(source.frames())

@@ -127,6 +127,41 @@ def test_what_is_found_between_two_animals_in_contact_is_neither(covered: bool) 
                 assert centre(rows, row) == pair.centres[animal].tolist(), pair.step
 
 
+def test_an_animal_that_stays_covered_has_no_row_and_is_found_elsewhere() -> None:
+    tracker, there = Tracker(ALIKE, 2, 4), np.array([[150.0, 140], [190, 146]])
+
+    def look(boxes, expected):
+        """Sees the first animal only, wherever it looks."""
+        taken = 0 if expected is None else expected.taken.shape[1]
+        return np.repeat((there[:1] + SHAPE)[None], len(boxes), axis=0), np.full(
+            (len(boxes), 4), 0.1 if taken else 0.8
+        )
+
+    first = follow(tracker, seen(*((*centre, -1, 0.9) for centre in there)), sharp)
+    covered = 1 if centre(first, 0) == [150, 140] else 0
+    for frame in range(40):
+        rows = follow(tracker, seen((150, 140, -1, 0.9)), look)
+        assert centre(rows, 1 - covered) == [150, 140], frame
+        assert np.isnan(rows.boxes[covered]).all(), frame
+    rows = follow(tracker, seen((150, 140, -1, 0.9), (320, 60, -1, 0.9)), look)
+    assert (centre(rows, 1 - covered), centre(rows, covered)) == ([150, 140], [320, 60])
+
+
+def test_a_class_decides_in_contact_too() -> None:
+    tracker, pair = Tracker(SETTINGS, 2, 4), np.array([[150.0, 140], [160, 146]])
+    follow(tracker, seen(*((*c, animal, 0.9) for animal, c in enumerate(pair))))
+    for _ in range(10):
+
+        def look(boxes, expected):
+            return np.repeat((pair[1:] + SHAPE)[None], len(boxes), axis=0), np.full(
+                (len(boxes), 4), 0.8
+            )
+
+        rows = follow(tracker, seen((*pair[1], 1, 0.9)), look)
+        assert centre(rows, 1) == [160, 146]
+        assert np.isnan(rows.boxes[0]).all()
+
+
 def test_a_lost_animal_has_an_empty_row_and_comes_back() -> None:
     tracker = Tracker(ALIKE, 1, 4)
     given = NOTHING[:1]
