@@ -108,13 +108,13 @@ def test_an_absolute_path_that_is_there_is_taken(tmp_path: Path) -> None:
 
 def test_one_file_for_two_images_is_no_match(tmp_path: Path) -> None:
     given = content()
-    given["images"][1]["file_name"] = "v7/img0.png"
-    (tmp_path / "img0.png").parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(tmp_path / "img0.png"), np.zeros((80, 100, 3), np.uint8))
     path = make(tmp_path, given)
-    (tmp_path / "v0" / "img0.png").unlink()
+    for number, folder in enumerate(("v8", "v7")):
+        given["images"][number]["file_name"] = f"{folder}/img0.png"
+    path.write_text(json.dumps(given))
+    put(tmp_path / "img0.png")
     with pytest.raises(
-        DataError, match=r"v0/img0.png and v7/img0.png are both found as .*--images"
+        DataError, match=r"v8/img0.png and v7/img0.png are both found as .*--images"
     ):
         coco.convert([Source(path)], tmp_path / "out")
 
@@ -434,6 +434,64 @@ def test_images_in_a_folder_for_each_split(tmp_path: Path, folder: str, images: 
         for record in range(index.num_records)
     }
     assert grey == {"train/000000": 0, "train/000001": 50, "val/000000": 100, "val/000001": 150}
+
+
+def put(path: Path, grey: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((80, 100, 3), grey, np.uint8))
+
+
+def greys(report: coco.Report) -> list[int]:
+    index = index_of(report)
+    data = (np.frombuffer(index.jpeg(record), np.uint8) for record in range(index.num_records))
+    return sorted(int(cv2.imdecode(each, cv2.IMREAD_COLOR).mean()) for each in data)
+
+
+@pytest.mark.parametrize("name", ["annotations", "v0_masks"])
+def test_masks_in_a_folder_that_is_called_as_the_file(tmp_path: Path, name: str) -> None:
+    given = content(2)
+    for n, image in enumerate(given["images"]):
+        image["file_name"] = f"{n}.png"
+        put(tmp_path / "images" / f"{n}.png", 50 + n)
+        put(tmp_path / name.rpartition("_")[2] / f"{n}.png", 255)
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(given))
+    if name == "annotations":
+        assert greys(coco.convert([Source(path)], tmp_path / "o")) == [50, 51]
+        return
+    # Such a folder may also be that of a subset: nothing tells.
+    with pytest.raises(
+        DataError, match=r"0\.png is there twice, as .*masks/0\.png and .*images/0\."
+    ):
+        coco.convert([Source(path)], tmp_path / "o")
+    report = coco.convert([Source(path)], tmp_path / "o", images=tmp_path / "images")
+    assert greys(report) == [50, 51]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("train2017", "train2017"),
+        ("person_keypoints_train2017", "train2017"),
+        ("Train", "images/Train"),
+        ("labels", "images/Train"),
+        ("labels", "train/images"),
+    ],
+)
+def test_the_folder_of_a_subset(tmp_path: Path, name: str, folder: str) -> None:
+    given = content(1)
+    given["images"][0]["file_name"] = "0.png"
+    put(tmp_path / folder / "0.png", 50)
+    path = tmp_path / "annotations" / f"{name}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(given))
+    assert greys(coco.convert([Source(path, "train")], tmp_path / "a")) == [50]
+    # A copy outside does no harm, another image does.
+    put(tmp_path / "images" / "0.png", 50)
+    assert greys(coco.convert([Source(path, "train")], tmp_path / "b")) == [50]
+    put(tmp_path / "images" / "0.png", 60)
+    with pytest.raises(DataError, match=rf"0\.png is there twice, as .*{folder}/0\.png and "):
+        coco.convert([Source(path, "train")], tmp_path / "c")
 
 
 def test_a_second_source_keeps_the_records_of_the_first(tmp_path: Path) -> None:

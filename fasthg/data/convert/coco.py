@@ -12,12 +12,14 @@ An image is looked for in the folder given; otherwise where an absolute `file_na
 next to the JSON file and one folder up. In each of these, the folder of the file's own subset comes
 first (`train2017` of `person_keypoints_train2017.json`), then that of its split (`train`), the
 folder itself and `images`, which may be divided the same way. There, as many trailing components
-of the name are used as exist. Its id is `file_name` less its suffix and a first folder named
+of the name are used as exist. Two different files of one name, in a subset's folder and outside of
+them, are an error. The image's id is `file_name` less its suffix and a first folder named
 `images` or `*_images`; of an absolute one, the last folder and the name.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 from collections import Counter
@@ -39,6 +41,7 @@ from fasthg.data.convert.common import (
     write_splits,
 )
 from fasthg.data.convert.images import (
+    find_all,
     find_among,
     is_absolute,
     locate,
@@ -55,6 +58,9 @@ from fasthg.errors import ConfigError, DataError
 _ROOT = re.compile(r"(.*_)?images")
 _AGAIN = "export the annotations again"
 _EXPORT = "export the labels as COCO keypoints"
+# What a file and its folder of images may both be called; masks and drawings are in folders that are
+# called as any file.
+_SUBSET = re.compile(r"(train|training|val|valid|validation|dev|test|testing)[\W_]*\d*")
 # A key of the first object in the files of other tools.
 _OTHER_TOOLS = {
     "shapes": "a file of LabelMe or AnyLabeling",
@@ -319,12 +325,18 @@ def _find(content: _Set, images: Path | None) -> list[Path | None]:
     roots = [own, own / "images", above, above / "images"]
     if images is not None:
         roots = [images, images / "images"]
+    subsets = [folder for root in roots for folder in _subsets(root, content)]
     folders = [folder for root in roots for folder in (*_subsets(root, content), root)]
     taken: dict[Path, str] = {}
     files = []
     for image in content.images:
         name = str(image["file_name"])
         file = find_among(folders, name) if images is not None else locate(name, None, folders)
+        if file is not None and (other := _elsewhere(file, name, folders, subsets)):
+            raise DataError(
+                f"{content.path}: {name} is there twice, as {file} and {other}, which differ; "
+                f"give the folder of the images: --images"
+            )
         if file is not None and taken.setdefault(file, name) != name:
             raise DataError(
                 f"{content.path}: images {taken[file]} and {name} are both found as {file}; "
@@ -334,8 +346,25 @@ def _find(content: _Set, images: Path | None) -> list[Path | None]:
     return files
 
 
+def _elsewhere(
+    file: Path, name: str, folders: Sequence[Path], subsets: Sequence[Path]
+) -> Path | None:
+    """Another file that `name` fits as well, outside of the subsets' folders that hold `file`."""
+
+    def inside(path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in subsets)
+
+    if not inside(file):
+        return None
+    others = (other for other in find_all(folders, name) if not inside(other))
+    return next((other for other in others if not filecmp.cmp(file, other, shallow=False)), None)
+
+
 def _subsets(root: Path, content: _Set) -> list[Path]:
-    """The folders in `root` that are called as the end of the file's name, or as its split."""
+    """The folders in `root` that are called as the end of the file's name, or as its split.
+
+    One called as the whole name counts if that is the name of a split.
+    """
     stem = content.path.stem.lower()
     found = []
     try:
@@ -344,7 +373,8 @@ def _subsets(root: Path, content: _Set) -> list[Path]:
         return []
     for folder in folders:
         name = folder.name.lower()
-        if name and folder.is_dir() and re.search(rf"(^|[\W_]){re.escape(name)}$", stem):
+        ends = re.search(rf"(^|[\W_]){re.escape(name)}$", stem)
+        if ends and (name != stem or _SUBSET.fullmatch(name)) and folder.is_dir():
             found.append((-len(name), folder))
         elif name == content.split and folder.is_dir():
             found.append((0, folder))

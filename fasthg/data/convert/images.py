@@ -44,18 +44,28 @@ def find_image(folder: Path, path: str) -> Path | None:
 def find_among(folders: Sequence[Path], path: str) -> Path | None:
     """`find_image` in several folders: the longest match wins, then the first folder.
 
-    A name counts as there, too, where another system wrote it: composed or decomposed letters
+    Where one of them has the folder that `path` names, only files in that one count: a file of the
+    same name elsewhere is another image. A name counts as there, too, where another system wrote it: composed or decomposed letters
     (Unicode NFC and NFD), the suffix in upper or lower case, spaces and others as %20. The exact
     name goes first, and one that fits several files fits none.
     """
+    return next(iter(find_all(folders, path)), None)
+
+
+def find_all(folders: Sequence[Path], path: str) -> list[Path]:
+    """The files in different folders that match as long as that of `find_among`, which is first."""
     parts = relative_parts(path)
+    named: list[Path] = []
     for start in range(len(parts)):
         for find in (_exact, _alike):
-            for folder in folders:
-                candidate = find(folder, parts[start:])
-                if candidate is not None:
-                    return candidate
-    return None
+            found = [file for folder in folders if (file := find(folder, parts[start:]))]
+            found = [f for f in found if not named or any(f.is_relative_to(own) for own in named)]
+            if found:
+                return found
+        if parts[start:-1]:
+            places = (_place(folder, parts[start:-1]) for folder in folders)
+            named += [place for place in places if place is not None and place.is_dir()]
+    return []
 
 
 def _exact(folder: Path, parts: Sequence[str]) -> Path | None:
@@ -72,6 +82,12 @@ def _is_file(path: Path) -> bool:
 
 
 def _alike(folder: Path, parts: Sequence[str]) -> Path | None:
+    place = _place(folder, parts)
+    return place if place is not None and _is_file(place) else None
+
+
+def _place(folder: Path, parts: Sequence[str]) -> Path | None:
+    """What `parts` name in a folder, as any system writes them; None where it is not there."""
     place = folder
     for part in parts:
         if not _there(place / part):
@@ -80,7 +96,7 @@ def _alike(folder: Path, parts: Sequence[str]) -> Path | None:
                 return None
             part = names[0]
         place /= part
-    return place if _is_file(place) else None
+    return place
 
 
 def _there(path: Path) -> bool:
