@@ -187,6 +187,25 @@ def test_a_row_is_of_the_folder_that_it_names(tmp_path: Path) -> None:
     assert {*by_id(index_of(report))} == {"video2/img0", "video2/img1"}
 
 
+@pytest.mark.parametrize("written", ["labeled-data/video2/", "video2/", "C:\\p\\video2\\"])
+def test_a_row_of_a_table_given_as_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """The images next to the table are not those of the folder that its rows name."""
+    rows = [row.replace("labeled-data/video1/", written) for row in ROWS]
+    project = make(tmp_path / "p", [*HEADER, *rows])
+    folder = project / "labeled-data" / "video1"
+    (folder.parent / "video2").mkdir()
+    monkeypatch.chdir(folder)
+    for table in (folder / "CollectedData_me.csv", Path("CollectedData_me.csv")):
+        with pytest.raises(DataError, match="4 of 4 labelled images are missing"):
+            dlc.convert(table, tmp_path / "o")
+    for path in folder.glob("*.png"):
+        path.rename(folder.parent / "video2" / path.name)
+    report = dlc.convert(folder / "CollectedData_me.csv", tmp_path / "o", fractions=ALL_TRAIN)
+    assert "video2/img0" in by_id(index_of(report))
+
+
 def test_notes_of_macos_beside_files_are_left_alone(tmp_path: Path) -> None:
     project = make(tmp_path / "p", [*HEADER, *ROWS])
     labels = project / "labeled-data" / "video1"

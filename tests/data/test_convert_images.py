@@ -7,7 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fasthg.data.convert.images import as_jpeg, find_image, locate, relative_parts, trailing
+from fasthg.data.convert.images import (
+    as_jpeg,
+    find_among,
+    find_image,
+    locate,
+    relative_parts,
+    trailing,
+)
 
 
 def test_paths_of_any_system(tmp_path: Path) -> None:
@@ -36,6 +43,20 @@ def test_the_longest_match_wins(tmp_path: Path) -> None:
     assert locate("v/x.png", None, folders) == tmp_path / "two" / "v" / "x.png"
     assert locate("w/x.png", None, folders) == tmp_path / "one" / "x.png"
     assert locate("v/x.png", tmp_path / "one", folders) == tmp_path / "one" / "x.png"
+
+
+def test_a_folder_that_is_there_is_the_one_that_is_named(tmp_path: Path) -> None:
+    for name in ("A/x.png", "B/y.png", "B/deep/z.png", "x.png", "y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folders = [tmp_path / "A", tmp_path]
+    for name in ("B/x.png", "C:\\old\\B\\x.png", "s3://bucket/new/B/x.png"):
+        assert find_among(folders, name) is None, "B has no x.png"
+    assert find_among(folders, "C/x.png") == tmp_path / "A/x.png", "there is no C"
+    assert find_among(folders, "B/z.png") is None, "nor where it is deeper in B"
+    assert find_among([*folders, tmp_path / "B/deep"], "B/z.png") == tmp_path / "B/deep/z.png"
+    assert find_image(tmp_path, "B/x.png") is None
+    assert find_image(tmp_path, "old/B/y.png") == tmp_path / "B/y.png"
 
 
 def test_names_as_other_systems_write_them(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ _TOLERANCE_PX = 0.01
 # DeepLabCut saves both tables at once.
 _TOGETHER_S = 60
 _NAMED = 3
+_LABELS = "labeled-data"
 
 
 def convert(
@@ -80,7 +81,6 @@ def convert(
         if project.is_dir():
             choices = [single.with_suffix(suffix) for suffix in (".h5", ".csv")]
             choices = [path for path in choices if path.is_file()]
-            project = single.parent
         tables = [_read_labels(choices, prefer_h5, notes)]
         own = _table_parts(tables[0][1])
     mapping = choose_parts(own, parts, origin)
@@ -90,12 +90,13 @@ def convert(
     missing: list[str] = []
     ignored: set[str] = set()
     total = 0
+    folders = _image_folders(project if single is None else single.parent)
     for path, table in tables:
         used = {column.part for column in table.columns}
         ignored |= used - set(own)
         total += len(table.rows)
         for row in table.rows:
-            image = _find(project, path.parent, row.image)
+            image = find_among([path.parent, *folders], row.image)
             if image is None:
                 missing.append(row.image)
             else:
@@ -227,7 +228,7 @@ def _label_files(project: Path, config: Mapping[str, Any]) -> list[list[Path]]:
     """The table of labels of each video folder, of the project's scorer where there are several: a
     .h5, a .csv, or both."""
     chosen = []
-    for folder in sorted(path for path in (project / "labeled-data").glob("*") if path.is_dir()):
+    for folder in sorted(path for path in (project / _LABELS).glob("*") if path.is_dir()):
         tables = [
             path for path in sorted(folder.glob("CollectedData_*")) if path.suffix in _SUFFIXES
         ]
@@ -244,21 +245,18 @@ def _label_files(project: Path, config: Mapping[str, Any]) -> list[list[Path]]:
             chosen.append(tables)
     if not chosen:
         raise DataError(
-            f"{project / 'labeled-data'}: no CollectedData_*.csv or .h5 in any folder there; "
+            f"{project / _LABELS}: no CollectedData_*.csv or .h5 in any folder there; "
             f"label frames in DeepLabCut first"
         )
     return chosen
 
 
-def _find(project: Path, folder: Path, path: str) -> Path | None:
-    """The image of a row of the table in `folder`: what the row names in the project, and where
-    the project has no folder of that name any more, the file of that name next to the table."""
-    image = find_among([folder, project], path)
-    named = relative_parts(path)[-3:-1]
-    if image is None or len(named) < 2 or image.parent.name == named[1]:
-        return image
-    # The table's folder was renamed, unless the folder that the row names is there, too.
-    return None if project.joinpath(*named).is_dir() else image
+def _image_folders(folder: Path) -> list[Path]:
+    """Where to look for what rows name, given a project or the folder of a table: rows are written
+    from the project on, and some tools leave labeled-data out."""
+    place = folder.absolute()
+    project = place.parent.parent if place.parent.name == _LABELS else folder
+    return [project, project / _LABELS]
 
 
 def _labelled(image: Path, row: Row, table: Table, parts: list[str]) -> Labelled:
