@@ -86,14 +86,15 @@ def test_labels_of_images_as_shown_and_as_stored(tmp_path: Path, kind: str, valu
     assert np.abs(turned(stored, value).astype(int) - SHOWN).mean() < 2
 
 
-def test_the_size_that_labels_name_tells_for_all(tmp_path: Path) -> None:
-    source = project(tmp_path / "p", tagged("JPEG", 6), tagged("JPEG", 3))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_that_labels_name_tells_for_all(tmp_path: Path, kind: str) -> None:
+    source = project(tmp_path / "p", tagged(kind, 6), tagged(kind, 3))
     report = coco.convert([source], tmp_path / "a")
     assert all(image[12, 48].min() > 200 for image in pictures(report))
     assert any(
         note.startswith("EXIF turns 2 images, labels are of them as") for note in report.notes
     )
-    stored = project(tmp_path / "q", tagged("JPEG", 6), size=(48, 64))
+    stored = project(tmp_path / "q", tagged(kind, 6), size=(48, 64))
     (image,) = pictures(coco.convert([stored], tmp_path / "b"))
     assert image.shape == (64, 48, 3)
     with pytest.raises(ConfigError, match="--exif sideways: use shown or stored"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from fasthg.data.convert.images import NAMED, Jpeg, as_jpeg, deepest
 from fasthg.data.records.exif import orientation
@@ -28,6 +28,7 @@ EXIF = ("shown", "stored")
 # Kinds of files that can hold several images.
 _SEVERAL = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF", b"GIF8", b"\x89PNG")
 _DEPTHS = (8, 10, 12, 14, 16)
+_WIDTH, _HEIGHT = 256, 257  # tags of a TIFF
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,11 @@ def _size(data: bytes) -> tuple[int, int]:
     """(width, height) px as stored, of what is neither JPEG nor PNG; 0, 0 where unknown."""
     try:
         with _opened(data) as image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # Pillow gives that of a TIFF as shown.
+                return image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
             return image.size
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except (OSError, ValueError, LookupError, SyntaxError, EOFError, Image.DecompressionBombError):
         return 0, 0
 
 
