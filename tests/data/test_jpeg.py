@@ -1,4 +1,4 @@
-"""Faults of encoded images: bytes after the end of a JPEG are none, a truncated JPEG is one."""
+"""Faults of encoded images: bytes after the end are none, a truncated image is one."""
 
 from __future__ import annotations
 
@@ -87,6 +87,16 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_image() -> None:
     thumbnail_end = data.index(END) + 2
     assert image_fault(data[:thumbnail_end], WIDTH, HEIGHT) == TRUNCATED
     assert image_fault(data[: thumbnail_end + 700], WIDTH, HEIGHT) == TRUNCATED
+
+
+@pytest.mark.parametrize("trailer", TRAILERS)
+def test_any_bytes_may_follow_the_end_of_a_png(trailer: str) -> None:
+    data = cv2.imencode(".png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))[1].tobytes()
+    assert image_fault(data + TRAILERS[trailer], WIDTH, HEIGHT) is None
+    for length in range(8, len(data)):
+        assert image_fault(data[:length], WIDTH, HEIGHT) == "is a truncated PNG"
+    cut = data[:-30] + TRAILERS[trailer]
+    assert image_fault(cut, WIDTH, HEIGHT) == "is a truncated PNG"
 
 
 @pytest.mark.parametrize("kind", ["portable", "dali"])

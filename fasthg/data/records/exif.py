@@ -33,7 +33,7 @@ def upright(data: bytes) -> bytes:
     if value == 1:
         return data
     data = data[:at] + struct.pack(order + "H", 1) + data[at + 2 :]
-    for start, end in _png_chunks(data):
+    for start, end in png_chunks(data):
         if start <= at < end:
             # The CRC of a chunk covers its name and its content.
             data = (
@@ -85,7 +85,7 @@ def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
                 yield at + 4, end
             at = end
     elif data.startswith(_PNG):
-        for start, end in _png_chunks(data):
+        for start, end in png_chunks(data):
             if data[start - 4 : start] == b"eXIf":
                 yield start, end
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -97,10 +97,12 @@ def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
             at += 8 + size + size % 2
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
-    """The byte range of each chunk's content."""
+def png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    """The byte range of the content of each chunk that is there in full; its name is before it."""
     at = len(_PNG) if data.startswith(_PNG) else len(data)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return
         yield at + 8, end
         at = end + 4

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import struct
 
+from fasthg.data.records.exif import png_chunks
+
 _LARGEST = 1 << 30  # px, of OpenCV
 _END = b"\xff\xd9"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # its last chunk
 # A marker other than restart markers, which belong to entropy-coded data as stuffed zeros do.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
@@ -89,18 +92,23 @@ def _reaches_end(data: bytes) -> bool:
     return False
 
 
+def _has_png_end(data: bytes) -> bool:
+    """Whether the chunks of a PNG reach its last one, whatever follows it."""
+    return any(data[start - 4 : start] == b"IEND" for start, _ in png_chunks(data))
+
+
 def image_fault(data: bytes, width: int, height: int) -> str | None:
     """Why an encoded image cannot be used, or None; reads only its markers.
 
     Both loaders ask this first, because decoders differ in the damage they tolerate: a truncated
-    JPEG decodes where only its upper part is needed. Bytes after the end of a JPEG, as phones and
+    JPEG decodes where only its upper part is needed. Bytes after the end of an image, as phones and
     cameras write them, are no fault. Damage inside the entropy-coded data is not detected.
     width, height: px, from the record.
     """
     if not data:
         return "is empty"
     if data.startswith(b"\x89PNG"):
-        if b"IEND" not in data[-16:]:
+        if not (data.endswith(_PNG_END) or _has_png_end(data)):
             return "is a truncated PNG"
     elif data.startswith(b"\xff\xd8"):
         if not _reaches_end(data):
