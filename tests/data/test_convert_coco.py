@@ -368,6 +368,25 @@ def test_repeated_entries_count_once(tmp_path: Path) -> None:
     assert (report.frames["train"], report.animals) == (4, 4)
 
 
+def test_annotations_whose_id_is_null(tmp_path: Path) -> None:
+    given = content()
+    for annotation in given["annotations"]:
+        annotation["id"] = None
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    assert report.animals == 4
+
+
+@pytest.mark.parametrize("v", [0, 2])
+def test_keypoints_of_a_category_that_names_none(tmp_path: Path, v: int) -> None:
+    """Boxes of another category, with keypoints that some tools fill in."""
+    given = content()
+    given["categories"].insert(0, {"id": 2, "name": "cage"})
+    box = {"id": 1, "image_id": 0, "category_id": 2, "bbox": [0, 0, 50, 50], "area": 9}
+    given["annotations"].append({**box, "keypoints": [0, 0, v] * 9})
+    report = coco.convert([Source(make(tmp_path, given))], tmp_path / "o", fractions=ALL_TRAIN)
+    assert report.animals == 4 and report.skipped["annotations of other categories"] == 1
+
+
 def test_one_image_in_two_splits(tmp_path: Path) -> None:
     path = make(tmp_path, content())
     sources = [Source(path, "train"), Source(path, "val")]

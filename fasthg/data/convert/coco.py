@@ -58,7 +58,7 @@ from fasthg.errors import ConfigError, DataError
 _ROOT = re.compile(r"(.*_)?images")
 _AGAIN = "export the annotations again"
 _EXPORT = "export the labels as COCO keypoints"
-# What a file and its folder of images may both be called; masks and drawings are in folders that are
+# What a file and its folder of images may both be called; a folder of masks or drawings may be
 # called as any file.
 _SUBSET = re.compile(r"(train|training|val|valid|validation|dev|test|testing)[\W_]*\d*")
 # A key of the first object in the files of other tools.
@@ -218,8 +218,9 @@ def _once(path: Path, kind: str, entries: Sequence[Entry]) -> list[Entry]:
     """The entries less repetitions. Raises DataError for an id that several others share."""
     found: dict[Any, Entry] = {}
     for number, entry in enumerate(entries):
-        # Images are found by their ids. Annotations may lack one.
-        key = entry["id"] if kind == "image" else entry.get("id", f"without {number}")
+        # Images are found by their ids. Annotations may lack one, or have null.
+        key = entry["id"] if kind == "image" else entry.get("id")
+        key = f"without {number}" if key is None and kind != "image" else key
         other = found.setdefault(key, entry)
         if other != entry:
             ways = [
@@ -280,7 +281,11 @@ def _category(
     parts: Mapping[str, str] | None,
 ) -> tuple[set[Any], list[str]]:
     """The ids of the categories to convert, and their keypoints."""
-    used = {a["category_id"]: len(a["keypoints"]) // 3 for a in annotations if a.get("keypoints")}
+    used = {
+        annotation["category_id"]: len(annotation["keypoints"]) // 3
+        for annotation in annotations
+        if _any_seen(annotation.get("keypoints"))
+    }
     posed = [each for each in categories if each.get("keypoints") or each["id"] in used]
     there = ", ".join(str(category["name"]) for category in posed)
     if not posed:
@@ -291,6 +296,9 @@ def _category(
             f"{path}: no category {', '.join(unknown)} with keypoints; there are {there}"
         )
     chosen = [c for c in posed if (c["name"] in selected if selected else c["id"] in used)]
+    if not selected:
+        # Some tools write keypoints for boxes, too.
+        chosen = [c for c in chosen if c.get("keypoints")] or chosen
     if len(chosen) > 1 and not selected:
         raise DataError(f"{path}: several categories have keypoints ({there}); choose: --category")
     names = []
@@ -305,6 +313,18 @@ def _category(
     if any(other != names[0] for other in names):
         raise DataError(f"{path}: the categories differ in their keypoints; convert them apart")
     return {category["id"] for category in chosen}, names[0]
+
+
+def _any_seen(keypoints: Any) -> bool:
+    """Whether some v of an annotation's keypoints is above 0; what is no number counts."""
+    for v in (keypoints or ())[2::3]:
+        try:
+            if float(v) > 0:
+                return True
+        except (TypeError, ValueError, OverflowError):
+            if v is not None:
+                return True
+    return False
 
 
 def _unusable(annotation: Entry, categories: set[Any], images: Mapping[Any, Any]) -> str | None:
