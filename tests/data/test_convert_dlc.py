@@ -153,13 +153,16 @@ def test_encodings(tmp_path: Path, name: str) -> None:
     lines = [line.replace("nose", "n\u00e4schen") for line in (*HEADER, *ROWS)]
     project = make(tmp_path / "p", lines, CONFIG.replace("nose", "n\u00e4schen"))
     text = (project / name).read_text()
-    for encoding in ("utf-8-sig", "utf-16"):
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
         (project / name).write_text(text, encoding=encoding)
         assert dlc.convert(project, tmp_path / encoding).parts[0] == "n\u00e4schen"
     for encoding, byte in (("cp1252", "e4"), ("mac_roman", "8a")):
         (project / name).write_text(text, encoding=encoding)
         with pytest.raises(DataError, match=rf"{name}:\d: byte 0x{byte} is not UTF-8; save the"):
             dlc.convert(project, tmp_path / "o")
+    (project / name).write_bytes(b"bodyparts: [a, \0]")
+    with pytest.raises(DataError, match=rf"{name}: is no text; check the path"):
+        dlc.convert(project, tmp_path / "o")
     (project / name).write_bytes(b"PK\3\4\x14\0\xff\xff")
     with pytest.raises(DataError, match=rf"{name}: is a ZIP archive or an Excel file; unpack"):
         dlc.convert(project, tmp_path / "o")
@@ -285,8 +288,11 @@ def test_h5_that_is_none(tmp_path: Path) -> None:
     pytest.importorskip("tables")
     project = make(tmp_path / "p", [*HEADER, *ROWS])
     (project / "labeled-data" / "video1" / "CollectedData_me.h5").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"CollectedData_me.h5: .*; save the file"):
-        dlc.convert(project, tmp_path / "out", prefer_h5=True)
+    remedy = r"; save the file .*, or, if CollectedData_me.csv beside it .* --csv"
+    for prefer_h5 in (None, True):
+        with pytest.raises(DataError, match=rf"CollectedData_me.h5: .*{remedy}"):
+            dlc.convert(project, tmp_path / "out", prefer_h5=prefer_h5)
+    assert dlc.convert(project, tmp_path / "out", prefer_h5=False).animals == 2
 
 
 def test_splits_depend_on_the_seed_only(tmp_path: Path) -> None:

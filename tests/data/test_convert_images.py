@@ -67,6 +67,7 @@ def test_names_as_other_systems_write_them(tmp_path: Path) -> None:
     assert found is not None and found.samefile(tmp_path / "Ma\u0308use/ka\u0308fig.png")
     assert find_image(tmp_path, "C:\\p\\a\\x.png") == tmp_path / "a/x.PNG"
     assert find_image(tmp_path, "file:///p/b/my%20film/y%201.png") == tmp_path / "b/my film/y 1.png"
+    assert locate(f"{tmp_path}/a/x.png", None, []) == tmp_path / "a/x.PNG"
     assert find_image(tmp_path, "a/X.png") is None, "letters of the name itself count"
     for name in ("a/x.Png", "a/x%20.png", "a/x .png"):
         (tmp_path / name).touch()

@@ -141,6 +141,8 @@ def test_predictions_alone_need_the_option(sio: Any, tmp_path: Path) -> None:
     for frame in labels.labeled_frames:
         frame.instances = frame.predicted_instances
     labels.labeled_frames = [frame for frame in labels.labeled_frames if frame.instances]
+    unused = [*labels.skeletons, sio.Skeleton(nodes=list("xyz"))]
+    labels = sio.Labels(labels.labeled_frames, videos=labels.videos, skeletons=unused)
     sio.save_slp(labels, str(tmp_path / "p.slp"), embed=False)
     with pytest.raises(DataError, match=r"p\.slp: holds a model's .*; convert them with --pred"):
         slp.convert(tmp_path / "p.slp", tmp_path / "o", videos=GOLDEN / "vids")

@@ -31,7 +31,7 @@ from fasthg.data.convert.common import (
     new_report,
     write_splits,
 )
-from fasthg.data.convert.images import find_among, missing_images, relative_parts
+from fasthg.data.convert.images import find_among, missing_images, relative_parts, some
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.tables import Column, Row, Table, read_table
@@ -43,7 +43,6 @@ _SUFFIXES = (".h5", ".csv")
 _TOLERANCE_PX = 0.01
 # DeepLabCut saves both tables at once.
 _TOGETHER_S = 60
-_NAMED = 3
 _LABELS = "labeled-data"
 
 
@@ -158,7 +157,8 @@ def _read_labels(
         return csv, read_table(csv)
     except DataError as error:
         if prefer_h5 is not False:
-            raise
+            remedy = f"or, if {csv.name} beside it is whole, read that with --csv"
+            raise DataError(f"{error}, {remedy}") from None
         notes.append(str(error))
         return csv, read_table(csv)
     try:
@@ -171,11 +171,10 @@ def _read_labels(
     differing = _differing(of_h5, of_csv)
     chosen = (csv, of_csv) if prefer_h5 is False else (h5, of_h5)
     if differing:
-        names = ", ".join(differing[:_NAMED]) + (", ..." if len(differing) > _NAMED else "")
         other = "--h5 reads the other" if prefer_h5 is False else "--csv reads the other"
         notes.append(
-            f"{csv} and {h5.name} differ in {len(differing)} frames ({names}); labels from "
-            f"{chosen[0].name}, {other}"
+            f"{csv} and {h5.name} differ in {len(differing)} frames ({some(differing)}); labels "
+            f"from {chosen[0].name}, {other}"
         )
     return chosen
 
@@ -204,8 +203,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: {error.strerror}; give the folder of a DeepLabCut project, or a table of "
             f"labels"
         ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

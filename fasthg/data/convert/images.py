@@ -23,8 +23,7 @@ from fasthg.errors import DataError
 Jpeg = tuple[bytes, int, int]
 
 _JPEG_QUALITY = 95
-NAMED = 3
-"""How many of a list's names a message shows."""
+_NAMED = 3
 # Orientations that are undone by another; the rest undo themselves.
 _BACK = {6: 8, 8: 6}
 _NO_NAME = re.compile(r"\.\.|[A-Za-z]:")
@@ -45,9 +44,9 @@ def find_among(folders: Sequence[Path], path: str) -> Path | None:
     """`find_image` in several folders: the longest match wins, then the first folder.
 
     Where one of them has the folder that `path` names, only files in that one count: a file of the
-    same name elsewhere is another image. A name counts as there, too, where another system wrote it: composed or decomposed letters
-    (Unicode NFC and NFD), the suffix in upper or lower case, spaces and others as %20. The exact
-    name goes first, and one that fits several files fits none.
+    same name elsewhere is another image. A name counts as there, too, where another system wrote
+    it: composed or decomposed letters (Unicode NFC and NFD), the suffix in upper or lower case,
+    spaces and others as %20. The exact name goes first, and one that fits several files fits none.
     """
     return next(iter(find_all(folders, path)), None)
 
@@ -133,8 +132,9 @@ def locate(path: str, root: Path | None, folders: Sequence[Path]) -> Path | None
     absolute path says, or as `find_among` in `folders`."""
     if root is not None:
         return find_among([root], path)
-    if is_absolute(path) and _is_file(Path(path)):
-        return Path(path)
+    anchor, *parts = Path(path).parts if Path(path).is_absolute() else ("",)
+    if anchor and (file := _exact(Path(anchor), parts) or _alike(Path(anchor), parts)):
+        return file
     return find_among(folders, path)
 
 
@@ -157,14 +157,18 @@ def is_absolute(path: str) -> bool:
     return bool(re.match(r"[\\/]|[A-Za-z]:|\w+://", path))
 
 
+def some(names: Sequence[object]) -> str:
+    """The first few of a list's names, for messages."""
+    return ", ".join(map(str, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+
+
 def missing_images(
     missing: Sequence[str], total: int, where: Path, option: str | None = None
 ) -> DataError:
     """The error for images that are not there: the first few by name. option: names their
     folder on the command line."""
-    names = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
     return DataError(
-        f"{where}: {len(missing)} of {total} labelled images are missing ({names}); "
+        f"{where}: {len(missing)} of {total} labelled images are missing ({some(missing)}); "
         f"copy them there{f', name their folder with {option},' if option else ''} or skip them "
         f"with --skip-missing"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, TiffImagePlugin
 
-from fasthg.data.convert.images import NAMED, Jpeg, as_jpeg, deepest
+from fasthg.data.convert.images import Jpeg, as_jpeg, deepest, some
 from fasthg.data.records.exif import orientation
 from fasthg.data.records.jpeg import image_fault, image_size
 from fasthg.errors import ConfigError, DataError
@@ -91,9 +91,9 @@ def examine(frames: Iterable[Labelled], exif: str | None = None) -> Pictures:
     turned, notes = _turned(tagged, exif)
     for used in sorted({*bits.values()} - {16}):
         folders = [folder for folder, own in bits.items() if own == used]
-        notes.append(f"16-bit images that use {used} bits, taken as such: {_some(folders)}")
+        notes.append(f"16-bit images that use {used} bits, taken as such: {some(folders)}")
     if faults:
-        named = _some([f"{path.name} {fault}" for path, fault in faults.items()])
+        named = some([f"{path.name} {fault}" for path, fault in faults.items()])
         notes.append(f"{len(faults)} images that training will leave out: {named}")
     return Pictures(turned, bits, notes)
 
@@ -123,13 +123,9 @@ def _turned(
         paths = [path.name for path, value in known.items() if value is shown]
         if paths:
             notes.append(
-                f"EXIF turns {len(paths)} images, labels are of them {what} ({_some(paths)})"
+                f"EXIF turns {len(paths)} images, labels are of them {what} ({some(paths)})"
             )
     return {frame.image: turn for frame, turn, _ in tagged if known[frame.image]}, notes
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def _bytes(path: PurePath) -> bytes:

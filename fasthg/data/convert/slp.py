@@ -54,6 +54,13 @@ def convert(
     """
     path = Path(path)
     labels = _load(path)
+    if not any(_instances(frame, predictions) for frame in labels.labeled_frames) and any(
+        frame.unused_predictions for frame in labels.labeled_frames
+    ):
+        raise DataError(
+            f"{path}: holds a model's predictions and no user's labels; "
+            "convert them with --predictions"
+        )
     names = _part_names(path, labels, predictions)
     report = new_report(choose_parts(names, parts, path))
     reader = _Reader(path, videos)
@@ -80,11 +87,6 @@ def convert(
                 where=f"{path}: labelled frame {number}",
                 read=None if own else partial(_encode, frame.video, frame.frame_idx, image_id),
             )
-        )
-    if not frames and not missing and any(f.unused_predictions for f in labels.labeled_frames):
-        raise DataError(
-            f"{path}: holds a model's predictions and no user's labels; "
-            "convert them with --predictions"
         )
     if missing and not skip_missing:
         total = len(missing) + len(frames)

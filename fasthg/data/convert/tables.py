@@ -56,13 +56,10 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read `CollectedData_*.csv` or `.h5`. Raises DataError that names the file and line, or
     EnvironmentFault where the packages for HDF5 are missing."""
-    again = "save the file from DeepLabCut again"
     try:
         return _read_h5(path) if path.suffix == ".h5" else _read_csv(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a CollectedData file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: no table as text ({error}); {again}") from None
 
 
 def _read_csv(path: Path) -> Table:

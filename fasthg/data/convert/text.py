@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
+import json
 from pathlib import Path
 
 from fasthg.data.records.foreign import FIRST_BYTES, foreign_kind
 from fasthg.errors import DataError
 
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 that begins with its byte order mark.
+    """The text of a file in UTF-8 or UTF-16, which its first bytes tell apart.
 
     Other encodings cannot be told from each other. Raises DataError, naming file, line and remedy,
     for them and for files that are no text; OSError passes.
     """
     data = path.read_bytes()
-    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
+    # JSON, YAML and tables begin with ASCII, whose zeros show UTF-16 without its mark, too.
+    encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -32,4 +31,7 @@ def read_text(path: Path) -> str:
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8 "
             "(an editor shows its encoding; in Excel: CSV UTF-8)"
         ) from None
+    if "\0" in text:
+        kind = foreign_kind(data[:FIRST_BYTES]) or "is no text; check the path"
+        raise DataError(f"{path}: {kind}")
     return text
