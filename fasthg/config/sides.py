@@ -7,7 +7,7 @@ while its place changes sides, so that training learns both sides as one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fasthg.config.keys import Keys
@@ -17,19 +17,27 @@ Pair = tuple[int, int]
 # The words of "left ear", Ear_L, EAR-LEFT, earLeft and LForepaw; any script, case of ASCII.
 _LOWER = r"[^\W\d_A-Z]"
 _WORD = re.compile(rf"[A-Z]+(?!{_LOWER})|[A-Z]?{_LOWER}+|\d+")
-_LEFT = ("left", "lft", "lt", "links", "linke", "linker", "gauche", "izq", "izquierda", "izquierdo")
-_RIGHT = (
-    *("right", "rgt", "rght", "rt", "rechts", "rechte", "rechter", "droite", "droit"),
-    *("der", "derecha", "derecho"),
+_LEFT = (
+    *("left", "lft", "lt", "links", "linke", "linker", "linkes", "gauche"),
+    *("izq", "izquierda", "izquierdo", "esquerda", "esquerdo", "sinistra", "sinistro"),
 )
+_RIGHT = (
+    *("right", "rgt", "rght", "rt", "rechts", "rechte", "rechter", "rechtes", "droite", "droit"),
+    *("derecha", "derecho", "direita", "direito", "destra", "destro"),
+)
+# Words with other meanings, too: sides in a list that has both.
+_BOTH = (("izq", "der"), ("sx", "dx"), ("i", "d"))
 _SIDE = {**dict.fromkeys((*_LEFT, "l"), "l"), **dict.fromkeys((*_RIGHT, "r"), "r")}
 _SPELLED = re.compile(r"left|right")
-# Words that contain left or right and mean neither.
-_NEITHER = frozenset({"bright", "upright", "cleft"})
+# Words that contain left or right, or differ by l and r, and mean neither.
+_NEITHER = frozenset({"bright", "upright", "cleft", "lump", "rump"})
 # Words whose l or r is no side, although the names with the other letter may be there.
 _PLAIN = frozenset({"rear", "tail"})
 # Sides by one letter: LF, RH and LFP (limbs in gait analysis); FL, HR.
 _GAIT = re.compile(r"[lr][fhbm][pl]?|[fhbm][lr]")
+
+
+_SWAP = {"|l": "|r", "|r": "|l"}
 
 
 class _Reading(NamedTuple):
@@ -53,7 +61,8 @@ def left_right_pairs(names: Sequence[str]) -> list[Pair]:
 
     The side is a word (left, l, links, gauche, izq), part of one (leftear, earRight), or the first,
     last or, after f, h, b or m, second letter of one (LH, FL, lpaw, hindpawR). Case and separators
-    do not matter. A name that fits several others is in no pair.
+    do not matter. Of a name with several sides, the partner has all others. A name that fits
+    several others is in no pair.
     """
     return sorted(_matches(names, plain=_PLAIN))
 
@@ -99,8 +108,19 @@ def flip_doubts(cfg: Keys) -> list[str]:
 
 
 def _matches(names: Sequence[str], plain: frozenset[str] = frozenset()) -> Iterator[Pair]:
-    readings = [list(_readings(name, plain)) for name in names]
+    sides = _side_words(names)
+    readings = [list(_readings(name, plain, sides)) for name in names]
     taken: set[int] = set()
+    # All sides of a name change at once: "left front left toe" becomes "right front right toe".
+    sided = [tuple(_sided(name, sides)) for name in names]
+    several = {
+        words: index for index, words in enumerate(sided) if sum(map(words.count, _SWAP)) > 1
+    }
+    for words, index in several.items():
+        other = several.get(tuple(_SWAP.get(word, word) for word in words))
+        if other is not None and next(word for word in words if word in _SWAP) == "|l":
+            taken |= {index, other}
+            yield index, other
     # Words first: "L hand" has a partner by its first word, whatever "hand" may be.
     for sure in (True, False):
         found: set[Pair] = set()
@@ -114,6 +134,26 @@ def _matches(names: Sequence[str], plain: frozenset[str] = frozenset()) -> Itera
                 yield pair
 
 
+def _side_words(names: Sequence[str]) -> dict[str, str]:
+    """The words that are sides in this list, with l or r."""
+    there = {word for name in names for word in _words(name)}
+    sides = dict(_SIDE)
+    for left, right in _BOTH:
+        # a to i are no sides.
+        if {left, right} <= there and (len(left) > 1 or _letters(names) <= {left, right}):
+            sides |= {left: "l", right: "r"}
+    return sides
+
+
+def _letters(names: Sequence[str]) -> set[str]:
+    return {word for name in names for word in _words(name) if len(word) == 1 and word.isalpha()}
+
+
+def _sided(name: str, sides: Mapping[str, str]) -> list[str]:
+    """The words of a name, "|l" and "|r" for its sides."""
+    return [f"|{sides[word]}" if word in sides else word for word in _words(name)]
+
+
 def _mirror(left: Sequence[_Reading], right: Sequence[_Reading], sure: bool) -> bool:
     lefts = {reading.rest for reading in left if reading.side == "l" and reading.sure >= sure}
     return any(r.rest in lefts for r in right if r.side == "r" and r.sure >= sure)
@@ -123,19 +163,21 @@ def _words(name: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(name)]
 
 
-def _readings(name: str, plain: frozenset[str]) -> Iterator[_Reading]:
+def _readings(name: str, plain: frozenset[str], sides: Mapping[str, str]) -> Iterator[_Reading]:
     words = _words(name)
     for place, word in enumerate(words):
         before, after = "".join(words[:place]), "".join(words[place + 1 :])
-        for side, rest, sure in _sides(word, plain):
+        for side, rest, sure in _sides(word, plain, sides):
             yield _Reading(side, f"{before}{rest}{after}", sure)
 
 
-def _sides(word: str, plain: frozenset[str]) -> Iterator[tuple[str, str, bool]]:
+def _sides(
+    word: str, plain: frozenset[str], sides: Mapping[str, str]
+) -> Iterator[tuple[str, str, bool]]:
     if word in _NEITHER or word in plain:
         return
-    if word in _SIDE:
-        yield _SIDE[word], "|", True
+    if word in sides:
+        yield sides[word], "|", True
         return
     spellings = [*_SPELLED.finditer(word)]
     for match in spellings:
@@ -151,13 +193,29 @@ def _lateral(index: int, names: Sequence[str]) -> bool:
     """Whether a name without a partner means a side nevertheless."""
     words = _words(names[index])
     numbered = {word for each in names for word, n in _following(_words(each)) if n.isdigit()}
+    letters, sides = _letters(names), _side_words(names)
+    both = {"l", "r"} <= letters
+    # LM1 to LM4 are landmarks, FR1 to FR3 frames, unless there is a code of the other side.
+    gait = {side for each in names for word in _words(each) for side in _gait(word)} == {"l", "r"}
     for word, following in _following(words):
-        if _GAIT.fullmatch(word) or (word in _SIDE and len(word) > 1):
+        if (gait and _GAIT.fullmatch(word)) or (word in sides and len(word) > 1):
             return True
-        # L1 to L6 are vertebrae, unless there is an R, too.
-        if word in ("l", "r") and (not following.isdigit() or {"l", "r"} <= numbered):
+        if word not in ("l", "r"):
+            continue
+        # L1 to L6 are vertebrae, unless there is an R, too; R, G, B are colours.
+        if following.isdigit():
+            if {"l", "r"} <= numbered:
+                return True
+        elif both or (len(words) > 1 and len(letters - {"l", "r"}) < 2):
             return True
     return spelled(names[index])
+
+
+def _gait(word: str) -> str:
+    """The side of a code by one letter; empty for another word."""
+    if not _GAIT.fullmatch(word):
+        return ""
+    return word[0] if word[0] in "lr" else word[1]
 
 
 def _following(words: Sequence[str]) -> Iterator[tuple[str, str]]:

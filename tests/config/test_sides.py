@@ -17,7 +17,15 @@ from fasthg.config.sides import doubts, flip_doubts, left_right_pairs, spelled
         (["L-Ear", "R-Ear", "EyeLeft", "EyeRight"], [(0, 1), (2, 3)]),
         (["top_left_corner", "top_right_corner", "bottom_left_corner"], [(0, 1)]),
         (["rear", "lear", "l", "tail", "tair"], []),
-        (["left left ear", "right right ear", "bright", "upright"], []),
+        (["left left ear", "right right ear", "bright", "upright"], [(0, 1)]),
+        (
+            [f"{a}_front_{b}_toe" for a in ("left", "right") for b in ("left", "right")],
+            [(0, 3), (1, 2)],
+        ),
+        (["lump", "rump", "spitze_der_nase", "spitze_izquierda_nase"], []),
+        (["linkes_ohr", "rechtes_ohr", "ear_dx", "ear_sx"], [(0, 1), (3, 2)]),
+        (["orelha_esquerda", "orelha_direita", "pata_i", "pata_d"], [(0, 1), (2, 3)]),
+        ([f"point_{letter}" for letter in "abcdefghi"], []),
         ([], []),
         (["LF", "RF", "LH", "RH", "nose"], [(0, 1), (2, 3)]),
         (["fl", "fr", "hr", "hl"], [(0, 1), (3, 2)]),
@@ -55,6 +63,19 @@ ALONE = "left or right by name, without a partner on the other side"
         ),
         (["L1", "R2"], [], [f"'L1', 'R2': {ALONE}"]),
         (["L1", "L2", "rump", "tail", "bright spot"], [], []),  # vertebrae
+        (["LM1", "LM2", "LM3", "LM4", "LFP", "ML"], [], []),
+        (["MR", "fr1", "fr2", "fr3", "nose"], [], []),
+        (["bl1", "bl2"], [], []),
+        (["R", "G", "B"], [], []),
+        (["led_r", "led_g", "led_b"], [], []),
+        (["lump", "rump", "spitze_der_nase", "pata_d", "offset_dx"], [], []),
+        (["pata_izq", "mano_der"], [], [f"'pata_izq', 'mano_der': {ALONE}"]),
+        (["rechtes_ohr"], [], [f"'rechtes_ohr': {ALONE}"]),
+        (
+            ["left_front_left_toe", "right_front_right_toe"],
+            [],
+            [f"'left_front_left_toe' and 'right_front_right_toe' {LOOK} but are no pair [0, 1]"],
+        ),
     ],
 )
 def test_doubts(names: list[str], pairs: list[tuple[int, int]], lines: list[str]) -> None:
