@@ -47,7 +47,7 @@ Exif = Annotated[
 ]
 Replace = Annotated[
     bool,
-    typer.Option("--replace", help="Remove what FOLDER holds of other sources; default: keep it."),
+    typer.Option("--replace", help="Remove all other records; default: keep other sources'."),
 ]
 OnlySplits = Annotated[
     list[str] | None,

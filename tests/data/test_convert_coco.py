@@ -579,6 +579,45 @@ def test_records_that_no_conversion_wrote_stay(tmp_path: Path) -> None:
         coco.convert([Source(tmp_path / "b.json")], tmp_path / "out")
 
 
+def test_replace_leaves_no_other_records(tmp_path: Path) -> None:
+    """After a new draw, a frame would otherwise be in two splits."""
+    path = make(tmp_path, content())
+    out = tmp_path / "out"
+    coco.convert([Source(path)], out, shard_size=1, split_by="video")
+    (out / "splits.json").unlink()
+    (out / "train_dataset-notes.txt").write_text("kept")
+    report = coco.convert([Source(path)], out, replace=True, fractions=ALL_TRAIN)
+    names = {"splits.json", "train_dataset-00000-of-00001", "train_dataset-notes.txt"}
+    assert {each.name for each in out.iterdir()} == names and len(ids(report)) == 4
+    assert sum(note.startswith("removed: ") for note in report.notes) == 4
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_files_that_an_older_version_listed(tmp_path: Path, replace: bool) -> None:
+    """It listed files without their records, and converted one source to a folder."""
+    path = make(tmp_path, content())
+    out = tmp_path / "out"
+    coco.convert([Source(path)], out, shard_size=4, fractions=ALL_TRAIN)
+    stored = json.loads((out / "splits.json").read_text())
+    stored["files"] = [*stored["files"]]
+    del stored["sources"], stored["parts"]
+    (out / "splits.json").write_text(json.dumps(stored))
+    if not replace:
+        other = content()
+        for image in other["images"]:
+            image["file_name"] = f"other/{image['file_name']}"
+        source = Source(make(tmp_path, other, "other.json"))
+        with pytest.raises(DataError, match="is there, but no conversion"):
+            coco.convert([source], out, shard_size=9)
+    report = coco.convert([Source(path)], out, shard_size=2, replace=replace)
+    assert {each.name for each in out.iterdir()} == {
+        "splits.json",
+        *(f"train_dataset-0000{n}-of-00002" for n in range(2)),
+    }
+    assert "replaced: 1 files that an older version wrote" in report.notes
+    assert {*coco.convert([Source(path)], out, shard_size=2).files} == {*report.files}
+
+
 def test_two_conversions_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path, content())
     write = common.write_frames

@@ -29,9 +29,9 @@ Array = npt.NDArray[np.float64]
 
 
 class WriteOptions(SplitOptions, total=False):
-    """Parameters of `write_splits`. shard_size: records per file; replace: remove what the folder
-    holds of other sources, instead of keeping it, and write over files of other programs; exif: as
-    in `pictures.examine`."""
+    """Parameters of `write_splits`. shard_size: records per file; replace: remove all other files
+    of records, whoever wrote them, instead of keeping those of other sources; exif: as in
+    `pictures.examine`."""
 
     shard_size: int
     replace: bool
@@ -144,7 +144,7 @@ def write_splits(
     sources: names of what is converted, by `kept.source_name`. Records of an earlier conversion of
     the same sources are replaced, those of others are kept, and written again with the new ones.
     All files appear at the end, `splits.json` last; then those of an earlier conversion that are
-    not needed any more go. A split without frames writes no file. Raises DataError for unreadable
+    not needed any more go, and with `replace` all others named like them. A split without frames writes no file. Raises DataError for unreadable
     images, frames labelled twice, frames or parts that do not fit what is kept, files that no
     conversion wrote, and where no frame is left to write; and as `splits.divide`.
     """
@@ -158,6 +158,7 @@ def write_splits(
         report.notes += notes
         if kept:
             _check_fit(frames, kept, before.parts, report, out)
+    known = set() if before is None else {*before.frames}
     splits, notes = divide(
         [Item(f.image_id, f.video or video_of(f.image_id), f.split) for f in frames],
         out,
@@ -177,6 +178,12 @@ def write_splits(
             part = chosen[shard * shard_size : (shard + 1) * shard_size]
             files[f"{split}_dataset-{shard:05d}-of-{shards:05d}"] = part
     former = {} if before is None else before.files
+    if before is not None and former and not before.sources:
+        # Of a version that converted one source to a folder, and replaced its files.
+        if any(frame.image_id in known for frame in frames):
+            report.notes.append(f"replaced: {len(former)} files that an older version wrote")
+        else:
+            former = {}
     for name in files:
         if name not in former and (out / name).exists() and not replace:
             raise DataError(
@@ -199,14 +206,24 @@ def write_splits(
         splits.sources.setdefault(name, []).append(frame.image_id)
     splits.parts = [*report.parts]
     report.splits = splits.save(out)
-    for name in former:
-        if name not in files:
-            (out / Path(name).name).unlink(missing_ok=True)
+    unneeded = {Path(name).name for name in former}
+    if replace:
+        unneeded.update(_records_in(out))
+    for name in sorted(unneeded.difference(files)):
+        (out / name).unlink(missing_ok=True)
+        if name not in former:
+            report.notes.append(f"removed: {out / name}, which no conversion listed")
     strange = {path.name for path in out.glob("[!.]*_dataset-*-of-*")}.difference(files)
     if strange:
         names = ", ".join(sorted(strange))
         report.notes.append(f"also in {out}, not of this conversion, but globs find it: {names}")
     return report
+
+
+def _records_in(folder: Path) -> list[str]:
+    """Names of the files in a folder that are called as those of a conversion."""
+    paths = [path for split in SPLITS for path in folder.glob(f"{split}_dataset-*-of-*")]
+    return [path.name for path in paths if path.is_file()]
 
 
 def _told_once(frames: Sequence[Labelled], report: Report, *, given: bool) -> list[Labelled]:

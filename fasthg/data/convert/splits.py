@@ -10,7 +10,7 @@
 `by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
 `groups` may be edited by hand. A frame whose id is listed keeps its split, also while its source
 lacks it; a new one joins its video or session; only the remaining frames are drawn. `files` holds
-the records of each file in their order, `sources` says what was converted to which of them (paths
+the records of each file in their order (older versions: only the files), `sources` says what was converted to which of them (paths
 from the folder of the records), `parts` are those of all records.
 """
 
@@ -40,7 +40,7 @@ _CUT = re.compile(
     r"([ _-]?\d{1,3})?)+$",
     re.IGNORECASE,
 )
-_REDRAW = "delete it and convert with --replace to draw again"
+_REDRAW = "delete it and convert with --replace, which removes all records there, to draw again"
 
 
 class SplitOptions(TypedDict, total=False):
@@ -90,14 +90,14 @@ def load_splits(folder: Path) -> Splits | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(values.get("files"), list):
-            # Of a version that did not note whose the records are: files like any that were there.
-            values["files"] = {}
+            # Of a version that did not note the records.
+            values["files"] = {name: [] for name in values["files"]}
         splits = Splits(**values)
         named = [*splits.frames.items(), *splits.groups.items()]
         lists = [*splits.files.values(), *splits.sources.values(), splits.parts]
         if not all(isinstance(names, list) for names in lists):
             raise TypeError("files, sources or parts are no lists")
-        texts = [splits.by, *(name for names in lists for name in names)]
+        texts = [splits.by, *splits.files, *(name for names in lists for name in names)]
         texts += [text for pair in named for text in pair]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("by, frames, groups, files, sources or parts hold what is no text")
