@@ -112,6 +112,15 @@ def test_videos_cut_from_one_another_are_one(tmp_path: Path) -> None:
     assert added.frames["m2_copy/0"] == splits.frames["m2/0"]
 
 
+@pytest.mark.parametrize("folder", ["", "train/", "my videos/- ", "copy/"])
+def test_a_suffix_without_a_name_is_of_no_other_video(tmp_path: Path, folder: str) -> None:
+    names = [f"{folder}clip_{number}" for number in range(1, 4)] + [f"{folder}crop"]
+    given = [*items(*((name, 2) for name in names)), Item("0", folder.rstrip("/"))]
+    splits, notes = divide(given, tmp_path, split_by="video")
+    assert not any("counted as one" in note for note in notes)
+    assert {*names} <= {*splits.groups}
+
+
 def test_frames_of_one_video_in_several_splits_are_told(tmp_path: Path) -> None:
     one = [Item(f"a/{n}", "a") for n in range(40)]
     assert any("all frames are of one video" in note for note in divide(one, tmp_path)[1])

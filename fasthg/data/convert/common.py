@@ -144,9 +144,10 @@ def write_splits(
     sources: names of what is converted, by `kept.source_name`. Records of an earlier conversion of
     the same sources are replaced, those of others are kept, and written again with the new ones.
     All files appear at the end, `splits.json` last; then those of an earlier conversion that are
-    not needed any more go, and with `replace` all others named like them. A split without frames writes no file. Raises DataError for unreadable
-    images, frames labelled twice, frames or parts that do not fit what is kept, files that no
-    conversion wrote, and where no frame is left to write; and as `splits.divide`.
+    not needed any more go, and with `replace` all others named like them. A split without frames
+    writes no file. Raises DataError for unreadable images, frames labelled twice, frames or parts
+    that do not fit what is kept, files that no conversion wrote, and where no frame is left to
+    write; and as `splits.divide`.
     """
     if not frames:
         raise DataError(f"{out}: no labelled frame to write; check the project's annotations")

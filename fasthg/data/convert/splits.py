@@ -10,8 +10,9 @@
 `by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
 `groups` may be edited by hand. A frame whose id is listed keeps its split, also while its source
 lacks it; a new one joins its video or session; only the remaining frames are drawn. `files` holds
-the records of each file in their order (older versions: only the files), `sources` says what was converted to which of them (paths
-from the folder of the records), `parts` are those of all records.
+the records of each file in their order (of older versions, the files alone), `sources` says what
+was converted to which of them (paths from the folder of the records), `parts` are those of all
+records.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ FRACTIONS = (0.85, 0.05, 0.10)
 NAME = "splits.json"
 _RULES = ("frame", "video", "session")
 # What tools add to the name of a video that they made from another: `mouse1_cropped`,
-# `mouse1DownSampled`, `mouse1_cut_2`.
+# `mouse1DownSampled`, `mouse1_cut_2`. Before it is a name: `train/clip_1` is of no video `train/`.
 _CUT = re.compile(
-    r"([ _.-]?(cropped|crop|cut|clip|trimmed|shortened|short|downsampled|resized|rotated|copy)"
+    r"(?<=[^/ _.-])([ _.-]?(cropped|crop|cut|clip|trimmed|shortened|short|downsampled|resized|rotated|copy)"
     r"([ _-]?\d{1,3})?)+$",
     re.IGNORECASE,
 )
