@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from fasthg.data.convert import slp
 from fasthg.data.index.record_index import RecordIndex
@@ -80,6 +82,35 @@ def test_image_files(sio: Any, tmp_path: Path) -> None:
         slp.convert(moved / "a.slp", tmp_path / "o")
     fewer = slp.convert(moved / "a.slp", tmp_path / "o", skip_missing=True)
     assert fewer.animals == 2 and fewer.skipped["frames without an image"] == 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_images_that_exif_turns(sio: Any, tmp_path: Path, turned: bool) -> None:
+    """SLEAP itself reads them turned, sleap-io as stored: the shape in the labels tells."""
+    h5py = pytest.importorskip("h5py")
+    exif = Image.Exif()
+    exif[0x112] = 6
+    files = [str(tmp_path / f"img{number}.jpg") for number in range(3)]
+    for name in files:
+        Image.new("RGB", (64, 48)).save(name, exif=exif)
+    video = sio.Video.from_filename(files)
+    path = tmp_path / "a.slp"
+    labels(sio, [video]).save(str(path), embed=False)
+    with h5py.File(path, "a") as file:
+        (entry,) = (json.loads(each) for each in file["videos_json"])
+        entry["backend"]["shape"] = [3, 64, 48, 3] if turned else [3, 48, 64, 3]
+        file["videos_json"][0] = json.dumps(entry)
+    index = index_of(slp.convert(path, tmp_path / "out", fractions=ALL_TRAIN))
+    size = (48, 64) if turned else (64, 48)
+    assert (index.width[0], index.height[0]) == size
+    other = slp.convert(path, tmp_path / "o", exif="stored" if turned else "shown")
+    assert (index_of(other).width[0], index_of(other).height[0]) == size[::-1]
+
+    with h5py.File(path, "a") as file:
+        entry["backend"]["shape"] = None
+        file["videos_json"][0] = json.dumps(entry)
+    with pytest.raises(DataError, match=r"nothing tells .* say --exif shown"):
+        slp.convert(path, tmp_path / "p")
 
 
 def test_packages(sio: Any, tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ class Labelled:
     it belongs. boxes: (animals, 4) x1 y1 x2 y2, image px, NaN for an animal without; area:
     (animals,) px², NaN where unknown; visibility: (animals, parts) uint8, 0..2. size: (width,
     height) px that the labels refer to. shown: whether they refer to the image as EXIF turns it,
-    None where the format does not say. read: gives the JPEG where it is not that of the file.
-    where: file and line of the labels, for messages. source: index of the one of `write_splits`'
-    sources that the frame is of.
+    None where the format does not say; likely_size: as `size`, a hint at this alone. read: gives
+    the JPEG where it is not that of the file. where: file and line of the labels, for messages.
+    source: index of the one of `write_splits`' sources that the frame is of.
     """
 
     image: PurePath
@@ -66,6 +66,7 @@ class Labelled:
     visibility: npt.NDArray[np.uint8] | None = None
     size: tuple[int, int] | None = None
     shown: bool | None = False
+    likely_size: tuple[int, int] | None = None
     read: Callable[[], Jpeg] | None = None
     where: str = ""
     source: int = 0

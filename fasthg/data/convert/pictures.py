@@ -106,7 +106,7 @@ def _turned(
     for frame, turn, size in tagged:
         shown = frame.shown if exif is None else exif == "shown"
         if shown is None and turn >= 5 and size[0] != size[1]:
-            shown = {size: False, size[::-1]: True}.get(frame.size or (0, 0))
+            shown = {size: False, size[::-1]: True}.get(frame.size or frame.likely_size or (0, 0))
         if shown is not None:
             known[frame.image] = shown
     unknown = [frame.image for frame, _, _ in tagged if frame.image not in known]

@@ -4,6 +4,7 @@ Written are the instances that a user labelled; points marked as not visible cou
 Images come from the package where they are embedded, otherwise from the videos or image files that
 the labels name; those that are not there any more are searched next to the labels, by as many
 trailing components of their path as exist. Frames of videos become JPEGs of quality 95.
+Whether EXIF turned an image file is decided by the size that the labels give, or has to be said.
 
 All instances written must have the same nodes, in any order; other skeletons may be in the file.
 
@@ -84,6 +85,9 @@ def convert(
                 image_id=image_id,
                 keypoints=np.stack([_points(each, list(report.mapping)) for each in instances]),
                 names=_tracks(instances),
+                # SLEAP reads image files as EXIF turns them, sleap-io as they are stored.
+                shown=None,
+                likely_size=_size(frame.video),
                 where=f"{path}: labelled frame {number}",
                 read=None if own else partial(_encode, frame.video, frame.frame_idx, image_id),
             )
@@ -140,6 +144,12 @@ def _tracks(instances: Sequence[Any]) -> tuple[str, ...]:
     """Names of the tracks, none unless every instance has one."""
     names = [instance.track.name for instance in instances if instance.track is not None]
     return tuple(map(str, names)) if len(names) == len(instances) else ()
+
+
+def _size(video: Any) -> tuple[int, int] | None:
+    """(width, height) px that the labels' file gives for all images of a video, if it does."""
+    shape = video.backend_metadata.get("shape")
+    return (int(shape[2]), int(shape[1])) if shape is not None and len(shape) == 4 else None
 
 
 class _Ids:

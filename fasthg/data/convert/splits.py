@@ -37,7 +37,8 @@ _RULES = ("frame", "video", "session")
 # What tools add to the name of a video that they made from another: `mouse1_cropped`,
 # `mouse1DownSampled`, `mouse1_cut_2`. Before it is a name: `train/clip_1` is of no video `train/`.
 _CUT = re.compile(
-    r"(?<=[^/ _.-])([ _.-]?(cropped|crop|cut|clip|trimmed|shortened|short|downsampled|resized|rotated|copy)"
+    r"(?<=[^/ _.-])([ _.-]?"
+    r"(cropped|crop|cut|clip|trimmed|shortened|short|downsampled|resized|rotated|copy)"
     r"([ _-]?\d{1,3})?)+$",
     re.IGNORECASE,
 )
