@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -73,19 +75,38 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 def written_together(folder: Path) -> Iterator[Path]:
     """A temporary folder, whose files are moved to `folder` at the end and replace those there.
 
-    Where anything is raised, `folder` stays as it was.
+    Where anything is raised, `folder` stays as it was. What processes of this host that were killed
+    left in `folder` is removed first.
 
     Raises:
         FasthgError: as `write_atomically`.
     """
+    host = re.sub(r"\W", "_", socket.gethostname())
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".new-")
+        for left in folder.glob(f".new-{host}-*-*"):
+            number = left.name.split("-")[2]
+            if number.isdigit() and not _runs(int(number)):
+                shutil.rmtree(left, ignore_errors=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=f".new-{host}-{os.getpid()}-")
     with temporary as name:
         yield Path(name)
         with _explained(folder):
             for path in sorted(Path(name).iterdir()):
                 os.replace(path, folder / path.name)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process, as far as that can be told: on Windows it cannot."""
+    if os.name == "nt":
+        return True  # os.kill would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user, or no process' number
+        return True
+    return True
 
 
 def remove_leftovers(folder: Path) -> None:

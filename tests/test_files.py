@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from fasthg.files import natural, write_atomically, write_bytes, write_chunks, write_text
+from fasthg.files import (
+    natural,
+    write_atomically,
+    write_bytes,
+    write_chunks,
+    write_text,
+    written_together,
+)
 from fasthg.runs.checkpoint import save_state, save_weights
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -56,3 +65,22 @@ def test_names_sort_as_they_are_numbered() -> None:
     expected += ["img1.png", "img2.png", "IMG3.png", "img10.png"]
     assert sorted(names, key=natural) == expected
     assert sorted(["0001", "1", "01"], key=natural) == ["0001", "01", "1"]
+
+
+def test_files_written_together_by_a_killed_process_go(tmp_path: Path) -> None:
+    """SIGKILL leaves them to the next write; of a process that runs they stay."""
+    code = (
+        "import sys; from pathlib import Path; from fasthg.files import written_together\n"
+        "with written_together(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'a').touch(); print('there', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"there\n"
+        with written_together(tmp_path):
+            assert len([*tmp_path.glob(".new-*/a")]) == 1
+        process.kill()
+    assert len([*tmp_path.iterdir()]) == 1
+    with written_together(tmp_path) as folder:
+        (folder / "b").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -13,6 +13,14 @@ from fasthg.errors import ConfigError
 
 app = typer.Typer(help="Convert annotations of other tools, and back.", no_args_is_help=True)
 
+
+@app.callback()
+def _unwinding(context: typer.Context) -> None:
+    from fasthg.runtime.signals import unwinding
+
+    context.with_resource(unwinding())
+
+
 Out = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the TFRecords go.")]
 SplitSeed = Annotated[int, typer.Option("--seed", help="Decides which frame goes to which split.")]
 SplitBy = Annotated[

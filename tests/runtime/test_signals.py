@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
-from fasthg.runtime.signals import Signals
+from fasthg.files import written_together
+from fasthg.runtime.signals import Signals, unwinding
 
 
 def test_the_main_thread_notes_signals_and_restores_the_handlers() -> None:
@@ -57,3 +59,13 @@ def test_the_end_of_a_terminal_asks_for_the_end_unless_it_is_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_temporary_files_go_before_a_signal_ends_the_process(number: int, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, unwinding(), written_together(tmp_path) as folder:
+        (folder / "a").touch()
+        signal.raise_signal(number)
+    assert ended.value.code == 128 + number and not [*tmp_path.iterdir()]
+    assert signal.getsignal(number) == before
