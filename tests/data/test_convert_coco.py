@@ -195,7 +195,7 @@ def test_a_file_for_each_split(tmp_path: Path) -> None:
     assert Source.parse("dev=x.json") == Source(Path("dev=x.json"))
     report = coco.convert(sources, tmp_path / "out")
     assert report.frames == {"train": 3, "val": 1, "test": 0}
-    assert ids(report) == {"v0/img0", "v0/img1", "v1/img2", "v1/img3"}
+    assert ids(report) == {*(f"train/v{n // 2}/img{n}" for n in range(3)), "val/v1/img3"}
     np.testing.assert_allclose(
         index_of(report).keypoints, [[[10, 20], [15, 22], [60, 40]]] * 4, atol=1e-4
     )
@@ -390,7 +390,12 @@ def test_keypoints_of_a_category_that_names_none(tmp_path: Path, v: int) -> None
 def test_one_image_in_two_splits(tmp_path: Path) -> None:
     path = make(tmp_path, content())
     sources = [Source(path, "train"), Source(path, "val")]
-    with pytest.raises(DataError, match=r"labels.json: image 0: both label .*img0.png, and differ"):
+    with pytest.raises(DataError, match=r"json: image 0: both label .*img0.png, one for train"):
+        coco.convert(sources, tmp_path / "o")
+    given = content()
+    given["annotations"][0]["keypoints"][0] = 11.0
+    sources[1] = Source(make(tmp_path, given, "b.json"), "val")
+    with pytest.raises(DataError, match=r"image 0: both label .*img0.png, and differ; keep one"):
         coco.convert(sources, tmp_path / "o")
 
 
@@ -513,6 +518,50 @@ def test_the_folder_of_a_subset(tmp_path: Path, name: str, folder: str) -> None:
         coco.convert([Source(path, "train")], tmp_path / "c")
 
 
+def split_files(folder: Path) -> list[Source]:
+    """Two files whose images have the same names."""
+    sources = []
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        sources.append(Source(make(folder / split, content(2)), split))
+    return sources
+
+
+def test_ids_do_not_depend_on_what_is_converted_together(tmp_path: Path) -> None:
+    sources = split_files(tmp_path)
+    both = {f"{split}/v0/img{n}" for split in ("train", "val") for n in range(2)}
+    assert ids(coco.convert(sources, tmp_path / "a")) == both
+    for source in sources:
+        again = coco.convert([source], tmp_path / "a")
+        assert ids(again) == both and not any("removed" in note for note in again.notes)
+        assert any(" 0 new frames" in note for note in again.notes)
+        report = coco.convert([source], tmp_path / "b")
+    assert ids(report) == both
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_ids_without_their_split_stay(tmp_path: Path, older: bool) -> None:
+    """As an older version wrote them."""
+    sources = split_files(tmp_path)
+    out = tmp_path / "out"
+    coco.convert(sources[:1], out)
+    plain = [f"v0/img{n}" for n in range(2)]
+    stored = json.loads((out / "splits.json").read_text().replace("train/v0", "v0"))
+    if older:
+        stored |= {"files": [*stored["files"]], "sources": {}, "parts": []}
+    (out / "splits.json").write_text(json.dumps(stored))
+    assert ids(coco.convert(sources[:1], out)) == {*plain}
+    assert ids(coco.convert(sources[1:], out)) == {*plain, *(f"val/{each}" for each in plain)}
+
+
+def test_divided_files_have_no_split_in_their_ids(tmp_path: Path) -> None:
+    """A video's frames in both would otherwise count as two videos."""
+    path = make(tmp_path, content())
+    sources = [Source(path, "train"), Source(path, "val")]
+    report = coco.convert(sources, tmp_path / "out", split_by="video")
+    assert ids(report) == {"v0/img0", "v0/img1", "v1/img2", "v1/img3"}
+
+
 def test_a_second_source_keeps_the_records_of_the_first(tmp_path: Path) -> None:
     """One of each image, whatever is converted again, and `splits.json` says so."""
     sources = []
@@ -561,6 +610,9 @@ def test_frames_that_a_source_has_no_more_go_and_are_named(tmp_path: Path) -> No
     assert ids(report) == {"v0/img0", "v0/img1", "v1/img2"}
     gone = "removed: 1 records of frames that ../labels.json does not label any more"
     assert gone in report.notes
+    (tmp_path / "v0" / "img1.png").unlink()
+    report = coco.convert([Source(path)], tmp_path / "out", skip_missing=True)
+    assert f"{gone}, or whose images are missing" in report.notes
 
 
 def test_records_that_no_conversion_wrote_stay(tmp_path: Path) -> None:

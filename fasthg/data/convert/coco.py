@@ -14,7 +14,8 @@ first (`train2017` of `person_keypoints_train2017.json`), then that of its split
 folder itself and `images`, which may be divided the same way. There, as many trailing components
 of the name are used as exist. Two different files of one name, in a subset's folder and outside of
 them, are an error. The image's id is `file_name` less its suffix and a first folder named
-`images` or `*_images`; of an absolute one, the last folder and the name.
+`images` or `*_images`; of an absolute one, the last folder and the name. Before the ids of a file
+that is said to be a split (train=FILE) is the split's name: `train/000001`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from fasthg.data.convert.images import (
 )
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
-from fasthg.data.convert.splits import SPLITS
+from fasthg.data.convert.splits import SPLITS, load_splits
 from fasthg.data.convert.text import read_text
 from fasthg.errors import ConfigError, DataError
 
@@ -153,7 +154,9 @@ def convert(
         raise missing_images(missing, total, images or sources[0].path, "--images")
     skipped["frames without an image"] = len(missing)
     report.skipped.update(skipped)
-    kept = keep_labelled(_told_apart(frames), report)
+    divided = options.get("split_by") is not None
+    frames = _told_apart(frames, sources, names, Path(out), divided=divided)
+    kept = keep_labelled(frames, report)
     unboxed = sum(int(np.isnan(given_boxes(frame)[:, 0]).sum()) for frame in kept)
     if unboxed:
         report.notes.append(f"{unboxed} animals have no usable bbox: boxes around their parts")
@@ -165,15 +168,39 @@ def convert(
     return write_splits(kept, Path(out), report, sources=names, **options)
 
 
-def _told_apart(frames: Sequence[Labelled]) -> list[Labelled]:
-    """Images of one name in the folders of several files: their splits' names go before all ids."""
+def _told_apart(
+    frames: Sequence[Labelled],
+    sources: Sequence[Source],
+    names: Sequence[str],
+    out: Path,
+    *,
+    divided: bool,
+) -> list[Labelled]:
+    """The frames, with the name of the split before the ids of a source that is said to be one.
+
+    So the ids do not depend on what is converted together. They stay without the split where
+    records of the source in `out` are without it, and where several sources are `divided` anew,
+    unless images of one name meet there. names: of the sources, as in `splits.json`.
+    """
+    before = load_splits(out)
     files: dict[str, PurePath] = {}
-    if all(files.setdefault(frame.image_id, frame.image) == frame.image for frame in frames):
-        return list(frames)
-    return [
-        replace(frame, image_id=f"{frame.split}/{frame.image_id}") if frame.split else frame
-        for frame in frames
-    ]
+    clash = not all(files.setdefault(f.image_id, f.image) == f.image for f in frames)
+    told = []
+    for index, (source, name) in enumerate(zip(sources, names, strict=True)):
+        own = [frame for frame in frames if frame.source == index]
+        if source.split is None:
+            told += own
+            continue
+        start = f"{source.split}/"
+        there = before.sources.get(name) if before else None
+        if before and not before.sources:  # of a version that did not note the sources
+            there = [f.image_id for f in own if f.image_id in before.frames]
+        starts = all(each.startswith(start) for each in there) if there else clash or not divided
+        for frame in own:
+            if starts and not frame.image_id.startswith(start):
+                frame = replace(frame, image_id=start + frame.image_id)
+            told.append(frame)
+    return told
 
 
 def _read(

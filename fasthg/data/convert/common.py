@@ -200,7 +200,10 @@ def write_splits(
         if load_splits(out) != before:
             raise DataError(f"{out}: another conversion wrote there meanwhile; convert again")
     report.files += [out / name for name in files]
-    report.notes += _gone(former, {} if before is None else before.sources, ordered, sources)
+    why = "does not label any more"
+    if report.skipped.get("frames without an image"):
+        why += ", or whose images are missing"
+    report.notes += _gone(former, {} if before is None else before.sources, ordered, sources, why)
     splits.files = {name: [frame.image_id for frame in part] for name, part in files.items()}
     splits.sources = {}
     for frame in ordered:
@@ -236,9 +239,12 @@ def _told_once(frames: Sequence[Labelled], report: Report, *, given: bool) -> li
     for frame in frames:
         same = by_image.setdefault(frame.image, frame)
         if same is not frame:
-            if not _alike(same, frame) or (given and same.split != frame.split):
+            differ = "and differ" if not _alike(same, frame) else ""
+            if not differ and given and same.split != frame.split:
+                differ = f"one for {same.split}, one for {frame.split}"
+            if differ:
                 raise DataError(
-                    f"{same.where} and {frame.where}: both label {frame.image}, and differ; "
+                    f"{same.where} and {frame.where}: both label {frame.image}, {differ}; "
                     f"keep one of them"
                 )
             report.skip("frames labelled twice, the same way")
@@ -283,15 +289,16 @@ def _gone(
     before: Mapping[str, list[str]],
     now: Sequence[Kept | Labelled],
     sources: Sequence[str],
+    why: str,
 ) -> list[str]:
-    """Notes on records of `files` that are not written any more."""
+    """Notes on records of `files` that are not written any more. why: what `sources` did."""
     there = {each for ids in files.values() for each in ids}
     there -= {frame.image_id for frame in now}
     notes = []
     for name, ids in before.items():
         count = len(there.intersection(ids))
         if count and name in sources:
-            notes.append(f"removed: {count} records of frames that {name} does not label any more")
+            notes.append(f"removed: {count} records of frames that {name} {why}")
         elif count:
             notes.append(f"removed: {count} records of {name}")
     return notes
