@@ -67,6 +67,7 @@ def write_record(
 
 def is_overlay(path: Path, suffixes: Sequence[str]) -> bool:
     """Whether a record beside `path` names it as a drawing, by its name and one of `suffixes`."""
+    path = Path(os.path.abspath(path))  # "." has no name
     for suffix in suffixes:
         if not path.name.endswith(suffix):
             continue

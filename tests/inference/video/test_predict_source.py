@@ -359,6 +359,18 @@ def test_drawings_are_no_input(tmp_path: Path, predict: Predict) -> None:
     assert not is_overlay(tmp_path / "other.overlay.mp4", suffixes)
 
 
+def test_a_folder_of_drawings_is_no_input_from_within(
+    tmp_path: Path, predict: Predict, monkeypatch
+) -> None:
+    (tmp_path / "frames").mkdir()
+    cv2.imwrite(str(tmp_path / "frames" / "0.png"), dots((100, 90)))
+    predict(find_sources([tmp_path / "frames"])[0], boxes=WHOLE, overlay=True)
+    monkeypatch.chdir(tmp_path / "frames.overlay")
+    assert is_overlay(Path("."), (".overlay.mp4", ".overlay"))
+    monkeypatch.chdir(tmp_path / "frames")
+    assert not is_overlay(Path("."), (".overlay.mp4", ".overlay"))
+
+
 def test_inputs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("")
