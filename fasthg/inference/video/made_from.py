@@ -42,9 +42,17 @@ class Record:
 def read_record(path: Path) -> Record | None:
     """The record in a file; None where there is none that can be used."""
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    sound = (
+        isinstance(record.source, str)
+        and isinstance(record.made_from, dict)
+        and isinstance(record.rows, int)
+        and isinstance(record.finished, bool)
+        and _states(record.files, [str, int, int])
+    )
+    return record if sound else None
 
 
 def write_record(
@@ -75,6 +83,14 @@ def is_overlay(path: Path, suffixes: Sequence[str]) -> bool:
         if record is not None:
             return record.files.get("overlay", [""])[0] == path.name
     return False
+
+
+def _states(files: Any, types: Sequence[type]) -> bool:
+    """Whether `files` is a mapping whose values are lists of these types."""
+    return isinstance(files, dict) and all(
+        isinstance(state, list) and [type(value) for value in state] == types
+        for state in files.values()
+    )
 
 
 def _state(path: Path) -> list[int | str]:

@@ -107,10 +107,8 @@ class RowStore:
     def _kept(self, made: Mapping[str, Any]) -> int:
         """How many rows of the file can be kept: those before the first that is not whole."""
         self._file.seek(0)
-        line = self._file.readline()
-        try:
-            found = json.loads(line)
-        except ValueError:
+        found = _head(self._file.readline())
+        if found is None:
             return 0
         other = [key for key in made if found.get(key) != made[key]]
         if other:
@@ -204,6 +202,15 @@ class RowStore:
         # What a full disk did not take is written once more by close; the error is told already.
         with contextlib.suppress(*(() if error is None else (OSError,))):
             self._file.close()
+
+
+def _head(line: bytes) -> dict[str, Any] | None:
+    """What a file's first line says of its rows; None where it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _locked(path: Path) -> BinaryIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from moving_dots import OFFSETS, PARTS, SIZE, Dots, DotsLocator, dots, write_vid
 
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference.video.frame import Frame
-from fasthg.inference.video.made_from import is_overlay
+from fasthg.inference.video.made_from import is_overlay, read_record
 from fasthg.inference.video.predict_source import WHOLE, Options, SourceResult, check_targets
 from fasthg.inference.video.sources import find_sources
 
@@ -357,6 +358,30 @@ def test_drawings_are_no_input(tmp_path: Path, predict: Predict) -> None:
     assert is_overlay(tmp_path / "walk.overlay.mp4", suffixes)
     assert not is_overlay(path, suffixes)
     assert not is_overlay(tmp_path / "other.overlay.mp4", suffixes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("files", None),
+        ("files", {"csv": 3}),
+        ("files", {"overlay": []}),
+        ("source", 3),
+        ("made_from", None),
+        ("rows", "4"),
+        ("finished", 1),
+        pytest.param("", "[" * 100_000, id="deep"),
+    ],
+)
+def test_a_damaged_record_is_none(tmp_path: Path, key: str, value: object) -> None:
+    made = tmp_path / ".made.made.json"
+    whole = {"source": "/a", "made_from": {}, "rows": 4, "finished": True, "files": {}}
+    made.write_text(json.dumps(whole))
+    assert read_record(made) is not None
+    made.write_text(json.dumps({**whole, key: value}) if key else str(value))
+    assert read_record(made) is None
+    check_targets([Made(tmp_path, [])], Options())
+    assert not is_overlay(tmp_path / "made.overlay", (".overlay",))
 
 
 def test_a_folder_of_drawings_is_no_input_from_within(

@@ -85,3 +85,13 @@ def test_what_was_not_written_is_never_read_as_numbers(tmp_path: Path) -> None:
         store.append(poses(8, 1))
         with pytest.raises(FasthgError, match="row 0 is not what was written"):
             read(store)
+
+
+@pytest.mark.parametrize("head", ["3", "[]", "null", '["format"]', "[" * 100_000, "\x00", ""])
+def test_rows_after_a_damaged_head_are_not_kept(tmp_path: Path, head: str) -> None:
+    path = tmp_path / ".film.rows"
+    path.write_text(head + "\nrows")
+    with opened(path, resume=True) as store:
+        assert store.done == 0
+        store.append(poses(0, 2))
+        assert len(read(store)) == 2
