@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,30 @@ class Record:
     finished: bool
     files: dict[str, list[int | str]]
     """Format or "overlay" -> name, size (bytes) and time of change (ns) of its file."""
+    earlier: dict[str, list[int | str]] = field(default_factory=dict)
+    """Name -> source, its identity, size and time of files that predictions before this one wrote
+    and that are unchanged since. They are told apart from `files`: other weights may have made
+    them."""
 
     def unchanged(self, kind: str, path: Path) -> bool:
         """Whether `path` is the file of that kind that was written then."""
         return path.exists() and self.files.get(kind) == _state(path)
+
+    def known(self) -> dict[str, list[int | str]]:
+        """All files, as `earlier`."""
+        origin = [self.source, str(self.made_from.get("source"))]
+        now = {str(name): [*origin, *state] for name, *state in self.files.values()}
+        return {**self.earlier, **now}
+
+    def of_another(self, path: Path, source: Path, identity: str) -> str | None:
+        """The source of `path`, where that is unchanged and of another source than this one."""
+        entry = self.known().get(path.name)
+        if entry is None or not _same(path, entry):
+            return None
+        # A source of the same identity was moved.
+        return (
+            None if os.path.abspath(source) == entry[0] or identity == entry[1] else str(entry[0])
+        )
 
     def differs(self, made_from: Mapping[str, Any]) -> str | None:
         """The first thing that is another now, or None."""
@@ -51,6 +71,7 @@ def read_record(path: Path) -> Record | None:
         and isinstance(record.rows, int)
         and isinstance(record.finished, bool)
         and _states(record.files, [str, int, int])
+        and _states(record.earlier, [str, str, int, int])
     )
     return record if sound else None
 
@@ -63,13 +84,20 @@ def write_record(
     finished: bool,
     files: Mapping[str, Path],
 ) -> None:
-    """Write the record of files that have just been written.
+    """Write the record of files that have just been written; those of the record before that are
+    unchanged stay known.
 
     Raises:
         FasthgError: it cannot be written.
     """
     states = {kind: _state(file) for kind, file in files.items()}
-    record = Record(os.path.abspath(source), dict(made_from), rows, finished, states)
+    before, names = read_record(path), {file.name for file in files.values()}
+    earlier = {
+        name: entry
+        for name, entry in ({} if before is None else before.known()).items()
+        if name not in names and _same(path.with_name(name), entry)
+    }
+    record = Record(os.path.abspath(source), dict(made_from), rows, finished, states, earlier)
     write_text(path, json.dumps(asdict(record)) + "\n")
 
 
@@ -81,7 +109,7 @@ def is_overlay(path: Path, suffixes: Sequence[str]) -> bool:
             continue
         record = read_record(path.with_name(f".{path.name.removesuffix(suffix)}.made.json"))
         if record is not None:
-            return record.files.get("overlay", [""])[0] == path.name
+            return path.name in record.known()
     return False
 
 
@@ -91,6 +119,11 @@ def _states(files: Any, types: Sequence[type]) -> bool:
         isinstance(state, list) and [type(value) for value in state] == types
         for state in files.values()
     )
+
+
+def _same(path: Path, entry: Sequence[int | str]) -> bool:
+    """Whether `path` is the file of an entry of `Record.known`."""
+    return path.exists() and _state(path) == [path.name, *entry[2:]]
 
 
 def _state(path: Path) -> list[int | str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -119,15 +118,13 @@ def check_targets(sources: Sequence[Source], options: Options) -> None:
             taken[path] = source
         paths = targets(source, options)
         record = read_record(paths["made"])
-        if record is None or record.source == os.path.abspath(source.path):
+        if record is None:
             continue
-        if record.made_from.get("source") == source.identity():
-            continue  # moved
-        for kind, path in paths.items():
-            if record.unchanged(kind, path):
+        for path in paths.values():
+            other = record.of_another(path, source.path, source.identity())
+            if other is not None:
                 raise ConfigError(
-                    f"{source.path}: {path} exists and is of {record.source}; give another folder "
-                    "with -o"
+                    f"{source.path}: {path} exists and is of {other}; give another folder with -o"
                 )
 
 

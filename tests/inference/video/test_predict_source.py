@@ -360,12 +360,42 @@ def test_drawings_are_no_input(tmp_path: Path, predict: Predict) -> None:
     assert not is_overlay(tmp_path / "other.overlay.mp4", suffixes)
 
 
+def test_what_an_earlier_prediction_wrote_stays_known(tmp_path: Path, predict: Predict) -> None:
+    images = [dots((100, 90))] * 4
+    film, other = Made(tmp_path, images), Made(tmp_path, images[:3])
+    other.path = tmp_path / "made.avi"
+    predict(film, boxes=WHOLE, formats=("csv",))
+    predict(film, boxes=WHOLE, formats=("mars",))
+    with pytest.raises(ConfigError, match=r"made\.pose\.csv exists and is of .*made\.mp4; give"):
+        check_targets([other], Options())
+    # Nor does a prediction of another film beside it forget whose it is.
+    predict(other, boxes=WHOLE, formats=("coco",))
+    with pytest.raises(ConfigError, match=r"made\.pose\.csv exists and is of .*made\.mp4; give"):
+        check_targets([other], Options())
+    check_targets([film], Options())
+    # Other weights may have made it, so that it isn't finished.
+    assert not predict(film, boxes=WHOLE, resume=True).finished
+    (tmp_path / "made.pose.csv").write_text("edited")
+    predict(film, boxes=WHOLE, formats=("mars",))
+    check_targets([other], Options())
+
+
+def test_a_drawing_stays_known_after_a_prediction_without_one(
+    tmp_path: Path, predict: Predict
+) -> None:
+    path = write_video(tmp_path / "walk.mp4", [dots((100, 90))] * 3)
+    for overlay in (True, False):
+        predict(find_sources([path])[0], boxes=WHOLE, overlay=overlay)
+    assert is_overlay(tmp_path / "walk.overlay.mp4", (".overlay.mp4", ".overlay"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("files", None),
         ("files", {"csv": 3}),
         ("files", {"overlay": []}),
+        ("earlier", {"made.overlay": ["/a"]}),
         ("source", 3),
         ("made_from", None),
         ("rows", "4"),

@@ -87,7 +87,9 @@ def test_what_was_not_written_is_never_read_as_numbers(tmp_path: Path) -> None:
             read(store)
 
 
-@pytest.mark.parametrize("head", ["3", "[]", "null", '["format"]', "[" * 100_000, "\x00", ""])
+@pytest.mark.parametrize(
+    "head", ["3", "[]", "null", '["format"]', pytest.param("[" * 100_000, id="deep"), ""]
+)
 def test_rows_after_a_damaged_head_are_not_kept(tmp_path: Path, head: str) -> None:
     path = tmp_path / ".film.rows"
     path.write_text(head + "\nrows")
