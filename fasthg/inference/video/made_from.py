@@ -23,7 +23,7 @@ class Record:
     source: str
     """Its absolute path."""
     made_from: dict[str, Any]
-    """As in the rows file."""
+    """As in the rows file; with an overlay its confidence too."""
     rows: int
     finished: bool
     files: dict[str, list[int | str]]

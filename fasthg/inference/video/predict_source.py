@@ -183,11 +183,13 @@ def predict_source(
             config.CROP_BORDER,
         ),
     }
+    # Rows are the same whatever is drawn of them, so this is of the record alone.
+    drawn_from = {**made_from, "confidence": options.confidence} if options.overlay else made_from
     asked = {kind: path for kind, path in paths.items() if kind not in ("rows", "made")}
     if options.resume and not paths["rows"].exists():
         record = read_record(paths["made"])
         if record and record.finished and all(record.unchanged(*item) for item in asked.items()):
-            other = record.differs(made_from)
+            other = record.differs(drawn_from)
             if other is not None:
                 raise DataError(
                     f"{paths['made']}: these results were made with another {other}; "
@@ -240,7 +242,7 @@ def predict_source(
                 overlay(source, found, paths["overlay"], colors, options.confidence)
             result.files.append(paths["overlay"])
         written = {kind: path for kind, path in asked.items() if path in result.files}
-        write_record(paths["made"], source.path, made_from, done, not stopped, written)
+        write_record(paths["made"], source.path, drawn_from, done, not stopped, written)
         if not stopped:
             store.remove()
     result.notes += _notes(source, boxes, found, stopped, options, locator is not None)

@@ -380,6 +380,19 @@ def test_what_an_earlier_prediction_wrote_stays_known(tmp_path: Path, predict: P
     check_targets([other], Options())
 
 
+def test_a_drawing_of_another_confidence_is_not_finished(tmp_path: Path, predict: Predict) -> None:
+    path = write_video(tmp_path / "walk.mp4", [dots((100, 90))] * 3)
+    (source,), given = find_sources([path]), {"boxes": WHOLE, "resume": True}
+    predict(source, **given, overlay=True)
+    assert predict(source, **given, overlay=True).finished
+    with pytest.raises(DataError, match=r"made with another confidence; leave out --resume"):
+        predict(source, **given, overlay=True, confidence=0.9)
+    # Without a drawing nothing depends on it, and rows are gone on with.
+    assert predict(source, **given, confidence=0.9).finished
+    predict(source, boxes=WHOLE, overlay=True, stop_at=1)
+    assert not predict(source, **given, overlay=True, confidence=0.9).finished
+
+
 def test_a_drawing_stays_known_after_a_prediction_without_one(
     tmp_path: Path, predict: Predict
 ) -> None:
