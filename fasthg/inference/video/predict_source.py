@@ -25,7 +25,7 @@ from fasthg.inference.video.keypoints import Network, Predictor
 from fasthg.inference.video.made_from import read_record, write_record
 from fasthg.inference.video.overlay import overlay
 from fasthg.inference.video.pipeline import Clock, ahead
-from fasthg.inference.video.row_store import Rows, RowStore
+from fasthg.inference.video.row_store import Rows, RowStore, rows_of_another
 from fasthg.inference.video.sources import RecordSource
 from fasthg.inference.video.tracking import Animals, Tracker
 from fasthg.inference.video.video_file import VideoSource
@@ -117,6 +117,12 @@ def check_targets(sources: Sequence[Source], options: Options) -> None:
                 )
             taken[path] = source
         paths = targets(source, options)
+        other = rows_of_another(paths["rows"], source.path, source.identity())
+        if other is not None:
+            raise ConfigError(
+                f"{source.path}: {paths['rows']} holds the unfinished rows of {other}; give "
+                "another folder with -o"
+            )
         record = read_record(paths["made"])
         if record is None:
             continue
@@ -200,7 +206,9 @@ def predict_source(
             return SourceResult(record.rows, 0, False, finished=True, notes=[note])
     predictor = Predictor(network, config, clock)
     stopped = False
-    with RowStore(paths["rows"], len(animals), len(parts), made_from, options.resume) as store:
+    with RowStore(
+        *(paths["rows"], source.path, len(animals), len(parts), made_from, options.resume)
+    ) as store:
 
         def rows() -> Rows:
             return store.rows(source.path, source.names, animals, parts, boxes.image_ids)

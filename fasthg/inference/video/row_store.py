@@ -1,8 +1,9 @@
 """Rows of a source as they are finished, in a file of their own next to the results.
 
-`.<name>.rows`: a line of JSON that says what the rows were made from, then one record of fixed
-length a frame. It is written through after every batch, so that whatever ends a prediction leaves
-the finished rows; `resume` goes on after them. It is removed when all results are written.
+`.<name>.rows`: a line of JSON that says what the rows were made from and of which file, then one
+record of fixed length a frame. It is written through after every batch, so that whatever ends a
+prediction leaves the finished rows; `resume` goes on after them. It is removed when all results are
+written.
 
 The file is locked while it is open. Every record carries a checksum of its number and content: what
 a crash or another process left between the records is never read as a pose.
@@ -32,6 +33,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FORMAT = 2
+_PATH = "path"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,16 @@ class RowStore:
     """The rows file of one source, open for appending by one process at a time."""
 
     def __init__(
-        self, path: Path, animals: int, parts: int, made_from: Mapping[str, Any], resume: bool
+        self,
+        path: Path,
+        source: Path,
+        animals: int,
+        parts: int,
+        made_from: Mapping[str, Any],
+        resume: bool,
     ) -> None:
-        """made_from: what must be the same for rows to be kept. resume: keep them.
+        """source: its path is told of in the file; it may have moved since. made_from: what must be
+        the same for rows to be kept. resume: keep them.
 
         Raises:
             DataError: the rows there were made from something else.
@@ -84,7 +93,7 @@ class RowStore:
             ]
         )
         made = json.loads(json.dumps({"format": _FORMAT, **made_from}))
-        self._head = (json.dumps(made) + "\n").encode()
+        self._head = (json.dumps({**made, _PATH: os.path.abspath(source)}) + "\n").encode()
         with contextlib.ExitStack() as stack:
             try:
                 self._file = stack.enter_context(_locked(path))
@@ -107,7 +116,8 @@ class RowStore:
     def _kept(self, made: Mapping[str, Any]) -> int:
         """How many rows of the file can be kept: those before the first that is not whole."""
         self._file.seek(0)
-        found = _head(self._file.readline())
+        line = self._file.readline()
+        found = _head(line)
         if found is None:
             return 0
         other = [key for key in made if found.get(key) != made[key]]
@@ -116,6 +126,7 @@ class RowStore:
                 f"{self.path}: these rows were made with another {other[0]}; "
                 "leave out --resume to start anew"
             )
+        self._head = line  # it names another path, of another length, where the source was moved
         return self._whole(np.frombuffer(self._content(), self._record))
 
     def _content(self) -> bytes:
@@ -202,6 +213,21 @@ class RowStore:
         # What a full disk did not take is written once more by close; the error is told already.
         with contextlib.suppress(*(() if error is None else (OSError,))):
             self._file.close()
+
+
+def rows_of_another(path: Path, source: Path, identity: str) -> str | None:
+    """The source of the rows in a file, where there are some and they are of another source."""
+    try:
+        with path.open("rb") as file:
+            head, rows = _head(file.readline()), file.read(1)
+    except OSError:
+        return None
+    if head is None or not rows:
+        return None
+    # A source of the same identity was moved.
+    if head.get(_PATH) == os.path.abspath(source) or head.get("source") == identity:
+        return None
+    return str(head.get(_PATH, "another source"))
 
 
 def _head(line: bytes) -> dict[str, Any] | None:

@@ -334,6 +334,33 @@ def test_results_of_one_film_are_kept_from_another_of_its_name(
     check_targets([other], Options())
 
 
+def test_unfinished_rows_of_one_film_are_kept_from_another_of_its_name(
+    tmp_path: Path, predict: Predict
+) -> None:
+    class Killed(Dots):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            if len(self.batches) == 1:
+                raise RuntimeError("killed")
+            return super().__call__(images)
+
+    images = [dots((100, 90))] * 8
+    film, other = Made(tmp_path, images), Made(tmp_path, images[:3])
+    film.path, other.path = tmp_path / "made.mp4", tmp_path / "made.avi"
+    with pytest.raises(RuntimeError):
+        predict(film, boxes=WHOLE, using=Killed())
+    assert [path.name for path in tmp_path.iterdir()] == [".made.rows"]
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"\.made\.rows holds .* of .*made\.mp4; give"):
+            check_targets([other], Options(resume=resume))
+    # Edited, or moved, it is the same film.
+    film.images = images[:5]
+    check_targets([film], Options())
+    film.images, film.path = images, tmp_path / "moved" / "made.mp4"
+    check_targets([film], Options())
+    assert predict(film, boxes=WHOLE, resume=True).new == 4
+    check_targets([other], Options(formats=("mars",)))
+
+
 def test_what_is_finished_is_not_predicted_again(
     tmp_path: Path, predict: Predict, network: Dots
 ) -> None:

@@ -13,8 +13,8 @@ from fasthg.inference.video.keypoints import Poses
 from fasthg.inference.video.row_store import Rows, RowStore
 
 
-def opened(path: Path, *, resume: bool = False) -> RowStore:
-    return RowStore(path, 1, 2, {"source": "s"}, resume)
+def opened(path: Path, *, resume: bool = False, source: str = "film.mp4") -> RowStore:
+    return RowStore(path, Path(source), 1, 2, {"source": "s"}, resume)
 
 
 def poses(first: int, count: int) -> Poses:
@@ -97,3 +97,13 @@ def test_rows_after_a_damaged_head_are_not_kept(tmp_path: Path, head: str) -> No
         assert store.done == 0
         store.append(poses(0, 2))
         assert len(read(store)) == 2
+
+
+def test_rows_of_a_source_that_was_moved_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / ".film.rows"
+    with opened(path) as store:
+        store.append(poses(0, 3))
+    with opened(path, resume=True, source="a/longer/path/of/film.mp4") as store:
+        assert store.done == 3
+        store.append(poses(3, 2))
+        np.testing.assert_array_equal(read(store).keypoints[:, 0, 0, 0], np.arange(5))
