@@ -113,13 +113,15 @@ class VideoSource:
             ) from None
 
     def _orientation(self, container: Any, stream: Any) -> _Axes:
-        """How the first picture is to be shown; upright where it cannot be decoded."""
-        try:
-            for frame in container.decode(stream):
+        """How the first picture that can be decoded is to be shown; upright where none can."""
+        for packet in self._packets(container, stream):
+            try:
+                frames = stream.decode(packet)
+            except self.av.error.FFmpegError:
+                continue
+            for frame in frames:
                 found = frame.side_data.get(self.av.sidedata.sidedata.Type.DISPLAYMATRIX)
                 return _UPRIGHT if found is None else _axes(bytes(found))
-        except self.av.error.FFmpegError:
-            pass
         return _UPRIGHT
 
     @property

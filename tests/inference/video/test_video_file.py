@@ -142,6 +142,17 @@ def test_a_damaged_frame_among_reordered_ones_keeps_the_count(tmp_path: Path) ->
         np.testing.assert_allclose(found[0], 0, atol=0.45)
 
 
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The same film with a display matrix."""
+    (a, b, c, d), content = matrix, bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    tag = np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], ">i4")
+    content[place : place + 36] = tag.tobytes()
+    target = path.with_stem("turned")
+    target.write_bytes(content)
+    return target
+
+
 @pytest.mark.parametrize(
     ("matrix", "expected"),
     [
@@ -156,12 +167,8 @@ def test_a_damaged_frame_among_reordered_ones_keeps_the_count(tmp_path: Path) ->
 def test_a_rotation_tag_turns_the_pictures(tmp_path: Path, matrix, expected) -> None:
     image = np.zeros((64, 96, 3), np.uint8)
     image[:32, :48], image[:32, 48:], image[32:, :48] = 200, 130, 60
-    content = bytearray(write_video(tmp_path / "a.mp4", [image] * 2).read_bytes())
-    (a, b, c, d), place = matrix, content.index(b"tkhd") + 44
-    tag = np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], ">i4")
-    content[place : place + 36] = tag.tobytes()
-    path = tmp_path / "turned.mp4"
-    path.write_bytes(content)
+    a, b, c, d = matrix
+    path = turned(write_video(tmp_path / "a.mp4", [image] * 2), matrix)
     source = VideoSource(path)
     shown = expected(image)
     assert source.size == shown.shape[1::-1]
@@ -171,6 +178,20 @@ def test_a_rotation_tag_turns_the_pictures(tmp_path: Path, matrix, expected) -> 
         np.testing.assert_allclose(frame.image.astype(int), shown, atol=40)
     if a * d - b * c == 1:  # OpenCV turns, but does not mirror
         np.testing.assert_allclose(cv2.VideoCapture(str(path)).read()[1], shown, atol=40)
+
+
+def test_a_film_whose_first_frame_is_damaged_is_turned(tmp_path: Path) -> None:
+    path = turned(write_video(tmp_path / "a.mp4", grey(8), options={"g": "4"}), (0, 1, -1, 0))
+    with av.open(str(path)) as container:
+        first = next(container.demux(container.streams.video[0]))
+    content = bytearray(path.read_bytes())
+    content[first.pos : first.pos + first.size] = bytes(first.size)
+    path.write_bytes(content)
+    source = VideoSource(path)
+    images = [frame.image for frame in source.frames()]
+    assert images[0] is None
+    assert source.turned
+    assert {image.shape for image in images if image is not None} == {(96, 64, 3)}
 
 
 def test_a_cut_off_file(tmp_path: Path) -> None:
