@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, cast
 
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO)
@@ -28,12 +28,13 @@ def spell_out() -> None:
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    text = error.object[error.start : error.end]
-    if any("\udc80" <= letter <= "\udcff" for letter in text):
-        # Bytes of a file name that are no text: printed as they are, as `ls` does.
-        return text.encode("ascii", "surrogateescape"), error.end
-    known = "".join(_ASCII.get(letter, letter) for letter in text)
-    return known.encode("ascii", "backslashreplace").decode("ascii"), error.end
+    # Python hands over a whole run; each letter is dealt with by itself, as it may hold both kinds.
+    letter, end = error.object[error.start], error.start + 1
+    if "\udc80" <= letter <= "\udcff":
+        # A byte of a file name that is no text: printed as it is, as `ls` does.
+        return letter.encode("ascii", "surrogateescape"), end
+    known = _ASCII.get(letter, letter)
+    return known.encode("ascii", "backslashreplace").decode("ascii"), end
 
 
 @contextlib.contextmanager
@@ -62,6 +63,11 @@ class _Lasting:
         with self._or_nowhere():
             self._stream.write(text)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As of the stream."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """As of the stream."""

@@ -20,7 +20,14 @@ def script(code: str) -> list[str]:
     return [sys.executable, "-c", WORK.format(path=sys.path[0]) + code]
 
 
-@pytest.mark.parametrize("line", ["print('line', flush=True)", "Console().print('line')"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print('line', flush=True)",
+        "Console().print('line')",
+        "sys.stdout.writelines(['line\\n']); sys.stdout.flush()",
+    ],
+)
 def test_work_goes_on_when_the_reader_has_gone(tmp_path, line: str) -> None:
     done = tmp_path / "done"
     code = f"""
@@ -47,10 +54,13 @@ with lasting_output():
 
 @pytest.mark.parametrize(
     ("encoding", "expected"),
-    [("latin-1", b"<=5 \xe9 \\u03b1 \xff"), ("ascii", b"<=5 \\xe9 \\u03b1 \xff")],
+    [
+        ("latin-1", b"<=5 \xe9 \\u03b1 \xff \xe9\xff\\u03b1<=\\ud800"),
+        ("ascii", b"<=5 \\xe9 \\u03b1 \xff \\xe9\xff\\u03b1<=\\ud800"),
+    ],
 )
 def test_what_an_encoding_lacks_is_spelt_out(encoding: str, expected: bytes) -> None:
-    code = "print('\\u22645 \\xe9 \\u03b1 \\udcff')"
+    code = "print('\\u22645 \\xe9 \\u03b1 \\udcff \\xe9\\udcff\\u03b1\\u2264\\ud800')"
     result = subprocess.run(
         script(code), env={"PYTHONIOENCODING": encoding}, capture_output=True, check=True
     )
