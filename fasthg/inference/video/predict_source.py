@@ -358,6 +358,11 @@ def _notes(
     declared = source.declared if isinstance(source, VideoSource) else None
     if declared is not None and declared > len(rows):
         notes.append(f"the header tells of {declared} frames, {len(rows)} are there: cut off?")
+    if isinstance(source, VideoSource) and source.broken:
+        notes.append(
+            f"the file breaks off after {len(rows)} frames ({source.broken}); repair or copy it "
+            "again"
+        )
     beyond = sum(frame >= len(rows) for frame in boxes.where or {})
     if beyond:
         notes.append(f"{beyond} frames of {boxes.path} are beyond the last one")

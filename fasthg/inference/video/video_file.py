@@ -8,6 +8,7 @@ are lost, where the decoder met damage; they come as frames without image. See `
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from fasthg.inference.video.frame_times import FrameTimes
 
 # Their packets may hold frames that are never shown.
 _HIDES_FRAMES = ("vp8",)
+_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d*)?)")
 # AV_DISPOSITION_ATTACHED_PIC
 _COVER = 0x400
 
@@ -97,6 +99,9 @@ class VideoSource:
             """Frames a second, a Fraction; None where the file does not say."""
             self.declared: int | None = stream.frames or None
             """Frames by the header."""
+            self._length = _length(container, stream)
+            self.broken: str | None = None
+            """Why the file ended before its end, where the last reading met that."""
             self._count = self.declared
             length = container.duration / self.av.time_base if container.duration else None
             if self._count is None and length and self.rate:
@@ -142,6 +147,7 @@ class VideoSource:
     def frames(self, start: int = 0) -> Iterator[Frame]:
         """Frames from `start` on; those before are decoded, since seeking is not exact, and not
         converted."""
+        self.broken = None
         with self._open() as container:
             stream = _pictures(container, self.path)
             stream.thread_type = "AUTO"
@@ -165,7 +171,10 @@ class VideoSource:
         codec.copy_opaque = True
         step = round(1 / (self.rate * stream.time_base)) if self.rate and stream.time_base else 1
         times = FrameTimes(step, codec.name in _HIDES_FRAMES)
+        end = 0
         for packet in self._packets(container, stream):
+            if packet.pts is not None:
+                end = max(end, packet.pts + (packet.duration or step))
             if packet.size and not packet.is_discard:
                 packet.opaque = times.sent(packet)
             try:
@@ -179,6 +188,10 @@ class VideoSource:
                     yield stamp, None if lost or frame.is_corrupt else frame
         for stamp in times.left():
             yield stamp, None
+        # FFmpeg takes damage for the end where it finds no later place to read on.
+        base = float(stream.time_base or 0)
+        if self._length and not self.broken and self._length > (end + 1.5 * step) * base:
+            self.broken = f"at {end * base:.1f} s of {self._length:.1f} s"
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         """The packets, then the empty one that drains the decoder, where reading fails as well."""
@@ -188,10 +201,25 @@ class VideoSource:
                 packet = next(packets)
             except StopIteration:
                 return
-            except self.av.error.FFmpegError:
+            except self.av.error.FFmpegError as error:
+                self.broken = error.strerror
                 yield self.av.Packet()
                 return
             yield packet
+
+
+def _length(container: Any, stream: Any) -> float | None:
+    """End of the stream by a Matroska file's header, s. None where it does not say, and for other
+    formats, whose headers count frames or whose lengths are estimates."""
+    if "matroska" not in container.format.name:
+        return None
+    tag = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = tag.groups()
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    # Sound may last longer than the pictures.
+    alone = container.duration and len(container.streams) == 1
+    return container.duration / 1e6 if alone else None
 
 
 def _pictures(container: Any, path: Path) -> Any:

@@ -361,6 +361,23 @@ def test_unfinished_rows_of_one_film_are_kept_from_another_of_its_name(
     check_targets([other], Options(formats=("mars",)))
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx")])
+def test_a_file_that_is_broken_in_the_middle_is_noted(
+    tmp_path: Path, predict: Predict, name: str, codec: str
+) -> None:
+    path = write_video(tmp_path / name, [dots((100, 90))] * 12, codec=codec)
+    assert predict(find_sources([path])[0], boxes=WHOLE).notes == []
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        bad = [packet.pos for packet in container.demux(container.streams.video[0])][5]
+    content = path.read_bytes()
+    path.write_bytes(content[:bad] + bytes(16) + content[bad + 16 :])
+    (note,) = predict(find_sources([path])[0], boxes=WHOLE).notes
+    assert note == (
+        "the file breaks off after 5 frames (at 0.2 s of 0.5 s); repair or copy it again"
+    )
+
+
 def test_what_is_finished_is_not_predicted_again(
     tmp_path: Path, predict: Predict, network: Dots
 ) -> None:
