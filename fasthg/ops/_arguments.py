@@ -14,8 +14,9 @@ def as_tensor(op: str, name: str, value: Any, device: torch.device | None = None
     """A tensor as it is; anything else through NumPy, on `device` (None: the CPU).
 
     An array shares its memory, but is copied where torch cannot read it: negative strides, a
-    foreign byte order. Python's own numbers become float64. Raises ValueError for what is no
-    rectangle of real numbers.
+    foreign byte order, fields of a packed record, no right to write. Python's own numbers become
+    float64. Raises ValueError for what is no rectangle of real numbers, or of a dtype that torch
+    lacks.
     """
     if isinstance(value, Tensor):
         return value
@@ -27,9 +28,14 @@ def as_tensor(op: str, name: str, value: Any, device: torch.device | None = None
         raise ValueError(f"{op}: {name}: expected numbers, got {_described(value)}")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # torch warns of an array that it must not write to
-    return torch.from_numpy(array).to(device)
+    # torch warns of an array that it must not write to.
+    readable = array.flags.writeable and array.flags.aligned
+    if not readable or any(s < 0 or s % array.itemsize for s in array.strides):
+        array = array.copy()
+    try:
+        return torch.from_numpy(array).to(device)
+    except TypeError:
+        raise ValueError(f"{op}: {name}: torch has no {array.dtype}; give float64") from None
 
 
 def height_width(op: str, size: Any) -> tuple[Any, Any]:
@@ -37,7 +43,8 @@ def height_width(op: str, size: Any) -> tuple[Any, Any]:
 
     Raises ValueError for anything else, and for negative sides.
     """
-    sides = list(size) if isinstance(size, (tuple, list, np.ndarray)) else [size, size]
+    several = isinstance(size, (tuple, list)) or (isinstance(size, np.ndarray) and size.ndim > 0)
+    sides = list(size) if several else [size, size]
     try:
         # A symbolic integer of torch.compile stays one.
         height, width = (s if isinstance(s, torch.SymInt) else operator.index(s) for s in sides)

@@ -119,8 +119,9 @@ def gaussian_heatmaps(
         keypoints: (batch, parts, 2), (x, y) in heatmap cells, any floating dtype. A NaN or
             infinite coordinate gives an empty (all-zero) map.
         sigmas: one number, (parts,), or (batch, parts) for one of each instance; heatmap cells; a
-            tensor, NumPy array, list or number, as visibility may be. A sigma that is zero,
-            negative or NaN gives an empty map (looking at it first would stall a GPU).
+            tensor, NumPy array, list or number, as visibility may be (in torch.compile tensors
+            alone). A sigma that is zero, negative or NaN gives an empty map (looking at it first
+            would stall a GPU).
         size: height = width, or (height, width), in cells.
         visibility: (batch, parts), any dtype: a map is drawn where it is > 0; None draws all.
         subpixel: False rounds the centre (u, v) to the nearest cell, half to even, as MARS does.

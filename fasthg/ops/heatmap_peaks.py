@@ -80,7 +80,8 @@ def heatmap_peaks(heatmaps: Any, method: Method = "dark") -> Any:
 
     Args:
         heatmaps: (batch, parts, height, width), any floating dtype and strides; no copy is made,
-            but of NumPy arrays with negative strides or a foreign byte order, and of lists.
+            but of lists, and of NumPy arrays that are read-only, or have negative strides or a
+            foreign byte order, or are fields of a packed record.
         method: one of the above.
 
     Returns:

@@ -31,12 +31,14 @@ def test_sigmas_of_any_kind(sigmas):
     assert torch.equal(loss, ops.heatmap_mse(PREDICTIONS, POINTS, torch.full((2,), 1.5)))
 
 
-@pytest.mark.parametrize("size", [np.int64(4), [4, 4], (np.uint8(4), 4), np.array([4, 4])])
+@pytest.mark.parametrize(
+    "size", [np.int64(4), [4, 4], (np.uint8(4), 4), np.array([4, 4]), np.array(4)]
+)
 def test_sizes_of_any_integer_type(size):
     assert ops.gaussian_heatmaps(POINTS, 1.0, size).shape == (2, 2, 4, 4)
 
 
-@pytest.mark.parametrize("size", [4.0, "4", (4,), (4, 4, 4), None, (4, 4.5)])
+@pytest.mark.parametrize("size", [4.0, "4", (4,), (4, 4, 4), None, (4, 4.5), np.array(4.0)])
 def test_other_sizes_are_refused(size):
     with pytest.raises(ValueError, match="size: expected an integer or"):
         ops.gaussian_heatmaps(POINTS, 1.0, size)
@@ -50,13 +52,23 @@ def test_what_is_no_number_is_refused(sigmas):
         ops.bn_act(np.zeros((1, 2, 3, 3)), torch.zeros(2))
 
 
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long doubles are doubles here")
+def test_a_dtype_that_torch_lacks_is_refused():
+    with pytest.raises(
+        ValueError, match=r"gaussian_heatmaps: sigmas: torch has no \w+; give float64"
+    ):
+        ops.gaussian_heatmaps(POINTS, np.longdouble(1.5), 4)
+
+
 def test_arrays_that_torch_cannot_read():
     maps = np.random.default_rng(0).random((2, 3, 6, 7), np.float32)
     expected = ops.heatmap_peaks(maps[..., ::-1].copy())
     backwards = maps[..., ::-1]
     read_only = backwards.copy()
     read_only.flags.writeable = False
-    for kind in (backwards, maps.astype(">f4")[..., ::-1], read_only):
+    packed = np.zeros(2, np.dtype([("odd", "u1"), ("maps", "f4", (3, 6, 7))]))
+    packed["maps"] = backwards
+    for kind in (backwards, maps.astype(">f4")[..., ::-1], read_only, packed["maps"]):
         for actual, right in zip(ops.heatmap_peaks(kind), expected, strict=True):
             np.testing.assert_array_equal(actual, right)
 
