@@ -180,7 +180,7 @@ def evaluate(
     if boxes not in ("given", "found"):
         raise ConfigError(f"--boxes {boxes}: use given or found")
     measured = evaluation.evaluate_run(
-        *(folder, settings, chosen, data), decode=decode, boxes=boxes, out=out_folder
+        *(folder, settings, chosen, data), decode=decode, boxes=boxes, out=out_folder, frame=frame
     )
     paths = []
     if with_report and run_folder:

@@ -230,6 +230,15 @@ def evaluate_model(
     return result, len(loader.corrupt)
 
 
+def check_frame(index: RecordIndex, split: str, number: int) -> None:
+    """Raise ConfigError where the files have no record of this number, from 0."""
+    if not 0 <= number < index.num_records:
+        raise ConfigError(
+            f"--frame {number}: {split} has {index.num_records} frames; give "
+            f"0 to {index.num_records - 1}"
+        )
+
+
 def evaluate_run(
     run: RunFolder | WeightsFile,
     config: Config,
@@ -239,6 +248,7 @@ def evaluate_run(
     decode: str | None = None,
     boxes: str = "given",
     out: Path | None = None,
+    frame: int | None = None,
 ) -> Evaluation:
     """Evaluate a run's best weights and write its folder of the split, or another.
 
@@ -250,13 +260,15 @@ def evaluate_run(
         decode: method of `heatmap_peaks`, or "all" to compare them; DECODE where None.
         boxes: "given" in the annotations; "found" measures those of the run's locator as well.
         out: the folder to write in place of the run's.
+        frame: number of one that will be pictured, which is refused first where there is none such.
 
     Returns:
         The evaluation; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
         its folder.
 
     Raises:
-        ConfigError: the split is not configured, the decode is unknown, or there is no locator.
+        ConfigError: the split is not configured, the decode is unknown, or there is no locator or
+            no such frame.
         DataError: the weights or the data cannot be read.
     """
     patterns = data or getattr(config.DATA, split.upper(), None)
@@ -277,6 +289,8 @@ def evaluate_run(
     model, metadata = load_model(run.best, config)
     processes = min(config.NUM_INPUT_THREADS, available_cores())
     index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
+    if frame is not None:
+        check_frame(index, split, frame)
     every, unreadable = evaluate_model(model, index, config, methods)
     predictions = every[main]
     measured = plain(

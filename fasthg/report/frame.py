@@ -15,10 +15,10 @@ from fasthg.data.convert.images import decode
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import PortableLoader
 from fasthg.data.sampler import BatchSampler
-from fasthg.errors import ConfigError, DataError
+from fasthg.errors import DataError
 from fasthg.inference.plots import part_colors, save_figure
 from fasthg.inference.predictor import Forward, Predictions
-from fasthg.report.evaluate import Evaluation
+from fasthg.report.evaluate import Evaluation, check_frame
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
@@ -47,11 +47,7 @@ def picture_frame(
         DataError: its image cannot be read, or no animal is annotated in it.
     """
     index, predictions = evaluation.index, evaluation.predictions
-    if not 0 <= number < index.num_records:
-        raise ConfigError(
-            f"--frame {number}: {evaluation.metrics['split']} has {index.num_records} frames; give "
-            f"0 to {index.num_records - 1}"
-        )
+    check_frame(index, evaluation.metrics["split"], number)
     rows = np.flatnonzero(index.record[predictions.instance] == number)
     image = decode(index.jpeg(number)) if len(rows) else None
     if image is None:

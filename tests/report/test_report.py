@@ -357,6 +357,19 @@ def test_one_frame_and_its_heatmaps(
         report.picture_frame(trained, config, none, 1)
 
 
+def test_a_frame_that_is_not_there_is_refused_before_the_evaluation(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    for number in ("3", "-1"):
+        arguments = ["fasthg", "eval", str(trained.path), "-o", str(out), "--frame", number]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit):
+            main()
+        assert f"--frame {number}: test has 3 frames; give 0 to 2" in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_heatmaps_lie_where_they_were_predicted(trained: RunFolder) -> None:
     heatmaps = np.zeros((2, 7, 16, 16), np.float32)
     heatmaps[1, 3, 12, 4] = 1
