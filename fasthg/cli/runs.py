@@ -111,6 +111,7 @@ def train(
     split = evaluation.default_split(settings)
     if split is not None:
         located = RunFolder(locator_folder(result.run.path)).best.exists()
+        located = located and settings.EVAL_CROP == "training"
         measured = evaluation.evaluate_run(
             *(result.run, settings, split, None), boxes="found" if located else "given"
         )

@@ -281,6 +281,10 @@ def evaluate_run(
     methods = cast(list[Method], [main, *(m for m in others if m != main)])
     locator = None
     if boxes == "found":
+        if config.EVAL_CROP == "mars":
+            raise ConfigError(
+                "--boxes found: found boxes are cropped as in training; leave out EVAL_CROP: mars"
+            )
         locator = load_locator(run, config) if isinstance(run, RunFolder) else None
         if locator is None:
             raise ConfigError(

@@ -64,6 +64,8 @@ def found_boxes(
             own, truth = annotated(index, record)
             judged.append(JudgedFrame(each, truth, classes[own], whole[own]))
             for place, other, _ in match_boxes(each.boxes, truth):
+                if not whole[own[other]]:
+                    continue
                 instances.append(int(own[other]))
                 keypoints.append(points[place])
     result = agreement(judged, settings.threshold, settings.most)

@@ -165,6 +165,10 @@ def test_bad_use_is_one_line(run: RunFolder, mice: Path, fasthg) -> None:
         ),
         (("train", "--locator", mice), "not a run folder"),
         (("eval", run.path, "--boxes", "mine"), "--boxes mine: use given or found"),
+        (
+            ("eval", run.path, "EVAL_CROP=mars", "--boxes", "found"),
+            "--boxes found: found boxes are cropped as in training; leave out EVAL_CROP: mars",
+        ),
         (("config", "check", "configs/mars.yaml", "LOCATOR_INPUT_SIZE=100"), "use 128 or null"),
     ):
         code, _, err = fasthg(*arguments)
