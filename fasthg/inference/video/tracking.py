@@ -11,7 +11,10 @@ boxes. A candidate is what the locator finds, or the last box moved on.
    pose counts. An animal that got no box is looked for where it should be now.
 3. A pose counts from a share of what poses in annotated boxes have in validation. Two animals with
    the same pose are one: the less certain one is missing.
-4. Box sizes stay near the median of the animal's last ones, and within those of the training.
+4. Animals in contact are each looked for where their parts should be, and a part that a more
+   entitled animal has is not another's. While the locator finds fewer of alike animals than touch,
+   what it finds is not assigned: it may be either, or a mixture. A covered animal is missing.
+5. Box sizes stay near the median of the animal's last ones, and within those of the training.
 
 A missing animal has an empty row, and a memory that ages: its reach grows.
 """
@@ -432,17 +435,15 @@ class Tracker:
         return bool((box_iou(around, rows.boxes[others]) > 0).any())
 
     def _set_apart(self, rows: Animals, close: list[int], look: Look) -> None:
-        """Look again for animals that took parts of more certain ones in contact, elsewhere than
+        """Look again for animals that took parts of more entitled ones in contact, elsewhere than
         there. One that is not seen then is covered: its row is empty."""
         # A pose is rather that of the animal which should have it.
         order = sorted(close, key=lambda animal: -self._claim(rows, animal))
-        for place, animal in enumerate(order):
-            others, expected = order[:place], self._expected([animal])
-            taken = np.stack(
-                [rows.keypoints[other] for other in others] or [rows.keypoints[animal]]
-            )
-            if not others or not np.isfinite(expected.keypoints).any():
+        for place, animal in enumerate(order[1:], 1):
+            expected = self._expected([animal])
+            if not np.isfinite(expected.keypoints).any():
                 continue
+            taken = rows.keypoints[order[:place]]
             length = self._memories[animal].length
             near = _distance(rows.keypoints[animal], taken) < TAKEN * length
             if not near.any():
