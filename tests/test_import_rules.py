@@ -28,14 +28,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "geometry": (),
     "metrics": (),
     "runtime": (),
+    "drawing": ("config",),
     # layer 2
-    "data": ("config", "files", "geometry", "html"),
+    "data": ("config", "drawing", "files", "geometry", "html"),
     "model": ("config", "ops"),
     # layer 3
     "runs": ("config", "files", "model"),
     # layer 4
     "inference": (
-        *("config", "data", "files", "geometry", "metrics", "model", "ops", "runs", "runtime"),
+        *("config", "data", "drawing", "files", "geometry", "metrics", "model", "ops", "runs"),
+        "runtime",
     ),
     # layer 5, not each other
     "train": (
@@ -46,8 +48,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("config", "data", "files", "geometry", "inference", "metrics", "model", "ops", "runs"),
     ),
     "report": (
-        *("config", "data", "files", "geometry", "html", "inference", "metrics", "model", "ops"),
-        *("runs", "runtime"),
+        *("config", "data", "drawing", "files", "geometry", "html", "inference", "metrics"),
+        *("model", "ops", "runs", "runtime"),
     ),
     # layer 6
     "cli": ("*",),

@@ -24,7 +24,10 @@ from fasthg.runtime.output import lasting_output
 @lasting_output()
 def train(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="YAML file in MARS's style.")
+        str | None,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file, folder of records with a config.yaml, or preset."
+        ),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -47,7 +50,7 @@ def train(
     if hasattr(signal, "SIGUSR1"):
         # The training saves on this signal; before and after it, the signal would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from fasthg.config import load_config
+    from fasthg.config import FOLDER_CONFIG, find_config, load_config
     from fasthg.interop.mars_project import project_config, relocation_overrides
     from fasthg.runs.run_folder import RunFolder
 
@@ -70,9 +73,11 @@ def train(
             out.print(f"stopped; go on with: fasthg train --locator {run.path}")
             raise typer.Exit(128 + ended.signal)
         return
+    source: Path | None
     if config is not None:
-        source: Path | None = Path(config)
-        settings, stem = load_config(Path(config), keys), Path(config).stem
+        path = find_config(config)
+        settings, source = load_config(path, keys), path
+        stem = path.parent.name if path.name == FOLDER_CONFIG else path.stem
     elif resume is not None:
         folder = RunFolder.open(resume)
         settings, source, stem = folder.config([*relocation_overrides(folder), *keys]), None, ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from fasthg.config.document import KeyInfo, describe, dump_config, inert_keys
 from fasthg.config.keys import SIGMA_SETS, Parts
 from fasthg.config.load import load_config, parse_override, read_document, resolve
+from fasthg.config.presets import FOLDER_CONFIG, find_config, preset_names
 from fasthg.config.schema import Config
 from fasthg.config.yaml_lines import Document
 
 __all__ = [
+    "FOLDER_CONFIG",
     "SIGMA_SETS",
     "Config",
     "Document",
@@ -16,9 +18,11 @@ __all__ = [
     "Parts",
     "describe",
     "dump_config",
+    "find_config",
     "inert_keys",
     "load_config",
     "parse_override",
+    "preset_names",
     "read_document",
     "resolve",
 ]

@@ -94,6 +94,14 @@ def _parts(parts: Parts) -> Iterator[Problem]:
                 "list each part at most once",
             )
         seen.update(pair)
+    for bone in parts.SKELETON:
+        if max(bone) >= count or bone[0] == bone[1]:
+            yield Problem(
+                "PARTS.SKELETON",
+                f"[{bone[0]}, {bone[1]}] joins no two of the {count} parts",
+                f"give two different indices from 0 to {count - 1}; [] draws no lines",
+                num_parts_keys,
+            )
 
 
 _SIDE = re.compile(r"left|right", re.IGNORECASE)

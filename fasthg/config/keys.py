@@ -51,6 +51,9 @@ class Parts(Section):
     LEFT_RIGHT_PAIRS: Annotated[tuple[Pair, ...], AsOptionalList] = key(
         ((2, 1), (5, 4)), "Pairs of part indices, from 0, that change places in a mirrored image."
     )
+    SKELETON: Annotated[tuple[Pair, ...], AsOptionalList] = key(
+        (), "Pairs of part indices, from 0, that pictures join by a line."
+    )
     SIGMAS: Annotated[tuple[Sigma, ...], AsList] = key(
         (1.5, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0),
         "Standard deviation of each part's target blob, in heatmap cells; NUM_PARTS entries.",
@@ -59,9 +62,8 @@ class Parts(Section):
         False, "Multiply SIGMAS by the square root of the animal's area, as seen in the heatmap."
     )
     COLORS: Annotated[tuple[Text, ...], AsList] = key(
-        ("yellow", "orange", "red", "snow", "magenta", "blueviolet", "green"),
-        "Colour of each part in pictures, as matplotlib names; hues where too few.",
-        min_length=1,
+        (),
+        "Colour of each part in pictures, a name or #rrggbb; where too few, fasthg's own palette.",
     )
     SYMBOLS: Annotated[tuple[Text, ...], AsOptionalList] = key(
         ("o",) * 7,

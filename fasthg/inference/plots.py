@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.errors import ConfigError
+from fasthg.drawing.palette import part_colours
 from fasthg.files import write_atomically
 from fasthg.inference.predictor import Predictions
 
@@ -22,27 +22,8 @@ MARGIN = 0.6
 
 
 def part_colors(config: Config) -> list[str]:
-    """A colour per part: PARTS.COLORS where there are enough, else evenly spaced hues.
-
-    Raises:
-        ConfigError: matplotlib does not know a colour.
-    """
-    for color in config.PARTS.COLORS:
-        if not matplotlib.colors.is_color_like(color):
-            raise ConfigError(f"PARTS.COLORS: {color!r} is no colour; use names or #rrggbb")
-    if len(config.PARTS.COLORS) >= config.PARTS.NUM_PARTS:
-        return list(config.PARTS.COLORS)[: config.PARTS.NUM_PARTS]
-    hues = np.linspace(0.0, 1.0, config.PARTS.NUM_PARTS, endpoint=False)
-    return [matplotlib.colors.to_hex(matplotlib.colormaps["hsv"](h)) for h in hues]
-
-
-def part_rgb(config: Config) -> list[tuple[int, int, int]]:
-    """`part_colors` as red, green and blue, 0 to 255."""
-    found = []
-    for color in part_colors(config):
-        red, green, blue = (round(255 * value) for value in matplotlib.colors.to_rgb(color))
-        found.append((red, green, blue))
-    return found
+    """`palette.part_colours` as matplotlib takes them."""
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in part_colours(config.PARTS)]
 
 
 def draw_instances(

@@ -11,25 +11,16 @@ from numpy.typing import NDArray
 from fasthg import geometry
 from fasthg.config import Config
 from fasthg.data.convert.images import decode
+from fasthg.drawing.palette import part_colours
 from fasthg.report.evaluate import Evaluation, worst_rows
 
 Pixels = NDArray[Any]
 
-# Okabe and Ito's palette as RGB, those first that stand out from both dark fur and bedding.
-PALETTE = (
-    *((230, 159, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115)),
-    *((204, 121, 167), (213, 94, 0), (0, 114, 178)),
-)
 MARGIN = 0.2
 """Image shown around the annotated box, as a fraction of its longer side."""
 _SIDE = 340  # px
 _FINE = 4  # binary digits of a position below 1 px, as OpenCV draws
 _QUALITY = 82
-
-
-def colours(config: Config) -> list[tuple[int, int, int]]:
-    """An RGB colour for each part; they repeat from the eighth on."""
-    return [PALETTE[part % len(PALETTE)] for part in range(config.PARTS.NUM_PARTS)]
 
 
 def worst_frames(evaluation: Evaluation, config: Config, count: int) -> list[tuple[bytes, str]]:
@@ -83,7 +74,7 @@ def _picture(image: Pixels, evaluation: Evaluation, row: int, config: Config) ->
     shown = (predictions.visibility[row] > 0) & np.isfinite(true).all(axis=1)
     # All rims first, so that none hides another part's mark.
     for rim in (True, False):
-        for part, rgb in enumerate(colours(config)):
+        for part, rgb in enumerate(part_colours(config.PARTS)):
             if np.isfinite(predicted[part]).all():
                 _marks(crop, true[part] if shown[part] else None, predicted[part], rgb[::-1], rim)
     return bytes(cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())

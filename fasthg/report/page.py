@@ -11,12 +11,13 @@ from typing import Any
 
 from fasthg import html
 from fasthg.config import Config, dump_config
+from fasthg.drawing.palette import part_colours
 from fasthg.files import write_text
 from fasthg.report import accuracy, figures
 from fasthg.report.accuracy import LEVEL, Known, middle, span, text
 from fasthg.report.chart import STYLE, charts
 from fasthg.report.evaluate import Evaluation
-from fasthg.report.gallery import colours, worst_frames
+from fasthg.report.gallery import worst_frames
 from fasthg.runs.run_folder import RunFolder
 
 NAME = "report.html"
@@ -146,7 +147,7 @@ def _worst(config: Config, known: Known) -> Iterator[str]:
     shown = worst_frames(known.evaluation, config, WORST)
     entries = (
         f'<span><i style="background:rgb{rgb}"></i>{escape(name)}</span>'
-        for name, rgb in zip(known.names, colours(config), strict=True)
+        for name, rgb in zip(known.names, part_colours(config.PARTS), strict=True)
     )
     yield html.note(
         f"The {len(shown)} frames with the largest mean error of an animal, around that animal. "

@@ -31,8 +31,11 @@ def test_stock_mars_file_loads_unmodified_and_equals_the_defaults() -> None:
     different = {
         name for name in Config.model_fields if getattr(cfg, name) != getattr(Config(), name)
     }
-    # Free-form sections, empty by default because nothing reads them.
-    assert different == {"SESSION_CONFIG", "LOSS"}
+    # Free-form sections, empty by default because nothing reads them; and MARS's colours, which
+    # are the default of no other parts.
+    assert different == {"SESSION_CONFIG", "LOSS", "PARTS"}
+    colours = cfg.PARTS.COLORS
+    assert cfg.PARTS == Config().PARTS.model_copy(update={"COLORS": colours}) and len(colours) == 7
     assert cfg.RANDOM_SEED == 1
     assert cfg.DO_RANDOM_FLIP_LEFT_RIGHT == 0.5
     assert cfg.LOSS["SCALE_FACTORS"][1] == 0.5

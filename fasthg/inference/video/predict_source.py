@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from fasthg.config import Config
+from fasthg.drawing.palette import part_colours
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.files import write_atomically
 from fasthg.inference.locator import Locator
-from fasthg.inference.plots import part_rgb
 from fasthg.inference.video.boxes import Boxes, read_boxes
 from fasthg.inference.video.formats import FORMATS
 from fasthg.inference.video.frame import Source
@@ -246,7 +246,7 @@ def predict_source(
                 result.files.append(paths[name])
         if not stopped and options.overlay:
             with clock.of("overlay"):
-                colors = part_rgb(config)
+                colors = part_colours(config.PARTS)
                 overlay(source, found, paths["overlay"], colors, options.confidence)
             result.files.append(paths["overlay"])
         written = {kind: path for kind, path in asked.items() if path in result.files}

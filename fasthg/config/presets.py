@@ -1,0 +1,54 @@
+"""Configurations by name: the presets that fasthg brings, and those in folders of records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fasthg.errors import ConfigError
+
+FOLDER_CONFIG = "config.yaml"
+"""Name of the configuration that a converter writes beside the records."""
+
+
+def presets_folder() -> Path:
+    """Where the presets lie: inside the installed package, or in the checkout's `configs/`."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "presets"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """Names that `find_config` knows, such as `small`, in alphabetical order."""
+    return sorted(path.stem for path in presets_folder().glob("*.yaml"))
+
+
+def find_config(text: str | Path) -> Path:
+    """The YAML file that a user means.
+
+    Args:
+        text: a file; a folder with a config.yaml, as converters write it; or the name of a preset.
+            A file or folder of a preset's name goes before the preset.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(text)
+    if path.is_dir():
+        inside = path / FOLDER_CONFIG
+        if inside.is_file():
+            return inside
+        raise ConfigError(
+            f"{path}: has no {FOLDER_CONFIG}; `fasthg data convert` writes one beside the records"
+        )
+    names = preset_names()
+    if not path.exists() and str(text) in names:
+        return presets_folder() / f"{text}.yaml"
+    if not path.exists() and path.stem in names and path.parts[0] == "configs":
+        # As documentation writes it, where there is no checkout.
+        return presets_folder() / f"{path.stem}.yaml"
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file; pass a YAML configuration, a folder of records, or one of the "
+            f"presets {', '.join(names)}"
+        )
+    return path
