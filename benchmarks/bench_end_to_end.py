@@ -17,7 +17,7 @@ from fasthg.data.prefetch import Prefetcher
 from fasthg.data.sampler import BatchSampler
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.model import build_model
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 WORKERS = 4  # of the recipe, as NUM_INPUT_THREADS of MARS
 

@@ -7,7 +7,7 @@ from compare import compare
 
 from fasthg.model import RunningStats, StackedHourglass, decayed_parameters
 from fasthg.model.layers import BatchNorm, BatchStats
-from fasthg.train.flat_params import FlatParameters
+from fasthg.training.flat_params import FlatParameters
 
 STATISTICS = 121_728
 # Gathered (read and written), then running, batch and correction read and running written.

@@ -7,7 +7,7 @@ from compare import compare
 
 from fasthg.model import StackedHourglass, decayed_parameters
 from fasthg.ops import rmsprop_ema
-from fasthg.train.flat_params import FlatParameters
+from fasthg.training.flat_params import FlatParameters
 
 WEIGHTS, STATISTICS = 25_278_904, 121_728
 # Weights, mean squares and averages are read and written, gradients read; and the statistics' part.

@@ -16,7 +16,7 @@ from compare import compare
 from fasthg.model import build_model
 from fasthg.runtime.distributed import SINGLE_PROCESS, open_process_group
 from fasthg.runtime.process import configure_process
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 VARIANTS = {
     "STEP eager": {"STEP": "eager"},

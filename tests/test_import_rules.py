@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "runtime",
     ),
     # layer 5, not each other
-    "train": (
+    "training": (
         *("config", "data", "files", "geometry", "inference", "metrics", "model", "ops", "runs"),
         "runtime",
     ),
@@ -228,11 +228,11 @@ def test_the_extension_is_loaded_in_one_place_only() -> None:
         ("geometry", "def f():\n    import fasthg.data.index", "fasthg.data.index"),
         ("data.sampler", "from fasthg.model import build_model", "fasthg.model"),
         ("data.loader", "from nvidia import dali", "nvidia"),
-        ("runs.weights", "from . import run_folder\nfrom .. import train", "fasthg.train"),
+        ("runs.weights", "from . import run_folder\nfrom .. import training", "fasthg.training"),
     ],
 )
 def test_a_forbidden_import_is_found(module: str, source: str, bad: str) -> None:
-    names = list(imported(source, module, [*modules(), "train"], package=False))
+    names = list(imported(source, module, [*modules(), "training"], package=False))
     assert violations(module, names) == [f"fasthg.{module} must not import {bad}"]
 
 

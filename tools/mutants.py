@@ -44,10 +44,10 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "rates of one rank",
-        "fasthg/train/logging.py",
+        "fasthg/training/logging.py",
         "        images_per_s *= group.size\n",
         "",
-        ("tests/train/test_logging.py::test_rates_and_losses_are_those_of_all_ranks",),
+        ("tests/training/test_logging.py::test_rates_and_losses_are_those_of_all_ranks",),
     ),
     Mutant(
         "no fsync",
@@ -86,10 +86,10 @@ MUTANTS = (
     ),
     Mutant(
         "fractional decay steps",
-        "fasthg/train/optim.py",
+        "fasthg/training/optim.py",
         "max(int(epoch * config.NUM_EPOCHS_PER_DELAY), 1)",
         "max(epoch * config.NUM_EPOCHS_PER_DELAY, 1)",
-        ("tests/train/test_optim.py::test_decay_steps_are_whole_as_in_tensorflow",),
+        ("tests/training/test_optim.py::test_decay_steps_are_whole_as_in_tensorflow",),
     ),
     Mutant(
         "precision right of a recall",
@@ -118,10 +118,10 @@ MUTANTS = (
     ),
     Mutant(
         "another seed resumes",
-        "fasthg/train/resume.py",
+        "fasthg/training/resume.py",
         '(("batch_size", "BATCH_SIZE"), ("seed", "RANDOM_SEED"))',
         '(("batch_size", "BATCH_SIZE"),)',
-        ("tests/train/test_resume.py::test_another_order_of_the_data_is_refused",),
+        ("tests/training/test_resume.py::test_another_order_of_the_data_is_refused",),
     ),
     Mutant(
         "index of a replaced file",
@@ -132,10 +132,10 @@ MUTANTS = (
     ),
     Mutant(
         "averages of a failed capture",
-        "fasthg/train/step.py",
+        "fasthg/training/step.py",
         "tensors = [self.flat.values, self.averages]",
         "tensors = [self.flat.values]",
-        ("tests/train/test_step.py::test_replayed_steps_are_those_that_python_runs[stock]",),
+        ("tests/training/test_step.py::test_replayed_steps_are_those_that_python_runs[stock]",),
     ),
     Mutant(
         "no record_stream",

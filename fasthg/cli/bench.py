@@ -20,7 +20,7 @@ def bench(
 ) -> None:
     """Measure loader, training step and both together: which one limits, and what to change."""
     from fasthg.config import load_config
-    from fasthg.train.profile import bench as measure
+    from fasthg.training.profile import bench as measure
 
     settings = load_config(config, list(overrides or []))
     configure(settings)

@@ -9,7 +9,7 @@ from fasthg.cli.common import AsJson, console, print_json
 
 def doctor(as_json: AsJson = False) -> None:
     """Tell which path every op and loader takes on this machine, and why."""
-    from fasthg.train.environment import describe_environment
+    from fasthg.training.environment import describe_environment
 
     facts = describe_environment()
     if as_json:

@@ -66,7 +66,7 @@ def train(
         run = RunFolder.open(locator)
         settings = run.config([*relocation_overrides(run), *keys])
         configure(settings)
-        from fasthg.train.trainer import add_locator
+        from fasthg.training.trainer import add_locator
 
         ended = add_locator(settings, out, run)
         if ended.signal is not None:
@@ -96,11 +96,11 @@ def train(
     from fasthg import report
     from fasthg.inference.locator import locator_folder
     from fasthg.report import evaluate as evaluation
-    from fasthg.train import trainer as training
+    from fasthg.training import trainer as training
 
     configure(settings)
     if dry_run:
-        from fasthg.train.profile import dry_run as try_out
+        from fasthg.training.profile import dry_run as try_out
 
         if try_out(settings, out, source=source) is None:
             raise typer.Exit(130)

@@ -35,7 +35,7 @@ def test_stock_mars_file_loads_unmodified_and_equals_the_defaults() -> None:
     # are the default of no other parts.
     assert different == {"SESSION_CONFIG", "LOSS", "PARTS"}
     colours = cfg.PARTS.COLORS
-    assert cfg.PARTS == Config().PARTS.model_copy(update={"COLORS": colours}) and len(colours) == 7
+    assert Config().PARTS.model_copy(update={"COLORS": colours}) == cfg.PARTS and len(colours) == 7
     assert cfg.RANDOM_SEED == 1
     assert cfg.DO_RANDOM_FLIP_LEFT_RIGHT == 0.5
     assert cfg.LOSS["SCALE_FACTORS"][1] == 0.5

@@ -21,7 +21,7 @@ from fasthg.data.check import check, problems
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import frame
 from fasthg.errors import DataError
-from fasthg.train.setup import open_data
+from fasthg.training.setup import open_data
 
 PARTS = 2
 REFUSED = {problems.NOTHING, problems.BROKEN_RECORD, problems.WRONG_COUNTS, problems.BAD_BOX}

@@ -13,7 +13,7 @@ from fasthg.model import build_model
 from fasthg.model.hourglass import Stack
 from fasthg.model.layers import BatchNorm, ConvBN, Hourglass, Residual
 from fasthg.ops import gaussian_heatmaps
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 SIZE, CELLS, PARTS = 128, 32, 7
 SMALL = {"NUM_STACKS": 2, "FEATURES": 16, "STEM_FEATURES": 8, "INPUT_SIZE": SIZE}

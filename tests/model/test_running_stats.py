@@ -20,8 +20,8 @@ from fasthg.model import (
 )
 from fasthg.model.layers import BatchNorm, BatchStats, Residual, share_collector
 from fasthg.model.running_stats import moving_statistics
-from fasthg.train.flat_params import FlatParameters
-from fasthg.train.step import TrainStep
+from fasthg.training.flat_params import FlatParameters
+from fasthg.training.step import TrainStep
 
 SMALL = {"NUM_STACKS": 1, "FEATURES": 16, "STEM_FEATURES": 8, "INPUT_SIZE": 64, "HEATMAP_SIZE": 16}
 KEYS = {**SMALL, "PRECISION": "fp32", "FUSED": "on", "HEAD_INIT_SCALE": 0.01}

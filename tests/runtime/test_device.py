@@ -12,7 +12,7 @@ from fasthg.model import build_model
 from fasthg.runtime import device as module
 from fasthg.runtime.device import Precision, choose_precision
 from fasthg.runtime.distributed import ProcessGroup
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -28,9 +28,9 @@ from fasthg.runs.checkpoint import load_state
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import ProcessGroup, TorchrunGroup, open_process_group
 from fasthg.runtime.signals import Signals
-from fasthg.train.resume import RestartNote, check_resumable, differences, resume_fingerprint
-from fasthg.train.step import TrainStep
-from fasthg.train.trainer import train
+from fasthg.training.resume import RestartNote, check_resumable, differences, resume_fingerprint
+from fasthg.training.step import TrainStep
+from fasthg.training.trainer import train
 
 RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 KEYS: dict[str, Any] = {
@@ -187,7 +187,7 @@ def test_a_process_with_other_data_is_refused(
             return [value, {**value, "training data": "another"}]
 
     monkeypatch.setattr(
-        "fasthg.train.trainer.open_process_group", lambda _: contextlib.nullcontext(Other())
+        "fasthg.training.trainer.open_process_group", lambda _: contextlib.nullcontext(Other())
     )
     with pytest.raises(DataError, match="rank 1 has another training data than rank 0"):
         train(tiny(mice, tmp_path), Console(quiet=True))

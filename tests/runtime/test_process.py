@@ -18,8 +18,8 @@ from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.model import build_model
 from fasthg.runtime import process
 from fasthg.runtime.process import configure_process
-from fasthg.train.logging import EventWriter
-from fasthg.train.step import TrainStep
+from fasthg.training.logging import EventWriter
+from fasthg.training.step import TrainStep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

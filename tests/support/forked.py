@@ -18,7 +18,7 @@ from unittest import mock
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["fasthg.inference.video.predict", "fasthg.report", "fasthg.train.trainer", "torch._dynamo"]
+    ["fasthg.inference.video.predict", "fasthg.report", "fasthg.training.trainer", "torch._dynamo"]
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fasthg.data.batch import READ_BY_STEP, Batch
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 
 def saved_bytes(step: TrainStep, batch: Batch) -> int:

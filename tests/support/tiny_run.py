@@ -17,8 +17,8 @@ from torch import Tensor
 from fasthg.config import Config
 from fasthg.runs.checkpoint import load_state, load_weights
 from fasthg.runs.run_folder import RunFolder
-from fasthg.train import trainer
-from fasthg.train.trainer import TrainResult
+from fasthg.training import trainer
+from fasthg.training.trainer import TrainResult
 
 
 def tiny(mice: Path, runs: Path, **keys: Any) -> Config:

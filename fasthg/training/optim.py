@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from fasthg.errors import ConfigError
 from fasthg.ops import rmsprop_ema
-from fasthg.train.flat_params import FlatParameters
+from fasthg.training.flat_params import FlatParameters
 
 if TYPE_CHECKING:
     from fasthg.config import Config

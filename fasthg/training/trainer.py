@@ -27,11 +27,11 @@ from fasthg.runs.weights import weights_metadata
 from fasthg.runtime.device import Precision, choose_device
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_process_group
 from fasthg.runtime.signals import Signals
-from fasthg.train.environment import describe_environment
-from fasthg.train.finetune import Start, starting_weights
-from fasthg.train.logging import EventWriter, MetricLogger, ProgressLine
-from fasthg.train.memory import explained_out_of_memory
-from fasthg.train.resume import (
+from fasthg.training.environment import describe_environment
+from fasthg.training.finetune import Start, starting_weights
+from fasthg.training.logging import EventWriter, MetricLogger, ProgressLine
+from fasthg.training.memory import explained_out_of_memory
+from fasthg.training.resume import (
     RestartNote,
     best_so_far,
     check_resumable,
@@ -39,14 +39,14 @@ from fasthg.train.resume import (
     load_newest_on_all_ranks,
     resume_fingerprint,
 )
-from fasthg.train.setup import (
+from fasthg.training.setup import (
     check_same_data,
     check_same_weights,
     describe_training,
     open_data,
     open_run,
 )
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 DRAWN = 8
 """Validation instances drawn for TensorBoard."""
@@ -166,7 +166,7 @@ def _with_locator(
     group: ProcessGroup,
 ) -> TrainResult:
     """Train the locator of a run whose pose network is done."""
-    from fasthg.train.locator import train_locator  # it extends this module
+    from fasthg.training.locator import train_locator  # it extends this module
 
     located = train_locator(*(config, result.run, console, device, train_split, validation), group)
     if located is None or located.signal is None:

@@ -21,9 +21,9 @@ from fasthg.data.synthetic.dataset import make_record, render, write_dataset
 from fasthg.inference.locator import load_locator, locator_folder
 from fasthg.runs.checkpoint import load_weights
 from fasthg.runs.run_folder import RunFolder
-from fasthg.train import trainer
-from fasthg.train.locator import LocatorTraining
-from fasthg.train.step import TrainStep
+from fasthg.training import trainer
+from fasthg.training.locator import LocatorTraining
+from fasthg.training.step import TrainStep
 
 KEYS = {
     "LOCATOR": "auto",

@@ -19,7 +19,7 @@ from tiny_run import result, run, tiny
 from fasthg.config import Config
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.runs.run_folder import RunFolder
-from fasthg.train.trainer import train
+from fasthg.training.trainer import train
 
 KILLS = int(os.environ.get("FASTHG_KILLS", "2"))
 """Random kills of one training; each costs a second."""

@@ -12,7 +12,7 @@ from tiny_run import result, run, tiny
 
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.runtime import device
-from fasthg.train.trainer import train
+from fasthg.training.trainer import train
 
 
 @pytest.mark.slow

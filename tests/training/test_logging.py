@@ -18,8 +18,8 @@ from fasthg.config import Config
 from fasthg.errors import FasthgError
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import ProcessGroup
-from fasthg.train.logging import EventWriter, Meter, MetricLogger, ProgressLine, duration
-from fasthg.train.step import StepResult
+from fasthg.training.logging import EventWriter, Meter, MetricLogger, ProgressLine, duration
+from fasthg.training.step import StepResult
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -168,7 +168,7 @@ def test_every_loss_is_checked_and_a_pause_does_not_count(
 ) -> None:
     checked: list[tuple[int, float]] = []
     now = [0.0]
-    monkeypatch.setattr("fasthg.train.logging.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fasthg.training.logging.time.monotonic", lambda: now[0])
     run = RunFolder(tmp_path)
     logger = MetricLogger(
         Config(),

@@ -46,8 +46,8 @@ from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import load_model, weights_metadata
 from fasthg.runtime.device import Precision, choose_precision
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
-from fasthg.train.step import TrainStep
-from fasthg.train.trainer import Training, TrainResult, Validation
+from fasthg.training.step import TrainStep
+from fasthg.training.trainer import Training, TrainResult, Validation
 
 INPUT_SIZES = (128, 192, 256, 320, 384, 448, 512)
 LEAST_CELLS = 6.0

@@ -28,7 +28,7 @@ from fasthg.data.prefetch import AHEAD
 from fasthg.errors import FasthgError
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
-from fasthg.train.step import StepResult
+from fasthg.training.step import StepResult
 
 
 def duration(seconds: float) -> str:

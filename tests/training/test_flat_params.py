@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fasthg.model import StackedHourglass, decayed_parameters
-from fasthg.train.flat_params import ALIGNMENT, FlatParameters
+from fasthg.training.flat_params import ALIGNMENT, FlatParameters
 
 
 def network() -> StackedHourglass:

@@ -13,9 +13,9 @@ from saved_activations import saved_bytes
 from fasthg.config import Config
 from fasthg.model import build_model
 from fasthg.ops import OpPath
-from fasthg.train import memory
-from fasthg.train.memory import explained_out_of_memory, is_out_of_memory, out_of_memory
-from fasthg.train.step import TrainStep
+from fasthg.training import memory
+from fasthg.training.memory import explained_out_of_memory, is_out_of_memory, out_of_memory
+from fasthg.training.step import TrainStep
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL: dict[str, Any] = {

@@ -16,9 +16,9 @@ from fasthg.errors import DataError, EnvironmentFault
 from fasthg.model import build_model
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
-from fasthg.train import setup
-from fasthg.train.setup import check_same_weights, describe_training, open_data, open_run
-from fasthg.train.step import TrainStep
+from fasthg.training import setup
+from fasthg.training.setup import check_same_weights, describe_training, open_data, open_run
+from fasthg.training.step import TrainStep
 
 
 class SecondOfTwo(ProcessGroup):

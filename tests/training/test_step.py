@@ -21,8 +21,8 @@ from fasthg.errors import ConfigError, EnvironmentFault
 from fasthg.model import build_model
 from fasthg.runtime import cuda_graph as graph_module
 from fasthg.runtime.cuda_graph import WARM_UP
-from fasthg.train import step as step_module
-from fasthg.train.step import TrainStep, choose_mode
+from fasthg.training import step as step_module
+from fasthg.training.step import TrainStep, choose_mode
 
 CPU = torch.device("cpu")
 KEYS: dict[str, Any] = {

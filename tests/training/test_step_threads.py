@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fasthg.config import Config
 from fasthg.model import build_model
-from fasthg.train.step import TrainStep
+from fasthg.training.step import TrainStep
 
 STEPS = 6
 KEYS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from rich.console import Console
 from tiny_run import result, run, tiny
 
 from fasthg.data.synthetic.dataset import write_dataset
-from fasthg.train.trainer import TrainResult, train
+from fasthg.training.trainer import TrainResult, train
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from fasthg.model.loss import heatmap_loss
 from fasthg.runtime.cuda_graph import GraphedCallable
 from fasthg.runtime.device import Precision, autocast, choose_precision
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
-from fasthg.train.flat_params import FlatParameters
-from fasthg.train.half_params import HalfParameters
-from fasthg.train.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
+from fasthg.training.flat_params import FlatParameters
+from fasthg.training.half_params import HalfParameters
+from fasthg.training.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
 
 class StepResult(NamedTuple):

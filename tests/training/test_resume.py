@@ -24,7 +24,7 @@ from fasthg.errors import DataError, FasthgError
 from fasthg.runs.checkpoint import load_state, load_weights
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.process import configure_process
-from fasthg.train.trainer import train
+from fasthg.training.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.ops import OpPath
 from fasthg.runtime.device import Precision
-from fasthg.train import profile, trainer
-from fasthg.train.profile import Facts, advise, describe_run
-from fasthg.train.step import TrainStep
+from fasthg.training import profile, trainer
+from fasthg.training.profile import Facts, advise, describe_run
+from fasthg.training.step import TrainStep
 
 SMALL: dict[str, Any] = {
     "NUM_STACKS": 1,
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing(folder: Path, repository: Path) -> No
     fewer = {"FRAMES": 2, "FRAME_SIZE": (192, 160)}
     process = forked.command(
         *arguments,
-        patches={f"fasthg.train.profile.{name}": value for name, value in fewer.items()},
+        patches={f"fasthg.training.profile.{name}": value for name, value in fewer.items()},
         environment={"TMPDIR": str(folder)},
     )
     process.wait_for(lambda: "measuring" in process.out())

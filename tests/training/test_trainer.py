@@ -21,8 +21,8 @@ from fasthg.report.evaluate import evaluate_run
 from fasthg.runs.checkpoint import load_state, load_weights, save_state
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.device import choose_device, choose_precision
-from fasthg.train.step import TrainStep
-from fasthg.train.trainer import TrainResult
+from fasthg.training.step import TrainStep
+from fasthg.training.trainer import TrainResult
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from fasthg.config import Config
 from fasthg.model.layers import BatchNorm
-from fasthg.train.flat_params import FlatParameters
-from fasthg.train.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
+from fasthg.training.flat_params import FlatParameters
+from fasthg.training.optim import RMSProp, build_optimizer, learning_rate, warmed_decay
 
 
 def test_batch_norm_equals_slim(test_data: Path) -> None:

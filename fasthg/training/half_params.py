@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fasthg.train.flat_params import FlatParameters
+from fasthg.training.flat_params import FlatParameters
 
 
 def num_rounded(flat: FlatParameters[Any]) -> int:

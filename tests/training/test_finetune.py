@@ -19,9 +19,9 @@ from fasthg.errors import ConfigError, DataError
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import load_weights, save_weights
 from fasthg.runs.weights import weights_metadata
-from fasthg.train.finetune import Start, starting_weights
-from fasthg.train.profile import dry_run
-from fasthg.train.step import TrainStep
+from fasthg.training.finetune import Start, starting_weights
+from fasthg.training.profile import dry_run
+from fasthg.training.step import TrainStep
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

@@ -24,8 +24,8 @@ from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference.plots import part_colors
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
-from fasthg.train.resume import RestartNote
-from fasthg.train.step import TrainStep
+from fasthg.training.resume import RestartNote
+from fasthg.training.step import TrainStep
 
 
 @contextlib.contextmanager
