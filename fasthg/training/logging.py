@@ -228,6 +228,7 @@ class MetricLogger:
         events, progress: for TensorBoard and the terminal.
         check: called with step, losses `(stacks, batch)` and instances of each step; raises if a
             loss is not finite.
+        told: called with each row of metrics after it is written.
         group: the processes that train together; the first one writes.
     """
 
@@ -238,9 +239,11 @@ class MetricLogger:
         events: EventWriter,
         progress: ProgressLine,
         check: Callable[[int, Tensor, Tensor], None],
+        told: Callable[[Mapping[str, Any]], None] = lambda row: None,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._config, self._run, self._check, self._group = config, run, check, group
+        self._told = told
         self._events, self._progress = events, progress
         self._pending: deque[PendingLosses] = deque()
         self._next_events = time.monotonic()
@@ -298,3 +301,4 @@ class MetricLogger:
         if time.monotonic() >= self._next_events or last:
             self._next_events = time.monotonic() + self._config.SAVE_SUMMARY_SECS
             self._events.row(row)
+        self._told(row)

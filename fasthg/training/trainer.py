@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,7 @@ from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_proces
 from fasthg.runtime.signals import Signals
 from fasthg.training.environment import describe_environment
 from fasthg.training.finetune import Start, starting_weights
+from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 from fasthg.training.logging import EventWriter, MetricLogger, ProgressLine
 from fasthg.training.memory import explained_out_of_memory
 from fasthg.training.resume import (
@@ -82,6 +84,7 @@ def train(
     source: Path | None = None,
     stem: str = "run",
     resume: Path | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> TrainResult:
     """Train as `config` says.
 
@@ -91,6 +94,7 @@ def train(
         source: the configuration file, copied into the run folder.
         stem: names the run folder, with the time, where RUN_NAME is null.
         resume: an existing run folder to resume in.
+        hooks: called while the pose network trains, not the locator.
 
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
@@ -106,7 +110,9 @@ def train(
             run, resumed = open_run(config, source, stem, resume, group, note)
             lock = run.locked() if group.first else contextlib.nullcontext()
             with lock, explained_out_of_memory(config, device):
-                training = Training(config, device, train_split, validation, run, console, group)
+                training = Training(
+                    *(config, device, train_split, validation, run, console, group), hooks=hooks
+                )
                 if resumed:
                     training.resume()
                 training.describe()
@@ -196,6 +202,7 @@ class Training:
         run: an existing run folder.
         console: where progress is printed.
         group: the processes that train together. All call the same methods; the first one writes.
+        hooks: called by the first one.
     """
 
     def __init__(
@@ -207,8 +214,12 @@ class Training:
         run: RunFolder,
         console: Console,
         group: ProcessGroup = SINGLE_PROCESS,
+        *,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
         self.config = config
+        self.hooks = hooks
+        self._stop_asked = False
         self.device = device
         self.group = group
         self.train = train
@@ -315,7 +326,9 @@ class Training:
             return TrainResult(self.run, self.done, rank=group.rank)
         events = EventWriter(self.run.path if group.first else None, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
-        logger = MetricLogger(config, self.run, events, progress, self._check_losses, group)
+        logger = MetricLogger(
+            *(config, self.run, events, progress, self._check_losses, self._tell_log, group)
+        )
         with (
             contextlib.closing(events),
             progress,
@@ -346,12 +359,24 @@ class Training:
         count = len(self._corrupt())
         if count:
             progress.note(f"{count} unreadable image{'s were' if count > 1 else ' was'} skipped")
-        signal = requests.stop if self.done < total else None
-        return TrainResult(self.run, self.done, signal, group.rank)
+        ended_by = requests.stop if self.done < total else None
+        return TrainResult(self.run, self.done, ended_by, group.rank)
+
+    def _tell(self, hook: Hook | None, row: Mapping[str, Any]) -> None:
+        if hook is None:
+            return
+        try:
+            hook(row)
+        except StopTraining:
+            self._stop_asked = True
+
+    def _tell_log(self, row: Mapping[str, Any]) -> None:
+        self._tell(self.hooks.on_log, row)
 
     def _control_requests(self, signals: Signals) -> ControlRequests:
         due = self.group.first and self.keeper.due()
-        stop, save, save_due = self.group.largest(signals.stop or 0, signals.save_wanted(), due)
+        asked = signals.stop or (signal.SIGINT if self._stop_asked else 0)
+        stop, save, save_due = self.group.largest(asked, signals.save_wanted(), due)
         return ControlRequests(int(stop) or None, bool(save), bool(save_due))
 
     def _corrupt(self) -> dict[int, str]:
@@ -415,6 +440,7 @@ class Training:
             events.row(row)
             if measured.picture is not None:
                 events.image("validation", as_array(measured.picture()), self.done)
+            self._tell(self.hooks.on_validate, {**row, "best": better})
         progress.note(
             f"step {self.done}: validation {measured.text}" + (" (best so far)" if better else "")
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from fasthg.inference.video.keypoints import Network, Predictor
 from fasthg.inference.video.made_from import read_record, write_record
 from fasthg.inference.video.overlay import overlay
 from fasthg.inference.video.pipeline import Clock, ahead
+from fasthg.inference.video.plan import Plan
 from fasthg.inference.video.row_store import Rows, RowStore, rows_of_another
 from fasthg.inference.video.sources import RecordSource
 from fasthg.inference.video.tracking import Animals, Tracker
@@ -33,8 +33,6 @@ from fasthg.inference.video.video_file import VideoSource
 _FRAMES_AHEAD = 8
 _POSES_AHEAD = 4
 _MARS = (2, 7)
-# What animals without a name are called: animal1, animal2, ...
-_NUMBERED = re.compile(r"animal([1-9][0-9]*)")
 # Share of poses with few sure parts, and of empty rows, beyond which a person is told.
 _UNSURE = 0.2
 WHOLE = Path("whole")
@@ -159,17 +157,17 @@ def predict_source(
         DataError: no frame, or boxes that do not fit.
         FasthgError: a file cannot be written.
     """
-    boxes, locator = _where(source, options, locator)
-    boxes.check(source)
-    tracker, animals = None, boxes.animals
-    if locator is not None:
-        count = _count(locator, boxes, options.animals)
-        if locator.settings.told_apart and count != len(locator.settings.classes):
-            locator = locator.without_classes()
-        animals = _names(locator, boxes, count)
-        boxes = boxes.of(animals)
-        if not source.names:  # a film
-            tracker = Tracker(locator.settings, len(animals), config.PARTS.NUM_PARTS)
+    whole = options.boxes == WHOLE
+    given = read_boxes(options.boxes, source) if options.boxes and not whole else None
+    if given is None and options.frames_are_crops and not isinstance(source, RecordSource):
+        whole = True
+    plan = Plan.of(
+        *(source, config.PARTS.NUM_PARTS, locator),
+        boxes=given,
+        whole=whole,
+        most=options.animals,
+    )
+    boxes, locator, animals = plan.boxes, plan.locator, plan.animals
     paths, parts = targets(source, options), tuple(config.PARTS.NAMES)
     made_from: dict[str, Any] = {
         "source": source.identity(),
@@ -213,14 +211,10 @@ def predict_source(
         def rows() -> Rows:
             return store.rows(source.path, source.names, animals, parts, boxes.image_ids)
 
-        if tracker is not None:
-            _recall(tracker, rows())
+        if plan.tracker is not None:
+            _recall(plan.tracker, rows())
         frames = ahead(clock.each("decode", source.frames(store.done)), _FRAMES_AHEAD)
-        if locator is not None:
-            each = predictor.located(frames, len(animals), locator, tracker, boxes)
-        else:
-            each = predictor.poses(frames, len(animals), boxes.shares)
-        made = ahead(each, _POSES_AHEAD)
+        made = ahead(plan.poses(predictor, frames), _POSES_AHEAD)
         done = store.done
         with closing(made):
             for poses in made:
@@ -259,79 +253,6 @@ def predict_source(
             f"{len(animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
         )
     return result
-
-
-def _where(
-    source: Source, options: Options, locator: Locator | None
-) -> tuple[Boxes, Locator | None]:
-    """The boxes that are known, and the locator that finds the others, where it is needed.
-
-    Raises:
-        ConfigError: nothing says where the animals are.
-    """
-    if options.boxes == WHOLE:
-        return Boxes(), None
-    if options.boxes is not None:
-        boxes = read_boxes(options.boxes, source)
-        if locator is None or _complete(boxes, source, _count(locator, boxes, options.animals)):
-            return boxes, None
-        return boxes, locator
-    if isinstance(source, RecordSource):
-        return source.boxes, None
-    if options.frames_are_crops:
-        return Boxes(), None
-    if locator is None:
-        raise ConfigError(
-            f"{source.path}: nothing says where the animals are; train a locator, once, with: "
-            "fasthg train --locator RUN (a weights file has none: give its run). Or give --boxes "
-            "FILE, or --boxes whole where each image shows one animal from border to border"
-        )
-    return Boxes(animals=(), where={}), locator
-
-
-def _complete(boxes: Boxes, source: Source, animals: int) -> bool:
-    """Whether all animals have a box in all frames, so that nothing is left to find."""
-    if boxes.where is None:
-        return True
-    if source.count is None or len(boxes.animals) < animals:
-        return False
-    return len(boxes.where) >= source.count and all(
-        np.isfinite(each).all() for each in boxes.where.values()
-    )
-
-
-def _count(locator: Locator, boxes: Boxes, most: int | None) -> int:
-    """How many rows a frame has.
-
-    Raises:
-        ConfigError: there are boxes of more animals than `most`.
-    """
-    settings = locator.settings
-    usual = len(settings.classes) if settings.told_apart else settings.most
-    numbers = [_NUMBERED.fullmatch(name) for name in boxes.animals]
-    least = max([len(boxes.animals), *(int(match[1]) for match in numbers if match)])
-    if most is not None and least > most:
-        raise ConfigError(f"--animals {most}: {boxes.path} has boxes of {least}; raise it")
-    return most or max(usual, least)
-
-
-def _names(locator: Locator, boxes: Boxes, count: int) -> tuple[str, ...]:
-    """Names of the animals' rows: the locator's classes, those of given boxes, or numbers.
-
-    Raises:
-        ConfigError: boxes of others than the locator's classes.
-    """
-    named = tuple(name for name in boxes.animals if not _NUMBERED.fullmatch(name))
-    if locator.settings.told_apart:
-        classes = locator.settings.classes
-        strange = [name for name in named if name not in classes]
-        if strange:
-            raise ConfigError(
-                f"{boxes.path}: boxes of {', '.join(strange)}, the locator's animals are "
-                f"{', '.join(classes)}; name them so"
-            )
-        return classes
-    return (*named, *(f"animal{number + 1}" for number in range(len(named), count)))
 
 
 def _recall(tracker: Tracker, rows: Rows) -> None:
