@@ -52,6 +52,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("model", "ops", "runs", "runtime"),
     ),
     # layer 6
+    "api": (
+        *("config", "data", "files", "inference", "interop", "report", "runs", "runtime"),
+        "training",
+    ),
+    # layer 7
+    "": ("api",),  # names that are imported when they are first used
     "cli": ("*",),
     "__main__": ("cli",),
 }
@@ -65,7 +71,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     ),
     "av": ("inference.video",),
     "h5py": ("inference.video",),
-    "pandas": ("data.convert", "inference.video"),
+    "pandas": ("api.poses", "data.convert", "inference.video"),
     "tables": ("data.convert",),
     "sleap_io": ("data.convert",),
     "matplotlib": ("inference.plots", "report"),

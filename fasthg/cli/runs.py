@@ -50,9 +50,7 @@ def train(
     if hasattr(signal, "SIGUSR1"):
         # The training saves on this signal; before and after it, the signal would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from fasthg.config import FOLDER_CONFIG, find_config, load_config
-    from fasthg.interop.mars_project import project_config, relocation_overrides
-    from fasthg.runs.run_folder import RunFolder
+    from fasthg.api.settings import settings_of
 
     config, keys = first_argument(config, overrides)
     out = console()
@@ -62,69 +60,32 @@ def train(
         refuse_ranks("--dry-run")
     if locator is not None and (config is not None or resume is not None or dry_run):
         raise ConfigError("--locator: give a RUN and no CONFIG, --resume or --dry-run")
-    if locator is not None:
-        run = RunFolder.open(locator)
-        settings = run.config([*relocation_overrides(run), *keys])
-        configure(settings)
-        from fasthg.training.trainer import add_locator
-
-        ended = add_locator(settings, out, run)
-        if ended.signal is not None:
-            out.print(f"stopped; go on with: fasthg train --locator {run.path}")
-            raise typer.Exit(128 + ended.signal)
-        return
-    source: Path | None
-    if config is not None:
-        path = find_config(config)
-        settings, source = load_config(path, keys), path
-        stem = path.parent.name if path.name == FOLDER_CONFIG else path.stem
-    elif resume is not None:
-        folder = RunFolder.open(resume)
-        settings, source, stem = folder.config([*relocation_overrides(folder), *keys]), None, ""
-    else:
-        project = project_config(keys, Path())
-        if project is None:
-            raise ConfigError(
-                "no CONFIG given, and no project_config.yaml here or above; for example: "
-                "fasthg train configs/demo.yaml"
-            )
-        settings, source, stem = project.config, project.source, project.model
-        for line in project.lines:
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    settings = settings_of(config, keys, resume or locator)
     # These take seconds, which a mistake in the configuration need not wait for.
-    from fasthg import report
-    from fasthg.inference.locator import locator_folder
-    from fasthg.report import evaluate as evaluation
-    from fasthg.training import trainer as training
-
-    configure(settings)
     if dry_run:
         from fasthg.training.profile import dry_run as try_out
 
-        if try_out(settings, out, source=source) is None:
+        configure(settings.config)
+        if try_out(settings.config, out, source=settings.source) is None:
             raise typer.Exit(130)
         return
-    result = training.train(settings, out, source=source, stem=stem, resume=resume)
-    if result.rank:
-        raise typer.Exit(0 if result.signal is None else 128 + result.signal)
-    if result.signal is not None:
-        out.print(f"stopped at step {result.step}; go on with: --resume {result.run.path}")
-        raise typer.Exit(128 + result.signal)
-    if no_eval:
+    if locator is not None:
+        from fasthg.runs.run_folder import RunFolder
+        from fasthg.training.trainer import add_locator
+
+        configure(settings.config)
+        ended = add_locator(settings.config, out, RunFolder.open(locator))
+        if ended.signal is not None:
+            out.print(f"stopped; go on with: fasthg train --locator {locator}")
+            raise typer.Exit(128 + ended.signal)
         return
-    split = evaluation.default_split(settings)
-    if split is not None:
-        located = RunFolder(locator_folder(result.run.path)).best.exists()
-        located = located and settings.EVAL_CROP == "training"
-        measured = evaluation.evaluate_run(
-            *(result.run, settings, split, None), boxes="found" if located else "given"
-        )
-        paths = [report.write(result.run, settings, measured)]
-        paths += report.write_performance(settings, measured)
-        measured.print(out)
-        for path in paths:
-            out.print(str(path), highlight=False, soft_wrap=True)
+    from fasthg.api.training import run_training
+
+    result = run_training(settings, out, resume, evaluate=not no_eval, own_process=True)
+    if result.signal is not None:
+        if not result.rank:
+            out.print(f"stopped at step {result.step}; go on with: --resume {result.path}")
+        raise typer.Exit(128 + result.signal)
 
 
 def evaluate(

@@ -228,8 +228,8 @@ class MetricLogger:
         events, progress: for TensorBoard and the terminal.
         check: called with step, losses `(stacks, batch)` and instances of each step; raises if a
             loss is not finite.
-        told: called with each row of metrics after it is written.
         group: the processes that train together; the first one writes.
+        told: called with each row of metrics after it is written.
     """
 
     def __init__(
@@ -239,8 +239,8 @@ class MetricLogger:
         events: EventWriter,
         progress: ProgressLine,
         check: Callable[[int, Tensor, Tensor], None],
-        told: Callable[[Mapping[str, Any]], None] = lambda row: None,
         group: ProcessGroup = SINGLE_PROCESS,
+        told: Callable[[Mapping[str, Any]], None] = lambda row: None,
     ) -> None:
         self._config, self._run, self._check, self._group = config, run, check, group
         self._told = told

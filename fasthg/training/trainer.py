@@ -327,7 +327,7 @@ class Training:
         events = EventWriter(self.run.path if group.first else None, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
         logger = MetricLogger(
-            *(config, self.run, events, progress, self._check_losses, self._tell_log, group)
+            *(config, self.run, events, progress, self._check_losses, group, self._tell_log)
         )
         with (
             contextlib.closing(events),
