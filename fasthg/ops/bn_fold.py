@@ -185,7 +185,7 @@ def bn_fold(
         offset = beta - folded.to(mean.dtype) @ mean
 
     Error: 1e-5 of the largest value of a row in float32, 1e-13 in float64, then one rounding to
-    `dtype`; var_out: 1e-6 of sum_ij |w_i c_ij w_j|. Sums run in a fixed order on CUDA.
+    `dtype`; var_out: 1e-6 of sum_ij abs(w_i c_ij w_j). Sums run in a fixed order on CUDA.
 
     Memory: weight and covariance are read, folded is written; on CUDA by one kernel that reads the
     covariance once for every four outputs, from the second-level cache.
