@@ -24,7 +24,7 @@ from fasthg.data.batch import Batch, make_batch
 from fasthg.data.dali_graph import build_graph, build_probe, graph_inputs
 from fasthg.data.records.jpeg import image_fault
 from fasthg.data.sampler import BatchSampler, BatchSpec, replacement_rows
-from fasthg.errors import EnvironmentFault
+from fasthg.errors import EnvironmentFault, install_hint
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def import_dali() -> Any:
         import nvidia.dali.types
     except (ImportError, OSError) as error:
         raise EnvironmentFault(
-            f"NVIDIA DALI cannot be imported ({error}); pip install nvidia-dali-cuda130 (Linux), "
+            f"NVIDIA DALI cannot be imported ({error}); on Linux: {install_hint('dali')}, "
             "or set LOADER: portable"
         ) from None
     return nvidia.dali

@@ -14,7 +14,7 @@ from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.records.jpeg import image_fault
 from fasthg.data.sampler import BatchSampler
-from fasthg.errors import ConfigError, EnvironmentFault
+from fasthg.errors import ConfigError, EnvironmentFault, install_hint
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def loader_choice(cfg: Config, device: torch.device) -> tuple[str, str]:
     if device.type != "cuda":
         return "portable", f"on {device.type} OpenCV is faster than DALI"
     if not _dali_installed():
-        return "portable", "DALI is not installed; pip install nvidia-dali-cuda130 (Linux only)"
+        return "portable", f"DALI is not installed; on Linux: {install_hint('dali')}"
     return "dali", "decodes and augments on the GPU"
 
 

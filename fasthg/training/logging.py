@@ -18,17 +18,26 @@ import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import summary
 
 from fasthg.config import Config
 from fasthg.data.prefetch import AHEAD
-from fasthg.errors import FasthgError
+from fasthg.errors import FasthgError, install_hint
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training.step import StepResult
+
+try:
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard import summary
+
+    NO_EVENTS: str | None = None
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "tensorboard":
+        raise
+    NO_EVENTS = f"no TensorBoard events: they need tensorboard; {install_hint('report')}"
+"""Why no events are written; None where they are."""
 
 
 def duration(seconds: float) -> str:
@@ -129,7 +138,8 @@ class EventWriter:
     SummaryWriter writes in a thread of its own, whose errors reach nobody.
 
     Args:
-        folder: the run folder; None writes nothing, as on every rank but the first.
+        folder: the run folder; None writes nothing, as on every rank but the first, and so does
+            each writer where TensorBoard is not installed (`NO_EVENTS`).
         purge_step: TensorBoard drops older events from this step on: a resumed run writes them
             again.
 
@@ -140,7 +150,7 @@ class EventWriter:
     def __init__(self, folder: Path | None, purge_step: int) -> None:
         self._folder = folder
         self._records: RecordWriter | None = None
-        if folder is None:
+        if folder is None or NO_EVENTS:
             return
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
         paths = (folder / f"{name}.{number}" for number in itertools.count())
@@ -152,6 +162,8 @@ class EventWriter:
 
     def row(self, values: Mapping[str, Any]) -> None:
         """Write a row of metrics at its `step`; a list becomes one curve per stack."""
+        if self._records is None:
+            return
         for name, value in values.items():
             if name == "step":
                 continue
@@ -161,6 +173,8 @@ class EventWriter:
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Write an image, uint8 `(height, width, 3)`, RGB."""
+        if self._records is None:
+            return
         encoded = summary.image(name, pixels, dataformats="HWC")
         self._write(Event(step=step, summary=encoded))
 

@@ -33,6 +33,7 @@ from fasthg.training.finetune import Start, starting_weights
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 from fasthg.training.logging import EventWriter, MetricLogger, ProgressLine
 from fasthg.training.memory import explained_out_of_memory
+from fasthg.training.logging import NO_EVENTS, EventWriter, MetricLogger, ProgressLine
 from fasthg.training.resume import (
     RestartNote,
     best_so_far,
@@ -116,6 +117,8 @@ def train(
                 if resumed:
                     training.resume()
                 training.describe()
+                if NO_EVENTS and group.first:
+                    console.print(NO_EVENTS, markup=False, highlight=False, soft_wrap=True)
                 if not resumed:
                     training.begin(start)
                 check_same_weights(group, training.step.flat.values)
@@ -438,7 +441,7 @@ class Training:
         if self.group.first:
             self.run.log(row)
             events.row(row)
-            if measured.picture is not None:
+            if measured.picture is not None and NO_EVENTS is None:
                 events.image("validation", as_array(measured.picture()), self.done)
             self._tell(self.hooks.on_validate, {**row, "best": better})
         progress.note(

@@ -54,6 +54,17 @@ def test_other_ranks_write_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
+def test_without_tensorboard_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fasthg.train.logging.NO_EVENTS", "no TensorBoard")
+    events = EventWriter(tmp_path, purge_step=1)
+    events.row({"step": 1, "loss": 1.0})
+    events.image("a", np.zeros((2, 2, 3), np.uint8), 1)
+    events.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_raises_where_it_is_met_and_nothing_else_changes(tmp_path: Path) -> None:
     """The limit of a file's size replaces a full disk."""
     hook, threads = threading.excepthook, threading.active_count()

@@ -31,7 +31,7 @@ from fasthg.data.convert.common import (
 from fasthg.data.convert.images import Jpeg, encode_jpeg, locate, missing_images, trailing
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
-from fasthg.errors import DataError, EnvironmentFault
+from fasthg.errors import DataError, missing_package
 
 _AGAIN = "save the labels from SLEAP again"
 
@@ -105,9 +105,7 @@ def _load(path: Path) -> Any:
     try:
         import sleap_io
     except ImportError as error:
-        raise EnvironmentFault(
-            f"{path}: reading SLEAP labels needs {error.name}; pip install 'fasthg[sleap]'"
-        ) from None
+        raise missing_package(f"{path}: reading SLEAP labels", str(error.name), "sleap") from None
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a .slp or .pkg.slp file")
     try:

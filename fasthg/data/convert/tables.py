@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fasthg.data.convert.text import read_text
-from fasthg.errors import DataError, EnvironmentFault
+from fasthg.errors import DataError, missing_package
 
 # A row of the header, with semicolons or tabs.
 _OTHER_SEPARATOR = re.compile(
@@ -126,9 +126,8 @@ def _read_h5(path: Path) -> Table:
         import pandas
         import tables  # noqa: F401  pandas asks for it only when it reads
     except ImportError as error:
-        raise EnvironmentFault(
-            f"{path}: reading HDF5 needs {error.name}; pip install 'fasthg[dlc]' or use the CSV"
-        ) from None
+        name = str(error.name)
+        raise missing_package(f"{path}: reading HDF5", name, "dlc", "use the CSV") from None
     try:
         frame = pandas.read_hdf(path)
     except Exception as error:

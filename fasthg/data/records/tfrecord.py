@@ -13,16 +13,15 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from fasthg.data.records.foreign import FIRST_BYTES, foreign_kind
-from fasthg.errors import DataError
+from fasthg.errors import DataError, missing_package
 from fasthg.files import write_chunks
 
 HEADER_BYTES = 12
@@ -54,9 +53,20 @@ class Damage(NamedTuple):
     what: str
 
 
+@functools.cache
+def _crc32c() -> Callable[[bytes], int]:
+    """The checksum; loaded when records are met, which predictions on films never do."""
+    try:
+        import google_crc32c
+    except ModuleNotFoundError:
+        raise missing_package("TFRecords", "google-crc32c", "train") from None
+    value: Callable[[bytes], int] = google_crc32c.value
+    return value
+
+
 def masked_crc(data: bytes) -> int:
     """CRC32C of `data` as TFRecord stores it: rotated and offset, an unsigned 32-bit integer."""
-    crc: int = google_crc32c.value(data)
+    crc: int = _crc32c()(data)
     return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
 
 
@@ -221,9 +231,10 @@ def _next_header(stream: BinaryIO, start: int, size: int) -> int:
 @functools.cache
 def _length_crcs() -> tuple[int, npt.NDArray[np.uint32]]:
     """CRC32C of eight zeros, and the contribution (4, 256) of each value of the first 4 bytes."""
-    zeros_crc: int = google_crc32c.value(bytes(8))
+    crc32c = _crc32c()
+    zeros_crc = crc32c(bytes(8))
     lengths = ((_LENGTH.pack(byte << 8 * i) for byte in range(256)) for i in range(4))
-    crcs = [[google_crc32c.value(length) ^ zeros_crc for length in row] for row in lengths]
+    crcs = [[crc32c(length) ^ zeros_crc for length in row] for row in lengths]
     return zeros_crc, np.array(crcs, np.uint32)
 
 

@@ -112,6 +112,6 @@ FORMATS: dict[str, Format] = {
     "mars": Format(".mars.json", write_mars),
     "coco": Format(".coco.json", write_coco),
     "dlc_h5": Format(".dlc.h5", hdf5.write_dlc, ("pandas", "tables"), "dlc"),
-    "sleap_h5": Format(".analysis.h5", hdf5.write_sleap, ("h5py",), "sleap"),
-    "netcdf": Format(".poses.nc", hdf5.write_netcdf, ("h5py",), "sleap"),
+    "sleap_h5": Format(".analysis.h5", hdf5.write_sleap, ("h5py",), "predict"),
+    "netcdf": Format(".poses.nc", hdf5.write_netcdf, ("h5py",), "predict"),
 }

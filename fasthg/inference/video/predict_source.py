@@ -14,7 +14,7 @@ import numpy as np
 
 from fasthg.config import Config
 from fasthg.drawing.palette import part_colours
-from fasthg.errors import ConfigError, DataError, EnvironmentFault
+from fasthg.errors import ConfigError, DataError, missing_package
 from fasthg.files import write_atomically
 from fasthg.inference.locator import Locator
 from fasthg.inference.video.boxes import Boxes, read_boxes
@@ -68,10 +68,7 @@ class Options:
                 try:
                     importlib.import_module(module)
                 except ImportError:
-                    raise EnvironmentFault(
-                        f"--to {name}: needs {module}; "
-                        f"run: pip install 'fasthg[{FORMATS[name].extra}]'"
-                    ) from None
+                    raise missing_package(f"--to {name}", module, FORMATS[name].extra) from None
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fasthg.data.opencv_loader import Image
-from fasthg.errors import DataError, EnvironmentFault
+from fasthg.errors import DataError, missing_package
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.frame_times import FrameTimes
 
@@ -33,9 +33,7 @@ def import_av(path: Path) -> Any:
     try:
         import av
     except ImportError:
-        raise EnvironmentFault(
-            f"{path}: videos need PyAV; run: pip install 'fasthg[video]'"
-        ) from None
+        raise missing_package(f"{path}: a video", "PyAV", "predict") from None
     # The decoder's own remarks would tear the progress bar; what matters is counted here.
     av.logging.set_level(av.logging.PANIC)
     return av

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from fasthg.errors import EnvironmentFault
+from fasthg.errors import missing_package
 
 OPSET = 18
 """Operators as of ONNX 1.13 (2022), which runtimes of today know."""
@@ -25,9 +25,7 @@ def need_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise EnvironmentFault(
-                f"--to onnx: needs {name}; run: pip install 'fasthg[export]'"
-            ) from None
+            raise missing_package("--to onnx", name, "export") from None
 
 
 def onnx_content(

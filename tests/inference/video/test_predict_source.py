@@ -304,7 +304,7 @@ def test_options_that_make_no_sense(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="--to xml: unknown format; use csv, mars"):
         Options(formats=("xml",)).check()
     monkeypatch.setitem(sys.modules, "tables", None)
-    with pytest.raises(EnvironmentFault, match=r"needs tables; run: pip install 'fasthg\[dlc\]'"):
+    with pytest.raises(EnvironmentFault, match=r"needs tables; pip install 'fasthg\[dlc\]'"):
         Options(formats=("dlc_h5",)).check()
 
 

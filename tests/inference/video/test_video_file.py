@@ -223,7 +223,7 @@ def test_sound_alone_is_refused(tmp_path: Path) -> None:
 def test_without_pyav_there_is_a_remedy(tmp_path: Path, monkeypatch) -> None:
     path = write_video(tmp_path / "a.mp4", grey(2))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(EnvironmentFault, match=r"pip install 'fasthg\[video\]'"):
+    with pytest.raises(EnvironmentFault, match=r"pip install 'fasthg\[predict\]'"):
         find_sources([path])
 
 
