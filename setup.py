@@ -1,6 +1,8 @@
-"""Build the optional extension `fasthg._C`; everything else stands in pyproject.toml.
+"""Build the optional extension `fasthg._C`, and copy the presets into the package; everything else
+stands in pyproject.toml.
 
 Environment:
+    FASTHG_EXTENSION  off: leave the extension out; the wheel is then one for every platform
     FASTHG_CUDA       auto (default: use nvcc if it works), on (fail without it), off
     FASTHG_CUDA_ARCH  what to compile for, default "80;90a;90+PTX"; NVCC names the compiler
     FASTHG_NATIVE     1: compile for this machine's processor alone (-march=native)
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 SOURCES = Path("csrc")
@@ -159,6 +162,20 @@ class BuildExtension(build_ext):
         return f"CUDA {release}, {architectures}"
 
 
+class BuildPackage(build_py):
+    """Copy `configs/*.yaml` to `fasthg/presets`; an editable install reads them in the checkout."""
+
+    def run(self) -> None:
+        """Build as ever, then copy."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "fasthg", "presets")
+        self.mkpath(str(target))
+        for source in sorted(Path("configs").glob("*.yaml")):
+            self.copy_file(str(source), str(target / source.name))
+
+
 native = os.environ.get("FASTHG_NATIVE", "0") == "1"
 extension = Extension(
     "fasthg._C",
@@ -169,4 +186,7 @@ extension = Extension(
     language="c++",
     optional=True,
 )
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
+setup(
+    ext_modules=[] if os.environ.get("FASTHG_EXTENSION") == "off" else [extension],
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPackage},
+)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from fasthg import __version__
 from fasthg.cli import bench, config, data, doctor, export, predict, runs, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
@@ -18,12 +19,26 @@ app = typer.Typer(
     help="Train and evaluate stacked-hourglass networks for animal pose estimation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fasthg {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _before(context: typer.Context) -> None:
+def _before(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     if context.invoked_subcommand not in (None, "train", "doctor"):
         refuse_ranks(str(context.invoked_subcommand))
 

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import AsJson, ConfigPath, Overrides, configure, console, print_json
+from fasthg.cli.common import (
+    AsJson,
+    ConfigPath,
+    Overrides,
+    configure,
+    console,
+    print_json,
+    read_config,
+)
 
 
 def bench(
@@ -19,10 +27,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure loader, training step and both together: which one limits, and what to change."""
-    from fasthg.config import load_config
     from fasthg.training.profile import bench as measure
 
-    settings = load_config(config, list(overrides or []))
+    settings = read_config(config, overrides)
     configure(settings)
     if as_json:
         print_json(measure(settings, seconds).as_json())

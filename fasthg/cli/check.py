@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import AsJson, ConfigPath, Overrides, console, print_json
+from fasthg.cli.common import AsJson, ConfigPath, Overrides, console, print_json, read_config
 from fasthg.errors import ConfigError
 
 
@@ -22,13 +22,12 @@ def check(
     """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any."""
     from rich.table import Table
 
-    from fasthg.config import load_config
     from fasthg.config.sides import flip_doubts
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
     from fasthg.files import write_text
 
-    settings = load_config(config, list(overrides or []))
+    settings = read_config(config, overrides)
     splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}
     splits = {split: patterns for split, patterns in splits.items() if patterns}
     if not splits:

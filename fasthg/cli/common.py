@@ -19,7 +19,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, dotted for sections."),
 ]
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file in MARS's style.")]
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="YAML file, folder of records with a config.yaml, or preset."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
 
 
@@ -39,6 +44,17 @@ def refuse_ranks(verb: str) -> None:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(f"{verb}: runs in one process; start it without torchrun")
+
+
+def read_config(config: Path, overrides: list[str] | None) -> Config:
+    """The configuration that a user means by CONFIG and KEY=VALUE.
+
+    Raises:
+        ConfigError: see `find_config` and `load_config`.
+    """
+    from fasthg.config import find_config, load_config
+
+    return load_config(find_config(config), list(overrides or []))
 
 
 def configure(config: Config) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fasthg.cli.common import AsJson, ConfigPath, Overrides, print_json
+from fasthg.cli.common import AsJson, ConfigPath, Overrides, print_json, read_config
 from fasthg.errors import ConfigError
 
 app = typer.Typer(help="Convert annotations of other tools, and back.", no_args_is_help=True)
@@ -215,12 +215,11 @@ def export_coco(
     as_json: AsJson = False,
 ) -> None:
     """Write the data of a configuration as COCO keypoint annotations."""
-    from fasthg.config import load_config
     from fasthg.data.convert import to_coco
 
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder; give the name of a JSON file")
-    settings = load_config(config, list(overrides or []))
+    settings = read_config(config, overrides)
     report = to_coco.export(settings, out, splits=splits or (), images=images, category=category)
     _print_report(report, as_json)
 
@@ -235,10 +234,9 @@ def export_dlc(
     as_json: AsJson = False,
 ) -> None:
     """Write the data of a configuration as a DeepLabCut project."""
-    from fasthg.config import load_config
     from fasthg.data.convert import to_dlc
 
-    settings = load_config(config, list(overrides or []))
+    settings = read_config(config, overrides)
     _print_report(to_dlc.export(settings, out, splits=splits or (), scorer=scorer), as_json)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import ConfigPath, Overrides
+from fasthg.cli.common import ConfigPath, Overrides, read_config
 from fasthg.errors import ConfigError
 
 
@@ -24,7 +24,6 @@ def preview(
     ] = None,
 ) -> None:
     """Draw crops with their targets, before and after each augmentation that is on."""
-    from fasthg.config import load_config
     from fasthg.data.index.record_index import RecordIndex
     from fasthg.data.preview import make_preview
     from fasthg.data.preview.sheet import as_page, as_png
@@ -33,7 +32,7 @@ def preview(
     kind = out.suffix.lower()
     if kind not in (".png", ".html"):
         raise ConfigError(f"-o {out}: neither .png nor .html; give a name that ends in one of them")
-    settings = load_config(config, list(overrides or []))
+    settings = read_config(config, overrides)
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: no such split; use train, val or test")
     patterns = getattr(settings.DATA, split.upper())

@@ -40,12 +40,14 @@ def import_tf(
 
     The file is like the best weights of a run: predict, eval and INIT.WEIGHTS take it.
     """
+    from fasthg.config import find_config
     from fasthg.interop.tf_import import read_checkpoint
     from fasthg.runs.weights import SUFFIX
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"-o {out}: other verbs know weights by their name; end it in {SUFFIX}")
-    imported = read_checkpoint(checkpoint, config, list(overrides or []), ema=not raw)
+    source = find_config(config) if config is not None else None
+    imported = read_checkpoint(checkpoint, source, list(overrides or []), ema=not raw)
     imported.save(out)
     keys, values = imported.config, "raw values" if raw else "moving averages"
     if as_json:

@@ -22,6 +22,17 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in presets_folder().glob("*.yaml"))
 
 
+def preset_text(name: str) -> str:
+    """The YAML of a preset, with its comments.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"{name}: no preset; use one of {', '.join(preset_names())}")
+    return (presets_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def find_config(text: str | Path) -> Path:
     """The YAML file that a user means.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
@@ -18,10 +19,28 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StrictBool,
     StrictStr,
 )
 from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Reads(BeforeValidator):
+    """A validator before the type's own.
+
+    Attributes:
+        accepts: the JSON type of what it accepts beside the type itself.
+    """
+
+    accepts: str = ""
+
+    def __get_pydantic_json_schema__(
+        self, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The type or `accepts`: editors must not mark what is read."""
+        return {"anyOf": [handler(schema), {"type": self.accepts}]}
 
 
 def show(value: object, limit: int = 60) -> str:
@@ -133,15 +152,15 @@ Text = Annotated[StrictStr, BeforeValidator(_free_text)]
 Folder = Annotated[Text, AfterValidator(local_path)]
 Int = Annotated[int, BeforeValidator(_int)]
 Float = Annotated[float, BeforeValidator(_float)]
-Frequency = Annotated[float, BeforeValidator(_frequency(1.0))]
-FlipFrequency = Annotated[float, BeforeValidator(_frequency(0.5))]
-FreeForm = Annotated[dict[str, Any], BeforeValidator(_free_form)]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+Frequency = Annotated[float, Reads(_frequency(1.0), accepts="boolean")]
+FlipFrequency = Annotated[float, Reads(_frequency(0.5), accepts="boolean")]
+FreeForm = Annotated[dict[str, Any], Reads(_free_form, accepts="null")]
+Patterns = Annotated[tuple[str, ...], Reads(_patterns, accepts="string")]
 AsList = BeforeValidator(_sequence)
-AsOptionalList = BeforeValidator(_sequence_or_none)
+AsOptionalList = Reads(_sequence_or_none, accepts="null")
 LowerCase = BeforeValidator(_lower)
 # YAML reads a bare `on` or `off` as a boolean.
-OnOff = BeforeValidator(_on_off)
+OnOff = Reads(_on_off, accepts="boolean")
 
 
 class Section(BaseModel):

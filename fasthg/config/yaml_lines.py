@@ -59,9 +59,9 @@ def parse_document(text: str) -> Document:
     """
     loader, node = _compose(text)
     if node is None:
-        raise YamlFault("no keys; start from a copy of configs/mars.yaml", None)
+        raise YamlFault("no keys; start from `fasthg config new small`", None)
     if not isinstance(node, yaml.MappingNode):
-        raise YamlFault("expected KEY: value lines; see configs/mars.yaml", _line(node))
+        raise YamlFault("expected KEY: value lines; see `fasthg config new small`", _line(node))
     lines: dict[Path, int] = {}
     return Document(_convert(loader, node, (), lines, ()), lines)
 

@@ -160,9 +160,9 @@ def test_misspelt_key_names_line_and_nearest_key(tmp_path: Path) -> None:
             "BATCH_SIZE: 4\nNUM_STACKS: 1\nBATCH_SIZE: 8",
             "file.yaml:3: BATCH_SIZE: repeated, first set in line 1; keep one of the two",
         ),
-        ("", "file.yaml: no keys; start from a copy of configs/mars.yaml"),
-        ("# nothing\n", "file.yaml: no keys; start from a copy of configs/mars.yaml"),
-        ("- 1\n- 2\n", "file.yaml:1: expected KEY: value lines; see configs/mars.yaml"),
+        ("", "file.yaml: no keys; start from `fasthg config new small`"),
+        ("# nothing\n", "file.yaml: no keys; start from `fasthg config new small`"),
+        ("- 1\n- 2\n", "file.yaml:1: expected KEY: value lines; see `fasthg config new small`"),
         ("PARTS: &a [*a]", "file.yaml:1: an alias that contains itself; write the value out"),
     ],
 )

@@ -57,7 +57,7 @@ def test_other_ranks_write_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_without_tensorboard_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fasthg.train.logging.NO_EVENTS", "no TensorBoard")
+    monkeypatch.setattr("fasthg.training.logging.NO_EVENTS", "no TensorBoard")
     events = EventWriter(tmp_path, purge_step=1)
     events.row({"step": 1, "loss": 1.0})
     events.image("a", np.zeros((2, 2, 3), np.uint8), 1)
