@@ -65,5 +65,7 @@ def test_h_is_help(fasthg, verb: list[str]) -> None:
     assert (code, "Usage:" in out) == (0, True)
 
 
-def test_version(fasthg) -> None:
+def test_version(fasthg, repository: Path) -> None:
     assert fasthg("--version") == (0, f"fasthg {__version__}\n", "")
+    assert f'\nversion = "{__version__}"\n' in (repository / "pyproject.toml").read_text()
+    assert f"\nversion: {__version__}\n" in (repository / "CITATION.cff").read_text()
