@@ -27,6 +27,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_LOCKED_HERE: set[Path] = set()
+"""Run folders that this process trains in."""
+
 
 def plain(value: Any) -> Any:
     """Arrays and tuples to lists, and numbers that JSON lacks (NaN, infinity) to null."""
@@ -122,7 +125,26 @@ class RunFolder:
             file.flush()
             for folder in (self.path, self.checkpoints):
                 remove_leftovers(folder)
-            yield
+            own = self.path.resolve()
+            _LOCKED_HERE.add(own)
+            try:
+                yield
+            finally:
+                _LOCKED_HERE.discard(own)
+
+    def in_use(self) -> bool:
+        """Whether a training has the folder locked; False where there are no locks."""
+        # Closing the file would end a lock of this very process.
+        if self.path.resolve() in _LOCKED_HERE:
+            return True
+        # Without a lock file, or on a file system without locks, nobody is there.
+        with contextlib.suppress(OSError), (self.path / ".lock").open("rb") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    return True
+        return False
 
     def config(self, overrides: list[str] | None = None) -> Config:
         """The run's configuration, with overrides."""
