@@ -1,6 +1,6 @@
 """The documentation as a static site: Sphinx reads the pages of this folder and the docstrings.
 
-    make docs    # writes build/site/index.html
+make docs    # writes build/site/index.html
 """
 
 from __future__ import annotations

@@ -51,17 +51,11 @@ def agreement(
 
 
 def _print(out: Console, table: Table) -> None:
-    from rich.table import Table as Grid
-    from rich.text import Text
+    from fasthg.runtime.tables import print_table
 
     out.print(f"\n{table.title}", markup=False)
     if table.rows:
-        grid = Grid(box=None, pad_edge=False)
-        for column, name in enumerate(table.head):
-            grid.add_column(name, justify="right" if column else "left")
-        for row in table.rows[:_ROWS]:
-            grid.add_row(*(Text(str(cell)) for cell in row))
-        out.print(grid)
+        print_table(out, table.head, table.rows[:_ROWS])
         if len(table.rows) > _ROWS:
             out.print(f"and {len(table.rows) - _ROWS} more; --json and --html list all")
     for line in table.notes:

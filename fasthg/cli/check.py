@@ -20,12 +20,11 @@ def check(
     ] = None,
 ) -> None:
     """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any."""
-    from rich.table import Table
-
     from fasthg.config.sides import flip_doubts
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
     from fasthg.files import write_text
+    from fasthg.runtime.tables import print_table
 
     settings = read_config(config, overrides)
     splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}
@@ -42,14 +41,8 @@ def check(
     if as_json:
         print_json(report.as_json())
     else:
-        table = Table(box=None, pad_edge=False)
-        table.add_column("")
-        for split in report.splits:
-            table.add_column(split, justify="right")
-        for name, *numbers in report.table():
-            table.add_row(str(name), *map(str, numbers))
         out = console()
-        out.print(table)
+        print_table(out, ["", *report.splits], report.table())
         for line in report.lines():
             out.print(line, markup=False, highlight=False, soft_wrap=True)
         if html is not None:

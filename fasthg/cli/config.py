@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fasthg.cli.common import AsJson, ConfigPath, Overrides, console, print_json, read_config
 from fasthg.errors import ConfigError
+from fasthg.runtime.tables import print_blocks
 
 if TYPE_CHECKING:
     from fasthg.config import KeyInfo
@@ -90,7 +90,7 @@ def show(
         for line in [headings, *cells]:
             print("\t".join(line))
     elif out.width < _TABLE_WIDTH:
-        _print_stacked(out, headings, cells)
+        print_blocks(out, headings, cells)
     else:
         table = Table(box=None, pad_edge=False)
         table.add_column(headings[0], no_wrap=True, overflow="fold")
@@ -111,16 +111,6 @@ def _cells(row: KeyInfo, settings: Any) -> list[str]:
     value = [as_yaml(_value(settings, row.key), limit=1000)] if settings else []
     meaning = f"{row.description} (no effect: {row.reason})" if row.reason else row.description
     return [row.key, row.type, row.default, *value, meaning]
-
-
-def _print_stacked(out: Console, headings: list[str], cells: list[list[str]]) -> None:
-    """A key, and below it, indented, its columns: no width is too small for a name."""
-    for key, *values, meaning in cells:
-        out.print(Text(key, style="bold"), soft_wrap=True)
-        facts = "; ".join(f"{h} {v}" for h, v in zip(headings[1:-1], values, strict=True))
-        for text in (facts, meaning):
-            for line in Text(text).wrap(out, out.width - 4):
-                out.print(Text("    ") + line)
 
 
 def _value(settings: Any, key: str) -> Any:

@@ -16,6 +16,7 @@ from fasthg.report.calibration import Floats
 from fasthg.report.chart import charts
 from fasthg.report.evaluate import Evaluation, rows_by_animal
 from fasthg.report.human import Human, people
+from fasthg.words import counted
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 _SPREAD = ("median", "p90", "p95", "rmse")
@@ -67,9 +68,9 @@ def errors(known: Known) -> Iterator[str]:
         yield _table(known.metrics["error_cm"], known.ends / known.scale, "cm", 3)
     yield html.note(
         f"Intervals of the mean: percentile bootstrap, {LEVEL:.0%}, {RESAMPLES} resamples of "
-        f"{known.frames} frames (all labels of a frame together), seed {SEED}. Frames of one video "
-        "are alike, which makes them too narrow where frames follow each other closely. Missing: "
-        "labels without a prediction, which enter no other column."
+        f"{counted(known.frames, 'frame')} (all labels of a frame together), seed {SEED}. "
+        "Frames of one video are alike, which makes them too narrow where frames follow each other "
+        "closely. Missing: labels without a prediction, which enter no other column."
     )
 
 

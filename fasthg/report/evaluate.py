@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from fasthg import metrics
 from fasthg.config import Config
@@ -30,6 +29,8 @@ from fasthg.report.found import found_boxes, sentence
 from fasthg.runs.run_folder import RunFolder, plain
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
+from fasthg.runtime.tables import print_table
+from fasthg.words import counted
 
 Rows = NDArray[np.int64]
 
@@ -59,21 +60,21 @@ class Evaluation:
         m = self.metrics
         crops = ", crops as MARS evaluates" if m["crop"] == "mars" else ""
         console.print(
-            f"\n{m['split']}: {m['instances']} instances, weights of step {m['step']}, "
+            f"\n{m['split']}: {counted(m['instances'], 'instance')}, weights of step {m['step']}, "
             f"decode {m['decode']}{crops}; errors in image px",
             highlight=False,
         )
         if m["unreadable_images"]:
-            console.print(f"{m['unreadable_images']} unreadable images are left out")
-        console.print(_error_table(m["error_px"], m["pck"]))
+            console.print(f"unreadable images left out: {m['unreadable_images']}")
+        print_table(console, *_error_table(m["error_px"], m["pck"]))
         if m["error_cm"] is not None:
             console.print("\nerrors in cm")
-            console.print(_error_table(m["error_cm"], None))
-        console.print(_oks_table(m))
+            print_table(console, *_error_table(m["error_cm"], None))
+        print_table(console, *_oks_table(m))
         if self._differs_from_coco():
             console.print(metrics.UNLIKE_COCO, highlight=False, soft_wrap=True)
         if len(m["decodes"]) > 1:
-            console.print(_decode_table(m))
+            print_table(console, *_decode_table(m))
         if m["found_boxes"] is not None:
             console.print(sentence(m["found_boxes"]), highlight=False, soft_wrap=True)
         for name in ("predictions.png", "worst.png"):
@@ -90,40 +91,34 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _table(first: str, *headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+_Table = tuple[list[str], list[list[str]]]
+"""Names of the columns, and rows of cells."""
 
 
-def _error_table(errors: dict[str, Any], pck: dict[str, Any] | None) -> Table:
+def _error_table(errors: dict[str, Any], pck: dict[str, Any] | None) -> _Table:
     keys = ("mean", "median", "p90", "p95", "rmse")
     radii = [f"≤{radius:g}px" for radius in pck["radii_px"]] if pck else []
-    table = _table("part", *keys, "labels", *radii)
+    table = []
     rows: list[tuple[str, Any]] = [*errors["parts"].items(), ("all", errors["all"])]
     for name, spread in rows:
         cells = [*(_number(spread[k]) for k in keys), str(spread["count"])]
         if pck:
             shares = pck["all"] if name == "all" else pck["parts"][name]
             cells += ["-" if s is None else f"{s:.0%}" for s in shares]
-        table.add_row(name, *cells)
-    return table
+        table.append([name, *cells])
+    return ["part", *keys, "labels", *radii], table
 
 
-def _oks_table(m: dict[str, Any]) -> Table:
-    table = _table(f"OKS, {m['oks']['sigmas']} sigmas", "AP", "AP50", "AP75", "AR")
-    for rule, row in m["oks"]["area"].items():
-        table.add_row(rule, *(_number(row[k], 3) for k in ("ap", "ap50", "ap75", "ar")))
-    return table
+def _oks_table(m: dict[str, Any]) -> _Table:
+    keys = ("ap", "ap50", "ap75", "ar")
+    rows = [[rule, *(_number(row[k], 3) for k in keys)] for rule, row in m["oks"]["area"].items()]
+    return [f"OKS, {m['oks']['sigmas']} sigmas", "AP", "AP50", "AP75", "AR"], rows
 
 
-def _decode_table(m: dict[str, Any]) -> Table:
-    table = _table("decode", "mean", "median", "rmse")
-    for name, spread in m["decodes"].items():
-        table.add_row(name, *(_number(spread[k]) for k in ("mean", "median", "rmse")))
-    return table
+def _decode_table(m: dict[str, Any]) -> _Table:
+    keys = ("mean", "median", "rmse")
+    rows = [[name, *(_number(spread[k]) for k in keys)] for name, spread in m["decodes"].items()]
+    return ["decode", *keys], rows
 
 
 def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
@@ -234,7 +229,7 @@ def check_frame(index: RecordIndex, split: str, number: int) -> None:
     """Raise ConfigError where the files have no record of this number, from 0."""
     if not 0 <= number < index.num_records:
         raise ConfigError(
-            f"--frame {number}: {split} has {index.num_records} frames; give "
+            f"--frame {number}: {split} has {counted(index.num_records, 'frame')}; give "
             f"0 to {index.num_records - 1}"
         )
 
@@ -319,7 +314,7 @@ def evaluate_run(
     write_text(folder / "predictions.json", json.dumps(_rows(predictions, index, config)) + "\n")
     rows = np.linspace(0, len(predictions) - 1, min(PICTURED, len(predictions))).astype(int)
     mean = measured["error_px"]["all"]["mean"]
-    title = f"{split}: {len(predictions)} instances, mean error {_number(mean)} px"
+    title = f"{split}: {counted(len(predictions), 'instance')}, mean error {_number(mean)} px"
     picture = draw_instances(index, predictions, [int(r) for r in rows], config, title)
     save_figure(picture, folder / "predictions.png")
     worst = worst_rows(predictions, PICTURED)

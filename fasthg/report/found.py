@@ -20,6 +20,7 @@ from fasthg.inference.video.keypoints import Predictor
 from fasthg.inference.video.pipeline import Clock
 from fasthg.model import StackedHourglass
 from fasthg.runtime.device import choose_precision
+from fasthg.words import counted
 
 _TOGETHER = 16
 """Frames looked at together."""
@@ -123,8 +124,9 @@ def sentence(found: dict[str, Any]) -> str:
     if not found["animals"]:
         return "found boxes: no annotated animal"
     text = (
-        f"boxes found by the locator: {found['found']} of {found['animals']} animals "
-        f"({found['recall']:.1%}), {found['false']} boxes more in {found['frames']} frames"
+        f"boxes found by the locator: {found['found']} of {counted(found['animals'], 'animal')} "
+        f"({found['recall']:.1%}), {found['false']} boxes more in "
+        f"{counted(found['frames'], 'frame')}"
     )
     if found["named_right"] is not None:
         text += f", {found['named_right']} named right"

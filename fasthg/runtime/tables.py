@@ -18,11 +18,14 @@ _LEAST_TEXT = 24
 def print_table(
     console: Console,
     head: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[object]],
     *,
     text_last: bool = False,
 ) -> None:
-    """Print a table; where it is wider than the console, a block of lines for each row.
+    """Print a table; one that is wider than the console in parts, none of which cuts a cell.
+
+    Columns that do not fit follow in a table below, which repeats the first one. With `text_last`,
+    or where not even two columns fit, each row becomes a block of lines.
 
     Args:
         console: whose width counts.
@@ -34,9 +37,40 @@ def print_table(
     widths = [max(map(cell_len, column)) for column in zip(head, *cells, strict=True)]
     if text_last:
         widths[-1] = min(widths[-1], _LEAST_TEXT)
-    if sum(widths) + _GAP * (len(widths) - 1) > console.width:
-        _print_blocks(console, head, cells)
+    groups = _groups(widths, console.width)
+    if not groups or (text_last and len(groups) > 1):
+        print_blocks(console, head, cells)
         return
+    for number, columns in enumerate(groups):
+        if number:
+            console.print()
+        chosen = [0, *columns]
+        _print_whole(
+            console,
+            [head[place] for place in chosen],
+            [[row[place] for place in chosen] for row in cells],
+            text_last,
+        )
+
+
+def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Places of the columns after the first that fit side by side with it; none if one does not."""
+    groups: list[list[int]] = [[]]
+    used = widths[0]
+    for place, wide in enumerate(widths[1:], 1):
+        if groups[-1] and used + _GAP + wide > width:
+            groups.append([])
+            used = widths[0]
+        groups[-1].append(place)
+        used += _GAP + wide
+        if used > width:
+            return []
+    return groups
+
+
+def _print_whole(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], text_last: bool
+) -> None:
     table = Table(box=None, pad_edge=False, show_header=any(head))
     for place, name in enumerate(head):
         text = text_last and place == len(head) - 1
@@ -46,12 +80,12 @@ def print_table(
             no_wrap=not text,
             overflow="fold",
         )
-    for row in cells:
+    for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
 
 
-def _print_blocks(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_blocks(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """The first cell of a row, and below it the others with their names, as many as fit a line."""
     for first, *others in rows:
         console.print(Text(first), soft_wrap=True)

@@ -48,6 +48,7 @@ from fasthg.runtime.device import Precision, choose_precision
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training.step import TrainStep
 from fasthg.training.trainer import Training, TrainResult, Validation
+from fasthg.words import counted
 
 INPUT_SIZES = (128, 192, 256, 320, 384, 448, 512)
 LEAST_CELLS = 6.0
@@ -177,7 +178,7 @@ class LocatorTraining(Training):
             animals += f" ({', '.join(self.settings.classes)})"
         self._print(
             f"locator  {int((index.jpeg_length > 0).sum())} frames of {animals}, "
-            f"{config.INPUT_SIZE} px, {config.NUM_TRAIN_ITERATIONS} steps"
+            f"{config.INPUT_SIZE} px, {counted(config.NUM_TRAIN_ITERATIONS, 'step')}"
         )
 
     @torch.no_grad()
@@ -198,8 +199,8 @@ class LocatorTraining(Training):
             judged = by_class
         recall = judged.found / max(judged.animals, 1)
         text = (
-            f"of the locator: {judged.found} of {judged.animals} animals found, {judged.false} "
-            f"boxes more in {judged.frames} frames"
+            f"of the locator: {judged.found} of {counted(judged.animals, 'animal')} found, "
+            f"{judged.false} boxes more in {counted(judged.frames, 'frame')}"
         )
         if judged.found:
             text += f", centres {judged.centre_px:.1f} px off"

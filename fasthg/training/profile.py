@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from fasthg.config import Config
 from fasthg.data.batch import Batch
@@ -42,6 +41,7 @@ from fasthg.training.memory import GIB, explained_out_of_memory
 from fasthg.training.setup import open_data
 from fasthg.training.step import TrainStep
 from fasthg.training.trainer import Training
+from fasthg.runtime.tables import print_table
 
 FRAMES, FRAME_SIZE = 48, (1024, 570)
 """Synthetic frames that replace DATA.TRAIN where it is not set; MARS films 1024x570 px."""
@@ -74,8 +74,6 @@ class Report:
         """Print the table and the sentence."""
         loader, step, both = (self.figures[part] for part in ("loader", "step", "both"))
         memory = self.figures["memory"]
-        table = Table("", "images/s", "", box=None, pad_edge=False, header_style="")
-        table.columns[1].justify = "right"
         workers = f"{loader['threads']} of {loader['cores']} cores" if loader["threads"] else "none"
         notes = {
             "loader alone": f"{loader['name']}, workers: {workers}",
@@ -83,9 +81,11 @@ class Report:
             f"{step['seconds_median']:.3g} s a step (median of {step['steps']})",
             "both": f"{both['wait_share']:.0%} of the time waiting for data",
         }
-        for (name, note), part in zip(notes.items(), (loader, step, both), strict=True):
-            table.add_row(name, _rate(part["images_per_s"]), note)
-        console.print(table)
+        rows = [
+            [name, _rate(part["images_per_s"]), note]
+            for (name, note), part in zip(notes.items(), (loader, step, both), strict=True)
+        ]
+        print_table(console, ["", "images/s", ""], rows, text_last=True)
         console.print(f"peak memory: {memory['peak_bytes'] / GIB:.2f} GiB of {memory['of']}")
         console.print(self.sentence, markup=False, highlight=False, soft_wrap=True)
 

@@ -26,6 +26,7 @@ from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training.resume import RestartNote
 from fasthg.training.step import TrainStep
+from fasthg.words import counted
 
 
 @contextlib.contextmanager
@@ -157,11 +158,10 @@ def describe_training(
     trained = sum(p.numel() for p in step.flat.parameters)
     frozen = f" ({parameters - trained:,} of them frozen)" if trained < parameters else ""
     also = f", {len(validation.index)} for validation" if validation else ""
-    stacks = "stack" if config.NUM_STACKS == 1 else "stacks"
     lines = [
         f"run      {run.path}",
-        f"data     {len(train.index)} instances{also}",
-        f"network  {config.NUM_STACKS} {stacks}, {config.FEATURES} features, "
+        f"data     {counted(len(train.index), 'instance')}{also}",
+        f"network  {counted(config.NUM_STACKS, 'stack')}, {config.FEATURES} features, "
         f"{parameters:,} weights{frozen}, on {step.device}",
     ]
     if group.active:

@@ -31,9 +31,8 @@ from fasthg.runtime.signals import Signals
 from fasthg.training.environment import describe_environment
 from fasthg.training.finetune import Start, starting_weights
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
-from fasthg.training.logging import EventWriter, MetricLogger, ProgressLine
-from fasthg.training.memory import explained_out_of_memory
 from fasthg.training.logging import NO_EVENTS, EventWriter, MetricLogger, ProgressLine
+from fasthg.training.memory import explained_out_of_memory
 from fasthg.training.resume import (
     RestartNote,
     best_so_far,

@@ -608,7 +608,7 @@ def test_frames_that_a_source_has_no_more_go_and_are_named(tmp_path: Path) -> No
     path.write_text(json.dumps(given))
     report = coco.convert([Source(path)], tmp_path / "out")
     assert ids(report) == {"v0/img0", "v0/img1", "v1/img2"}
-    gone = "removed: 1 records of frames that ../labels.json does not label any more"
+    gone = "removed: 1 record of frames that ../labels.json does not label any more"
     assert gone in report.notes
     (tmp_path / "v0" / "img1.png").unlink()
     report = coco.convert([Source(path)], tmp_path / "out", skip_missing=True)

@@ -29,14 +29,22 @@ def test_no_cell_is_cut_at_any_width(width: int) -> None:
         assert [cell for cell in row if cell not in text] == []
 
 
-def test_what_fits_is_a_table_and_what_does_not_are_blocks() -> None:
+def test_columns_that_do_not_fit_follow_below() -> None:
     assert printed(32).splitlines()[0].split() == HEAD
-    assert printed(31).splitlines() == [
+    lines = [line.split() for line in printed(31).splitlines()]
+    assert lines[0] == ["part", "mean", "median"] and lines[3:5] == [[], ["part", "≤2px"]]
+    assert lines[5] == ["left", "ear", "81%"]
+
+
+def test_where_two_columns_do_not_fit_each_row_is_a_block() -> None:
+    assert printed(17).splitlines() == [
         "left ear",
-        "  mean 12345.67  median 8.90",
+        "  mean 12345.67",
+        "  median 8.90",
         "  ≤2px 81%",
         "nose",
-        "  mean 1.00  ≤2px 100%",
+        "  mean 1.00",
+        "  ≤2px 100%",
     ]
 
 

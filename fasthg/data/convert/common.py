@@ -21,6 +21,7 @@ from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
 from fasthg.errors import DataError
 from fasthg.files import written_together
+from fasthg.words import counted
 
 # One part gives no size and thus no sensible crop, unless there is a box.
 MIN_PARTS = 2
@@ -97,8 +98,9 @@ class Report:
         """The report for a terminal."""
         counts = ", ".join(f"{count} {split}" for split, count in self.frames.items())
         lines = [
-            f"{sum(self.frames.values())} frames ({counts}), {self.animals} animals, "
-            f"{self.unlabelled_parts} parts unlabelled",
+            f"{counted(sum(self.frames.values()), 'frame')} ({counts}), "
+            f"{counted(self.animals, 'animal')}, {counted(self.unlabelled_parts, 'part')} "
+            "unlabelled",
             "parts: " + ", ".join(f"{i} {name}" for i, name in enumerate(self.parts)),
             "names: " + ", ".join(f"{old} -> {new}" for old, new in self.mapping.items()),
         ]
@@ -298,9 +300,9 @@ def _gone(
     for name, ids in before.items():
         count = len(there.intersection(ids))
         if count and name in sources:
-            notes.append(f"removed: {count} records of frames that {name} {why}")
+            notes.append(f"removed: {counted(count, 'record')} of frames that {name} {why}")
         elif count:
-            notes.append(f"removed: {count} records of {name}")
+            notes.append(f"removed: {counted(count, 'record')} of {name}")
     return notes
 
 

@@ -12,6 +12,7 @@ from fasthg.data.convert.splits import NAME, Splits
 from fasthg.data.records.schema import decode, encode
 from fasthg.data.records.tfrecord import read_frames
 from fasthg.errors import DataError
+from fasthg.words import counted
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def records_of_others(
         others = [each for each in ids if source_of.get(each) not in sources]
         path = out / Path(name).name
         if others and not path.exists():
-            notes.append(f"{path} is gone, and with it {len(others)} records of other sources")
+            notes.append(
+                f"{path} is gone, and with it {counted(len(others), 'record')} of other sources"
+            )
         elif others:
             places: list[tuple[int, int]] = []
             found: list[str] = []
@@ -79,5 +82,5 @@ def records_of_others(
                 if image_id in {*others}
             ]
     for source, count in Counter(record.source for record in kept).items():
-        notes.append(f"kept: {count} records of {source}")
+        notes.append(f"kept: {counted(count, 'record')} of {source}")
     return kept, notes

@@ -35,6 +35,7 @@ from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.signals import Signals
+from fasthg.words import counted
 
 _OVERLAYS = (".overlay.mp4", ".overlay")
 
@@ -130,9 +131,10 @@ def _lines(path: Path, result: SourceResult, clock: Clock, seconds: float) -> li
     )
     kept = result.rows - result.new
     lines.append(
-        f"{path}: {result.new} frames in {seconds:.1f} s: {result.new / seconds:.1f} a second; "
-        f"each stage alone: {rates}" + (f"; {kept} rows were there" if kept else "")
+        f"{path}: {counted(result.new, 'frame')} in {seconds:.1f} s: "
+        f"{result.new / seconds:.1f} a second; each stage alone: {rates}"
+        + (f"; {kept} rows were there" if kept else "")
     )
     if result.stopped:
-        lines.append(f"{path}: stopped after {result.rows} frames; go on with --resume")
+        lines.append(f"{path}: stopped after {counted(result.rows, 'frame')}; go on with --resume")
     return lines

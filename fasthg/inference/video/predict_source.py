@@ -29,6 +29,7 @@ from fasthg.inference.video.row_store import Rows, RowStore, rows_of_another
 from fasthg.inference.video.sources import RecordSource
 from fasthg.inference.video.tracking import Animals, Tracker
 from fasthg.inference.video.video_file import VideoSource
+from fasthg.words import counted
 
 _FRAMES_AHEAD = 8
 _POSES_AHEAD = 4
@@ -247,7 +248,8 @@ def predict_source(
     result.notes += _notes(source, boxes, found, stopped, options, locator is not None)
     if "mars" in options.formats and (len(animals), len(parts)) != _MARS:
         result.notes.append(
-            f"{len(animals)} animals of {len(parts)} parts; MARS's classifiers want 2 of 7"
+            f"{counted(len(animals), 'animal')} of {counted(len(parts), 'part')}; "
+            "MARS's classifiers want 2 of 7"
         )
     return result
 
@@ -270,20 +272,22 @@ def _notes(
         )
     blind = int((rows.sizes[:, 0] == 0).sum())
     if blind:
-        notes.append(f"{blind} frames cannot be decoded; their rows are empty")
+        notes.append(f"{counted(blind, 'frame')} cannot be decoded; the rows are empty")
     if stopped:
         return notes
     declared = source.declared if isinstance(source, VideoSource) else None
     if declared is not None and declared > len(rows):
-        notes.append(f"the header tells of {declared} frames, {len(rows)} are there: cut off?")
+        notes.append(
+            f"the header tells of {counted(declared, 'frame')}, {len(rows)} there: cut off?"
+        )
     if isinstance(source, VideoSource) and source.broken:
         notes.append(
-            f"the file breaks off after {len(rows)} frames ({source.broken}); repair or copy it "
-            "again"
+            f"the file breaks off after {counted(len(rows), 'frame')} ({source.broken}); "
+            "repair or copy it again"
         )
     beyond = sum(frame >= len(rows) for frame in boxes.where or {})
     if beyond:
-        notes.append(f"{beyond} frames of {boxes.path} are beyond the last one")
+        notes.append(f"{boxes.path} has {counted(beyond, 'frame')} beyond the last one")
     return notes + _unsure(rows, options, located)
 
 

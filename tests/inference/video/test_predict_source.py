@@ -103,8 +103,8 @@ def test_a_box_in_few_frames_and_frames_that_cannot_be_decoded(
     assert there.tolist() == [True, False, False, False]
     assert sum(network.batches) == 1
     assert outcome.notes == [
-        "1 frames cannot be decoded; their rows are empty",
-        f"1 frames of {tmp_path / 'b.csv'} are beyond the last one",
+        "1 frame cannot be decoded; the rows are empty",
+        f"{tmp_path / 'b.csv'} has 1 frame beyond the last one",
     ]
 
 
