@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "geometry": (),
     "metrics": (),
     "runtime": (),
-    "drawing": ("config",),
+    "drawing": ("config", "geometry"),
     # layer 2
     "data": ("config", "drawing", "files", "geometry", "html"),
     "model": ("config", "ops"),
@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     # layer 5, not each other
     "training": (
-        *("config", "data", "files", "geometry", "inference", "metrics", "model", "ops", "runs"),
-        "runtime",
+        *("config", "data", "drawing", "files", "geometry", "inference", "metrics", "model"),
+        *("ops", "runs", "runtime"),
     ),
     "interop": (
         *("config", "data", "files", "geometry", "inference", "metrics", "model", "ops", "runs"),
@@ -68,14 +68,14 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "nvidia": ("data.dali_loader",),
     "cv2": (
         *("data.opencv_loader", "data.synthetic", "data.convert", "data.check", "data.preview"),
-        *("report", "inference.video", "inference.locator"),
+        *("drawing", "report", "inference.video", "inference.locator", "inference.plots"),
     ),
     "av": ("inference.video",),
     "h5py": ("inference.video",),
     "pandas": ("api.poses", "data.convert", "inference.video"),
     "tables": ("data.convert",),
     "sleap_io": ("data.convert",),
-    "matplotlib": ("inference.plots", "report"),
+    "matplotlib": (),
     "scipy": ("inference.locator", "inference.video"),
     "typer": ("cli",),
     "tensorflow": ("interop.export",),
