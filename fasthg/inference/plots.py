@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import cv2
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
 
+from fasthg import geometry
 from fasthg.config import Config
+from fasthg.data.convert.images import decode
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.drawing.palette import part_colours
-from fasthg.files import write_atomically
+from fasthg.drawing.crops import CAPTION, sheet, square_crop
+from fasthg.drawing.lettering import shorten
+from fasthg.drawing.marks import CROSS, RING, Mark, Pixels, draw_line, draw_marks
+from fasthg.drawing.palette import Rgb, part_colours
+from fasthg.files import write_bytes
 from fasthg.inference.predictor import Predictions
 
-MARGIN = 0.6
+MARGIN = 0.2
 """Image shown around the annotated box, as a fraction of its longer side."""
-
-
-def part_colors(config: Config) -> list[str]:
-    """`palette.part_colours` as matplotlib takes them."""
-    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in part_colours(config.PARTS)]
+SIDE = 340
+"""px of a picture of one animal."""
 
 
 def draw_instances(
@@ -33,80 +33,80 @@ def draw_instances(
     config: Config,
     title: str,
     columns: int = 4,
-) -> Figure:
+) -> Pixels:
     """A grid of instances: rings are annotations, crosses predictions, joined by their error.
 
     Args:
-        index: where images and annotations come from.
+        index: where images and annotations come from; instances without a readable image are left
+            out.
         predictions: of any number of instances.
         rows: which of them to draw.
-        config: names and colours of the parts.
+        config: names, colours and skeleton of the parts.
         title: above the grid.
+
+    Returns:
+        uint8 RGB (height, width, 3).
     """
-    columns = max(1, min(columns, len(rows)))
-    lines = max(1, -(-len(rows) // columns))
-    figure = Figure(figsize=(3.0 * columns, 3.0 * lines + 0.9), dpi=110, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    colors = part_colors(config)
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, row in zip(axes, rows, strict=False):
-        _draw_instance(axis, index, predictions, row, colors)
-    handles = [
-        matplotlib.lines.Line2D([], [], color=c, marker="x", linestyle="", label=n)
-        for n, c in zip(config.PARTS.NAMES, colors, strict=True)
-    ]
-    figure.suptitle(f"{title}\nring: annotated, cross: predicted", fontsize=10)
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=8, facecolor="0.75"
-    )
-    return figure
+    distances, cells = predictions.errors(), []
+    for row in rows:
+        record = int(index.record[predictions.instance[row]])
+        image = decode(index.jpeg(record))
+        if image is None:
+            continue
+        picture = draw_instance(image, index, predictions, row, config)
+        known = distances[row][~np.isnan(distances[row])]
+        mean = f"{known.mean():.1f} px" if len(known) else "no labels"
+        name = shorten(index.image_id(record), CAPTION, SIDE - 110)
+        animal = f"#{index.object_number[predictions.instance[row]]}"
+        cells.append((picture[..., ::-1], f"{name} {animal}: {mean}"))
+    head = [title, "Ring: label; cross: prediction; the line between is the error."]
+    colours = part_colours(config.PARTS)
+    return sheet(cells, columns, head, config.PARTS.NAMES, colours)
 
 
-def _draw_instance(
-    axis: matplotlib.axes.Axes,
-    index: RecordIndex,
-    predictions: Predictions,
-    row: int,
-    colors: Sequence[str],
-) -> None:
-    instance = int(predictions.instance[row])
-    record = int(index.record[instance])
-    try:
-        image = np.asarray(Image.open(io.BytesIO(index.jpeg(record))).convert("RGB"))
-    except (UnidentifiedImageError, OSError):
-        return
+def draw_instance(
+    image: Pixels, index: RecordIndex, predictions: Predictions, row: int, config: Config
+) -> Pixels:
+    """One animal of the predictions with its labels, cropped around its annotated box.
+
+    image: BGR uint8 (height, width, 3), its frame. Returns BGR uint8 (SIDE, SIDE, 3).
+    """
     height, width = image.shape[:2]
-    x1, y1, x2, y2 = index.bbox[instance] * np.array([width, height, width, height])
-    half = (0.5 + MARGIN) * max(x2 - x1, y2 - y1, 8.0)
-    centre = (x1 + x2) / 2, (y1 + y2) / 2
-    axis.imshow(image)
-    axis.set_xlim(centre[0] - half, centre[0] + half)
-    axis.set_ylim(centre[1] + half, centre[1] - half)
-    errors = []
+    box = index.bbox[predictions.instance[row]] * np.array([width, height] * 2)
+    crop, to_crop = square_crop(image, box, MARGIN, SIDE)
     labelled = predictions.visibility[row] > 0
-    for part, color in enumerate(colors):
-        px, py = predictions.keypoints[row, part]
-        axis.plot(px, py, "x", color=color, markersize=6, markeredgewidth=1.6)
-        if labelled[part]:
-            tx, ty = predictions.truth[row, part]
-            axis.plot([tx, px], [ty, py], "-", color=color, linewidth=0.8)
-            axis.plot(tx, ty, "o", color=color, markersize=7, fillstyle="none")
-            errors.append(float(np.hypot(px - tx, py - ty)))
-    mean = f"{np.mean(errors):.1f} px" if errors else "no labels"
-    axis.set_title(
-        f"{index.image_id(record)[-24:]} #{index.object_number[instance]}  {mean}", fontsize=7
+    true = geometry.apply(predictions.truth[row], to_crop)
+    compare_parts(
+        crop,
+        np.where(labelled[:, None], true, np.nan),
+        geometry.apply(predictions.keypoints[row], to_crop),
+        [rgb[::-1] for rgb in part_colours(config.PARTS)],
+        6.5,
     )
+    return crop
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG atomically."""
-    write_atomically(path, lambda p: figure.savefig(p, format="png"))
+def compare_parts(
+    image: Pixels,
+    labels: NDArray[np.float64],
+    predicted: NDArray[np.float64],
+    colours: Sequence[Rgb],
+    radius: float,
+) -> None:
+    """Draw a ring at each label, a cross at each prediction and a line between.
+
+    image: uint8 (height, width, 3), changed. labels, predicted: (parts, 2) px, NaN where there is
+    none. colours: of the parts, in the order of the image's channels. radius: of a mark, px.
+    """
+    for true, found, colour in zip(labels, predicted, colours, strict=True):
+        draw_line(image, [true, found], colour)
+    marks = []
+    for true, found, colour in zip(labels, predicted, colours, strict=True):
+        marks.append(Mark(RING, float(true[0]), float(true[1]), colour, radius))
+        marks.append(Mark(CROSS, float(found[0]), float(found[1]), colour, 0.7 * radius))
+    draw_marks(image, marks)
 
 
-def as_array(figure: Figure) -> np.ndarray:
-    """The figure's pixels, uint8 `(height, width, 3)`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    buffer.seek(0)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+def save_picture(picture: Pixels, path: Path) -> None:
+    """Write a PNG atomically. picture: RGB uint8 (height, width, 3)."""
+    write_bytes(path, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())

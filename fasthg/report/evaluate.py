@@ -21,7 +21,7 @@ from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, DataError
 from fasthg.files import write_text
 from fasthg.inference.locator import load_locator
-from fasthg.inference.plots import draw_instances, save_figure
+from fasthg.inference.plots import draw_instances, save_picture
 from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import StackedHourglass
 from fasthg.ops.heatmap_peaks import METHODS, Method
@@ -316,10 +316,10 @@ def evaluate_run(
     mean = measured["error_px"]["all"]["mean"]
     title = f"{split}: {counted(len(predictions), 'instance')}, mean error {_number(mean)} px"
     picture = draw_instances(index, predictions, [int(r) for r in rows], config, title)
-    save_figure(picture, folder / "predictions.png")
+    save_picture(picture, folder / "predictions.png")
     worst = worst_rows(predictions, PICTURED)
     picture = draw_instances(index, predictions, worst, config, f"{split}: the largest errors")
-    save_figure(picture, folder / "worst.png")
+    save_picture(picture, folder / "worst.png")
     return Evaluation(measured, folder, predictions, index)
 
 

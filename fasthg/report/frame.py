@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import matplotlib
+import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fasthg.config import Config
@@ -15,17 +13,20 @@ from fasthg.data.convert.images import decode
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import PortableLoader
 from fasthg.data.sampler import BatchSampler
+from fasthg.drawing.crops import sheet
+from fasthg.drawing.marks import CROSS, RING, WHITE, Mark, Pixels, draw_marks
+from fasthg.drawing.palette import part_colours
 from fasthg.errors import DataError
-from fasthg.inference.plots import part_colors, save_figure
+from fasthg.inference.plots import compare_parts, save_picture
 from fasthg.inference.predictor import Forward, Predictions
 from fasthg.report.evaluate import Evaluation, check_frame
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
 
-_CELL = 1.6  # inches a side of a heatmap's picture
-_INK = matplotlib.colors.LinearSegmentedColormap.from_list("heat", [(1, 0, 0, 0), (1, 0, 0, 1)])
-"""Red, the more opaque the higher the heatmap."""
+_FRAME = 900  # px, least length of a frame's longer side
+_CELL = 192  # px, about the side of a heatmap's picture
+_RED, _LABEL = (255, 0, 0), (0, 255, 255)
 
 
 def picture_frame(
@@ -57,7 +58,7 @@ def picture_frame(
         )
     stem = evaluation.folder / f"frame_{number:07d}"
     paths = [stem.with_suffix(".png")]
-    save_figure(_frame(image[..., ::-1], index, predictions, rows, config), paths[0])
+    save_picture(_frame(image, index, predictions, rows, config), paths[0])
     device = choose_device(config.DEVICE)
     model = load_model(run.best, config)[0].to(device)
     forward = Forward(
@@ -76,85 +77,100 @@ def picture_frame(
             labels = np.where(known[:, None], batch.keypoints[0].numpy(), np.nan)
             animal = int(index.object_number[instance])
             title = f"{index.image_id(number)} #{animal}: heatmaps, a row a stack"
-            figure = draw_heatmaps(batch.images[0].numpy(), heatmaps, labels, config, title)
+            picture = draw_heatmaps(batch.images[0].numpy(), heatmaps, labels, config, title)
             paths.append(stem.with_name(f"{stem.name}_animal{animal}_heatmaps.png"))
-            save_figure(figure, paths[-1])
+            save_picture(picture, paths[-1])
     finally:
         loader.close()
     return paths
 
 
 def _frame(
-    image: NDArray[Any],
+    image: Pixels,
     index: RecordIndex,
     predictions: Predictions,
     rows: NDArray[np.int64],
     config: Config,
-) -> Figure:
-    """image: RGB (height, width, 3), px. rows: of the predictions, its animals."""
-    height, width = image.shape[:2]
-    figure = Figure(figsize=(10, 10 * height / width + 1), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    axis.set_axis_off()
-    # Positions count from the corner of a pixel.
-    axis.imshow(image, extent=(0, width, height, 0))
-    colors = part_colors(config)
+) -> Pixels:
+    """The whole frame as RGB; a small one is enlarged.
+
+    image: BGR uint8 (height, width, 3). rows: of the predictions, its animals.
+    """
+    scale = max(1.0, _FRAME / max(image.shape[:2]))
+    picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    picture = np.ascontiguousarray(picture[..., ::-1])
+    # Sides are rounded to whole px.
+    scales = np.array(picture.shape[1::-1]) / image.shape[1::-1]
+    colours = part_colours(config.PARTS)
     for row in rows:
         labelled = predictions.visibility[row] > 0
-        for part, color in enumerate(colors):
-            axis.plot(*predictions.keypoints[row, part], "x", color=color, ms=7, mew=1.8)
-            if labelled[part]:
-                axis.plot(*predictions.truth[row, part], "o", color=color, ms=8, fillstyle="none")
+        true = np.where(labelled[:, None], predictions.truth[row], np.nan) * scales
+        radius = max(5.5, max(picture.shape[:2]) / 180)
+        compare_parts(picture, true, predictions.keypoints[row] * scales, colours, radius)
     name = index.image_id(int(index.record[predictions.instance[rows[0]]]))
-    axis.set_title(f"{name}; ring: annotated, cross: predicted", fontsize=10)
-    handles = [
-        matplotlib.lines.Line2D([], [], color=c, marker="x", linestyle="", label=n)
-        for n, c in zip(config.PARTS.NAMES, colors, strict=True)
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=8, facecolor="0.75"
-    )
-    return figure
+    head = [name, "Ring: label; cross: prediction; the line between is the error."]
+    return sheet([(picture, "")], 1, head, config.PARTS.NAMES, colours)
 
 
 def draw_heatmaps(
-    image: NDArray[Any],
+    image: Pixels,
     heatmaps: NDArray[np.float32],
     labels: NDArray[np.floating],
     config: Config,
     title: str,
-) -> Figure:
-    """Heatmaps over the crop: a row a stack, a column a part, the last row the network's answer.
+) -> Pixels:
+    """Heatmaps over the crop: a line a stack, a column a part, the last line the network's answer.
 
-    Values are shown from 0 to 1. Under each picture: the height of the peak, and how far it is from
-    the label, in heatmap cells. A cross marks the peak, a ring the label.
+    Values are shown from 0 to 1, the higher the more red. Under each picture: the height of the
+    peak, and how far it is from the label, in heatmap cells. A cross marks the peak, a ring the
+    label.
 
     Args:
         image: RGB (input, input, 3), grey levels.
         heatmaps: (stacks, parts, heatmap, heatmap).
         labels: (parts, 2) heatmap cells, NaN where unlabelled.
+
+    Returns:
+        uint8 RGB (height, width, 3).
     """
-    stacks, parts, cells = heatmaps.shape[:3]
-    figure = Figure(
-        figsize=(_CELL * parts, (_CELL + 0.3) * stacks + 0.6), dpi=110, layout="constrained"
+    cells = heatmaps.shape[-1]
+    side = cells * max(1, round(_CELL / cells))
+    crop = cv2.resize(
+        np.asarray(image).round().astype(np.uint8), (side, side), interpolation=cv2.INTER_AREA
     )
-    axes = figure.subplots(stacks, parts, squeeze=False)
+    pictures = []
+    for maps in heatmaps:
+        for part, heatmap in enumerate(maps):
+            picture, told = _heatmap(crop, heatmap, labels[part])
+            pictures.append((picture, f"{config.PARTS.NAMES[part]}: {told}"))
+    key = "Red: the heatmap, from 0 to 1; cross: its peak; ring: the label. A line a stack."
+    return sheet(pictures, heatmaps.shape[1], [title, key])
+
+
+def _heatmap(
+    crop: Pixels, heatmap: NDArray[np.float32], label: NDArray[np.floating]
+) -> tuple[Pixels, str]:
+    """One heatmap over the crop, RGB uint8 (side, side, 3), and its peak in words."""
+    cells, side = len(heatmap), len(crop)
+    cell = side / cells
     # The value of a cell is that at its number: cell 0 is the crop's corner.
-    crop, around = (0, cells, cells, 0), (-0.5, cells - 0.5, cells - 0.5, -0.5)
-    for stack, row in enumerate(axes):
-        for part, axis in enumerate(row):
-            heatmap = heatmaps[stack, part]
-            y, x = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
-            axis.imshow(np.asarray(image).round().astype(np.uint8), extent=crop)
-            axis.imshow(heatmap.clip(0, 1), cmap=_INK, vmin=0, vmax=1, extent=around)
-            axis.plot(x, y, "x", color="white", ms=5)
-            axis.plot(*labels[part], "o", color="cyan", ms=6, fillstyle="none")
-            axis.set(xlim=(0, cells), ylim=(cells, 0), xticks=[], yticks=[])
-            away = float(np.hypot(*(labels[part] - (x, y))))
-            off = "no label" if np.isnan(away) else f"{away:.1f} cells off"
-            axis.set_xlabel(f"{heatmap.max():.2f}, {off}", fontsize=6)
-            if stack == 0:
-                axis.set_title(config.PARTS.NAMES[part], fontsize=7)
-        row[0].set_ylabel(f"stack {stack}", fontsize=7)
-    figure.suptitle(title, fontsize=9)
-    return figure
+    # OpenCV counts from pixel centres.
+    warp = np.array([[cell, 0, -0.5], [0, cell, -0.5]])
+    shown = cv2.warpAffine(
+        heatmap.clip(0, 1),
+        warp,
+        (side, side),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )[..., None]
+    picture = (crop * (1 - shown) + np.array(_RED) * shown + 0.5).astype(np.uint8)
+    y, x = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
+    at = np.asarray(label, float) * cell
+    marks = [
+        Mark(RING, float(at[0]), float(at[1]), _LABEL, 5.5),
+        Mark(CROSS, float(x * cell), float(y * cell), WHITE, 4.0),
+    ]
+    draw_marks(picture, marks)
+    away = float(np.hypot(*(label - (x, y))))
+    off = "no label" if np.isnan(away) else f"{away:.1f} cells off"
+    return picture, f"{heatmap.max():.2f}, {off}"

@@ -9,24 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fasthg import metrics
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.sampler import evaluation_transforms
+from fasthg.drawing.crops import sheet
+from fasthg.drawing.marks import BLACK, Pixels
 from fasthg.files import write_text
-from fasthg.inference.plots import save_figure
+from fasthg.inference.plots import save_picture
 from fasthg.report.calibration import Floats
+from fasthg.report.chart import Axis
 from fasthg.report.evaluate import Evaluation
 from fasthg.report.human import Human, people
+from fasthg.report.raster import Band, Line, panel
 
 log = logging.getLogger(__name__)
 
 FILE, FIGURE = "performance_pose.json", "pck.png"
 _COLUMNS = 4
 _RADII = 201
+_HUMAN = (0, 114, 178)
 
 
 def write_performance(config: Config, evaluation: Evaluation) -> list[Path]:
@@ -47,14 +51,14 @@ def write_performance(config: Config, evaluation: Evaluation) -> list[Path]:
     folder = Path(project) / "pose" / f"{model}_evaluation"
     write_text(folder / FILE, json.dumps(as_coco(config, evaluation)) + "\n")
     human, _ = people(project, config.PARTS.NAMES)
-    figure = draw_pck(
+    picture = draw_pck(
         config.PARTS.NAMES,
         evaluation.predictions.errors(),
         float(max(config.PCK_RADII)),
         human,
         config.PIXELS_PER_CM,
     )
-    save_figure(figure, folder / FIGURE)
+    save_picture(picture, folder / FIGURE)
     return [folder / FILE, folder / FIGURE]
 
 
@@ -152,7 +156,7 @@ def draw_pck(
     limit: float,
     human: Human | None,
     scale: float | None,
-) -> Figure:
+) -> Pixels:
     """PCK over the radius, for all parts and for each, as MARS's notebooks draw it.
 
     Args:
@@ -161,25 +165,22 @@ def draw_pck(
         limit: largest radius, image px.
         human: the band of people, their middle dashed, where known.
         scale: image px in a cm; None draws pixels.
+
+    Returns:
+        uint8 RGB (height, width, 3).
     """
     radii = np.linspace(0.0, limit, _RADII)
     shares = metrics.pck(distances, radii)
     unit, per = ("pixels", 1.0) if scale is None else ("cm", scale)
-    lines = -(-(len(names) + 1) // _COLUMNS)
-    figure = Figure(figsize=(15, 4 * lines), dpi=110, layout="constrained")
-    axes = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
-    for axis in axes[len(names) + 1 :]:
-        axis.set_axis_off()
-    panels = [("all", len(names)), *((name, row) for row, name in enumerate(names))]
-    for axis, (title, row) in zip(axes, panels, strict=False):
+    x, y = Axis(0.0, limit / per, ""), Axis(0.0, 1.0, "")
+    panels = []
+    for row, title in [(len(names), "all"), *enumerate(names)]:
         band = human.band(None if row == len(names) else title) if human else None
+        lines, bands = [Line(radii / per, shares[:, row], BLACK, "model")], []
         if human is not None and band is not None:
             low, middle, high = band
-            axis.fill_between(human.radii / per, low, high, color="tab:blue", alpha=0.25, lw=0)
-            axis.plot(human.radii / per, middle, "--", color="tab:blue", label="median (human)")
-        axis.plot(radii / per, shares[:, row], "k-", label="model")
-        axis.set(title=title, xlim=(0.0, limit / per), ylim=(0.0, 1.02))
-    axes[0].legend(loc="lower right")
-    figure.supxlabel(f"error radius ({unit})")
-    figure.supylabel("share of correct keypoints")
-    return figure
+            bands = [Band(human.radii / per, low, high, _HUMAN)]
+            lines.insert(0, Line(human.radii / per, middle, _HUMAN, "median (human)", dashed=True))
+        panels.append((panel(title, x, y, lines, bands, legend=row == len(names)), ""))
+    head = [f"Share of correct keypoints (PCK) by error radius in {unit}"]
+    return sheet(panels, _COLUMNS, head)

@@ -20,8 +20,8 @@ from fasthg.config import Config, dump_config, inert_keys
 from fasthg.config.sides import flip_doubts
 from fasthg.data.loader import available_cores, loader_choice
 from fasthg.data.split import Split, open_split
+from fasthg.drawing.palette import part_colours
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
-from fasthg.inference.plots import part_colors
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training.resume import RestartNote
@@ -44,7 +44,7 @@ def open_data(
     patterns = config.DATA.TRAIN
     if patterns is None:
         raise ConfigError("DATA.TRAIN: not set; give a glob of TFRecord files or MARS_PROJECT")
-    part_colors(config)
+    part_colours(config.PARTS)
     metrics.oks_sigmas(config.PARTS.NAMES, config.OKS_SIGMAS)
     own = {"rank": group.rank, "ranks": group.size}
     if group.local_size > 1:

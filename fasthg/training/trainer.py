@@ -19,7 +19,7 @@ from fasthg.config import Config
 from fasthg.data.prefetch import Prefetcher
 from fasthg.data.split import Split
 from fasthg.errors import DataError, FasthgError
-from fasthg.inference.plots import as_array, draw_instances
+from fasthg.inference.plots import draw_instances
 from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import CheckpointKeeper, NoCheckpoint, save_state, save_weights
@@ -441,7 +441,7 @@ class Training:
             self.run.log(row)
             events.row(row)
             if measured.picture is not None and NO_EVENTS is None:
-                events.image("validation", as_array(measured.picture()), self.done)
+                events.image("validation", measured.picture(), self.done)
             self._tell(self.hooks.on_validate, {**row, "best": better})
         progress.note(
             f"step {self.done}: validation {measured.text}" + (" (best so far)" if better else "")

@@ -20,8 +20,8 @@ from fasthg import geometry, metrics, report
 from fasthg.cli import main
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.errors import ConfigError, DataError
-from fasthg.inference.plots import as_array
-from fasthg.report import calibration, chart, figures, gallery
+from fasthg.inference import plots
+from fasthg.report import calibration, chart, figures, frame, gallery
 from fasthg.report.chart import Axis, Chart
 from fasthg.report.evaluate import Evaluation, evaluate_run
 from fasthg.report.frame import draw_heatmaps
@@ -175,7 +175,7 @@ def test_marks_lie_where_labels_and_predictions_are(
     box = index.bbox[predictions.instance[0]] * [192, 160, 192, 160]
     centre, half = (
         (box[:2] + box[2:]) / 2,
-        (0.5 + gallery.MARGIN) * np.ptp(box.reshape(2, 2), axis=0).max(),
+        (0.5 + plots.MARGIN) * np.ptp(box.reshape(2, 2), axis=0).max(),
     )
     points = np.full_like(predictions.truth, NAN)
     points[0, 0] = centre + half * np.array([0.5, -0.25])
@@ -370,22 +370,39 @@ def test_a_frame_that_is_not_there_is_refused_before_the_evaluation(
         assert not out.exists()
 
 
-def test_heatmaps_lie_where_they_were_predicted(trained: RunFolder) -> None:
+def test_heatmaps_lie_where_they_were_predicted(
+    trained: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heatmaps = np.zeros((2, 7, 16, 16), np.float32)
     heatmaps[1, 3, 12, 4] = 1
     labels = np.full((7, 2), NAN)
     labels[3] = 4, 9
     image = np.full((64, 64, 3), 200, np.uint8)
-    figure = draw_heatmaps(image, heatmaps, labels, trained.config(), "title")
-    axis = figure.axes[1 * 7 + 3]
-    assert axis.get_xlabel() == "1.00, 3.0 cells off"
-    assert figure.axes[0].get_xlabel() == "0.00, no label"
-    assert [axis.get_title() for axis in figure.axes[:7]] == list(trained.config().PARTS.NAMES)
-    pixels = as_array(figure)  # which lays it out
-    x, y = axis.transData.transform((4, 12))
-    column, row = round(x), round(len(pixels) - y)
-    around = pixels[row - 3 : row + 4, column - 3 : column + 4].astype(int)
-    assert ((around[..., 0] > 200) & (around[..., 1] < 60)).any(), "red"
+    told: list[str] = []
+    shown: list[np.ndarray] = []
+
+    def sheet(cells, columns, head):
+        assert (columns, len(cells)) == (7, 14)
+        shown.extend(picture for picture, _ in cells)
+        told.extend(text for _, text in cells)
+        return cells[0][0]
+
+    monkeypatch.setattr(frame, "sheet", sheet)
+    draw_heatmaps(image, heatmaps, labels, trained.config(), "title")
+    names = trained.config().PARTS.NAMES
+    assert told[7 + 3] == f"{names[3]}: 1.00, 3.0 cells off"
+    assert told[0] == f"{names[0]}: 0.00, no label"
+    # Cells of 12 px; the peak is at the corner of cell 4, 12, whose middle the cross hides.
+    picture = shown[7 + 3].astype(int)
+    assert picture.shape == (192, 192, 3)
+    red = (picture[..., 0] > 200) & (picture[..., 1] < 150)
+    y, x = np.nonzero(red)
+    assert len(x) > 20
+    assert (x.mean() + 0.5, y.mean() + 0.5) == (
+        pytest.approx(48, abs=1.5),
+        pytest.approx(144, abs=1.5),
+    )
+    assert (shown[0][20:] == 200).all()
 
 
 def test_crops_as_mars_evaluates(
