@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "runtime": (),
     "drawing": ("config", "geometry"),
     # layer 2
-    "data": ("config", "drawing", "files", "geometry", "html"),
+    "data": ("config", "drawing", "files", "geometry", "html", "metrics"),
     "model": ("config", "ops"),
     # layer 3
     "runs": ("config", "files", "model"),

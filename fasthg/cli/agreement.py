@@ -31,8 +31,8 @@ def agreement(
     ] = None,
 ) -> None:
     """Compare the workers of a MARS project; prints OKS_SIGMAS measured on them."""
+    from fasthg.data.agreement import measure, read_crowd
     from fasthg.files import write_text
-    from fasthg.report.agreement import measure, read_crowd
     from fasthg.report.agreement.page import write
     from fasthg.report.agreement.tables import as_dict, tables
     from fasthg.runs.run_folder import plain

@@ -99,7 +99,7 @@ class Data(Section):
     TRAIN: Patterns | None = key(
         None,
         "TFRecord files to train on: a glob or a list of globs, relative to the current "
-        "directory; ~ and $VARIABLES are expanded.",
+        "directory; ~ and $VARIABLES are expanded, $HERE is the folder of the YAML file.",
     )
     VAL: Patterns | None = key(None, "TFRecord files that choose the best weights; as TRAIN.")
     TEST: Patterns | None = key(None, "TFRecord files of the final evaluation; as TRAIN.")
@@ -134,7 +134,7 @@ class Init(Section):
     WEIGHTS: Folder | None = key(
         None,
         "A .safetensors file or a run folder, of which the best weights, to start from; "
-        "parts are matched by name. null: random weights.",
+        "$HERE is the folder of the YAML file. Parts are matched by name. null: random weights.",
     )
     FREEZE: Annotated[tuple[Annotated[str, BeforeValidator(_block)], ...], AsOptionalList] = key(
         (),

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, get_args
 from pydantic import BaseModel, ValidationError
 
 from fasthg.config.checks import Problem
+from fasthg.config.here import expand_here
 from fasthg.config.schema import Config
 from fasthg.config.types import show
 from fasthg.config.yaml_lines import Document, YamlFault, parse_document, parse_value
@@ -25,6 +26,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path: a MARS `config_train.yaml` or one of fasthg's.
         overrides: `KEY=VALUE`, dotted for sections (`PARTS.SIGMAS=[1, 1, 1.5]`); the value is YAML.
             Applied in order, and validated with the file as a whole.
+
+    `$HERE` in DATA and INIT.WEIGHTS is the folder of the file: see `config.here`.
 
     Raises:
         ConfigError: with one line for each fault, `file.yaml:12: KEY: what; remedy`.
@@ -46,6 +49,7 @@ def resolve(document: Document, source: str, overrides: Sequence[str] = ()) -> C
     faults = _Faults(source, document)
     for text in overrides:
         _apply(document.values, text, faults)
+    expand_here(document.values, Path(source).parent)
     _check_names(document.values, Config, (), faults)
     if faults.messages:
         # Faults in the values of the other keys belong in the same message.

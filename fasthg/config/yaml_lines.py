@@ -89,6 +89,15 @@ def dump_values(values: dict[str, Any]) -> str:
     return text
 
 
+def dump_value(value: Any, width: int = 100) -> str:
+    """One value as YAML in brackets and braces, without a line break at the end; lists that are
+    longer than `width` go on in further lines."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=width, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _compose(text: str) -> tuple[_Loader, yaml.Node | None]:
     try:
         loader = _Loader(text)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fasthg.data.agreement import Agreement, measure, read_crowd
 from fasthg.errors import DataError
-from fasthg.report.agreement import Agreement, measure, read_crowd
 from fasthg.report.calibration import Floats
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fasthg.config import Config, dump_config, load_config
+from fasthg.config.here import text_elsewhere
 from fasthg.errors import DataError, FasthgError
 from fasthg.files import remove_leftovers, write_text
 
@@ -58,7 +59,8 @@ class RunFolder:
 
         Args:
             config: RUNS_DIR and RUN_NAME name the folder; a number is added where it exists.
-            source: the configuration file, copied into the folder.
+            source: the configuration file, copied into the folder; the copy names the place of
+                `$HERE`.
             stem: name used with the time where RUN_NAME is null.
 
         Raises:
@@ -82,7 +84,8 @@ class RunFolder:
             ) from error
         run = cls(path)
         if source is not None:
-            write_text(path / "config.yaml", source.read_text(encoding="utf-8"))
+            text = source.read_text(encoding="utf-8-sig")
+            write_text(path / "config.yaml", text_elsewhere(text, source.parent))
         run.write_config(config)
         return run
 

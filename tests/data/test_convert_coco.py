@@ -235,6 +235,7 @@ def test_by_video_and_again(tmp_path: Path) -> None:
     assert any("not of this conversion" in note for note in again.notes)
     # Shards of the first conversion, whose number is part of their names, are gone.
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.yaml",
         "splits.json",
         "test_dataset-00000-of-00001",
         *(f"train_dataset-0000{n}-of-00002" for n in range(2)),
@@ -588,7 +589,7 @@ def test_a_second_source_keeps_the_records_of_the_first(tmp_path: Path) -> None:
         index = RecordIndex.build([str(out / name)], 3)
         assert [index.image_id(record) for record in range(index.num_records)] == listed
         assert {stored["frames"][each] for each in listed} == {name.partition("_")[0]}
-    assert {path.name for path in out.iterdir()} == {"splits.json", *stored["files"]}
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "splits.json", *stored["files"]}
 
     with pytest.raises(DataError, match=r"of ../a.json with the parts nose, left ear, tail, these"):
         coco.convert([sources[1]], out, parts={"tail": "tail", "nose": "nose"})
@@ -639,7 +640,8 @@ def test_replace_leaves_no_other_records(tmp_path: Path) -> None:
     (out / "splits.json").unlink()
     (out / "train_dataset-notes.txt").write_text("kept")
     report = coco.convert([Source(path)], out, replace=True, fractions=ALL_TRAIN)
-    names = {"splits.json", "train_dataset-00000-of-00001", "train_dataset-notes.txt"}
+    names = {"config.yaml", "splits.json", "train_dataset-00000-of-00001"}
+    names.add("train_dataset-notes.txt")
     assert {each.name for each in out.iterdir()} == names and len(ids(report)) == 4
     assert sum(note.startswith("removed: ") for note in report.notes) == 4
 
@@ -663,6 +665,7 @@ def test_files_that_an_older_version_listed(tmp_path: Path, replace: bool) -> No
             coco.convert([source], out, shard_size=9)
     report = coco.convert([Source(path)], out, shard_size=2, replace=replace)
     assert {each.name for each in out.iterdir()} == {
+        "config.yaml",
         "splits.json",
         *(f"train_dataset-0000{n}-of-00002" for n in range(2)),
     }

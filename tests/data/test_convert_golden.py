@@ -16,7 +16,7 @@ import pytest
 
 from fasthg.config import Config
 from fasthg.data.convert import coco, dlc, slp, to_coco, to_dlc
-from fasthg.data.convert.common import Report
+from fasthg.data.convert.report import Report
 from fasthg.data.records.schema import Record, decode
 from fasthg.data.records.tfrecord import read_frames
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from samples import images
 
-from fasthg.data.convert.common import Labelled, new_report, write_splits
+from fasthg.data.convert.common import Labelled, write_splits
+from fasthg.data.convert.report import new_report
 from fasthg.data.convert.splits import NAME, Item, divide, session_of
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import ConfigError, DataError

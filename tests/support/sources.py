@@ -179,8 +179,8 @@ def _build_mars_csv(folder: Path) -> None:
 
 
 def _read_mars(folder: Path) -> None:
+    from fasthg.data.agreement import read_crowd
     from fasthg.data.convert import mars
-    from fasthg.report.agreement import read_crowd
 
     mars.convert(folder, _out(folder))
     read_crowd(folder)

@@ -1,12 +1,12 @@
 """COCO keypoint annotations: one JSON file, or one for each split.
 
 Read are `images` (`id`, `file_name`, `width`, `height`, and `split` where every image has one of
-train, val, test), `categories` (`id`, `name`, `keypoints`) and `annotations` (`image_id`,
-`category_id`, `keypoints` as x y v by part, `bbox` as x y width height, `area`, `iscrowd`), in
-image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. Where an annotation has any other
-v, they are scores of a model: all parts above 0 are labelled, and visible. A given box or area is
-kept, a missing one is made as for other formats. Crowds and annotations without keypoints are left
-out. A category may lack names of keypoints where the caller gives them.
+train, val, test), `categories` (`id`, `name`, `keypoints`, `skeleton`, `keypoint_colors`) and
+`annotations` (`image_id`, `category_id`, `keypoints` as x y v by part, `bbox` as x y width height,
+`area`, `iscrowd`), in image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. Where an
+annotation has any other v, they are scores of a model: all parts above 0 are labelled, and visible.
+A given box or area is kept, a missing one is made as for other formats. Crowds and annotations
+without keypoints are left out. A category may lack names of keypoints where the caller gives them.
 
 An image is looked for in the folder given; otherwise where an absolute `file_name` says, then
 next to the JSON file and one folder up. In each of these, the folder of the file's own subset comes
@@ -34,11 +34,9 @@ import numpy.typing as npt
 
 from fasthg.data.convert.common import (
     Labelled,
-    Report,
     WriteOptions,
     given_boxes,
     keep_labelled,
-    new_report,
     write_splits,
 )
 from fasthg.data.convert.images import (
@@ -52,6 +50,7 @@ from fasthg.data.convert.images import (
 )
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
+from fasthg.data.convert.report import Report, new_report
 from fasthg.data.convert.splits import SPLITS, load_splits
 from fasthg.data.convert.text import read_text
 from fasthg.errors import ConfigError, DataError
@@ -90,13 +89,15 @@ class Source:
 
 @dataclass(frozen=True)
 class _Set:
-    """The content of a file. names: of the keypoints; animals: annotations by image id; splits: of
-    each image, None for one to be divided; split: of the file."""
+    """The content of a file. names: of the keypoints; category: the entry that names them; animals:
+    annotations by image id; splits: of each image, None for one to be divided; split: of the
+    file."""
 
     path: Path
     split: str | None
     images: list[Entry]
     names: list[str]
+    category: Entry
     animals: dict[Any, list[Entry]]
     splits: list[str | None]
 
@@ -134,6 +135,8 @@ def convert(
         if report is None:
             own = content.names
             report = new_report(choose_parts(own, parts, source.path))
+            report.take_skeleton(own, _edges(content.category))
+            report.take_colors(_colors(content))
         elif sorted(content.names) != sorted(own):
             raise DataError(
                 f"{source.path}: keypoints {', '.join(content.names)}, but those of "
@@ -216,7 +219,9 @@ def _read(
         images, annotations = _once(path, "image", images), _once(path, "annotation", annotations)
         kinds = [category["id"] for category in data["categories"]]
         _check_ids(path, "category_id", "categories", kinds, annotations)
-        chosen, names = _category(path, data["categories"], annotations, categories, parts)
+        chosen, names, category = _category(
+            path, data["categories"], annotations, categories, parts
+        )
         animals: dict[Any, list[Entry]] = {image["id"]: [] for image in images}
         for annotation in annotations:
             reason = _unusable(annotation, chosen, animals)
@@ -238,7 +243,7 @@ def _read(
     splits = [source.split or image.get("split") for image in used]
     if not all(split in SPLITS for split in splits):
         splits = [source.split] * len(used)
-    return _Set(path, source.split, used, names, animals, splits)
+    return _Set(path, source.split, used, names, category, animals, splits)
 
 
 def _once(path: Path, kind: str, entries: Sequence[Entry]) -> list[Entry]:
@@ -306,8 +311,8 @@ def _category(
     annotations: Sequence[Entry],
     selected: Sequence[str],
     parts: Mapping[str, str] | None,
-) -> tuple[set[Any], list[str]]:
-    """The ids of the categories to convert, and their keypoints."""
+) -> tuple[set[Any], list[str], Entry]:
+    """The ids of the categories to convert, their keypoints, and the first of them."""
     used = {
         annotation["category_id"]: len(annotation["keypoints"]) // 3
         for annotation in annotations
@@ -339,7 +344,24 @@ def _category(
         names.append([str(name) for name in own])
     if any(other != names[0] for other in names):
         raise DataError(f"{path}: the categories differ in their keypoints; convert them apart")
-    return {category["id"] for category in chosen}, names[0]
+    return {category["id"] for category in chosen}, names[0], (chosen or posed)[0]
+
+
+def _edges(category: Entry) -> list[tuple[int, int]]:
+    """A category's `skeleton`, whose indices count from 1; what is no pair is left out."""
+    edges = category.get("skeleton")
+    pairs = (edge for edge in (edges if isinstance(edges, list) else ()) if isinstance(edge, list))
+    return [
+        (edge[0] - 1, edge[1] - 1)
+        for edge in pairs
+        if len(edge) == 2 and all(isinstance(end, int) for end in edge)
+    ]
+
+
+def _colors(content: _Set) -> dict[str, object]:
+    """`keypoint_colors` of a category, as COCO Annotator writes them, by keypoint."""
+    colors = content.category.get("keypoint_colors")
+    return dict(zip(content.names, colors, strict=False)) if isinstance(colors, list) else {}
 
 
 def _any_seen(keypoints: Any) -> bool:

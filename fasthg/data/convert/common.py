@@ -1,21 +1,22 @@
-"""Shared by all converters: boxes, writing of records, and the report."""
+"""Shared by all converters: boxes, and writing of records."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from fasthg.config.sides import doubts, left_right_pairs
 from fasthg.data.boxes import box_around
 from fasthg.data.convert.images import Jpeg
 from fasthg.data.convert.kept import Kept, records_of_others
 from fasthg.data.convert.pictures import Pictures, examine
+from fasthg.data.convert.ready import write_ready
+from fasthg.data.convert.report import Report
 from fasthg.data.convert.splits import NAME, SPLITS, Item, SplitOptions, divide, load_splits
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
@@ -32,11 +33,12 @@ Array = npt.NDArray[np.float64]
 class WriteOptions(SplitOptions, total=False):
     """Parameters of `write_splits`. shard_size: records per file; replace: remove all other files
     of records, whoever wrote them, instead of keeping those of other sources; exif: as in
-    `pictures.examine`."""
+    `pictures.examine`; ready: whether to write a configuration beside the records."""
 
     shard_size: int
     replace: bool
     exif: str | None
+    ready: bool
 
 
 @dataclass(frozen=True)
@@ -73,57 +75,6 @@ class Labelled:
     source: int = 0
 
 
-@dataclass
-class Report:
-    """Result of a conversion. frames: records by split; parts: names in the order written;
-    mapping: names in the project to those written; pairs: indices of left and right parts, guessed
-    from the names; unpaired: parts that look lateral and are in no pair, as lines; skipped: reason
-    and count; swaps: exchanges of left and right that were repaired; notes: whatever else the user
-    should read; splits: where `splits.json` is."""
-
-    files: list[Path]
-    parts: tuple[str, ...]
-    frames: dict[str, int] = field(default_factory=dict)
-    animals: int = 0
-    unlabelled_parts: int = 0
-    mapping: dict[str, str] = field(default_factory=dict)
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    unpaired: list[str] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    swaps: int = 0
-    notes: list[str] = field(default_factory=list)
-    splits: Path | None = None
-
-    def lines(self) -> list[str]:
-        """The report for a terminal."""
-        counts = ", ".join(f"{count} {split}" for split, count in self.frames.items())
-        lines = [
-            f"{counted(sum(self.frames.values()), 'frame')} ({counts}), "
-            f"{counted(self.animals, 'animal')}, {counted(self.unlabelled_parts, 'part')} "
-            "unlabelled",
-            "parts: " + ", ".join(f"{i} {name}" for i, name in enumerate(self.parts)),
-            "names: " + ", ".join(f"{old} -> {new}" for old, new in self.mapping.items()),
-        ]
-        if self.pairs:
-            named = ", ".join(f"{self.parts[i]} and {self.parts[j]}" for i, j in self.pairs)
-            lines.append(f"LEFT_RIGHT_PAIRS by their names: {[[*p] for p in self.pairs]} ({named})")
-        lines += [f"{doubt}: check them before images are mirrored" for doubt in self.unpaired]
-        lines += [f"skipped: {count} {reason}" for reason, count in self.skipped.items() if count]
-        written = [*self.files, *([self.splits] if self.splits else [])]
-        return lines + self.notes + [f"wrote {path}" for path in written]
-
-    def skip(self, reason: str, number: int = 1) -> None:
-        """Count an item that is left out."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + number
-
-
-def new_report(mapping: dict[str, str]) -> Report:
-    """A report about parts renamed by `mapping`, {own name: name written}."""
-    parts = tuple(mapping.values())
-    pairs = left_right_pairs(parts)
-    return Report([], parts, mapping=mapping, pairs=pairs, unpaired=doubts(parts, pairs))
-
-
 def video_of(image_id: str) -> str:
     """The video that a frame belongs to, by its id: the folder, or where there is none the name
     before its last number (`mouse1_0042` is of `mouse1`)."""
@@ -140,6 +91,7 @@ def write_splits(
     shard_size: int = 1000,
     replace: bool = False,
     exif: str | None = None,
+    ready: bool = True,
     **options: Unpack[SplitOptions],
 ) -> Report:
     """Write the frames as `{split}_dataset-0000i-of-0000n` in `out` and complete the report.
@@ -148,9 +100,10 @@ def write_splits(
     the same sources are replaced, those of others are kept, and written again with the new ones.
     All files appear at the end, `splits.json` last; then those of an earlier conversion that are
     not needed any more go, and with `replace` all others named like them. A split without frames
-    writes no file. Raises DataError for unreadable images, frames labelled twice, frames or parts
-    that do not fit what is kept, files that no conversion wrote, and where no frame is left to
-    write; and as `splits.divide`.
+    writes no file. With `ready`, `config.yaml` follows, as `ready.write_ready` says.
+    Raises DataError for unreadable images, frames labelled twice, frames or parts that do not fit
+    what is kept, files that no conversion wrote, and where no frame is left to write; and as
+    `splits.divide`.
     """
     if not frames:
         raise DataError(f"{out}: no labelled frame to write; check the project's annotations")
@@ -212,6 +165,8 @@ def write_splits(
         name = frame.source if isinstance(frame, Kept) else sources[frame.source]
         splits.sources.setdefault(name, []).append(frame.image_id)
     splits.parts = [*report.parts]
+    if report.measured or not kept:
+        splits.measured = report.measured
     report.splits = splits.save(out)
     unneeded = {Path(name).name for name in former}
     if replace:
@@ -224,6 +179,9 @@ def write_splits(
     if strange:
         names = ", ".join(sorted(strange))
         report.notes.append(f"also in {out}, not of this conversion, but globs find it: {names}")
+    if ready:
+        there = [split for split in SPLITS if any(name.startswith(split) for name in files)]
+        write_ready(out, report, there, sources=[*splits.sources], kept=bool(kept))
     return report
 
 

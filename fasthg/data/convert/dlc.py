@@ -5,8 +5,9 @@ report says where they differ.
 
 Each labelled frame becomes a record with one object an individual. Parts keep the order of
 `bodyparts` (or `multianimalbodyparts`) in config.yaml; `uniquebodyparts` belong to no animal and
-are left out. Boxes are those of `boxes.box_around`. An animal with fewer than two labelled parts
-is left out, and so is a frame without animals.
+are left out; `skeleton` goes into the configuration that is written. Boxes are those of
+`boxes.box_around`. An animal with fewer than two labelled parts is left out, and so is a frame
+without animals.
 
 A table may also be given by itself, or lie in a folder without `config.yaml`, as in Lightning Pose
 projects. Its columns then name the parts, but for those of the individual that DeepLabCut calls
@@ -15,6 +16,7 @@ projects. Its columns then name the parts, but for those of the individual that 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,15 +27,14 @@ import yaml
 
 from fasthg.data.convert.common import (
     Labelled,
-    Report,
     WriteOptions,
     keep_labelled,
-    new_report,
     write_splits,
 )
 from fasthg.data.convert.images import find_among, missing_images, relative_parts, some
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
+from fasthg.data.convert.report import Report, new_report
 from fasthg.data.convert.tables import Column, Row, Table, read_table
 from fasthg.data.convert.text import read_text
 from fasthg.errors import DataError, EnvironmentFault
@@ -85,6 +86,8 @@ def convert(
     mapping = choose_parts(own, parts, origin)
     report = new_report(mapping)
     report.notes += notes
+    if single is None:
+        report.take_skeleton(own, _edges(config.get("skeleton"), own))
     frames: list[Labelled] = []
     missing: list[str] = []
     ignored: set[str] = set()
@@ -219,6 +222,19 @@ def _config_parts(project: Path, config: Mapping[str, Any]) -> list[str]:
     if not isinstance(names, list) or not names:
         raise DataError(f"{project / 'config.yaml'}: {key} is no list of names; add it")
     return [str(name) for name in names]
+
+
+def _edges(skeleton: Any, own: Sequence[str]) -> list[tuple[int, int]]:
+    """DeepLabCut's `skeleton`, chains of names, as pairs of indices; names of no part are left
+    out: the skeleton serves pictures alone."""
+    places = {name: number for number, name in enumerate(own)}
+    chains = [
+        [str(name) for name in chain]
+        for chain in (skeleton if isinstance(skeleton, list) else ())
+        if isinstance(chain, list)
+    ]
+    named = [pair for chain in chains for pair in itertools.pairwise(chain)]
+    return [(places[a], places[b]) for a, b in named if a in places and b in places]
 
 
 def _label_files(project: Path, config: Mapping[str, Any]) -> list[list[Path]]:

@@ -37,18 +37,18 @@ An image is looked for under `raw_images/` by as much of its path as exists ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
+from fasthg.data.agreement import Crowd, crowd_of, measure
 from fasthg.data.convert.common import (
     Labelled,
-    Report,
     WriteOptions,
     keep_labelled,
-    new_report,
     write_splits,
 )
 from fasthg.data.convert.crowd import consensus, repair_swaps
@@ -56,6 +56,8 @@ from fasthg.data.convert.images import find_image, missing_images
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.mars_files import read_frames, read_project
 from fasthg.data.convert.names import choose_parts
+from fasthg.data.convert.report import Report, new_report
+from fasthg.errors import DataError
 
 
 def convert(
@@ -70,21 +72,29 @@ def convert(
 ) -> Report:
     """Write a project's frames as TFRecords: one record a frame, one object an animal.
 
-    out: by default `<project>/pose/<model>_tfrecords_pose`, where MARS puts them. pose_model: which
+    out: by default `<project>/pose/<model>_tfrecords_pose`, where MARS puts them; there no
+    configuration is written, as `fasthg train` takes it from the project. pose_model: which
     model of `pose` to write the animals of; needed where there are several. annotations: the file
     of labels, instead of the search described above. A video is a folder below `raw_images`, or
     what an image's name says before its last number. The rest as in `dlc.convert`.
-    The report counts swaps of left and right that were repaired. Raises DataError, naming file,
+    Of several workers, OKS_SIGMAS are measured as by `fasthg data agreement`. The report counts
+    swaps of left and right that were repaired. Raises DataError, naming file,
     line and remedy, for anything in the project that cannot be used.
     """
     config = read_project(Path(project))
     option = f"choose one with --pose-model {next(iter(config.pose), '')}"
     model, animals = config.model(pose_model, option)
+    own_place = out is None
     out = config.folder / "pose" / f"{model}_tfrecords_pose" if out is None else Path(out)
+    if own_place:
+        options["ready"] = False
     source = config.annotations if annotations is None else Path(annotations)
     mapping = choose_parts(config.keypoints, parts, config.config)
     chosen = [config.keypoints.index(name) for name in mapping]
     report = new_report(mapping)
+    pairs = [pair for pair in config.pairs if {*pair} <= {*chosen}]
+    report.take_pairs((chosen.index(a), chosen.index(b)) for a, b in pairs)
+    report.pixels_per_cm = config.pixels_per_cm
     report.notes.append(f"labels from {source}; animals: {', '.join(animals)}")
     frames: list[Labelled] = []
     missing: list[str] = []
@@ -120,8 +130,27 @@ def convert(
     if labels.unknown:
         names = ", ".join(sorted(labels.unknown))
         report.notes.append(f"labels that name no keypoint or animal of the project: {names}")
+    if most > 1:
+        report.measured = _measured(crowd_of(config, source, labels.frames), chosen)
     name = source_name(source, out, model)
-    return write_splits(keep_labelled(frames, report), out, report, sources=[name], **options)
+    report = write_splits(keep_labelled(frames, report), out, report, sources=[name], **options)
+    if own_place and report.frames["train"]:
+        model_key = f" POSE_MODEL={shlex.quote(model)}" if len(config.pose) > 1 else ""
+        report.train = f"fasthg train MARS_PROJECT={shlex.quote(str(config.folder))}{model_key}"
+    return report
+
+
+def _measured(crowd: Crowd, chosen: Sequence[int]) -> dict[str, Any]:
+    """OKS_SIGMAS of the `chosen` keypoints by what `data agreement` prints, of all animals, and the
+    number of workers behind them; nothing where they cannot be measured."""
+    try:
+        found = measure(crowd)
+    except DataError:  # no part has labels of two workers
+        return {}
+    sigmas = [round(float(found.sigmas[part]), 4) for part in chosen]
+    if not all(sigma > 0 for sigma in sigmas):
+        return {}
+    return {"OKS_SIGMAS": sigmas, "workers": len(found.workers) - len(found.outliers)}
 
 
 def _image_id(folder: Path, image: Path) -> str:

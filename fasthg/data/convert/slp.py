@@ -1,10 +1,11 @@
 """SLEAP labels, `.slp` and `.pkg.slp`, read by the library sleap-io.
 
 Written are the instances that a user labelled; points marked as not visible count as unlabelled.
-Images come from the package where they are embedded, otherwise from the videos or image files that
-the labels name; those that are not there any more are searched next to the labels, by as many
-trailing components of their path as exist. Frames of videos become JPEGs of quality 95.
-Whether EXIF turned an image file is decided by the size that the labels give, or has to be said.
+The skeleton's edges become SKELETON of the configuration. Images come from the package where they
+are embedded, otherwise from the videos or image files that the labels name; those that are not
+there any more are searched next to the labels, by as many trailing components of their path as
+exist. Frames of videos become JPEGs of quality 95. Whether EXIF turned an image file is decided by
+the size that the labels give, or has to be said.
 
 All instances written must have the same nodes, in any order; other skeletons may be in the file.
 
@@ -22,15 +23,14 @@ import numpy as np
 
 from fasthg.data.convert.common import (
     Labelled,
-    Report,
     WriteOptions,
     keep_labelled,
-    new_report,
     write_splits,
 )
 from fasthg.data.convert.images import Jpeg, encode_jpeg, locate, missing_images, trailing
 from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
+from fasthg.data.convert.report import Report, new_report
 from fasthg.errors import DataError, missing_package
 
 _AGAIN = "save the labels from SLEAP again"
@@ -64,6 +64,7 @@ def convert(
         )
     names = _part_names(path, labels, predictions)
     report = new_report(choose_parts(names, parts, path))
+    report.take_skeleton(names, _edges(labels, names))
     reader = _Reader(path, videos)
     ids = _Ids(labels.videos)
     frames: list[Labelled] = []
@@ -131,6 +132,14 @@ def _part_names(path: Path, labels: Any, predictions: bool) -> list[str]:
         there = "; ".join(map(", ".join, chosen)) or "none"
         raise DataError(f"{path}: needs one skeleton, but has: {there}; keep one in SLEAP")
     return chosen[0]
+
+
+def _edges(labels: Any, names: Sequence[str]) -> list[tuple[int, int]]:
+    """The edges of the skeleton that has these nodes, as indices into `names`."""
+    places = {name: number for number, name in enumerate(names)}
+    skeleton = next(s for s in labels.skeletons if {*s.node_names} == {*names})
+    own = [*skeleton.node_names]
+    return [(places[own[a]], places[own[b]]) for a, b in skeleton.edge_inds]
 
 
 def _points(instance: Any, parts: Sequence[str]) -> Any:

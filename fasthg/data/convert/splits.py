@@ -5,14 +5,15 @@
     {"by": "video", "seed": 0, "fractions": [0.85, 0.05, 0.1], "session_pattern": null,
      "frames": {"<image id>": "train", ...}, "groups": {"<video>": "train", ...},
      "files": {"train_dataset-00000-of-00001": ["<image id>", ...], ...},
-     "sources": {"../my_project": ["<image id>", ...], ...}, "parts": ["nose", ...]}
+     "sources": {"../my_project": ["<image id>", ...], ...}, "parts": ["nose", ...],
+     "measured": {"OKS_SIGMAS": [0.031, ...], "workers": 5}}
 
 `by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
 `groups` may be edited by hand. A frame whose id is listed keeps its split, also while its source
 lacks it; a new one joins its video or session; only the remaining frames are drawn. `files` holds
 the records of each file in their order (of older versions, the files alone), `sources` says what
 was converted to which of them (paths from the folder of the records), `parts` are those of all
-records.
+records. `measured` is empty unless several workers labelled the frames; its sigmas follow `parts`.
 """
 
 from __future__ import annotations
@@ -78,6 +79,12 @@ class Splits:
     files: dict[str, list[str]] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def measured_sigmas(self) -> tuple[tuple[float, ...], int] | None:
+        """The sigmas of OKS by part and the number of workers that they were measured on."""
+        sigmas, workers = self.measured.get("OKS_SIGMAS"), self.measured.get("workers")
+        return (tuple(sigmas), workers) if sigmas and workers else None
 
     def save(self, folder: Path) -> Path:
         """Write `splits.json` in `folder`, atomically; returns its path."""
@@ -99,6 +106,7 @@ def load_splits(folder: Path) -> Splits | None:
         lists = [*splits.files.values(), *splits.sources.values(), splits.parts]
         if not all(isinstance(names, list) for names in lists):
             raise TypeError("files, sources or parts are no lists")
+        _check_measured(splits)
         texts = [splits.by, *splits.files, *(name for names in lists for name in names)]
         texts += [text for pair in named for text in pair]
         if not all(isinstance(text, str) for text in texts):
@@ -118,6 +126,17 @@ def load_splits(folder: Path) -> Splits | None:
         names = ", ".join(sorted(map(str, wrong)))
         raise DataError(f"{path}: no split named {names}; use {', '.join(SPLITS)}")
     return splits
+
+
+def _check_measured(splits: Splits) -> None:
+    measured = splits.measured_sigmas()
+    if measured is None:
+        return
+    numbers = [*measured[0], measured[1]]
+    if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(numbers) != (
+        len(splits.parts) + 1
+    ):
+        raise TypeError("measured is no number above 0 for each part")
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

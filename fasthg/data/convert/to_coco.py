@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fasthg.config import Config
-from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
+from fasthg.data.convert.report import Report, new_report
 from fasthg.data.records.exif import upright
 from fasthg.data.records.schema import Record, area_px
 from fasthg.errors import DataError
@@ -64,7 +64,14 @@ def export(
             annotations.append({**common, **annotation, "iscrowd": 0})
             report.unlabelled_parts += len(names) - annotation["num_keypoints"]
     report.frames, report.animals = dict(counts), len(annotations)
-    kind = {"id": 1, "name": category, "supercategory": "", "keypoints": names, "skeleton": []}
+    kind: dict[str, Any] = {
+        "id": 1,
+        "name": category,
+        "supercategory": "",
+        "keypoints": names,
+        "skeleton": [],
+    }
+    kind["skeleton"] = [[a + 1, b + 1] for a, b in config.PARTS.SKELETON]
     content = {
         "info": _INFO,
         "licenses": [],

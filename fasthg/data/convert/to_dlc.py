@@ -25,8 +25,8 @@ import numpy.typing as npt
 import yaml
 
 from fasthg.config import Config
-from fasthg.data.convert.common import Report, new_report
 from fasthg.data.convert.export import DECIMALS, FileNames, records
+from fasthg.data.convert.report import Report, new_report
 from fasthg.data.records.exif import upright
 from fasthg.errors import DataError
 from fasthg.files import write_bytes
@@ -78,6 +78,7 @@ def export(
         write_bytes(path, _table(folder, rows, parts, individuals, scorer).encode())
         report.files.append(path)
     settings = _settings(out, parts, individuals, scorer, sizes)
+    settings["skeleton"] = [[parts[a], parts[b]] for a, b in config.PARTS.SKELETON]
     write_bytes(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     report.files.append(out / "config.yaml")
     report.frames = dict(counts)

@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 
 from fasthg import html
-from fasthg.report.agreement.crowd import Floats
-from fasthg.report.agreement.measure import Agreement
+from fasthg.data.agreement.crowd import Floats
+from fasthg.data.agreement.measure import Agreement
 from fasthg.report.agreement.tables import tables
 
 _WIDTH, _HEIGHT = 260, 170  # of a plot, in its own px

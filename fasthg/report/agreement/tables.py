@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fasthg.data.agreement.measure import OUTLIER_RULE, Agreement
 from fasthg.html import Fixed
 from fasthg.metrics import Summary
-from fasthg.report.agreement.measure import OUTLIER_RULE, Agreement
 
 _SPREAD = ("mean", "median", "p90", "p95", "rmse")
 

@@ -14,7 +14,7 @@ from fasthg.data.boxes import box_around
 from fasthg.data.convert.common import MIN_PARTS
 from fasthg.data.convert.crowd import consensus, repair_swaps
 from fasthg.data.convert.images import find_image
-from fasthg.data.convert.mars_files import read_frames, read_project
+from fasthg.data.convert.mars_files import CrowdFrame, Project, read_frames, read_project
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -75,7 +75,12 @@ def read_crowd(project: Path) -> Crowd:
     DataError, naming file, line and remedy, as the converter does.
     """
     config = read_project(project)
-    found = read_frames(config.annotations, config).frames
+    source = config.annotations
+    return crowd_of(config, source, read_frames(source, config).frames)
+
+
+def crowd_of(config: Project, source: Path, found: Sequence[CrowdFrame]) -> Crowd:
+    """As `read_crowd`, of frames that were read from `source` already."""
     most = max((len(xy) for frame in found for xy in frame.workers.values()), default=0)
     places = [f"worker {number + 1}" for number in range(most)]
     everybody: dict[str, int] = {}
@@ -96,7 +101,7 @@ def read_crowd(project: Path) -> Crowd:
     stacked = np.stack(labels) if labels else np.empty(shape)
     answered = np.any(np.isfinite(stacked).all(axis=3), axis=2)
     return Crowd(
-        source=str(config.annotations),
+        source=str(source),
         parts=config.keypoints,
         pairs=config.pairs,
         workers=tuple(everybody),

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from fasthg.config import Config
+from fasthg.data.agreement import Crowd, measure, read_crowd, repair
+from fasthg.data.agreement.crowd import areas, without
+from fasthg.data.agreement.measure import against_others, median_variance
 from fasthg.errors import DataError
-from fasthg.report.agreement import Crowd, measure, read_crowd, repair
-from fasthg.report.agreement.crowd import areas, without
-from fasthg.report.agreement.measure import against_others, median_variance
 from fasthg.report.agreement.tables import tables
 
 PARTS = ("nose", "left ear", "right ear", "tail")

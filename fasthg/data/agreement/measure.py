@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 
 from fasthg import metrics
+from fasthg.data.agreement.crowd import Crowd, Floats, Ints, Repair, areas, repair, without
 from fasthg.data.convert.crowd import consensus
 from fasthg.errors import DataError
-from fasthg.report.agreement.crowd import Crowd, Floats, Ints, Repair, areas, repair, without
 
 OUTLIER_MADS = 3.0
 OUTLIER_RATIO = 1.5
