@@ -74,7 +74,7 @@ CONFINED: dict[str, tuple[str, ...]] = {
     "h5py": ("inference.video",),
     "pandas": ("api.poses", "data.convert", "inference.video"),
     "tables": ("data.convert",),
-    "sleap_io": ("data.convert",),
+    "sleap_io": ("data.convert", "inference.video.suggest"),
     "matplotlib": (),
     "scipy": ("inference.locator", "inference.video"),
     "typer": ("cli",),

@@ -11,6 +11,7 @@ import typer
 
 from fasthg import __version__
 from fasthg.cli import bench, config, data, doctor, export, listing, predict, runs, tf
+from fasthg.cli import bench, config, data, doctor, export, predict, runs, suggest, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 from fasthg.runtime.output import spell_out
@@ -47,6 +48,7 @@ app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(predict.predict)
 app.command()(listing.runs)
+app.command()(suggest.suggest)
 app.command("import-tf")(tf.import_tf)
 app.command()(export.export)
 app.command()(bench.bench)

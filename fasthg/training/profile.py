@@ -34,6 +34,7 @@ from fasthg.ops import paths
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.process import peak_bytes
+from fasthg.runtime.tables import print_table
 from fasthg.training.environment import describe_environment
 from fasthg.training.finetune import starting_weights
 from fasthg.training.logging import EventWriter, ProgressLine
@@ -41,7 +42,6 @@ from fasthg.training.memory import GIB, explained_out_of_memory
 from fasthg.training.setup import open_data
 from fasthg.training.step import TrainStep
 from fasthg.training.trainer import Training
-from fasthg.runtime.tables import print_table
 
 FRAMES, FRAME_SIZE = 48, (1024, 570)
 """Synthetic frames that replace DATA.TRAIN where it is not set; MARS films 1024x570 px."""

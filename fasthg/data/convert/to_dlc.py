@@ -77,7 +77,7 @@ def export(
         path = out / "labeled-data" / folder / f"CollectedData_{scorer}.csv"
         write_bytes(path, _table(folder, rows, parts, individuals, scorer).encode())
         report.files.append(path)
-    settings = _settings(out, parts, individuals, scorer, sizes)
+    settings = project_settings(out, parts, individuals, scorer, sizes)
     settings["skeleton"] = [[parts[a], parts[b]] for a, b in config.PARTS.SKELETON]
     write_bytes(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     report.files.append(out / "config.yaml")
@@ -125,14 +125,18 @@ def _table(
     return text.getvalue()
 
 
-def _settings(
+def project_settings(
     out: Path,
     parts: list[str],
     individuals: list[str],
     scorer: str,
     sizes: dict[str, tuple[int, int]],
 ) -> dict[str, Any]:
-    """config.yaml, with the keys that DeepLabCut's own template has."""
+    """Content of a project's config.yaml, with the keys that DeepLabCut's own template has.
+
+    out: the project's folder. individuals: names of several animals, empty for one. sizes: (width,
+    height) px of the images by their folder in labeled-data.
+    """
     several = bool(individuals)
     own: dict[str, Any] = {"bodyparts": parts}
     if several:

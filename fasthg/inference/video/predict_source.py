@@ -88,6 +88,8 @@ class SourceResult:
     """Whether all was done before (`resume`), so that nothing was written now."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the rows."""
+    poses: Rows | None = field(default=None, repr=False)
+    """The rows themselves; None where they were not read now (`finished`)."""
 
 
 def targets(source: Source, options: Options) -> dict[str, Path]:
@@ -231,7 +233,7 @@ def predict_source(
         result = SourceResult(done, done - store.done, stopped)
         if not store.done:
             result.replaced = [path for path in asked.values() if path.exists()]
-        found = rows()
+        found = result.poses = rows()
         with clock.of("write"):
             for name in options.formats:
                 write_atomically(paths[name], lambda at, n=name: FORMATS[n].write(found, at))  # type: ignore[misc]
