@@ -10,8 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fasthg import __version__
-from fasthg.cli import bench, config, data, doctor, export, listing, predict, runs, tf
-from fasthg.cli import bench, config, data, doctor, export, predict, runs, suggest, tf
+from fasthg.cli import bench, config, data, doctor, export, listing, predict, runs, suggest, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 from fasthg.runtime.output import spell_out

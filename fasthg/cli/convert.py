@@ -157,6 +157,9 @@ def convert_coco(
     category: Annotated[
         list[str] | None, typer.Option(help="Category to convert; may be given several times.")
     ] = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="Convert uncorrected machine labels, too.")
+    ] = False,
     seed: SplitSeed = 0,
     split_by: SplitBy = None,
     session_pattern: SessionPattern = None,
@@ -171,7 +174,9 @@ def convert_coco(
 
     how = _how(seed, split_by, session_pattern, parts, skip_missing, replace, exif)
     sources = [coco.Source.parse(text) for text in annotations]
-    report = coco.convert(sources, out, images=images, categories=category or (), **how)
+    report = coco.convert(
+        *(sources, out), images=images, categories=category or (), predictions=predictions, **how
+    )
     _print_report(report, as_json)
 
 

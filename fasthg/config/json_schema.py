@@ -36,7 +36,7 @@ def _plain(node: Any) -> Any:
         elif name == "default":
             schema[name] = value
         elif name not in _LEFT_OUT:
-            schema[_BOUNDS.get(name, name)] = _plain(value)
+            schema[str(_BOUNDS.get(name, name))] = _plain(value)
     if isinstance(node.get("inert"), str):
         schema["description"] = f"{node['description']} No effect: {node['inert']}."
     return schema

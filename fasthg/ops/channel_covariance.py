@@ -97,8 +97,8 @@ def channel_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     Error: of entry i, j relative to sqrt(var_i var_j): 1e-5, and 1e-13 in float64. Half types on
     CUDA, which the tensor cores take as they are, cannot be centred first: 1e-5 (1 + m_i m_j) with
     m = abs(mean) / sqrt(var). Sums run in a fixed order: the result does not depend on the number
-    of threads and is the same in every run. The gradient's error in float32 is 1e-6 of its norm, also
-    at abs(mean) = 1e4 sqrt(var).
+    of threads and is the same in every run. The gradient's error in float32 is 1e-6 of its norm,
+    also at abs(mean) = 1e4 sqrt(var).
 
     Memory: the floor is one read of x and channels (channels + 1) values written; the CPU kernel
     moves no more (share 1), its sums stay in the caches. Half types on CUDA write those values once

@@ -6,16 +6,19 @@ train, val, test), `categories` (`id`, `name`, `keypoints`, `skeleton`, `keypoin
 `area`, `iscrowd`), in image px and px². v is kept: 0 unlabelled, 1 occluded, 2 visible. Where an
 annotation has any other v, they are scores of a model: all parts above 0 are labelled, and visible.
 A given box or area is kept, a missing one is made as for other formats. Crowds and annotations
-without keypoints are left out. A category may lack names of keypoints where the caller gives them.
+without keypoints are left out, and so are annotations with a `score` in a file whose `info` has
+`machine_labels`: nobody has corrected what a model wrote, see `fasthg suggest`. A category may lack
+names of keypoints where the caller gives them.
 
 An image is looked for in the folder given; otherwise where an absolute `file_name` says, then
 next to the JSON file and one folder up. In each of these, the folder of the file's own subset comes
 first (`train2017` of `person_keypoints_train2017.json`), then that of its split (`train`), the
-folder itself and `images`, which may be divided the same way. There, as many trailing components
-of the name are used as exist. Two different files of one name, in a subset's folder and outside of
-them, are an error. The image's id is `file_name` less its suffix and a first folder named
-`images` or `*_images`; of an absolute one, the last folder and the name. Before the ids of a file
-that is said to be a split (train=FILE) is the split's name: `train/000001`.
+folder itself and `images`, which may be divided the same way; next to the JSON file DeepLabCut's
+`labeled-data`, too. There, as many trailing components of the name are used as exist. Two different
+files of one name, in a subset's folder and outside of them, are an error. The image's id is
+`file_name` less its suffix and a first folder named `images` or `*_images`; of an absolute one, the
+last folder and the name. Before the ids of a file that is said to be a split (train=FILE) is the
+split's name: `train/000001`.
 """
 
 from __future__ import annotations
@@ -110,11 +113,13 @@ def convert(
     categories: Sequence[str] = (),
     parts: Mapping[str, str] | None = None,
     skip_missing: bool = False,
+    predictions: bool = False,
     **options: Unpack[WriteOptions],
 ) -> Report:
     """Write the annotated images of COCO files to `out` as TFRecords of MARS' format.
 
-    images: the folder of the images. categories: names of those to write; needed where several
+    images: the folder of the images. predictions: also write machine labels that nobody corrected,
+    see above. categories: names of those to write; needed where several
     have keypoints. parts: also names the keypoints, all and in their order, of a category that
     does not. The rest as in `dlc.convert`; a video is an image's folder, or what its name
     says before its last number. Raises DataError, naming file, entry and remedy, for what cannot
@@ -130,7 +135,7 @@ def convert(
     names: list[str] = []
     scored = 0
     for index, source in enumerate(sources):
-        content = _read(source, categories, skipped, parts)
+        content = _read(source, categories, skipped, parts, predictions)
         names.append(source_name(source.path, Path(out), ", ".join(sorted(categories))))
         if report is None:
             own = content.names
@@ -211,6 +216,7 @@ def _read(
     categories: Sequence[str],
     skipped: Counter[str],
     parts: Mapping[str, str] | None,
+    predictions: bool,
 ) -> _Set:
     path = source.path
     try:
@@ -223,12 +229,24 @@ def _read(
             path, data["categories"], annotations, categories, parts
         )
         animals: dict[Any, list[Entry]] = {image["id"]: [] for image in images}
+        info = data.get("info")
+        by_machine = isinstance(info, dict) and info.get("machine_labels") and not predictions
+        uncorrected = 0
         for annotation in annotations:
             reason = _unusable(annotation, chosen, animals)
             if reason:
                 skipped[reason] += 1
+            elif by_machine and "score" in annotation:
+                uncorrected += 1
             else:
                 animals[annotation["image_id"]].append(annotation)
+        if uncorrected:
+            skipped["machine labels that nobody corrected (with a score)"] += uncorrected
+            if not any(animals.values()):
+                raise DataError(
+                    f"{path}: holds machine labels and no person's; correct them in a labelling "
+                    "tool, or take them as they are with --predictions"
+                )
         _check_ids(path, "image_id", "images", [*animals], annotations)
         used = [image for image in images if animals[image["id"]] and image["file_name"]]
         skipped["frames without a labelled animal"] += len(images) - len(used)
@@ -391,7 +409,7 @@ def _unusable(annotation: Entry, categories: set[Any], images: Mapping[Any, Any]
 def _find(content: _Set, images: Path | None) -> list[Path | None]:
     """The file of each image, None where there is none."""
     own, above = content.path.parent, content.path.parent.parent
-    roots = [own, own / "images", above, above / "images"]
+    roots = [own, own / "images", own / "labeled-data", above, above / "images"]
     if images is not None:
         roots = [images, images / "images"]
     subsets = [folder for root in roots for folder in _subsets(root, content)]

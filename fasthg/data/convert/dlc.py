@@ -6,8 +6,9 @@ report says where they differ.
 Each labelled frame becomes a record with one object an individual. Parts keep the order of
 `bodyparts` (or `multianimalbodyparts`) in config.yaml; `uniquebodyparts` belong to no animal and
 are left out; `skeleton` goes into the configuration that is written. Boxes are those of
-`boxes.box_around`. An animal with fewer than two labelled parts is left out, and so is a frame
-without animals.
+`boxes.box_around`. `machinelabels*.h5`, which a model wrote, is never read for labels; the report
+says which frames are labelled exactly so. An animal with fewer than two labelled parts is left out,
+and so is a frame without animals.
 
 A table may also be given by itself, or lie in a folder without `config.yaml`, as in Lightning Pose
 projects. Its columns then name the parts, but for those of the individual that DeepLabCut calls
@@ -94,6 +95,7 @@ def convert(
     total = 0
     folders = _image_folders(project if single is None else single.parent)
     for path, table in tables:
+        report.notes += _as_by_machine(path.parent, table)
         used = {column.part for column in table.columns}
         ignored |= used - set(own)
         total += len(table.rows)
@@ -196,6 +198,30 @@ def _same(one: Mapping[Column, tuple[float, float]], two: Mapping[Column, Any]) 
     if one.keys() != two.keys():
         return False
     return all(math.dist(xy, two[column]) < _TOLERANCE_PX for column, xy in one.items())
+
+
+def _as_by_machine(folder: Path, table: Table) -> list[str]:
+    """A note on frames whose labels are those of a folder's machine labels, to the last digit:
+    napari saves all that it shows, also what nobody has looked at."""
+    alike = []
+    for path in sorted(folder.glob("machinelabels*.h5")):
+        try:
+            machine = {row.image: _plain(row) for row in read_table(path).rows}
+        except (DataError, EnvironmentFault):
+            continue
+        alike += [r.image for r in table.rows if r.points and machine.get(r.image) == _plain(r)]
+    if not alike:
+        return []
+    names = some([relative_parts(image)[-1] for image in alike])
+    return [
+        f"{folder}: {len(alike)} of {len(table.rows)} frames ({names}) are labelled exactly as by "
+        "the model; make sure that somebody looked at them"
+    ]
+
+
+def _plain(row: Row) -> dict[tuple[str, str], tuple[float, float]]:
+    """Labels of a row, whoever scored."""
+    return {(column.individual, column.part): xy for column, xy in row.points.items()}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
