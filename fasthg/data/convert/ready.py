@@ -118,7 +118,8 @@ def _head(sources: Sequence[str]) -> str:
     names = " ".join(", ".join(sources).split())
     return _comment(
         f"Made by fasthg from {names}. Edit it as you like: a later conversion leaves an edited "
-        f"file as it is. The recipe is that of the preset `{PRESET}`, for some hundred labelled frames."
+        f"file as it is. The recipe is that of the preset `{PRESET}`, for some hundred labelled "
+        "frames."
     )
 
 
