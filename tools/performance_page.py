@@ -1,4 +1,4 @@
-"""Write docs/performance.md and docs/performance.png from the newest results in benchmarks/results.
+"""Write docs/performance.md, performance.svg and speed.svg from the newest of benchmarks/results.
 
     pytest benchmarks --benchmark-json=benchmarks/results/NAME.json   # on a quiet machine
     python tools/performance_page.py
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from ratio_bars import Bar, Panel, ratio_bars
 
 ROOT = Path(__file__).resolve().parent.parent
 # Benchmarks that are drawn, in this order, where there are results.
@@ -25,7 +24,6 @@ HEADLINES = (
     *("gaussian_heatmaps", "heatmap_peaks", "rmsprop_ema"),
     *("moving_statistics", "residual_block", "bn_act", "max_pool2x", "upsample2x_add"),
 )
-COLOURS = ("#0072B2", "#E69F00")  # of Okabe and Ito, told apart by all; CPU and GPU
 OF_MACHINE = ("device", "threads", "torch")
 RATIO, SPREAD = "x fasthg", "x fasthg q1 q3"
 
@@ -37,7 +35,7 @@ In each round all providers of a group run in turn. Times are those of a call: m
 rounds, and quartiles. `x fasthg` says how many times as fast fasthg is as that provider, compared
 within a round: median over the rounds, and quartiles.
 
-![How many times as fast fasthg is](performance.png)
+![How many times as fast fasthg is](performance.svg)
 """
 
 
@@ -147,60 +145,78 @@ def significant(value: float, digits: int) -> str:
     return f"{value:.{max(places, 0)}f}"
 
 
-def draw(results: Results, file: Path) -> None:
-    """Bars of the headlines: how many times as fast as each provider, quartiles as whiskers."""
-    panels = {}
+def headlines(results: Results) -> list[Panel]:
+    """How many times as fast as each provider, by machine."""
+    panels = []
     for device, files in results.items():
         groups = groups_of([row for _, content in files for row in content["benchmarks"]])
-        panels[device] = [
-            (f"{group}: {row['params']['provider']}", row["extra_info"])
+        bars = [
+            Bar(f"{group}: {row['params']['provider']}", info[RATIO], tuple(info[SPREAD]))
             for headline in HEADLINES
             for group, members in groups.items()
             if group.partition(",")[0] == headline
             for row in members
-            if RATIO in row["extra_info"]
+            if RATIO in (info := row["extra_info"])
         ]
-    heights = [len(bars) + 2 for bars in panels.values()]
-    figure = Figure(figsize=(8, 0.28 * sum(heights) + 0.5), layout="constrained")
-    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
-    for axis, colour, (device, bars) in zip(axes, COLOURS, panels.items(), strict=False):
-        medians = [info[RATIO] for _, info in bars]
-        below = [info[RATIO] - info[SPREAD][0] for _, info in bars]
-        above = [info[SPREAD][1] - info[RATIO] for _, info in bars]
-        axis.set_xscale("log")  # twice as fast and half as fast are equally far from 1
-        widths = [median - 1 for median in medians]
-        spread = {"xerr": [below, above], "capsize": 2}
-        axis.barh(range(len(bars)), widths, left=1, color=colour, **spread)
-        for place, (_, info) in enumerate(bars):
-            axis.annotate(
-                times(info[RATIO]),
-                (max(1, *info[SPREAD]), place),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
-        axis.invert_yaxis()
-        axis.margins(x=0.08)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.spines[["top", "right"]].set_visible(False)
-        machine = results[device][0][1]["machine_info"]
-        axis.set_title(machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores", loc="left")
-        axis.set_xlabel("times as fast as the provider named")
-    figure.savefig(file, dpi=120)
+        machine = files[0][1]["machine_info"]
+        title = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+        if bars:
+            panels.append(Panel(title, bars, device == "cuda"))
+    return panels
+
+
+# Of the first picture that a reader sees: provider in the files -> in words.
+RIVALS = {
+    "reference": "MARS's recipe in PyTorch, fp32",
+    "eager channels_last": "channels_last, mixed precision",
+}
+
+
+def training(folder: Path, results: Results) -> list[Panel]:
+    """Training steps of 2 stacks: on a GPU from the newest file of `make gpu`, on a CPU from the
+    benchmarks."""
+    panels = []
+    visits = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    visits = sorted((v for v in visits if "stages" in v), key=lambda v: str(v.get("date", "")))
+    for visit in reversed(visits):
+        figures = {
+            figure["name"]: figure["value"]
+            for stage in visit["stages"]
+            for figure in stage.get("figures", [])
+            if figure["unit"] == RATIO
+        }
+        group = "training_step, stacks 2, batch 64, cuda"
+        bars = [Bar(t, figures[n]) for p, t in RIVALS.items() if (n := f"{group}, {p}") in figures]
+        if len(bars) == len(RIVALS):
+            panels.append(Panel(f"{visit['gpu']['name']}, batch 64", bars, True))
+            break
+    for _, content in results.get("cpu", []):
+        rows = groups_of(content["benchmarks"]).get("training_step, stacks 2, batch 8", [])
+        found = {row["params"]["provider"]: row["extra_info"] for row in rows}
+        bars = [
+            # On a CPU without bfloat16 instructions every provider computes in float32.
+            Bar(t.replace(", mixed precision", ", fp32"), found[p][RATIO], tuple(found[p][SPREAD]))
+            for p, t in RIVALS.items()
+            if p in found
+        ]
+        if bars:
+            machine = content["machine_info"]
+            panels.append(Panel(f"{machine['cpu']}, {machine['cores']} cores, batch 8", bars))
+            break
+    return panels
 
 
 def write(results: Path, docs: Path) -> None:
-    """Both files in `docs`, from the files in `results`."""
+    """The page and both pictures in `docs`, from the files in `results`."""
     found = newest(results)
     if not found:
         raise SystemExit(f"performance_page: no results in {results}; see `make bench`")
     (docs / "performance.md").write_text(page(found), encoding="utf-8")
-    draw(found, docs / "performance.png")
+    axis = "times as fast as the provider named"
+    pictures = {"performance": headlines(found), "speed": training(results, found)}
+    for name, panels in pictures.items():
+        if panels:
+            (docs / f"{name}.svg").write_text(ratio_bars(panels, axis), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
+import numpy as np
 import performance_page
 import pytest
 
@@ -74,7 +76,27 @@ def test_the_page_says_what_the_files_say(folder):
     for fact in ("Model X, 2 cores, 2 threads", "start: 0.07", "commit 1a2b3c4\n", "Python 3.11.7"):
         assert fact in above
     assert "[new.json](../benchmarks/results/new.json)" in above and "2026-02-01" in above
-    assert (folder / "performance.png").stat().st_size > 5000
+    bars = ElementTree.parse(folder / "performance.svg").getroot()
+    texts = [node.text for node in bars.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Model X, 2 cores", "heatmap_peaks, dark: torch", "12.3x"} <= set(texts)
+
+
+def test_bars_of_both_machines_say_what_the_files_say(tmp_path):
+    group, ratio = "training_step, stacks 2, batch 8", {"x fasthg": 3.06, "x fasthg q1 q3": [2, 4]}
+    cpu = [row(group, "fasthg", 1.0), row(group, "reference", 3.0, **ratio)]
+    (tmp_path / "cpu.json").write_text(results("2026-02-01T00:00:00Z", cpu))
+    figures = [
+        {"name": f"training_step, stacks 2, batch 64, cuda, {name}", "value": v, "unit": "x fasthg"}
+        for name, v in (("reference", 5.78), ("eager channels_last", 1.75))
+    ]
+    visit = {"date": "2026", "gpu": {"name": "NVIDIA H100"}, "stages": [{"figures": figures}]}
+    (tmp_path / "gpu.json").write_text(json.dumps(visit))
+    performance_page.write(tmp_path, tmp_path)
+    bars = ElementTree.parse(tmp_path / "speed.svg").getroot()
+    texts = [node.text for node in bars.iter("{http://www.w3.org/2000/svg}text")]
+    assert [text for text in texts if text.endswith("x")] == ["5.78x", "1.75x", "3.06x"]
+    widths = [float(n.get("width")) for n in bars.iter("{http://www.w3.org/2000/svg}rect")]
+    assert widths[0] / widths[2] == pytest.approx(np.log(5.78) / np.log(3.06), rel=1e-2)
 
 
 def test_durations_keep_three_digits():
