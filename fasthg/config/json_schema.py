@@ -30,13 +30,14 @@ def _plain(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     schema: dict[str, Any] = {}
-    for name, value in node.items():
+    entries: dict[str, Any] = node
+    for name, value in entries.items():
         if name == "properties":  # of a section: names are keys of the configuration
             schema[name] = {key: _plain(inner) for key, inner in value.items()}
         elif name == "default":
             schema[name] = value
         elif name not in _LEFT_OUT:
-            schema[str(_BOUNDS.get(name, name))] = _plain(value)
+            schema[_BOUNDS.get(name, name)] = _plain(value)
     if isinstance(node.get("inert"), str):
         schema["description"] = f"{node['description']} No effect: {node['inert']}."
     return schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -177,8 +178,19 @@ def _circumstances(run: RunFolder, config: Config) -> Iterator[str]:
     except OSError as error:
         environment = f"unknown: {error}"
     with contextlib.suppress(ValueError):
-        environment = _lines(json.loads(environment))
+        environment = _lines(_short(json.loads(environment)))
     yield html.folded("Environment of the training", environment)
+
+
+def _short(facts: dict[str, Any]) -> dict[str, Any]:
+    """Without a line for each operator, which `kernels` sums up, and what is not there."""
+    left_out = ["ops"] if "kernels" in facts else []
+    facts = {key: value for key, value in facts.items() if value and key not in left_out}
+    packages = facts.get("packages", {})
+    facts["packages"] = {name: version for name, version in packages.items() if version}
+    if isinstance(facts.get("command"), list):
+        facts["command"] = shlex.join(map(str, facts["command"]))
+    return facts
 
 
 def _lines(value: dict[str, Any]) -> str:

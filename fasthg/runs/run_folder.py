@@ -52,6 +52,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.best = self.checkpoints / "best.safetensors"
         self.resolved = path / "config.resolved.yaml"
+        self._began = time.monotonic()
 
     @classmethod
     def create(cls, config: Config, source: Path | None, stem: str) -> RunFolder:
@@ -177,8 +178,23 @@ class RunFolder:
         """Write a JSON file in the run folder, atomically."""
         write_text(self.path / name, json.dumps(plain(value), indent=2) + "\n")
 
+    def environment(self) -> dict[str, Any] | None:
+        """`env.json`; None where it is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError):
+            value = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+            return value if isinstance(value, dict) else None
+        return None
+
+    def start_clock(self) -> None:
+        """Begin to count `elapsed_s`; in a resumed run it goes on from the last row of the log."""
+        before = [row["elapsed_s"] for row in self.logged() if "elapsed_s" in row]
+        self._began = time.monotonic() - (before[-1] if before else 0.0)
+
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`.
+        """Append one line to `metrics.jsonl`, with `time` and `elapsed_s`.
+
+        `time` is in s since 1970 (UTC). `elapsed_s` is the s that the run has trained and
+        validated; steps that a killed process made after its last checkpoint do not count.
 
         Raises:
             FasthgError: the disk is full or the folder is read-only.
@@ -186,7 +202,11 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(row)) + "\n")
+                times = {
+                    "time": round(time.time(), 3),
+                    "elapsed_s": round(time.monotonic() - self._began, 3),
+                }
+                file.write(json.dumps({**plain(row), **times}) + "\n")
         except OSError as error:
             raise FasthgError(
                 f"{path}: cannot write ({error.strerror}); free disk space, then --resume"

@@ -28,7 +28,7 @@ from fasthg.runs.weights import weights_metadata
 from fasthg.runtime.device import Precision, choose_device
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_process_group
 from fasthg.runtime.signals import Signals
-from fasthg.training.environment import describe_environment
+from fasthg.training.environment import describe_start
 from fasthg.training.finetune import Start, starting_weights
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 from fasthg.training.logging import NO_EVENTS, EventWriter, MetricLogger, ProgressLine
@@ -124,7 +124,8 @@ def train(
                 if group.first:
                     if resumed:
                         run.write_config(config)
-                    run.write_json("env.json", describe_environment())
+                    before = run.environment() if resumed else None
+                    run.write_json("env.json", describe_start(before))
                 result = training.fit()
                 if result.signal is None and config.LOCATOR == "auto":
                     result = _with_locator(
@@ -331,6 +332,7 @@ class Training:
         logger = MetricLogger(
             *(config, self.run, events, progress, self._check_losses, group, self._tell_log)
         )
+        self.run.start_clock()
         with (
             contextlib.closing(events),
             progress,

@@ -106,7 +106,10 @@ def test_doctor_names_every_op_and_the_loader(fasthg) -> None:
     assert [(p["op"], p["device"]) for p in facts["ops"]] == [row[:2] for row in paths()]
     assert all(p["path"] and p["reason"] for p in facts["ops"])
     assert facts["loader"]["reason"]
-    assert "gaussian_heatmaps" in fasthg("doctor")[1]
+    out = fasthg("doctor")[1]
+    assert out.splitlines()[-1] == facts["verdict"]
+    assert out.count("CUDA device") <= 2 and "gaussian_heatmaps" not in out
+    assert "gaussian_heatmaps" in fasthg("doctor", "--ops")[1]
 
 
 def test_synth_and_check(fasthg, tmp_path: Path, stock: str) -> None:

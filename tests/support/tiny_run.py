@@ -60,12 +60,13 @@ def rows(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def result(folder: RunFolder) -> str:
-    """Digest of all that a training came to: last state, best weights, metrics without speeds."""
+    """Digest of all that a training came to: last state, best weights, metrics without times."""
     digest = hashlib.sha256()
     state, (weights, metadata) = load_state(folder.last), load_weights(folder.best)
     metadata.pop("config")
     for row in rows(folder):
-        speeds = {"images_per_s", "wait_share"}
+        # These differ from run to run, as clocks do.
+        speeds = {"images_per_s", "wait_share", "time", "elapsed_s"}
         digest.update(repr([(k, v) for k, v in row.items() if k not in speeds]).encode())
     _add(digest, {**state, "keys": None, "weights": weights, "metadata": metadata})
     return digest.hexdigest()
