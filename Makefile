@@ -13,7 +13,7 @@ TEST_WORKERS := 2
 TEST_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format cuda-check gpu bench performance clean
+.PHONY: help setup train test lint format cuda-check gpu bench performance wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ bench: setup ## run the benchmarks and hold them against their floors
 
 performance: setup ## write docs/performance.md and .png from the newest of benchmarks/results
 	$(BIN)/python tools/performance_page.py
+
+# Where nvcc is found the CUDA kernels are in it, and with FASTHG_CUDA=on it must be found.
+wheel: setup ## build dist/fasthg-*.whl for this platform, compiled kernels in
+	rm -rf build/lib build/lib.* build/bdist.*
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@ls -lh dist/*.whl
 
 clean: ## remove what was built, but not .venv, runs and data
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

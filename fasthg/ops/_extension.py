@@ -72,7 +72,8 @@ def _load() -> Any:
     try:
         extension = importlib.import_module("fasthg._C")
     except ModuleNotFoundError:
-        return Missing("the extension was not built (no C++ compiler when fasthg was installed)")
+        why = "no C++ compiler, or FASTHG_EXTENSION=off, when fasthg was installed"
+        return Missing(f"the extension was not built ({why})")
     except ImportError as error:
         return Missing(f"the extension does not load: {error}")
     if difference := _difference(extension, Path(__file__).resolve().parents[2] / "csrc"):
