@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from samples import images
 
-from fasthg.data.convert.common import Labelled, write_splits
+from fasthg.data.convert.common import Labelled, keep_labelled, write_splits
 from fasthg.data.convert.report import new_report
-from fasthg.data.convert.splits import NAME, Item, divide, session_of
+from fasthg.data.convert.splits import NAME, Item, divide, parse_fractions, session_of
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.errors import ConfigError, DataError
 
@@ -301,3 +301,90 @@ def test_numbers_of_frames_are_unique_and_stay(tmp_path: Path) -> None:
     assert sorted(again.values()) == [*range(12)] and again != two
     stored = json.loads((tmp_path / NAME).read_text())
     assert [*stored["frames"]] == sorted(again, key=lambda name: again[name])
+
+
+def runs_of(frames: dict[str, str], video: str, count: int) -> list[str]:
+    """The splits of a video's frames in time, each run of one split once."""
+    placed = [frames[f"{video}/{n}"] for n in range(count)]
+    return [s for n, s in enumerate(placed) if n == 0 or placed[n - 1] != s]
+
+
+def test_by_block_cuts_one_film_into_a_piece_for_each_split(tmp_path: Path) -> None:
+    frames = run(items(("v", 116)), tmp_path, split_by="block")
+    assert counts(frames) == (98, 6, 12)
+    # By number, not by letters: v/10 is after v/9.
+    assert sorted(runs_of(frames, "v", 116)) == ["test", "train", "val"]
+    orders = {
+        tuple(runs_of(run(items(("v", 40)), tmp_path / str(seed), split_by="block", seed=seed), *v))
+        for seed in range(12)
+        for v in [("v", 40)]
+    }
+    assert len(orders) > 2
+
+
+def test_by_block_fills_the_shares_over_many_short_films(tmp_path: Path) -> None:
+    frames = run(items(*((f"v{n}", 7) for n in range(20))), tmp_path, split_by="block")
+    assert counts(frames) == (119, 7, 14)
+    assert all(
+        len({*runs_of(frames, f"v{n}", 7)}) == len(runs_of(frames, f"v{n}", 7)) for n in range(20)
+    )
+
+
+def test_new_frame_joins_the_block_around_it(tmp_path: Path) -> None:
+    every = items(("v", 60))
+    first = run([item for n, item in enumerate(every) if n % 3], tmp_path, split_by="block")
+    again = run(every, tmp_path)
+    assert first.items() <= again.items() and len(again) == 60
+    assert sorted(runs_of(again, "v", 60)) == ["test", "train", "val"]
+    _, notes = divide(every, tmp_path, split_by="block")
+    assert "split by block: 1 videos, where a frame follows one of another split 2 times" in notes
+
+
+def test_fractions_hold_for_new_frames_alone(tmp_path: Path) -> None:
+    first = run(items(("v", 20)), tmp_path, fractions=(0.5, 0.25, 0.25))
+    assert counts(first) == (10, 5, 5)
+    splits, notes = divide(items(("v", 40)), tmp_path, fractions=(0.5, 0.0, 0.5))
+    assert first.items() <= splits.frames.items() and counts(splits.frames) == (18, 5, 17)
+    assert any("--split holds for new frames alone" in note for note in notes)
+    assert splits.fractions == (0.5, 0.0, 0.5)
+    # Without the option, a third conversion goes on with what splits.json says.
+    splits.save(tmp_path)
+    assert [*divide(items(("v", 40)), tmp_path)[0].fractions] == [0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize("text", ["0.9/0.1", "0.9/0.05/0.06", "a/b/c", "1.2/-0.1/-0.1", "nan/0/1"])
+def test_fractions_that_are_no_shares(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--split {text}: give three shares .* sum to 1"):
+        parse_fractions(text)
+
+
+def test_fractions_as_typed() -> None:
+    assert parse_fractions("0.9/0.05/0.05") == (0.9, 0.05, 0.05)
+    assert parse_fractions("1/0/0") == (1, 0, 0) and parse_fractions(None) is None
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        parse_fractions("0/0.5/0.5")
+
+
+def test_whole_frames_as_boxes(tmp_path: Path) -> None:
+    frames = [
+        Labelled(
+            PurePath(f"{n}.jpg"),
+            f"v/{n}",
+            np.array([[[3.0, 4], [np.nan, np.nan]]]),
+            boxes=np.array([[1.0, 2, 30, 40]]),
+            read=lambda: (images()[0], 100, 100),
+        )
+        for n in range(3)
+    ]
+    report = new_report({"a": "a", "b": "b"})
+    kept = keep_labelled(frames, report, "whole")
+    write_splits(kept, tmp_path / "out", report, sources=["x"], fractions=(1, 0, 0))
+    index = RecordIndex.build([str(path) for path in report.files], 2)
+    assert np.array_equal(index.bbox, np.tile([0, 0, 1, 1], (3, 1)))
+    assert not keep_labelled([replace(f, boxes=None) for f in frames], report)
+
+    two = replace(frames[0], keypoints=np.ones((2, 2, 2)), boxes=None, where="table.csv: row 1")
+    with pytest.raises(DataError, match=r"table.csv: row 1: 2 animals in .*--boxes whole"):
+        keep_labelled([two], report, "whole")
+    with pytest.raises(ConfigError, match="--boxes half: use whole"):
+        keep_labelled(frames, report, "half")

@@ -114,6 +114,7 @@ def convert(
     parts: Mapping[str, str] | None = None,
     skip_missing: bool = False,
     predictions: bool = False,
+    boxes: str | None = None,
     **options: Unpack[WriteOptions],
 ) -> Report:
     """Write the annotated images of COCO files to `out` as TFRecords of MARS' format.
@@ -164,9 +165,9 @@ def convert(
     report.skipped.update(skipped)
     divided = options.get("split_by") is not None
     frames = _told_apart(frames, sources, names, Path(out), divided=divided)
-    kept = keep_labelled(frames, report)
+    kept = keep_labelled(frames, report, boxes)
     unboxed = sum(int(np.isnan(given_boxes(frame)[:, 0]).sum()) for frame in kept)
-    if unboxed:
+    if unboxed and boxes is None:
         report.notes.append(f"{unboxed} animals have no usable bbox: boxes around their parts")
     if scored:
         report.notes.append(

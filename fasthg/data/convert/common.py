@@ -15,12 +15,13 @@ from fasthg.data.boxes import box_around
 from fasthg.data.convert.images import Jpeg
 from fasthg.data.convert.kept import Kept, records_of_others
 from fasthg.data.convert.pictures import Pictures, examine
+from fasthg.data.convert.progress import progress
 from fasthg.data.convert.ready import write_ready
 from fasthg.data.convert.report import Report
 from fasthg.data.convert.splits import NAME, SPLITS, Item, SplitOptions, divide, load_splits
 from fasthg.data.records.schema import Record, encode
 from fasthg.data.records.tfrecord import write_frames
-from fasthg.errors import DataError
+from fasthg.errors import ConfigError, DataError
 from fasthg.files import written_together
 from fasthg.words import counted
 
@@ -55,7 +56,8 @@ class Labelled:
     height) px that the labels refer to. shown: whether they refer to the image as EXIF turns it,
     None where the format does not say; likely_size: as `size`, a hint at this alone. read: gives
     the JPEG where it is not that of the file. where: file and line of the labels, for messages.
-    source: index of the one of `write_splits`' sources that the frame is of.
+    source: index of the one of `write_splits`' sources that the frame is of. whole: whether the box
+    of its one animal is the whole frame, in place of `boxes`.
     """
 
     image: PurePath
@@ -73,6 +75,7 @@ class Labelled:
     read: Callable[[], Jpeg] | None = None
     where: str = ""
     source: int = 0
+    whole: bool = False
 
 
 def video_of(image_id: str) -> str:
@@ -147,11 +150,11 @@ def write_splits(
                 f"{out / name}: is there, but no conversion that {NAME} knows wrote it; convert to "
                 f"another folder, or write over it with --replace"
             )
-    pictures = examine((frame for frame in frames if frame.read is None), exif)
+    pictures = examine([frame for frame in frames if frame.read is None], exif)
     report.notes += pictures.notes
-    with written_together(out) as folder:
+    with written_together(out) as folder, progress("writing", len(ordered)) as done:
         for name, part in files.items():
-            write_frames(folder / name, _payloads(part, rank, report, pictures))
+            write_frames(folder / name, _payloads(part, rank, report, pictures, done))
         if load_splits(out) != before:
             raise DataError(f"{out}: another conversion wrote there meanwhile; convert again")
     report.files += [out / name for name in files]
@@ -269,8 +272,11 @@ def _payloads(
     numbers: Mapping[str, int],
     report: Report,
     pictures: Pictures,
+    done: Callable[[], None],
 ) -> Iterator[bytes]:
+    """The records, in MARS' format; `done` is called as each is asked for."""
     for frame in frames:
+        done()
         if isinstance(frame, Kept):
             yield frame.payload(numbers[frame.image_id])
             continue
@@ -312,6 +318,8 @@ def given_boxes(frame: Labelled) -> Array:
 def _boxes(
     frame: Labelled, keypoints: npt.NDArray[np.float32], size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
+    if frame.whole:
+        return np.array([[0, 0, 1, 1]], np.float32)
     boxes = (given_boxes(frame) / (*size, *size)).astype(np.float32)
     for row in np.flatnonzero(~np.isfinite(boxes).all(axis=1)):
         boxes[row] = box_around(keypoints[row])
@@ -319,20 +327,34 @@ def _boxes(
 
 
 def keep_labelled(
-    frames: Iterable[Labelled], report: Report, min_parts: int = MIN_PARTS
+    frames: Iterable[Labelled], report: Report, boxes: str | None = None
 ) -> list[Labelled]:
-    """Drop animals with fewer than `min_parts` labelled parts, or without any where a box is given,
-    and frames left without animals."""
+    """Drop animals with too few labelled parts for a box, and frames left without animals.
+
+    boxes: "whole" makes the frame the box of its animal. Then, as where the source gives a box, one
+    labelled part is enough. Raises DataError for a frame with several animals, ConfigError for
+    other `boxes`.
+    """
+    if boxes not in (None, "whole"):
+        raise ConfigError(
+            f"--boxes {boxes}: use whole, or leave it out for boxes around the animals"
+        )
+    whole = boxes == "whole"
     kept = []
     for frame in frames:
         labels = np.isfinite(frame.keypoints).all(axis=2).sum(axis=1)
-        boxed = np.isfinite(given_boxes(frame)).all(axis=1)
-        enough = labels >= np.where(boxed, 1, min_parts)
+        boxed = np.isfinite(given_boxes(frame)).all(axis=1) | whole
+        enough = labels >= np.where(boxed, 1, MIN_PARTS)
         few = int(((labels > 0) & ~enough).sum())
-        report.skip(f"animals with fewer than {min_parts} labelled parts", few)
+        report.skip(f"animals with fewer than {MIN_PARTS} labelled parts", few)
         if not enough.any():
             report.skip("frames without a labelled animal")
             continue
+        if whole and enough.sum() > 1:
+            raise DataError(
+                f"{frame.where}: {enough.sum()} animals in {frame.image}, of which the whole frame "
+                "cannot be the box of each; leave out --boxes whole"
+            )
         kept.append(
             replace(
                 frame,
@@ -341,6 +363,7 @@ def keep_labelled(
                 boxes=None if frame.boxes is None else frame.boxes[enough],
                 area=None if frame.area is None else frame.area[enough],
                 visibility=None if frame.visibility is None else frame.visibility[enough],
+                whole=whole,
             )
         )
     return kept

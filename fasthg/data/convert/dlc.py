@@ -55,6 +55,7 @@ def convert(
     parts: Mapping[str, str] | None = None,
     prefer_h5: bool | None = None,
     skip_missing: bool = False,
+    boxes: str | None = None,
     **options: Unpack[WriteOptions],
 ) -> Report:
     """Write a project's labels and images to `out` as TFRecords of MARS' format.
@@ -63,8 +64,8 @@ def convert(
     write, in the order to write them; by default all, under their own names. prefer_h5: which table
     to read where there are both; by default the .h5, or the .csv where the packages that read .h5
     are missing and it is not the older one. skip_missing: leave out frames whose image is not
-    there, instead of raising. options: which frame goes to which split, and what stays of an
-    earlier conversion; a video is a folder of labeled-data.
+    there, instead of raising. boxes: as in `common.keep_labelled`. options: which frame goes to
+    which split, and what stays of an earlier conversion; a video is a folder of labeled-data.
     Raises DataError, naming file and remedy, for anything in the project that cannot be used;
     EnvironmentFault for an .h5 without the packages.
     """
@@ -112,7 +113,9 @@ def convert(
     if ignored:
         report.notes.append(f"left out, not body parts of an animal: {', '.join(sorted(ignored))}")
     name = source_name(project if single is None else single, out)
-    return write_splits(keep_labelled(frames, report), out, report, sources=[name], **options)
+    return write_splits(
+        keep_labelled(frames, report, boxes), out, report, sources=[name], **options
+    )
 
 
 def _single_table(project: Path) -> Path | None:

@@ -68,6 +68,7 @@ def convert(
     annotations: Path | None = None,
     parts: Mapping[str, str] | None = None,
     skip_missing: bool = False,
+    boxes: str | None = None,
     **options: Unpack[WriteOptions],
 ) -> Report:
     """Write a project's frames as TFRecords: one record a frame, one object an animal.
@@ -133,7 +134,9 @@ def convert(
     if most > 1:
         report.measured = _measured(crowd_of(config, source, labels.frames), chosen)
     name = source_name(source, out, model)
-    report = write_splits(keep_labelled(frames, report), out, report, sources=[name], **options)
+    report = write_splits(
+        keep_labelled(frames, report, boxes), out, report, sources=[name], **options
+    )
     if own_place and report.frames["train"]:
         model_key = f" POSE_MODEL={shlex.quote(model)}" if len(config.pose) > 1 else ""
         report.train = f"fasthg train MARS_PROJECT={shlex.quote(str(config.folder))}{model_key}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, TiffImagePlugin
 
 from fasthg.data.convert.images import Jpeg, as_jpeg, deepest, some
+from fasthg.data.convert.progress import progress
 from fasthg.data.records.exif import orientation
 from fasthg.data.records.jpeg import image_fault, image_size
 from fasthg.errors import ConfigError, DataError
@@ -59,7 +60,7 @@ def depth(value: int) -> int:
     return next(bits for bits in _DEPTHS if value < 1 << bits)
 
 
-def examine(frames: Iterable[Labelled], exif: str | None = None) -> Pictures:
+def examine(frames: Sequence[Labelled], exif: str | None = None) -> Pictures:
     """Examine the files of frames, of which none is read any other way.
 
     exif: whether labels refer to images as EXIF shows them or as they are stored, "shown" or
@@ -72,21 +73,23 @@ def examine(frames: Iterable[Labelled], exif: str | None = None) -> Pictures:
     tagged: list[tuple[Labelled, int, tuple[int, int]]] = []
     deep: dict[PurePath, int] = {}
     faults: dict[PurePath, str] = {}
-    for frame in frames:
-        path = frame.image
-        data = _bytes(path)
-        size = image_size(data)
-        fault = image_fault(data, *size) if size else None
-        if fault and data.startswith(b"\x89PNG"):
-            raise DataError(f"{path}: {fault}; replace or remove it")
-        if fault:
-            faults[path] = fault
-        if error := several(path, data):
-            raise error
-        if (turn := orientation(data)) != 1:
-            tagged.append((frame, turn, size or _size(data)))
-        if (value := deepest(data)) is not None:
-            deep[path.parent] = max(deep.get(path.parent, 0), value)
+    with progress("checking", len(frames)) as done:
+        for frame in frames:
+            done()
+            path = frame.image
+            data = _bytes(path)
+            size = image_size(data)
+            fault = image_fault(data, *size) if size else None
+            if fault and data.startswith(b"\x89PNG"):
+                raise DataError(f"{path}: {fault}; replace or remove it")
+            if fault:
+                faults[path] = fault
+            if error := several(path, data):
+                raise error
+            if (turn := orientation(data)) != 1:
+                tagged.append((frame, turn, size or _size(data)))
+            if (value := deepest(data)) is not None:
+                deep[path.parent] = max(deep.get(path.parent, 0), value)
     bits = {folder: depth(value) for folder, value in deep.items()}
     turned, notes = _turned(tagged, exif)
     for used in sorted({*bits.values()} - {16}):

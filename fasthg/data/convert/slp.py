@@ -44,6 +44,7 @@ def convert(
     predictions: bool = False,
     parts: Mapping[str, str] | None = None,
     skip_missing: bool = False,
+    boxes: str | None = None,
     **options: Unpack[WriteOptions],
 ) -> Report:
     """Write the labels and images of a SLEAP file to `out` as TFRecords of MARS' format.
@@ -99,7 +100,9 @@ def convert(
     if missing:
         report.skip("frames without an image", len(missing))
     name = source_name(path, Path(out))
-    return write_splits(keep_labelled(frames, report), Path(out), report, sources=[name], **options)
+    return write_splits(
+        keep_labelled(frames, report, boxes), Path(out), report, sources=[name], **options
+    )
 
 
 def _load(path: Path) -> Any:

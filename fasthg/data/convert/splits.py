@@ -8,12 +8,13 @@
      "sources": {"../my_project": ["<image id>", ...], ...}, "parts": ["nose", ...],
      "measured": {"OKS_SIGMAS": [0.031, ...], "workers": 5}}
 
-`by` is frame, video, session, or `given` where the source itself names the splits. `frames` and
-`groups` may be edited by hand. A frame whose id is listed keeps its split, also while its source
-lacks it; a new one joins its video or session; only the remaining frames are drawn. `files` holds
-the records of each file in their order (of older versions, the files alone), `sources` says what
-was converted to which of them (paths from the folder of the records), `parts` are those of all
-records. `measured` is empty unless several workers labelled the frames; its sigmas follow `parts`.
+`by` is frame, video, session, block, or `given` where the source itself names the splits. `frames`
+and `groups` may be edited by hand. A frame whose id is listed keeps its split, also while its
+source lacks it; a new one joins its video or session, or the block of the frame next to it; only
+the remaining frames are drawn. `files` holds the records of each file in their order (of older
+versions, the files alone), `sources` says what was converted to which of them (paths from the
+folder of the records), `parts` are those of all records. `measured` is empty unless several workers
+labelled the frames; its sigmas follow `parts`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from fasthg.data.convert.blocks import changes, in_blocks
 from fasthg.errors import ConfigError, DataError
 from fasthg.files import write_bytes
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.85, 0.05, 0.10)
 NAME = "splits.json"
-_RULES = ("frame", "video", "session")
+RULES = ("frame", "video", "session", "block")
 # What tools add to the name of a video that they made from another: `mouse1_cropped`,
 # `mouse1DownSampled`, `mouse1_cut_2`. Before it is a name: `train/clip_1` is of no video `train/`.
 _CUT = re.compile(
@@ -47,12 +49,12 @@ _REDRAW = "delete it and convert with --replace, which removes all records there
 
 
 class SplitOptions(TypedDict, total=False):
-    """How to divide frames. seed, fractions: of a first draw, shares of train, val, test; split_by:
-    frame, video or session, by default what `splits.json` was made with, or frame;
-    session_pattern: see `session_of`."""
+    """How to divide frames. seed: of a first draw; fractions: shares of train, val, test, by
+    default those of `splits.json` or FRACTIONS; split_by: one of RULES, by default what
+    `splits.json` was made with, or frame; session_pattern: see `session_of`."""
 
     seed: int
-    fractions: Sequence[float]
+    fractions: Sequence[float] | None
     split_by: str | None
     session_pattern: str | None
 
@@ -120,8 +122,8 @@ def load_splits(folder: Path) -> Splits | None:
         raise DataError(f"{path}: {error.strerror}; restore it, or {_REDRAW}") from None
     except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"{path}: {error}; restore it, or {_REDRAW}") from None
-    if splits.by not in (*_RULES, "given"):
-        raise DataError(f"{path}: by: {splits.by}; use {', '.join(_RULES)}")
+    if splits.by not in (*RULES, "given"):
+        raise DataError(f"{path}: by: {splits.by}; use {', '.join(RULES)}")
     if wrong:
         names = ", ".join(sorted(map(str, wrong)))
         raise DataError(f"{path}: no split named {names}; use {', '.join(SPLITS)}")
@@ -144,6 +146,23 @@ def check_fractions(fractions: Sequence[float]) -> None:
     if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         given = " ".join(f"{value:g}" for value in fractions)
         raise DataError(f"split {given}: give three fractions for train, val, test that sum to 1")
+
+
+def parse_fractions(text: str | None) -> tuple[float, ...] | None:
+    """`0.9/0.05/0.05` as shares of train, val, test; None for None. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        fractions = tuple(float(part) for part in text.split("/"))
+        check_fractions(fractions)
+    except (ValueError, DataError):
+        raise ConfigError(
+            f"--split {text}: give three shares for train, val and test that sum to 1, for example "
+            "--split 0.9/0.05/0.05"
+        ) from None
+    if fractions[0] == 0:
+        raise ConfigError(f"--split {text}: leaves nothing to train on; give train a share above 0")
+    return fractions
 
 
 def session_of(video: str, pattern: str | None = None) -> str:
@@ -171,7 +190,7 @@ def divide(
     folder: Path,
     *,
     seed: int = 0,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] | None = None,
     split_by: str | None = None,
     session_pattern: str | None = None,
     kept: Sequence[Item] = (),
@@ -185,11 +204,14 @@ def divide(
     down, as in MARS (116 frames: 98, 6, 12). Otherwise frames or groups are taken in random order,
     and each goes to the split that lacks most frames of its share; no split with a share stays
     empty while there are groups enough. Both are functions of the frames' order and the seed.
+    By block, each video is cut in at most three pieces, one for each split, in random order: frames
+    of two splits are neighbours in time only where two pieces meet.
 
     Returns the splits, which are not saved yet, and notes for the report. Raises DataError where
     `splits.json` contradicts the options or the source, ConfigError for options that do not fit.
     """
-    check_fractions(fractions)
+    if fractions is not None:
+        check_fractions(fractions)
     joined, cut = _as_filmed([*kept, *items])
     kept, items = joined[: len(kept)], joined[len(kept) :]
     known = load_splits(folder)
@@ -198,7 +220,15 @@ def divide(
         raise ConfigError("--session-pattern: needs --split-by session")
     if known is not None:
         session_pattern = session_pattern or known.session_pattern
-    splits = known or Splits(by, seed, tuple(fractions))
+    splits = known or Splits(by, seed, tuple(fractions or FRACTIONS))
+    if fractions is not None:
+        splits.fractions = tuple(fractions)
+        if by == "given":
+            cut.append(
+                "--split has no effect, as the source names the splits; add --split-by frame"
+            )
+        elif known is not None:
+            cut.append(f"--split holds for new frames alone: {folder / NAME} keeps the others")
     splits.session_pattern = session_pattern
     before = len(splits.frames)
     for item in kept:
@@ -207,6 +237,9 @@ def divide(
         _take_given(splits, items, folder / NAME)
     elif by == "frame" and not splits.frames:
         _cut(splits, items)
+    elif by == "block":
+        shares = dict(zip(SPLITS, splits.fractions, strict=True))
+        splits.frames |= in_blocks(_by_video(joined), splits.frames, shares, splits.seed)
     else:
         _fill(splits, joined)
     return splits, cut + _notes(folder / NAME, splits, joined, before)
@@ -228,8 +261,8 @@ def _as_filmed(items: Sequence[Item]) -> tuple[list[Item], list[str]]:
 
 
 def _rule(folder: Path, known: Splits | None, rule: str | None, given: Sequence[bool]) -> str:
-    if rule is not None and rule not in _RULES:
-        raise ConfigError(f"--split-by {rule}: use {', '.join(_RULES)}")
+    if rule is not None and rule not in RULES:
+        raise ConfigError(f"--split-by {rule}: use {', '.join(RULES)}")
     if rule is None and any(given):
         if not all(given):
             raise DataError("some frames name their split and some do not; name all or none")
@@ -266,6 +299,13 @@ def _cut(splits: Splits, items: Sequence[Item]) -> None:
             splits.frames.setdefault(items[index].image_id, split)
 
 
+def _by_video(items: Sequence[Item]) -> dict[str, list[str]]:
+    videos: dict[str, list[str]] = {}
+    for item in items:
+        videos.setdefault(item.video, []).append(item.image_id)
+    return videos
+
+
 def _fill(splits: Splits, items: Sequence[Item]) -> None:
     """Place the frames that `splits.frames` lacks: with their group, or by a draw of groups."""
     group_of = {item.image_id: _group(splits, item) for item in items}
@@ -297,19 +337,25 @@ def _group(splits: Splits, item: Item) -> str:
     return item.video if splits.by == "video" else session_of(item.video, splits.session_pattern)
 
 
+def _empty(splits: Splits) -> list[str]:
+    """A note on splits with a share and without a frame."""
+    counts = Counter(splits.frames.values())
+    empty = [s for s, f in zip(SPLITS, splits.fractions, strict=True) if f and not counts[s]]
+    keys = ", ".join(f"DATA.{split.upper()}" for split in empty)
+    if not empty:
+        return []
+    return [
+        f"too few frames for {', '.join(empty)}: label more and convert again, "
+        f"or leave {keys} unset"
+    ]
+
+
 def _notes(path: Path, splits: Splits, items: Sequence[Item], before: int) -> list[str]:
     notes = []
     if splits.by == "given":
         notes.append("splits as the source names them")
     elif splits.by == "frame":
-        counts = Counter(splits.frames.values())
-        empty = [s for s, f in zip(SPLITS, splits.fractions, strict=True) if f and not counts[s]]
-        if empty:
-            keys = ", ".join(f"DATA.{split.upper()}" for split in empty)
-            notes.append(
-                f"too few frames for {', '.join(empty)}: label more and convert again, "
-                f"or leave {keys} unset"
-            )
+        notes += _empty(splits)
         splits_of: dict[str, set[str]] = {}
         for item in items:
             splits_of.setdefault(item.video, set()).add(splits.frames[item.image_id])
@@ -319,13 +365,20 @@ def _notes(path: Path, splits: Splits, items: Sequence[Item], before: int) -> li
             others = " and ".join(split for split in ("val", "test") if split in found)
             notes.append(
                 f"all frames are of one video: those of {others} are much like those of train; "
-                "label frames of another video for an honest test"
+                "label frames of another video for an honest test, or divide with --split-by block"
             )
         elif shared:
             notes.append(
                 f"frames of {shared} of {len(splits_of)} videos are in several splits, and near "
                 "frames are much alike; --split-by video keeps each video in one"
             )
+    elif splits.by == "block":
+        videos = _by_video(items)
+        notes.append(
+            f"split by block: {len(videos)} videos, where a frame follows one of another split "
+            f"{changes(videos, splits.frames)} times"
+        )
+        notes += _empty(splits)
     else:
         groups = {_group(splits, item) for item in items}
         counts = Counter(splits.groups[group] for group in groups)
