@@ -11,6 +11,7 @@ import typer
 
 from fasthg import __version__
 from fasthg.cli import bench, config, data, doctor, export, listing, predict, runs, suggest, tf
+from fasthg.cli import bench, config, data, doctor, export, init, predict, runs, tf
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 from fasthg.runtime.output import spell_out
@@ -43,6 +44,7 @@ def _before(
         refuse_ranks(str(context.invoked_subcommand))
 
 
+app.command()(init.init)
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(predict.predict)

@@ -234,6 +234,23 @@ def convert_slp(
     print_report(report, as_json)
 
 
+@app.command("yolo")
+@shared_options
+def convert_yolo(
+    source: Annotated[
+        Path, typer.Argument(metavar="DATA.yaml", help="Data YAML with kpt_shape, or its folder.")
+    ],
+    out: Out,
+    *,
+    how: dict[str, Any],
+    as_json: AsJson = False,
+) -> None:
+    """Convert labels of a YOLO pose model: images, text files and a data YAML."""
+    from fasthg.data.convert import yolo
+
+    print_report(yolo.convert(source, out, **how), as_json)
+
+
 @app.command("to-coco")
 def export_coco(
     config: ConfigPath,

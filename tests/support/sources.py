@@ -186,6 +186,24 @@ def _read_mars(folder: Path) -> None:
     read_crowd(folder)
 
 
+def _build_yolo(folder: Path) -> None:
+    shape = {"kpt_shape": [3, 3], "flip_idx": [0, 2, 1], "kpt_names": {0: [*PARTS]}}
+    values = " ".join(f"{x / SIZE[0]:.4f} {y / SIZE[1]:.4f} 2" for x, y in POINTS)
+    for number in range(FRAMES):
+        _image(folder / f"images/v/img{number}.png", number)
+        labels = folder / f"labels/v/img{number}.txt"
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text(f"0 0.3 0.5 0.5 0.6 {values}\n")
+    content = {"path": ".", "train": "images/v", "names": {0: "mouse"}, **shape}
+    (folder / "data.yaml").write_text(json.dumps(content))  # JSON is YAML
+
+
+def _read_yolo(folder: Path) -> None:
+    from fasthg.data.convert import yolo
+
+    yolo.convert(folder / "data.yaml", _out(folder))
+
+
 def _build_records(folder: Path) -> None:
     _build_coco(folder)
     _read_coco(folder)
@@ -309,6 +327,7 @@ FORMATS = (
         ),
     ),
     Format("mars csv", _build_mars_csv, _read_mars, ("annotation_data/labels.csv",)),
+    Format("yolo", _build_yolo, _read_yolo, ("data.yaml", "labels/v/img1.txt")),
     Format("records", _build_records, _read_records, ("train_dataset-00000-of-00001",)),
     Format("configuration", _build_config, _read_config, ("run.yaml",)),
     Format("mp4", _film("mpeg4", "film.mp4"), _read_film("film.mp4"), ("film.mp4",), "av"),

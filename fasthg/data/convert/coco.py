@@ -64,6 +64,10 @@ _EXPORT = "export the labels as COCO keypoints"
 # What a file and its folder of images may both be called; a folder of masks or drawings may be
 # called as any file.
 _SUBSET = re.compile(r"(train|training|val|valid|validation|dev|test|testing)[\W_]*\d*")
+_SPLIT_OF = {
+    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
 # A key of the first object in the files of other tools.
 _OTHER_TOOLS = {
     "shapes": "a file of LabelMe or AnyLabeling",
@@ -88,6 +92,13 @@ class Source:
         """Parse `train=FILE`, `val=FILE`, `test=FILE` or `FILE`."""
         split, equals, path = text.partition("=")
         return cls(Path(path), split) if equals and split in SPLITS else cls(Path(text))
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a file's name says: train of `person_keypoints_train2017.json`."""
+    words = [word for word in re.split(r"[\W_\d]+", path.stem.lower()) if word]
+    said = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
+    return said.pop() if len(said) == 1 else None
 
 
 @dataclass(frozen=True)

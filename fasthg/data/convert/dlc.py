@@ -118,6 +118,22 @@ def convert(
     )
 
 
+def is_project(folder: Path) -> bool:
+    """Whether a folder is a DeepLabCut project."""
+    try:
+        return _names_parts(folder / "config.yaml")
+    except DataError:  # no YAML, and so of another program
+        return False
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is a table of labels, or a folder that holds one instead of a project."""
+    if path.is_file():
+        return path.suffix in _SUFFIXES
+    tables = [table for table in path.glob("CollectedData*") if table.suffix in _SUFFIXES]
+    return bool(tables) and not is_project(path)
+
+
 def _single_table(project: Path) -> Path | None:
     """The table that `project` is, or that it holds instead of a DeepLabCut project."""
     if project.suffix in _SUFFIXES and project.is_file():

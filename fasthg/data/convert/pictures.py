@@ -131,6 +131,15 @@ def _turned(
     return {frame.image: turn for frame, turn, _ in tagged if known[frame.image]}, notes
 
 
+def shown_size(path: PurePath) -> tuple[int, int]:
+    """(width, height) px of an image file as EXIF turns it. Raises DataError where it is none."""
+    data = _bytes(path)
+    width, height = image_size(data) or _size(data)
+    if not width or not height:
+        raise DataError(f"{path}: not an image that OpenCV can read; replace or remove it")
+    return (height, width) if orientation(data) >= 5 else (width, height)
+
+
 def _bytes(path: PurePath) -> bytes:
     try:
         return Path(path).read_bytes()
