@@ -6,6 +6,7 @@ training; MARS reads only the files of that folder itself, so run folders in it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from fasthg.config.keys import project_data
 from fasthg.config.sides import left_right_pairs
 from fasthg.config.types import local_path
 from fasthg.data.convert.mars_files import PROJECT_CONFIG, Project, read_project
+from fasthg.data.convert.splits import load_splits
 from fasthg.errors import ConfigError, DataError
 from fasthg.metrics import plain_part
 from fasthg.runs.run_folder import RunFolder
@@ -64,8 +66,9 @@ def project_config(overrides: Sequence[str], start: Path) -> ProjectConfig | Non
     """The configuration of `fasthg train` without CONFIG; None outside of a project.
 
     It is `pose/config_train.yaml`, or the stock values where that is absent. Keys that it does not
-    set come from project_config.yaml: records, parts, PIXELS_PER_CM, the folder of the runs. Its
-    own PARTS are kept if they have as many keypoints and are not MARS's unedited ones.
+    set come from project_config.yaml: records, parts, PIXELS_PER_CM, the folder of the runs; and
+    OKS_SIGMAS from the conversion, where several workers labelled the frames. Its own PARTS are
+    kept if they have as many keypoints and are not MARS's unedited ones.
 
     Args:
         overrides: `KEY=VALUE`; MARS_PROJECT names the project, POSE_MODEL the model of `pose`.
@@ -148,11 +151,25 @@ def _complete(
                 "project  PARTS of pose/config_train.yaml are of other keypoints: "
                 f"keypoints and check_pairs of {PROJECT_CONFIG} serve"
             )
+    lines += _measured(values, root / "pose" / f"{model}_tfrecords_pose")
     if "val" not in present:
         lines.append("project  no val_dataset-*: the newest weights count as the best")
     if "test" not in present:
         lines.append("project  no test_dataset-*: nothing is written for MARS's notebooks")
     return lines
+
+
+def _measured(values: dict[str, Any], records: Path) -> list[str]:
+    """Set OKS_SIGMAS to what the conversion measured on the project's workers; notes on it."""
+    with contextlib.suppress(DataError):  # splits.json is not needed for anything else here
+        splits = load_splits(records)
+        found = splits.measured_sigmas() if splits else None
+        parts = values.get("PARTS")
+        own = parts.get("NAMES") if isinstance(parts, Mapping) else None
+        if splits and found and own == splits.parts and "OKS_SIGMAS" not in values:
+            values["OKS_SIGMAS"] = [*found[0]]
+            return [f"project  OKS_SIGMAS measured on {found[1]} workers by the conversion"]
+    return []
 
 
 def _parts(section: Mapping[str, Any], project: Project) -> tuple[dict[str, Any], bool]:

@@ -26,6 +26,7 @@ from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import StackedHourglass
 from fasthg.ops.heatmap_peaks import METHODS, Method
 from fasthg.report.found import found_boxes, sentence
+from fasthg.report.sigmas import origin
 from fasthg.runs.run_folder import RunFolder, plain
 from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
@@ -112,7 +113,9 @@ def _error_table(errors: dict[str, Any], pck: dict[str, Any] | None) -> _Table:
 def _oks_table(m: dict[str, Any]) -> _Table:
     keys = ("ap", "ap50", "ap75", "ar")
     rows = [[rule, *(_number(row[k], 3) for k in keys)] for rule, row in m["oks"]["area"].items()]
-    return [f"OKS, {m['oks']['sigmas']} sigmas", "AP", "AP50", "AP75", "AR"], rows
+    sigmas = m["oks"]["sigmas"]
+    what = f"sigmas {sigmas}" if sigmas.startswith("measured") else f"{sigmas} sigmas"
+    return [f"OKS, {what}", "AP", "AP50", "AP75", "AR"], rows
 
 
 def _decode_table(m: dict[str, Any]) -> _Table:
@@ -154,7 +157,7 @@ def measure(predictions: Predictions, config: Config) -> dict[str, Any]:
             "all": pck[:, -1],
         },
         "oks": {
-            "sigmas": config.OKS_SIGMAS if isinstance(config.OKS_SIGMAS, str) else "given",
+            "sigmas": origin(config),
             "area": precision(slice(None)),
             "parts": {name: precision(slice(i, i + 1)) for i, name in enumerate(names)},
         },

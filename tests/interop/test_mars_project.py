@@ -101,6 +101,25 @@ def fasthg(*arguments: object) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.parametrize("own", [None, {"OKS_SIGMAS": "wide"}])
+def test_sigmas_measured_by_the_conversion(tmp_path: Path, own: dict[str, Any] | None) -> None:
+    root = make(tmp_path, own)
+    sigmas = [0.01 * (1 + part) for part in range(len(KEYPOINTS))]
+    splits = {"by": "frame", "seed": 0, "fractions": [1, 0, 0], "parts": KEYPOINTS}
+    splits["measured"] = {"OKS_SIGMAS": sigmas, "workers": 5}
+    path = put_records(root) / "splits.json"
+    path.write_text(json.dumps(splits))
+    found = project_config([], root)
+    assert found is not None
+    assert ("wide" if own else tuple(sigmas)) == found.config.OKS_SIGMAS
+    said = [line for line in found.lines if "measured on 5 workers" in line]
+    assert len(said) == (0 if own else 1)
+    # Of other parts, or damaged, the list says nothing.
+    for text in (json.dumps(splits | {"parts": KEYPOINTS[::-1]}), "{"):
+        path.write_text(text)
+        assert ("wide" if own else "narrow") == planned(root).OKS_SIGMAS
+
+
 @dataclass
 class Trained:
     project: Path
