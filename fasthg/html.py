@@ -16,6 +16,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
 td.number, th.number { text-align: right; }
 tr:hover { background: var(--soft); }
+.wide { overflow-x: auto; margin: 1rem 0; }
+.beside { display: grid; gap: 0 2rem; grid-template-columns: minmax(0, 1fr); align-items: start; }
+@media (min-width: 70rem) { .beside { grid-template-columns: minmax(0, 5fr) minmax(0, 7fr); } }
 .pictures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 figure { margin: 0; } img { width: 100%; border-radius: 4px; display: block; }
@@ -63,7 +66,7 @@ def note(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of text and numbers; numbers stand to the right."""
+    """A table of text and numbers; numbers stand to the right. On a narrow page it scrolls."""
 
     def cell(tag: str, value: object, right: bool) -> str:
         kind = ' class="number"' if right else ""
@@ -76,7 +79,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     ]
     lines = ["".join(cell("th", v, r) for v, r in zip(head, right, strict=True))]
     lines += ["".join(cell("td", v, r) for v, r in zip(row, right, strict=True)) for row in rows]
-    return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+    inside = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table>\n{inside}\n</table></div>'
+
+
+def beside(left: str, right: str) -> str:
+    """Two pieces of HTML side by side where the page is wide, else one below the other."""
+    return f'<div class="beside"><div>{left}</div><div>{right}</div></div>'
 
 
 def pictures(images: Iterable[tuple[bytes, str]], kind: str = "jpeg") -> str:

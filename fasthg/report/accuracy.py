@@ -19,6 +19,8 @@ from fasthg.report.human import Human, people
 from fasthg.words import counted
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
+LEAST_LABELS, LEAST_ANIMALS = 100, 30
+"""From which the charts of confidence, and the histograms of OKS, are more than noise."""
 _SPREAD = ("median", "p90", "p95", "rmse")
 
 
@@ -60,10 +62,8 @@ def errors(known: Known) -> Iterator[str]:
     yield html.heading("Error by part")
     spreads = known.metrics["error_px"]
     means = [s["mean"] for s in (*spreads["parts"].values(), spreads["all"])]
-    yield charts(
-        [figures.errors(known.names, np.array(means, float), known.ends, "px", LEVEL)], "36rem"
-    )
-    yield _table(spreads, known.ends, "px", 2)
+    drawn = figures.errors(known.names, np.array(means, float), known.ends, "px", LEVEL)
+    yield html.beside(charts([drawn], "20rem"), _table(spreads, known.ends, "px", 2))
     if known.scale is not None:
         yield _table(known.metrics["error_cm"], known.ends / known.scale, "cm", 3)
     yield html.note(
@@ -89,7 +89,7 @@ def _table(spreads: dict[str, Any], ends: Floats, unit: str, digits: int) -> str
         )
     ]
     head = (f"part, {unit}", "mean", "interval", "median", "90 %", "95 %", "RMSE")
-    return f'<div class="wide">{html.table([*head, "labels", "missing"], rows)}</div>'
+    return html.table([*head, "labels", "missing"], rows)
 
 
 def pck(config: Config, known: Known) -> Iterator[str]:
@@ -136,7 +136,13 @@ def oks(config: Config, known: Known) -> Iterator[str]:
     for rule, area in zip(m["area"], areas, strict=True):
         similarity = metrics.oks(known.distances, sigmas, area)
         drawn.append(figures.oks(rule, *calibration.histogram_of_oks(similarity)))
-    yield charts(drawn)
+    if len(predictions) < LEAST_ANIMALS:
+        yield html.note(
+            f"{counted(len(predictions), 'animal')}: too few for a histogram, which is drawn from "
+            f"{LEAST_ANIMALS} on."
+        )
+    else:
+        yield charts(drawn)
     rows = [
         [rule, *(_fixed(row[key], 3) for key in ("ap", "ap50", "ap75", "ar")), row["count"]]
         for rule, row in m["area"].items()
@@ -163,6 +169,12 @@ def confidence(config: Config, known: Known) -> Iterator[str]:
     found = calibration.calibration(known.distances, known.evaluation.predictions.scores, radius)
     if not found.count.size:
         yield html.note("No label to compare with.")
+        return
+    if found.count.sum() < LEAST_LABELS:
+        yield html.note(
+            f"{counted(int(found.count.sum()), 'label')}: too few to tell, which takes "
+            f"{LEAST_LABELS}."
+        )
         return
     yield charts(figures.confidence(found, radius))
     yield html.note(

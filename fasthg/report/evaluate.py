@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +37,8 @@ from fasthg.words import counted
 
 Rows = NDArray[np.int64]
 
+ERRORS = "errors.csv"
+"""File of an evaluation with a row for each label."""
 PICTURED = 12
 """Instances in each picture."""
 
@@ -261,8 +265,8 @@ def evaluate_run(
         frame: number of one that will be pictured, which is refused first where there is none such.
 
     Returns:
-        The evaluation; `metrics.json`, `predictions.json`, `predictions.png` and `worst.png` lie in
-        its folder.
+        The evaluation; `metrics.json`, `predictions.json`, `errors.csv`, `predictions.png` and
+        `worst.png` lie in its folder.
 
     Raises:
         ConfigError: the split is not configured, the decode is unknown, or there is no locator or
@@ -315,6 +319,7 @@ def evaluate_run(
     folder = out or run.eval_folder(split)
     write_text(folder / "metrics.json", json.dumps(measured, indent=2) + "\n")
     write_text(folder / "predictions.json", json.dumps(_rows(predictions, index, config)) + "\n")
+    write_text(folder / ERRORS, _errors_csv(predictions, index, config))
     rows = np.linspace(0, len(predictions) - 1, min(PICTURED, len(predictions))).astype(int)
     mean = measured["error_px"]["all"]["mean"]
     title = f"{split}: {counted(len(predictions), 'instance')}, mean error {_number(mean)} px"
@@ -324,6 +329,35 @@ def evaluate_run(
     picture = draw_instances(index, predictions, worst, config, f"{split}: the largest errors")
     save_picture(picture, folder / "worst.png")
     return Evaluation(measured, folder, predictions, index)
+
+
+def _errors_csv(predictions: Predictions, index: RecordIndex, config: Config) -> str:
+    """A row for each label: what it is of, its error and peak, both positions; image px."""
+    distances = predictions.errors()
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    names = ("image_id", "object", "animal", "part", "error_px", "score", "x", "y")
+    table.writerow([*names, "label_x", "label_y", "visibility"])
+    for row, part in zip(*np.nonzero(~np.isnan(distances)), strict=True):
+        instance = int(predictions.instance[row])
+        name = int(index.name[instance])
+        numbers = (
+            distances[row, part],
+            predictions.scores[row, part],
+            *predictions.keypoints[row, part],
+            *predictions.truth[row, part],
+        )
+        table.writerow(
+            [
+                index.image_id(int(index.record[instance])),
+                int(index.object_number[instance]),
+                index.names[name] if name >= 0 else "",
+                config.PARTS.NAMES[part],
+                *(f"{number:.3f}" for number in numbers),
+                int(predictions.visibility[row, part]),
+            ]
+        )
+    return out.getvalue()
 
 
 def _rows(predictions: Predictions, index: RecordIndex, config: Config) -> dict[str, Any]:

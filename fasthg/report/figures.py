@@ -14,6 +14,8 @@ from fasthg.report.human import Human
 
 _POINTS = 400  # of a training curve
 _RADII = 81  # of a PCK curve
+_NAME = 26  # letters of a row's name
+_ACROSS = 300  # px of rows of intervals; wider, a phone would show their text too small
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -73,25 +75,38 @@ def thinned(
     )
 
 
-def errors(names: Sequence[str], means: Floats, ends: Floats, unit: str, level: float) -> Chart:
-    """Mean error and interval of each part and of all, whose means are (parts + 1,)."""
-    rows = [*names, "all parts"]
+def errors(
+    names: Sequence[str],
+    means: Floats,
+    ends: Floats,
+    unit: str,
+    level: float,
+    *,
+    of_all: bool = True,
+) -> Chart:
+    """Mean error and interval of each part, and of all, whose means are (parts + 1,).
+
+    of_all: False for rows without one of all.
+    """
+    rows = [*names, "all parts"] if of_all else list(names)
     told = [
         f"{name}: {mean:.2f} {unit}, {level:.0%} interval {low:.2f} to {high:.2f}"
         for name, mean, low, high in zip(rows, means, *ends, strict=True)
     ]
     most = Axis.around(np.r_[means, ends[1]], f"mean error, {unit}", log=False)
+    # Long names are cut at their beginning: ends of paths differ.
+    rows = [name if len(name) <= _NAME else f"…{name[1 - _NAME :]}" for name in rows]
     left = 20 + round(6.3 * max(map(len, rows)))
     height = 26 * len(rows)
     chart = Chart(
         f"Mean error, {level:.0%} interval",
         most,
         Axis(0.0, len(rows), ""),
-        size=(480, height),
+        size=(_ACROSS, height),
         rows=rows,
-        left=min(left, 190),
+        left=left,
     )
-    chart.intervals(means, ends, BLUE, told, emphasis=len(names))
+    chart.intervals(means, ends, BLUE, told, emphasis=len(names) if of_all else -1)
     return chart
 
 

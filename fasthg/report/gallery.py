@@ -1,7 +1,8 @@
-"""The frames with the largest errors, as pictures."""
+"""Frames as pictures: those with the largest errors, and some drawn at random."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -23,11 +24,31 @@ def worst_frames(evaluation: Evaluation, config: Config, count: int) -> list[tup
 
     A frame is shown once, at its worst animal; one that cannot be decoded is left out.
     """
+    rows = worst_rows(evaluation.predictions, len(evaluation.predictions))
+    return _frames(evaluation, config, rows, count)
+
+
+def random_frames(
+    evaluation: Evaluation, config: Config, count: int, seed: int
+) -> list[tuple[bytes, str]]:
+    """JPEG and caption of frames of labelled animals drawn at random, each around that animal.
+
+    A frame is shown once; one that cannot be decoded is left out.
+    """
+    labelled = np.isfinite(evaluation.predictions.errors()).any(axis=1)
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(labelled))
+    return _frames(evaluation, config, rows.tolist(), count)
+
+
+def _frames(
+    evaluation: Evaluation, config: Config, rows: Sequence[int], count: int
+) -> list[tuple[bytes, str]]:
+    """The first frames of these rows of the predictions, once each."""
     predictions, index = evaluation.predictions, evaluation.index
     distances, names = predictions.errors(), config.PARTS.NAMES
     found: list[tuple[bytes, str]] = []
     seen: set[int] = set()
-    for row in worst_rows(predictions, len(predictions)):
+    for row in rows:
         instance = int(predictions.instance[row])
         record = int(index.record[instance])
         if len(found) == count:

@@ -5,35 +5,46 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fasthg import html
 from fasthg.config import Config, dump_config
 from fasthg.drawing.palette import part_colours
 from fasthg.files import write_text
-from fasthg.report import accuracy, figures
+from fasthg.report import accuracy, figures, provenance
 from fasthg.report.accuracy import LEVEL, Known, middle, span, text
 from fasthg.report.chart import STYLE, charts
-from fasthg.report.evaluate import Evaluation
-from fasthg.report.gallery import worst_frames
+from fasthg.report.evaluate import ERRORS, Evaluation
+from fasthg.report.films import by_film
+from fasthg.report.gallery import random_frames, worst_frames
+from fasthg.report.provenance import Provenance
 from fasthg.runs.run_folder import RunFolder
+from fasthg.words import counted
 
 NAME = "report.html"
-WORST = 20
-"""Frames shown."""
-_STYLE = f"""<style>{STYLE}
+WORST = RANDOM = 20
+"""Frames shown of each kind."""
+DRAWN_WITH = 0
+"""Seed of the frames drawn at random: the same in every report of the same data."""
+_MEASURED = ("given", "mouse_top", "mouse_front")
+"""OKS_SIGMAS that were measured on people."""
+_STYLE = f"""<style>{STYLE}{provenance.STYLE}
 .facts {{ display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0 2rem; }}
 .facts div {{ flex: 1 1 9rem; background: var(--soft); border-radius: 8px; padding: .7rem 1rem; }}
 .facts b {{ display: block; font-size: 1.5rem; font-weight: 600; line-height: 1.25; }}
 .facts span {{ font-size: .82rem; opacity: .75; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .85rem; margin: .6rem 0; }}
 .legend i {{ display: inline-block; width: .8em; height: .8em; border-radius: 50%;
-  margin-right: .4em; }}
+  margin-right: .4em; box-shadow: 0 0 0 1px var(--line); }}
 .pictures {{ grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }}
-.wide {{ overflow-x: auto; margin: 1rem 0; white-space: nowrap; }}
+.wide {{ white-space: nowrap; }}
+.beside {{ font-size: .86rem; }} .beside .wide {{ margin-top: .2rem; }}
+.beside th, .beside td {{ padding: .25rem .55rem; }}
 pre {{ white-space: pre-wrap; }}
 p.note {{ max-width: 60rem; }}
 </style>"""
@@ -58,23 +69,34 @@ def write(
     """
     path = (folder or run.path) / NAME
     write_text(
-        path, html.page(f"{run.path.resolve().name}: report", _body(run, config, evaluation))
+        path,
+        html.page(
+            f"{run.path.resolve().name}: report", _body(run, config, evaluation, path.parent)
+        ),
     )
     return path
 
 
-def _body(run: RunFolder, config: Config, evaluation: Evaluation) -> Iterator[str]:
+def _body(run: RunFolder, config: Config, evaluation: Evaluation, folder: Path) -> Iterator[str]:
     known = Known.of(config, evaluation)
+    origin = Provenance.of(run, config)
     yield _STYLE
+    yield provenance.lines(origin.facts(config))
     yield from _facts(config, known)
+    yield html.folded(
+        "Methods, to paste",
+        origin.methods(config, known.metrics["split"], evaluation.index, _measured(known)),
+    )
     yield from _training(run)
     yield from accuracy.errors(known)
+    yield from _table_of_errors(known, folder)
+    yield from by_film(known)
     yield from accuracy.pck(config, known)
     yield from accuracy.oks(config, known)
     yield from accuracy.confidence(config, known)
     yield from accuracy.sides(config, known)
     yield from _found(known)
-    yield from _worst(config, known)
+    yield from _pictures(config, known)
     yield from _unreadable(run, known)
     yield from _circumstances(run, config)
 
@@ -84,14 +106,16 @@ def _facts(config: Config, known: Known) -> Iterator[str]:
     overall = m["error_px"]["all"]
     low, high = known.ends[:, -1]
     radius, share = middle(m["pck"]["radii_px"]), middle(m["pck"]["all"])
-    rule, precision = next(iter(m["oks"]["area"].items()))
     facts = [
         (f"{text(overall['mean'])} px", f"mean error ({span(low, high)} px)"),
         (f"{text(overall['median'])} px", "median error"),
         ("-" if share is None else f"{share:.1%}", f"of labels within {radius:g} px"),
-        (text(precision["ap"], 3), f"AP, {rule}"),
-        (f"{m['instances']}", f"animals in {known.frames} frames ({m['split']})"),
+        (f"{m['instances']}", f"animals in {counted(known.frames, 'frame')} ({m['split']})"),
     ]
+    if m["oks"]["sigmas"] in _MEASURED:
+        # An AP by sigmas of nobody's measure would say nothing here.
+        rule, precision = next(iter(m["oks"]["area"].items()))
+        facts.insert(3, (text(precision["ap"], 3), f"AP, {rule}"))
     if known.scale is not None:
         mean = m["error_cm"]["all"]["mean"]
         ends = span(low / known.scale, high / known.scale, 3)
@@ -107,6 +131,29 @@ def _facts(config: Config, known: Known) -> Iterator[str]:
         f"annotations{cropped}. In brackets: {LEVEL:.0%} interval. Errors are distances to the "
         "labels in px of the image as recorded."
     )
+
+
+def _measured(known: Known) -> str:
+    """The headline in words."""
+    overall = known.metrics["error_px"]["all"]
+    low, high = known.ends[:, -1]
+    return (
+        f"mean error {text(overall['mean'])} px ({LEVEL:.0%} interval {span(low, high)} px, "
+        f"bootstrap over frames), median error {text(overall['median'])} px"
+    )
+
+
+def _table_of_errors(known: Known, folder: Path) -> Iterator[str]:
+    """A link to the errors of all labels, where the page is within reach of the file."""
+    path = known.evaluation.folder / ERRORS
+    if not path.is_file():
+        return
+    with contextlib.suppress(ValueError):  # on another drive
+        place = Path(os.path.relpath(path, folder)).as_posix()
+        yield (
+            f'<p class="note">Every label with its error: <a href="{escape(quote(place))}">'
+            f"{escape(place)}</a>.</p>"
+        )
 
 
 def _training(run: RunFolder) -> Iterator[str]:
@@ -143,18 +190,26 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _worst(config: Config, known: Known) -> Iterator[str]:
-    yield html.heading("The largest errors")
-    shown = worst_frames(known.evaluation, config, WORST)
+def _pictures(config: Config, known: Known) -> Iterator[str]:
     entries = (
         f'<span><i style="background:rgb{rgb}"></i>{escape(name)}</span>'
         for name, rgb in zip(known.names, part_colours(config.PARTS), strict=True)
     )
+    yield html.heading("Frames drawn at random")
+    drawn = random_frames(known.evaluation, config, RANDOM, DRAWN_WITH)
     yield html.note(
-        f"The {len(shown)} frames with the largest mean error of an animal, around that animal. "
-        "Ring: label; cross: prediction; the line between is the error."
+        f"{counted(len(drawn), 'frame')} of {known.frames}, each around an animal drawn at random "
+        f"(seed {DRAWN_WITH}): what the network mostly does. Ring: label; cross: prediction; the "
+        "line between is the error."
     )
     yield f'<div class="legend">{"".join(entries)}</div>'
+    yield html.pictures(drawn)
+    yield html.heading("The largest errors")
+    shown = worst_frames(known.evaluation, config, WORST)
+    yield html.note(
+        f"The {counted(len(shown), 'frame')} with the largest mean error of an animal, around that "
+        "animal, the largest first."
+    )
     yield html.pictures(shown)
 
 
@@ -194,8 +249,16 @@ def _short(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(value: dict[str, Any]) -> str:
-    """A line for each entry, and for each entry of a list."""
+    """A line for each entry, and for each entry of a list; ops on the same path share one."""
+    value = dict(value)
+    ops = value.pop("ops", [])
     lines = []
+    by_path: dict[str, list[str]] = {}
+    for op in ops if isinstance(ops, list) else []:
+        if isinstance(op, dict):
+            path = f"ops on {op.get('device')}: {op.get('path')} ({op.get('reason')})"
+            by_path.setdefault(path, []).append(str(op.get("op")))
+    lines += [f"{path}: {', '.join(names)}" for path, names in by_path.items()]
     for key, entry in value.items():
         many = entry if isinstance(entry, list) and entry else [entry]
         lines += [f"{key}: {_pairs(item) if isinstance(item, dict) else item}" for item in many]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import sys
@@ -87,7 +88,8 @@ def page(trained: RunFolder, evaluation: Evaluation) -> str:
 
 def test_the_page_is_one_file(page: str, trained: RunFolder) -> None:
     found = Page(page)
-    assert len(found.links) == 3, "a picture for each frame, once"
+    assert found.links.pop(0) == "eval/test/errors.csv"
+    assert len(found.links) == 6, "a picture for each frame, drawn at random and by its error"
     assert all(link.startswith("data:image/jpeg;base64,") for link in found.links)
     assert not {"script", "link", "iframe"} & set(found.tags)
     assert not re.search(
@@ -101,6 +103,7 @@ def test_the_page_says_what_was_measured(page: str, evaluation: Evaluation) -> N
     text, m = Page(page).text, evaluation.metrics
     for heading in (
         *("Training", "Error by part", "Labels within a radius (PCK)", "The largest errors"),
+        "Frames drawn at random",
         *("Object keypoint similarity (OKS)", "Is a low confidence a warning?"),
         *("Exchanged sides", "Unreadable images", "Circumstances"),
     ):
@@ -145,7 +148,8 @@ def test_a_part_without_labels_and_missing_files(
     found = Page(
         report.write(bare, trained.config(), replace(evaluation, predictions=nothing)).read_text()
     )
-    assert "No label to compare with." in found.text and not found.links
+    assert "No label to compare with." in found.text
+    assert not [link for link in found.links if link.startswith("data:")]
 
 
 def test_worst_frames_are_shown_once_and_in_order(
@@ -490,3 +494,42 @@ def test_a_log_that_a_full_disk_cut_off(tmp_path: Path) -> None:
     assert folder.logged() == [{"step": 1, "loss": 0.1}, {"step": 2}]
     folder.truncate_log(1)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1}\n'
+
+
+def test_every_label_has_a_row_in_the_csv(evaluation: Evaluation) -> None:
+    with (evaluation.folder / "errors.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    distances, index = evaluation.predictions.errors(), evaluation.index
+    assert len(rows) == np.isfinite(distances).sum()
+    np.testing.assert_allclose(
+        [float(row["error_px"]) for row in rows], distances[np.isfinite(distances)], atol=6e-4
+    )
+    moved = [[float(row[key]) - float(row[f"label_{key}"]) for key in ("x", "y")] for row in rows]
+    np.testing.assert_allclose(
+        np.hypot(*np.transpose(moved)), [float(row["error_px"]) for row in rows], atol=2e-3
+    )
+    assert {row["animal"] for row in rows} == {"black", "white"}
+    assert {row["image_id"] for row in rows} == {index.image_id(r) for r in range(3)}
+
+
+def test_frames_at_random_are_the_same_in_every_report(
+    trained: RunFolder, evaluation: Evaluation
+) -> None:
+    config = trained.config()
+    first, again = (gallery.random_frames(evaluation, config, 2, seed=4) for _ in range(2))
+    assert first == again and len({caption for _, caption in first}) == 2
+    orders = {
+        tuple(caption for _, caption in gallery.random_frames(evaluation, config, 3, seed))
+        for seed in range(6)
+    }
+    assert len(orders) > 1
+
+
+def test_an_ap_by_sigmas_that_nobody_measured_is_no_headline(
+    trained: RunFolder, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    for sigmas, shown in (("narrow", False), ("given", True), ("mouse_top", True)):
+        oks = {**evaluation.metrics["oks"], "sigmas": sigmas}
+        made = replace(evaluation, metrics={**evaluation.metrics, "oks": oks})
+        page = report.write(trained, trained.config(), made, tmp_path).read_text()
+        assert ("<span>AP, annotation&#x27;s area</span>" in page) == shown
