@@ -10,8 +10,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from fasthg import __version__
-from fasthg.cli import bench, config, data, doctor, export, listing, predict, runs, suggest, tf
-from fasthg.cli import bench, config, data, doctor, export, init, predict, runs, tf
+from fasthg.cli import (
+    bench,
+    config,
+    data,
+    doctor,
+    export,
+    init,
+    listing,
+    predict,
+    report,
+    runs,
+    suggest,
+    tf,
+)
 from fasthg.cli.common import refuse_ranks
 from fasthg.errors import FasthgError
 from fasthg.runtime.output import spell_out
@@ -50,6 +62,7 @@ app.command("eval")(runs.evaluate)
 app.command()(predict.predict)
 app.command()(listing.runs)
 app.command()(suggest.suggest)
+app.command()(report.report)
 app.command("import-tf")(tf.import_tf)
 app.command()(export.export)
 app.command()(bench.bench)

@@ -51,7 +51,12 @@ p.note {{ max-width: 60rem; }}
 
 
 def write(
-    run: RunFolder, config: Config, evaluation: Evaluation, folder: Path | None = None
+    run: RunFolder,
+    config: Config,
+    evaluation: Evaluation,
+    folder: Path | None = None,
+    *,
+    file: Path | None = None,
 ) -> Path:
     """Write `report.html` into the run folder or `folder`, in place of an older one.
 
@@ -60,6 +65,7 @@ def write(
         config: the configuration of the evaluation.
         evaluation: what `evaluate_run` found.
         folder: where the page goes; the run folder where None.
+        file: the page itself, in place of a folder.
 
     Returns:
         The file's path.
@@ -67,7 +73,7 @@ def write(
     Raises:
         FasthgError: it cannot be written.
     """
-    path = (folder or run.path) / NAME
+    path = file or (folder or run.path) / NAME
     write_text(
         path,
         html.page(

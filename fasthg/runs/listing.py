@@ -232,14 +232,14 @@ def told(differing: Mapping[str, Any], most: int = 6) -> str:
     items = [*first.items(), *sorted(left.items(), key=lambda item: item[1] is None)]
     # One more is no longer than the words that would stand for it.
     most += len(items) == most + 1
-    text = ", ".join(f"{name} {_shown(value)}" for name, value in items[:most])
+    text = ", ".join(f"{name} {shown(value)}" for name, value in items[:most])
     return f"{text} and {len(items) - most} more" if len(items) > most else text
 
 
-def _shown(value: Any, most: int = 40) -> str:
+def shown(value: Any, most: int = 40) -> str:
     """A value as YAML has it; a long list by its length."""
     if isinstance(value, list):
-        text = ", ".join(_shown(item) for item in value)
+        text = ", ".join(shown(item, most) for item in value)
         return text if len(text) <= most or len(value) < 2 else f"{len(value)} entries"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

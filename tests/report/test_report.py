@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -533,3 +534,14 @@ def test_an_ap_by_sigmas_that_nobody_measured_is_no_headline(
         made = replace(evaluation, metrics={**evaluation.metrics, "oks": oks})
         page = report.write(trained, trained.config(), made, tmp_path).read_text()
         assert ("<span>AP, annotation&#x27;s area</span>" in page) == shown
+
+
+@pytest.mark.slow
+def test_the_page_of_one_run_is_written_anew(
+    fasthg, trained: RunFolder, page: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "anew.html"
+    assert fasthg("report", trained.path, "PIXELS_PER_CM=20", "-o", out) == (0, f"{out}\n", "")
+    place = "eval/test/errors.csv"
+    near = os.path.relpath(trained.path, tmp_path) + f"/{place}"
+    assert out.read_text().replace(near, place) == page
