@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -41,7 +44,10 @@ except ModuleNotFoundError as error:
 
 
 def duration(seconds: float) -> str:
-    """`3725` -> `1:02:05`; `65` -> `1:05`."""
+    """`3725` -> `1:02:05`; `65` -> `1:05`; from 48 hours on `316 days`."""
+    days = seconds / 86400
+    if days >= 2:
+        return f"{days:.0f} days" if days >= 10 else f"{days:.1f} days"
     whole = int(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -82,16 +88,20 @@ class Meter:
 
 
 class ProgressLine:
-    """One status line that rewrites itself; without a terminal one line for each report.
+    """A bar and a status line that rewrite themselves; without a terminal a line for each report.
 
     Args:
         console: where to write.
         total: number of training steps.
+        clock: seconds, monotonic; replaced in tests.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(
+        self, console: Console, total: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._console = console
         self._total = total
+        self._clock, self._start = clock, clock()
         self._live = (
             Live(console=console, auto_refresh=False, transient=True)
             if console.is_terminal
@@ -116,15 +126,26 @@ class ProgressLine:
         self, step: int, loss: float, rate: float, images_per_s: float, step_s: float, wait: float
     ) -> None:
         """Show the state after `step` steps."""
-        eta = duration((self._total - step) * step_s)
-        text = (
-            f"step {step}/{self._total}  loss {loss:.4g}  lr {rate:.2e}  {images_per_s:.1f} img/s  "
-            f"ETA {eta}  waiting for data {wait:.0%}"
-        )
-        if self._live:
-            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        eta = f"ETA {duration((self._total - step) * step_s)}"
+        facts = [f"loss {loss:.4g}", f"lr {rate:.2e}", f"{images_per_s:.1f} img/s"]
+        wait_text = f"waiting for data {wait:.0%}"
+        if self._live is None:
+            self.note("  ".join([f"step {step}/{self._total}", *facts, eta, wait_text]))
+            return
+        place, width = f"step {step}/{self._total}", self._console.width
+        times = f"{duration(self._clock() - self._start)} elapsed  {eta}"
+        line = Table.grid(padding=(0, 2, 0, 0))
+        room = width - cell_len(place) - cell_len(times) - 6
+        if room >= 4:
+            line.add_row(place, ProgressBar(self._total, step, width=min(room, 40)), times)
         else:
-            self.note(text)
+            line.add_row(place, eta)
+        # What does not fit is left out, never cut.
+        shown: list[str] = []
+        for fact in (*facts, wait_text):
+            if cell_len("  ".join([*shown, fact])) <= width:
+                shown.append(fact)
+        self._live.update(Group(line, Text("  ".join(shown), no_wrap=True)), refresh=True)
 
     def note(self, text: str) -> None:
         """Print a line that stays."""

@@ -33,6 +33,9 @@ from fasthg.training.finetune import Start, starting_weights
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 from fasthg.training.logging import NO_EVENTS, EventWriter, MetricLogger, ProgressLine
 from fasthg.training.memory import explained_out_of_memory
+from fasthg.training.environment import describe_environment
+from fasthg.training.estimate import warn_of_days
+from fasthg.training.logging import EventWriter, MetricLogger, ProgressLine
 from fasthg.training.resume import (
     RestartNote,
     best_so_far,
@@ -320,6 +323,10 @@ class Training:
         self._print(
             *describe_training(self.run, self.train, self.validation, self.step, self.group)
         )
+        if self.group.first:
+            left = self.config.NUM_TRAIN_ITERATIONS - self.done
+            model, precision = self.step.model, self.step.precision
+            self._print(*warn_of_days(model, self.config, precision, left))
 
     def fit(self) -> TrainResult:
         """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""

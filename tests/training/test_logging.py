@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import resource
 import threading
 from pathlib import Path
@@ -84,6 +85,10 @@ def test_a_full_disk_raises_where_it_is_met_and_nothing_else_changes(tmp_path: P
 
 def test_duration() -> None:
     assert [duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+    hour = 3600
+    assert [duration(hour * n) for n in (47, 48, 60, 7584)] == [
+        *("47:00:00", "2.0 days", "2.5 days", "316 days")
+    ]
 
 
 def test_rates_leave_pauses_out() -> None:
@@ -117,6 +122,22 @@ def test_one_line_that_rewrites_itself_on_a_terminal() -> None:
         progress.note("a line that stays")
     assert "\x1b[2K" in out.getvalue()
     assert "a line that stays" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_no_number_is_cut_in_a_narrow_terminal(width: int) -> None:
+    out, now = io.StringIO(), [0.0]
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    with ProgressLine(console, total=700000, clock=lambda: now[0]) as progress:
+        now[0] = 3725.0
+        progress.update(352345, 0.012345, 1.5e-4, 1234.5, 39.0, 0.5)
+    text = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", out.getvalue())
+    assert "…" not in text
+    assert max(map(len, re.split(r"[\r\n]", text))) <= width
+    for part in ("352345/700000", "ETA 157 days", "loss 0.01235", "lr 1.50e-04"):
+        assert part in text
+    assert ("━" in text) == ("1:02:05 elapsed" in text) == (width >= 60)
+    assert ("waiting for data 50%" in text) == (width >= 100)
 
 
 class TwoRanks(ProcessGroup):
