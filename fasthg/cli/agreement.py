@@ -58,5 +58,5 @@ def _print(out: Console, table: Table) -> None:
         print_table(out, table.head, table.rows[:_ROWS])
         if len(table.rows) > _ROWS:
             out.print(f"and {len(table.rows) - _ROWS} more; --json and --html list all")
-    for line in table.notes:
+    for line in (*table.notes, *([table.line] if table.line else [])):
         out.print(line, markup=False, soft_wrap=True)

@@ -297,7 +297,7 @@ def test_the_verb(
 
     text = page.read_text()
     assert text.count("<svg") == 5 and text.count("<polygon") == 5
-    assert line in text
+    assert f"<pre><code>{line}</code></pre>" in text and "radius, image px" in text
 
     code, out, _ = fasthg(folder, "--json")
     report = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

@@ -16,12 +16,14 @@ _SPREAD = ("mean", "median", "p90", "p95", "rmse")
 
 @dataclass(frozen=True)
 class Table:
-    """title above it, names of the columns, rows of text and numbers, notes below it."""
+    """title above it, names of the columns, rows of text and numbers, notes below it; last a line
+    for a configuration."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
     notes: Sequence[str] = ()
+    line: str | None = None
 
 
 def tables(agreement: Agreement) -> list[Table]:
@@ -82,14 +84,15 @@ def _sigmas(agreement: Agreement) -> Table:
             f"{agreement.animals - agreement.sized} of {agreement.animals} animals are left out: "
             "no image, whose size the box needs, or fewer than two parts"
         )
-    notes.append(line or "no OKS_SIGMAS: a part has no labels to measure it by, or no spread")
+    if line is None:
+        notes.append("no OKS_SIGMAS: a part has no labels to measure it by, or no spread")
     rows = [
         [name, Fixed(sigma, 4), Fixed(robust, 4)]
         for name, sigma, robust in zip(
             agreement.parts, agreement.sigmas, agreement.robust, strict=True
         )
     ]
-    return Table("OKS sigmas", ("part", "sigma", "robust"), rows, notes)
+    return Table("OKS sigmas", ("part", "sigma", "robust"), rows, notes, line)
 
 
 def _workers(agreement: Agreement) -> Table:
