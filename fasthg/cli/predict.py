@@ -25,7 +25,7 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... [KEY=VALUE]...",
-            help="Images, folders of images, videos; overrides, such as BATCH_SIZE=32.",
+            help="Images, videos, folders of them; overrides, such as BATCH_SIZE=32.",
         ),
     ] = None,
     to: Annotated[
@@ -60,6 +60,9 @@ def predict(
     decode: Annotated[
         str | None, typer.Option(help="dark (sub-pixel), quarter, argmax, plateau.")
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Take the folders in a folder too.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue after the rows of an interrupted run.")
     ] = False,
@@ -84,7 +87,7 @@ def predict(
     overrides = [text for text in texts if "=" in text and not Path(text).exists()]
     paths = [Path(text) for text in texts if text not in overrides]
     if not paths:
-        raise ConfigError("no input; give images, folders of images or videos")
+        raise ConfigError("no input; give images, videos or folders of them")
     screen = console()
     if left_out:
         newest = newest_run(overrides, Path())
@@ -102,6 +105,7 @@ def predict(
         confidence=confidence,
         overlay=overlay,
         resume=resume,
+        recursive=recursive,
     )
     configure(folder.config(overrides))
     signal = predict_all(folder, paths, overrides, options, screen)

@@ -113,6 +113,16 @@ def is_overlay(path: Path, suffixes: Sequence[str]) -> bool:
     return False
 
 
+def results_in(folder: Path) -> set[str]:
+    """Names of the files in a folder that its records know as results, changed since or not."""
+    names: set[str] = set()
+    for path in folder.glob(".*.made.json"):
+        record = read_record(path)
+        if record is not None:
+            names.update(record.known())
+    return names
+
+
 def _states(files: Any, types: Sequence[type]) -> bool:
     """Whether `files` is a mapping whose values are lists of these types."""
     return isinstance(files, dict) and all(

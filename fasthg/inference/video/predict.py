@@ -19,6 +19,7 @@ from rich.progress import (
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.locator import frames_are_crops, load_locator
 from fasthg.inference.predictor import Forward
+from fasthg.inference.video.frame import Source
 from fasthg.inference.video.made_from import is_overlay
 from fasthg.inference.video.pipeline import Clock
 from fasthg.inference.video.predict_source import (
@@ -29,7 +30,8 @@ from fasthg.inference.video.predict_source import (
     check_targets,
     predict_source,
 )
-from fasthg.inference.video.sources import find_sources
+from fasthg.inference.video.sources import ImageSource, find_sources
+from fasthg.inference.video.video_file import VideoSource
 from fasthg.runs.checkpoint import CHECKSUM
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import WeightsFile, load_model
@@ -59,13 +61,16 @@ def predict_all(
     """
     options.check()
     config = run.config(list(overrides))
-    sources = find_sources(inputs)
+    sources = find_sources(inputs, options.recursive)
     drawn = [source for source in sources if is_overlay(source.path, _OVERLAYS)]
     if len(drawn) == len(sources):
         raise DataError(f"{drawn[0].path}: fasthg drew it; give the film or images it is of")
     for source in drawn:
         sources.remove(source)
         _say(console, f"{source.path}: left out, fasthg drew it")
+    for path in inputs:
+        if path.is_dir():
+            _say(console, *_contents(path, sources))
     check_targets(sources, options)
     if options.boxes not in (None, WHOLE) and len(sources) > 1:
         raise ConfigError(f"--boxes {options.boxes}: is for one input; predict one after the other")
@@ -114,8 +119,21 @@ def predict_all(
     return signals.stop
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _contents(folder: Path, sources: Sequence[Source]) -> list[str]:
+    """A line on what a folder gives, where that is more than its images."""
+    inside = [each for each in sources if each.path.is_relative_to(folder)]
+    films = sum(isinstance(source, VideoSource) for source in inside)
+    if len(inside) == 1 and not films:
+        return []
+    images = [f"the images of {each.path}" for each in inside if isinstance(each, ImageSource)]
+    counted = f"{films} film{'s' if films != 1 else ''}"
+    sequences = " as one sequence" if images else ""
+    return [f"{folder}: {', '.join([*([counted] if films else []), *images])}{sequences}"]
 
 
 def _lines(path: Path, result: SourceResult, clock: Clock, seconds: float) -> list[str]:

@@ -58,6 +58,8 @@ class Options:
     """Least score of a part that is drawn as found."""
     overlay: bool = False
     resume: bool = False
+    recursive: bool = False
+    """Whether the folders in a folder are inputs too."""
 
     def check(self) -> None:
         """Raise ConfigError for an unknown format or a contradiction, EnvironmentFault for a

@@ -21,6 +21,7 @@ from fasthg.errors import ConfigError, DataError
 from fasthg.files import natural
 from fasthg.inference.video.boxes import Boxes
 from fasthg.inference.video.frame import Frame, Source
+from fasthg.inference.video.made_from import results_in
 from fasthg.inference.video.video_file import VideoSource
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -135,16 +136,19 @@ class RecordSource:
             yield decode(frame.payload, f"{self.path}, record {number}")
 
 
-def find_sources(inputs: Sequence[Path]) -> list[Source]:
-    """The sequences that paths name: each video, TFRecord file and folder of images one, and the
-    image files given by themselves one for each folder they lie in.
+def find_sources(inputs: Sequence[Path], recursive: bool = False) -> list[Source]:
+    """The sequences that paths name: each video and TFRecord file one, and the image files given
+    by themselves one for each folder they lie in. A folder is its images as one sequence, and each
+    of its videos; what fasthg wrote there, such as drawings, is left out.
+
+    recursive: take the folders in a folder too.
 
     Raises:
-        DataError: a path is missing, of an unknown type, or a folder without images.
+        DataError: a path is missing, of an unknown type, or a folder without images and videos.
         ConfigError: no path, or the same one twice.
     """
     if not inputs:
-        raise ConfigError("no input; give images, folders of images, TFRecords or videos")
+        raise ConfigError("no input; give images, videos, folders of them, or TFRecords")
     found: list[Source] = []
     loose: dict[Path, list[Path]] = {}
     seen: set[Path] = set()
@@ -155,13 +159,11 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
         seen.add(place)
         kind = path.suffix.lower()
         if path.is_dir():
-            # `._` files are macOS's notes about a file of the same name and suffix.
-            there = (file for file in path.iterdir() if not file.name.startswith("."))
-            images = (f for f in there if f.suffix.lower() in IMAGES and f.is_file())
-            files = _in_time(sorted(images))
-            if not files:
-                raise DataError(f"{path}: no images in this folder; give images or a video")
-            found.append(ImageSource(path, files, place))
+            for source in _in_folder(path, recursive):
+                # A film that is given by name, and again by its folder, is one.
+                if source.path == path or Path(os.path.abspath(source.path)) not in seen:
+                    found.append(source)
+                    seen.add(Path(os.path.abspath(source.path)))
         elif not path.exists():
             raise DataError(f"{path}: no such file; check the path")
         elif kind in IMAGES:
@@ -176,6 +178,39 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
     for folder, files in loose.items():
         found.append(ImageSource(files[0].parent, _in_time(files), folder / folder.name))
     return found
+
+
+def _in_folder(path: Path, recursive: bool) -> list[Source]:
+    """A folder's images as one sequence, then its videos, then what its folders hold.
+
+    Raises:
+        DataError: there are none, or a video cannot be read.
+    """
+    found: list[Source] = []
+    folders = [path]
+    while folders:
+        folder = folders.pop(0)
+        own = results_in(folder)
+        # `._` files are macOS's notes about a file of the same name and suffix.
+        names = (file for file in folder.iterdir() if not file.name.startswith("."))
+        there = sorted(file for file in names if file.name not in own)
+        files = [file for file in there if file.is_file()]
+        images = _in_time([file for file in files if file.suffix.lower() in IMAGES])
+        if images:
+            found.append(ImageSource(folder, images, Path(os.path.abspath(folder))))
+        films = (file for file in files if file.suffix.lower() in VIDEOS)
+        found += [VideoSource(film) for film in sorted(films, key=lambda each: natural(each.name))]
+        if recursive:
+            inner = (each for each in there if each.is_dir() and not each.is_symlink())
+            folders[:0] = sorted(inner, key=lambda each: natural(each.name))
+    if found:
+        return found
+    if drawn := sorted(results_in(path)):
+        raise DataError(
+            f"{path}: holds what fasthg wrote, such as {drawn[0]}; give films or images"
+        )
+    deeper = "" if recursive else ", or --recursive for those of its folders"
+    raise DataError(f"{path}: no images or videos in this folder; give some{deeper}")
 
 
 def _in_time(files: list[Path]) -> list[Path]:

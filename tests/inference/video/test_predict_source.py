@@ -503,7 +503,7 @@ def test_inputs(tmp_path: Path) -> None:
     (folder,) = find_sources([tmp_path])
     assert folder.names == ("a.jpg", "b.png")
     for path, message in (
-        ("empty", "no images in this folder"),
+        ("empty", "no images or videos in this folder; give some, or --recursive"),
         ("gone.png", "no such file"),
         ("notes.txt", "unknown file type; use one of avi bmp"),
     ):
