@@ -18,7 +18,7 @@ from fasthg.errors import ConfigError
 from fasthg.inference.locator import frames_are_crops, load_locator
 from fasthg.inference.predictor import Forward
 from fasthg.inference.video.boxes import Boxes
-from fasthg.inference.video.frame import Frame, Source
+from fasthg.inference.video.frame import Frame, FrameRange, Source
 from fasthg.inference.video.keypoints import Poses, Predictor
 from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.plan import Plan
@@ -175,6 +175,7 @@ class Model:
             boxes=given,
             whole=boxes == "whole" or (self._whole and given is None),
             most=animals,
+            span=FrameRange(start, stop),
         )
         return PoseStream(self._poses(plan, _until(source, start, stop)))
 

@@ -20,7 +20,8 @@ def export(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="Run folder or weights file; in a MARS project its newest run."
+            metavar="RUN",
+            help="Run folder or weights file; left out: newest of runs/, or project.",
         ),
     ] = None,
     overrides: Annotated[

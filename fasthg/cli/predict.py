@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,16 +11,20 @@ from fasthg.cli.common import configure, console
 from fasthg.errors import ConfigError
 from fasthg.runtime.output import lasting_output
 
+if TYPE_CHECKING:
+    from fasthg.runs.run_folder import RunFolder
+
 
 @lasting_output()
 def predict(
     run: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="[RUN]",
-            help="Run folder or .safetensors file; may be left out in a MARS project: its newest.",
+            help="Run folder or .safetensors file; left out: newest of runs/ or the MARS project.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -60,6 +64,31 @@ def predict(
     decode: Annotated[
         str | None, typer.Option(help="dark (sub-pixel), quarter, argmax, plateau.")
     ] = None,
+    filter_: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="median:5|savgol:7:2",
+            help="Smooth films over so many frames, into files of their own: film.filtered.*",
+        ),
+    ] = None,
+    filter_score: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="There, leave out points of a lower score first."),
+    ] = None,
+    fill: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="There, fill gaps of at most N frames, linearly."),
+    ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B", help="Only frames A to B-1 of each film, from 0; either may be left out."
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Predict also what is done, in place of leaving it out.")
+    ] = False,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Take the folders in a folder too.")
     ] = False,
@@ -71,28 +100,31 @@ def predict(
 
     The run's locator finds the animals; in films they are followed from frame to frame.
     """
+    from fasthg.inference.video.filtering import Filter
+    from fasthg.inference.video.frame import WHOLE_FILM, FrameRange
     from fasthg.inference.video.predict import predict_all
     from fasthg.inference.video.predict_source import Options
-    from fasthg.interop.mars_project import find_project, newest_run
     from fasthg.runs.run_folder import RunFolder
     from fasthg.runs.weights import SUFFIX, trained
 
+    if run is None:
+        raise ConfigError("no RUN and no input; for example: fasthg predict runs/mouse film.mp4")
     texts = list(inputs or [])
-    # In a project, what is there and no run is the first input.
-    first = RunFolder(Path(run))
-    left_out = not first.resolved.is_file() and find_project(Path()) is not None
-    left_out = left_out and (Path(run).exists() or "=" in run) and not run.endswith(SUFFIX)
+    # What is there and no run is the first input, and RUN was left out.
+    left_out = not RunFolder(Path(run)).resolved.is_file() and not run.endswith(SUFFIX)
+    left_out = left_out and (Path(run).exists() or "=" in run)
     if left_out:
         texts.insert(0, run)
     overrides = [text for text in texts if "=" in text and not Path(text).exists()]
     paths = [Path(text) for text in texts if text not in overrides]
+    if not paths and not left_out and not Path(run).exists():
+        raise ConfigError(f"no input, and {run} is not there; give RUN, then images or videos")
     if not paths:
         raise ConfigError("no input; give images, videos or folders of them")
     screen = console()
+    folder = _newest(overrides, run) if left_out else trained(Path(run))
     if left_out:
-        newest = newest_run(overrides, Path())
-        screen.print(f"run      {newest.path}", markup=False, highlight=False, soft_wrap=True)
-    folder = newest if left_out else trained(Path(run))
+        screen.print(f"run      {folder.path}", markup=False, highlight=False, soft_wrap=True)
     if flip_test:
         overrides.append("FLIP_TEST=true")
     if decode is not None:
@@ -105,9 +137,22 @@ def predict(
         confidence=confidence,
         overlay=overlay,
         resume=resume,
+        frames=WHOLE_FILM if frames is None else FrameRange.parse(frames),
+        filter=Filter.parse(filter_, filter_score, fill),
+        again=again,
         recursive=recursive,
     )
     configure(folder.config(overrides))
     signal = predict_all(folder, paths, overrides, options, screen)
     if signal is not None:
         raise typer.Exit(128 + signal)
+
+
+def _newest(overrides: list[str], first: str) -> RunFolder:
+    """The newest run. Raises ConfigError that names the argument `first`, where there is none."""
+    from fasthg.interop.mars_project import newest_run
+
+    try:
+        return newest_run(overrides, Path())
+    except ConfigError as error:
+        raise ConfigError(f"{first} is not a run folder; give RUN first ({error})") from None

@@ -92,7 +92,8 @@ def evaluate(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="Run folder or .safetensors file; in a MARS project its newest run."
+            metavar="RUN",
+            help="Run folder or .safetensors; left out: newest of runs/ or the MARS project.",
         ),
     ] = None,
     overrides: Overrides = None,

@@ -33,6 +33,8 @@ from fasthg.runs.run_folder import RunFolder
 
 _SPLITS = ("train", "val", "test")
 _LOG = "_log"
+# Where a training outside of a project puts its run, unless RUNS_DIR says otherwise.
+_RUNS = "runs"
 # MARS's stock sigmas in heatmap cells: small parts have a sharper target than those on the trunk.
 _SIGMAS, _TRUNK = {"nose": 1.5, "ear": 2.0}, 3.0
 
@@ -192,27 +194,31 @@ def _parts(section: Mapping[str, Any], project: Project) -> tuple[dict[str, Any]
 
 
 def newest_run(overrides: Sequence[str], start: Path) -> RunFolder:
-    """The run of the project around `start` whose best weights are the newest.
+    """The run whose best weights are the newest, of the project around `start`; where there is no
+    project, of the folder `runs` in `start`.
 
     Args:
-        overrides: POSE_MODEL among them limits the search to one model.
-        start: where to look for a project, and above.
+        overrides: POSE_MODEL among them limits the search to one model of the project.
+        start: where to look for a project, and above, or for `runs`.
 
     Raises:
-        ConfigError: there is no project.
+        ConfigError: there is neither.
         DataError: no run has weights yet.
     """
     root = find_project(start)
     if root is None:
-        raise ConfigError(
-            f"no RUN given, and no {PROJECT_CONFIG} in {os.path.abspath(start)} or above; "
-            "give runs/<name>"
-        )
-    pattern = f"{_override(overrides, 'POSE_MODEL') or '*'}{_LOG}"
-    runs = [RunFolder(path.parent) for path in (root / "pose").glob(f"{pattern}/*/checkpoints")]
+        folder, pattern = start, _RUNS
+        if not (start / _RUNS).is_dir():
+            raise ConfigError(
+                f"no RUN given, no folder {_RUNS} in {os.path.abspath(start)}, and no "
+                f"{PROJECT_CONFIG} there or above; give {_RUNS}/<name>"
+            )
+    else:
+        folder, pattern = root / "pose", f"{_override(overrides, 'POSE_MODEL') or '*'}{_LOG}"
+    runs = [RunFolder(path.parent) for path in folder.glob(f"{pattern}/*/checkpoints")]
     ready = [run for run in runs if run.resolved.is_file() and run.best.is_file()]
     if not ready:
-        raise DataError(f"{root / 'pose' / pattern}: no run with weights; run: fasthg train")
+        raise DataError(f"{folder / pattern}: no run with weights; run: fasthg train")
     return max(ready, key=lambda run: (run.best.stat().st_mtime_ns, run.path.name))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import os
+import shlex
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path

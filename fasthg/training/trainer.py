@@ -29,13 +29,11 @@ from fasthg.runtime.device import Precision, choose_device
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_process_group
 from fasthg.runtime.signals import Signals
 from fasthg.training.environment import describe_start
+from fasthg.training.estimate import warn_of_days
 from fasthg.training.finetune import Start, starting_weights
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 from fasthg.training.logging import NO_EVENTS, EventWriter, MetricLogger, ProgressLine
 from fasthg.training.memory import explained_out_of_memory
-from fasthg.training.environment import describe_environment
-from fasthg.training.estimate import warn_of_days
-from fasthg.training.logging import EventWriter, MetricLogger, ProgressLine
 from fasthg.training.resume import (
     RestartNote,
     best_so_far,

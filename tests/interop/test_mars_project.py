@@ -295,6 +295,33 @@ def test_the_newest_run_by_its_weights(tmp_path: Path) -> None:
         newest_run(["POSE_MODEL=side"], root)
 
 
+def test_without_a_project_the_newest_of_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no RUN given, no folder runs in .*; give runs/<name>"):
+        newest_run([], tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(DataError, match=r"runs: no run with weights; run: fasthg train"):
+        newest_run([], tmp_path)
+    for number, name in enumerate(["b", "a"]):
+        run = RunFolder(tmp_path / "runs" / name)
+        run.checkpoints.mkdir(parents=True)
+        run.resolved.touch()
+        run.best.touch()
+        os.utime(run.best, (1e9 - number, 1e9 - number))
+    assert newest_run([], tmp_path).path == tmp_path / "runs" / "b"
+
+
+def test_a_run_that_was_forgotten(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "film.mp4").touch()
+    for arguments, message in (
+        (["film.mp4"], "film.mp4 is not a run folder; give RUN first (no RUN given, no folder"),
+        (["gone.mp4"], "no input, and gone.mp4 is not there; give RUN"),
+        ([], "no RUN and no input; for example: fasthg predict runs/mouse film.mp4"),
+    ):
+        code, _, err = fasthg("predict", *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+
+
 def test_the_stock_values_without_a_configuration(tmp_path: Path) -> None:
     names = ["Nose", "leftEar", "rightEar", "paw A", "paw B", "belly"]
     pairs = [["paw A", "paw B"]]

@@ -38,7 +38,7 @@ def write_csv(rows: Rows, path: Path) -> None:
             for animal, xy, heights in zip(rows.animals, points, scores, strict=True):
                 for part, (x, y), height in zip(rows.parts, xy, heights, strict=True):
                     cells = [cell(x, _PX), cell(y, _PX), cell(height, _SCORE)]
-                    writer.writerow([frame, time, animal, part, *cells, *name])
+                    writer.writerow([rows.first + frame, time, animal, part, *cells, *name])
 
 
 def write_mars(rows: Rows, path: Path) -> None:
@@ -46,15 +46,19 @@ def write_mars(rows: Rows, path: Path) -> None:
     divided by width and height, `bscores[frame][animal]`.
 
     MARS knows no gaps: a frame without keypoints repeats those before it (the first ones, those of
-    the first frame that has them) with scores 0.
+    the first frame that has them) with scores 0. So do frames before the first that was asked for.
     """
-    there: npt.NDArray[np.bool_] = np.all(np.isfinite(rows.keypoints), axis=(2, 3))
+    rows = rows.from_zero()
+    parts: npt.NDArray[np.bool_] = np.all(np.isfinite(rows.keypoints), axis=3)
+    there: npt.NDArray[np.bool_] = np.any(parts, axis=2)
     sizes = rows.sizes[:, None, [0, 1, 0, 1]].clip(1)
     boxes = (rows.boxes / sizes).clip(0, 1)
-    points = _filled(rows.keypoints.swapaxes(2, 3).round(_PX), there)
+    # A part alone is missing where a filter left it out.
+    each = rows.keypoints.reshape(len(rows), -1, 2).round(_PX)
+    points = _filled(each, parts.reshape(len(rows), -1)).reshape(rows.keypoints.shape)
     content = {
-        "keypoints": points.tolist(),
-        "scores": np.where(there[..., None], rows.scores, 0).astype(float).round(_SCORE).tolist(),
+        "keypoints": points.swapaxes(2, 3).tolist(),
+        "scores": np.where(parts, rows.scores, 0).astype(float).round(_SCORE).tolist(),
         "bbox": _filled(boxes.round(6), there).tolist(),
         "bscores": there.astype(float).tolist(),
     }
@@ -64,7 +68,8 @@ def write_mars(rows: Rows, path: Path) -> None:
 def _filled(
     values: npt.NDArray[np.float64], there: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """values (frames, animals, ...), gaps filled from the frame before, then after, else 0."""
+    """values (frames, n, ...), there (frames, n): gaps filled from the frame before, then after,
+    else 0."""
     frames = np.arange(len(values))[:, None]
     before = np.maximum.accumulate(np.where(there, frames, -1), axis=0)
     first = np.where(there.any(axis=0), there.argmax(axis=0), 0)
@@ -76,19 +81,21 @@ def write_coco(rows: Rows, path: Path) -> None:
     """Results as COCO's tools load them: one entry an animal and frame that has keypoints.
 
     `image_id` is the id in the COCO file of the boxes, else the frame's number. A keypoint is x, y
-    and its score; `score` is their mean.
+    and its score, or 0 0 0 where a filter left it out; `score` is their mean.
     """
     results: list[dict[str, Any]] = []
     for frame in range(len(rows)):
         for animal in range(len(rows.animals)):
             points, heights = rows.keypoints[frame, animal], rows.scores[frame, animal]
-            if not np.isfinite(points).all():
+            there = np.isfinite(points).all(axis=1)
+            if not there.any():
                 continue
+            points, heights = (np.where(there, each.T, 0).T for each in (points, heights))
             x1, y1, x2, y2 = rows.boxes[frame, animal].tolist()
             flat = np.concatenate([points.round(_PX), heights[:, None]], axis=1).ravel()
             results.append(
                 {
-                    "image_id": rows.image_ids.get(frame, frame),
+                    "image_id": rows.image_ids.get(rows.first + frame, rows.first + frame),
                     "category_id": 1,
                     "keypoints": flat.tolist(),
                     "score": float(heights.mean()),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fasthg.data.opencv_loader import Image
+from fasthg.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,45 @@ class Frame:
     """BGR uint8 (height, width, 3); None where it cannot be decoded or was skipped."""
     name: str
     """The image's file name; empty for videos."""
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Frames `first` up to, without, `stop`; to the end where `stop` is None."""
+
+    first: int = 0
+    stop: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> FrameRange:
+        """Of `A:B`, `A:` or `:B`, counted from 0, B exclusive.
+
+        Raises:
+            ConfigError: it is something else, or holds no frame.
+        """
+        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", text)
+        if match is None:
+            why = "give A:B, two numbers from 0, B exclusive; either may be left out"
+            if text.count(":") > 1:
+                why = "steps are not possible, animals are followed from frame to frame; give A:B"
+            elif "-" in text:
+                why = "frames are counted from the first one, 0, not from the end; give A:B"
+            raise ConfigError(f"--frames {text}: {why}")
+        first, stop = (int(each) if each else None for each in match.groups())
+        if stop is not None and stop <= (first or 0):
+            raise ConfigError(f"--frames {text}: holds no frame; B, exclusive, is greater than A")
+        return cls(first or 0, stop)
+
+    def __str__(self) -> str:
+        return f"{self.first}:{'' if self.stop is None else self.stop}"
+
+    def of(self, count: int | None) -> int | None:
+        """How many of `count` frames these are; None where that is not known."""
+        ends = [each for each in (count, self.stop) if each is not None]
+        return max(0, min(ends) - self.first) if ends else None
+
+
+WHOLE_FILM = FrameRange()
 
 
 class Source(Protocol):

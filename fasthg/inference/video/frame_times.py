@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-_REORDER = 64
+REORDER = 64
 """Packets by which a frame can come late: 16 of H.264's buffer, and one a thread."""
 
 
@@ -54,7 +54,7 @@ class FrameTimes:
             # Demuxers guess missing times of decoding, and guess wrong around damage: a part begins
             # with a keyframe, or far back.
             back = 0 if self._last_dts is None else self._last_dts - packet.dts
-            if back > (0 if packet.is_keyframe else _REORDER * self._step):
+            if back > (0 if packet.is_keyframe else REORDER * self._step):
                 self._part += 1
                 self._highest, self._in_order = None, True
             self._last_dts = packet.dts
@@ -100,7 +100,7 @@ class FrameTimes:
                     yield self._at(lost.stamp, lost.part), True
         elif reorders:
             # Stamps in the order of packets, frames in another: each takes the next stamp.
-            self._before(lambda each: each < number - _REORDER)
+            self._before(lambda each: each < number - REORDER)
             first = min(self._waiting, key=self._order, default=None)
             if first is not None and packet.stamp is not None:
                 other = self._waiting[first]

@@ -17,10 +17,12 @@ def write_dlc(rows: Rows, path: Path) -> None:
     """DeepLabCut's table of an analysed video, key `df_with_missing`.
 
     Columns are scorer, (individuals, for several animals,) bodyparts, coords with x, y, likelihood;
-    a row is a frame, or an image's name.
+    a row is a frame, or an image's name. Frames before the first that was asked for have empty
+    rows, since tools take the place for the number.
     """
     import pandas
 
+    rows = rows if rows.names else rows.from_zero()
     several = len(rows.animals) > 1
     levels = ["scorer", *(["individuals"] if several else []), "bodyparts", "coords"]
     labels = [
@@ -42,10 +44,12 @@ def write_sleap(rows: Rows, path: Path) -> None:
     """SLEAP's analysis file, in the order of axes that its MATLAB-minded writer has:
     `tracks` (animals, 2, parts, frames), `point_scores` (animals, parts, frames),
     `track_occupancy` (frames, animals), `instance_scores`, `tracking_scores` (animals, frames).
+    Frames before the first that was asked for are empty.
     """
     import h5py
 
-    there = np.isfinite(rows.keypoints).all(axis=(2, 3))
+    rows = rows.from_zero()
+    there: npt.NDArray[np.bool_] = np.any(np.isfinite(rows.keypoints).all(axis=3), axis=2)
     means = np.where(there, np.nan_to_num(rows.scores).mean(axis=2), np.nan)
     with h5py.File(path, "w") as file:
         file["tracks"] = rows.keypoints.transpose(1, 3, 2, 0)
@@ -67,13 +71,14 @@ def write_netcdf(rows: Rows, path: Path) -> None:
     """A netCDF-4 file that xarray opens as a poses dataset of the package movement.
 
     `position` (time, space, keypoints, individuals) px and `confidence` (time, keypoints,
-    individuals); `time` in seconds for a video, else the frame's number.
+    individuals); `time` in seconds for a video, else the frame's number. It holds the frames that
+    were asked for alone, at their times; the attribute `first_frame` is the number of the first.
     """
     import h5py
 
     timed = bool(np.isfinite(rows.times).all())
     axes = {
-        "time": rows.times if timed else np.arange(len(rows), dtype=np.float64),
+        "time": rows.times if timed else rows.first + np.arange(len(rows), dtype=np.float64),
         "space": ["x", "y"],
         "keypoints": list(rows.parts),
         "individuals": list(rows.animals),
@@ -96,4 +101,5 @@ def write_netcdf(rows: Rows, path: Path) -> None:
             file.attrs["fps"] = float(1 / steps.mean())
         file.attrs["time_unit"] = "seconds" if timed else "frames"
         file.attrs["source_software"], file.attrs["ds_type"] = SCORER, "poses"
+        file.attrs["first_frame"] = rows.first
         file.attrs["source_file"] = os.fspath(rows.source)

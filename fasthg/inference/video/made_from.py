@@ -1,14 +1,14 @@
 """What results are of, since their names do not say all of it.
 
 `.<name>.made.json`, next to the results: the source, what its poses were made from, and the files.
-It keeps one film's results from another of the same name, and tells `--resume` what is finished.
+It keeps one film's results from another of the same name, and tells what is finished.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ class Record:
     source: str
     """Its absolute path."""
     made_from: dict[str, Any]
-    """As in the rows file; with an overlay its confidence too."""
+    """As in the rows file, and the version of fasthg and PRECISION; with an overlay its confidence
+    too. Records of older versions name fewer."""
     rows: int
     finished: bool
     files: dict[str, list[int | str]]
@@ -53,10 +54,14 @@ class Record:
             None if os.path.abspath(source) == entry[0] or identity == entry[1] else str(entry[0])
         )
 
-    def differs(self, made_from: Mapping[str, Any]) -> str | None:
-        """The first thing that is another now, or None."""
+    def differs(self, made_from: Mapping[str, Any], unknown: Collection[str] = ()) -> str | None:
+        """The first thing that is another now, or None.
+
+        unknown: what counts as the same where this record, of an older version, does not name it.
+        """
         now = json.loads(json.dumps(made_from))
-        return next((key for key in now if self.made_from.get(key) != now[key]), None)
+        known = (key for key in now if key in self.made_from or key not in unknown)
+        return next((key for key in known if self.made_from.get(key) != now[key]), None)
 
 
 def read_record(path: Path) -> Record | None:

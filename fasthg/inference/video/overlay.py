@@ -54,10 +54,12 @@ def overlay(
     """Draw all rows: a video to `path`, an mp4 with the source's times; images into the folder
     `path` under their names, as PNG.
 
+    rows: from frame 0 on (`Rows.from_zero`).
+
     Raises:
         EnvironmentFault: PyAV has no encoder.
     """
-    frames = ahead(_until(source.frames(), len(rows)), _AHEAD)
+    frames = ahead(_until(source.frames(rows.skipped), len(rows)), _AHEAD)
     with closing(frames):
         if isinstance(source, VideoSource):
             write_atomically(path, lambda at: _video(source, frames, rows, at, colors, confidence))
@@ -95,8 +97,10 @@ def _video(
     width, height = (side + side % 2 for side in source.size)
     with av.open(str(path), "w", format="mp4") as container:
         stream = encoder(av, container, source.path, source.rate or 25, (width, height))
-        last = -1
+        last, begin = -1, None
         for frame in frames:
+            if begin is None:  # a part of a film begins at once
+                begin = frame.time if frame.number and np.isfinite(frame.time) else 0.0
             image = frame.image
             if image is None or image.shape[1::-1] != source.size:
                 image = np.zeros((source.size[1], source.size[0], 3), np.uint8)
@@ -106,7 +110,7 @@ def _video(
                 cv2.BORDER_REPLICATE,
             )
             picture = av.VideoFrame.from_ndarray(padded, format="bgr24")
-            at = round(frame.time / TICK) if np.isfinite(frame.time) else last + 3600
+            at = round((frame.time - begin) / TICK) if np.isfinite(frame.time) else last + 3600
             last = max(last + 1, at)
             picture.pts, picture.time_base = last, TICK
             container.mux(stream.encode(picture))

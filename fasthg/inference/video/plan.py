@@ -11,7 +11,7 @@ import numpy as np
 from fasthg.errors import ConfigError
 from fasthg.inference.locator import Locator
 from fasthg.inference.video.boxes import Boxes
-from fasthg.inference.video.frame import Frame, Source
+from fasthg.inference.video.frame import WHOLE_FILM, Frame, FrameRange, Source
 from fasthg.inference.video.keypoints import Poses, Predictor
 from fasthg.inference.video.sources import RecordSource
 from fasthg.inference.video.tracking import Tracker
@@ -46,6 +46,7 @@ class Plan:
         boxes: Boxes | None = None,
         whole: bool = False,
         most: int | None = None,
+        span: FrameRange = WHOLE_FILM,
     ) -> Plan:
         """The plan for a source.
 
@@ -55,12 +56,13 @@ class Plan:
             boxes: given ones, of all frames or some.
             whole: every frame is the box of one animal.
             most: how many animals there are at most; None: as many as the locator knows.
+            span: the frames that are wanted.
 
         Raises:
             ConfigError: nothing says where the animals are, or the boxes are not of the locator's.
             DataError: a box is empty or lies outside its image.
         """
-        boxes, locator = _where(source, locator, boxes, whole, most)
+        boxes, locator = _where(source, locator, boxes, whole, most, span)
         boxes.check(source)
         if locator is None:
             return cls(boxes, None, None)
@@ -83,7 +85,12 @@ class Plan:
 
 
 def _where(
-    source: Source, locator: Locator | None, boxes: Boxes | None, whole: bool, most: int | None
+    source: Source,
+    locator: Locator | None,
+    boxes: Boxes | None,
+    whole: bool,
+    most: int | None,
+    span: FrameRange,
 ) -> tuple[Boxes, Locator | None]:
     """The boxes that are known, and the locator that finds the others, where it is needed.
 
@@ -93,7 +100,7 @@ def _where(
     if whole:
         return Boxes(), None
     if boxes is not None:
-        if locator is None or _complete(boxes, source, _count(locator, boxes, most)):
+        if locator is None or _complete(boxes, source, span, _count(locator, boxes, most)):
             return boxes, None
         return boxes, locator
     if isinstance(source, RecordSource):
@@ -107,15 +114,19 @@ def _where(
     return Boxes(animals=(), where={}), locator
 
 
-def _complete(boxes: Boxes, source: Source, animals: int) -> bool:
+def _complete(boxes: Boxes, source: Source, span: FrameRange, animals: int) -> bool:
     """Whether all animals have a box in all frames, so that nothing is left to find."""
     if boxes.where is None:
         return True
     if source.count is None or len(boxes.animals) < animals:
         return False
-    return len(boxes.where) >= source.count and all(
-        np.isfinite(each).all() for each in boxes.where.values()
-    )
+    there = [
+        frame
+        for frame, each in boxes.where.items()
+        if span.first <= frame < min(source.count, span.stop or source.count)
+        if np.isfinite(each).all()
+    ]
+    return len(there) == span.of(source.count)
 
 
 def _count(locator: Locator, boxes: Boxes, most: int | None) -> int:

@@ -8,13 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from fasthg.errors import ConfigError, DataError
 from fasthg.inference.locator import frames_are_crops, load_locator
@@ -30,6 +23,7 @@ from fasthg.inference.video.predict_source import (
     check_targets,
     predict_source,
 )
+from fasthg.inference.video.progress import Advance, Shown
 from fasthg.inference.video.sources import ImageSource, find_sources
 from fasthg.inference.video.video_file import VideoSource
 from fasthg.runs.checkpoint import CHECKSUM
@@ -51,12 +45,14 @@ def predict_all(
 ) -> int | None:
     """Predict every input with a run's best weights, or a file's, and say what was written.
 
+    Of several inputs one that cannot be predicted is named, and the others are predicted.
+
     Returns:
         The number of the signal that ended it before its end, else None.
 
     Raises:
         ConfigError: options that contradict each other or the inputs.
-        DataError: an input, the boxes or the weights cannot be used.
+        DataError: an input, the boxes or the weights cannot be used; of several inputs, at the end.
         EnvironmentFault: a package or device is missing.
     """
     options.check()
@@ -86,36 +82,36 @@ def predict_all(
     )
     weights = metadata.get(CHECKSUM, "")
     with Signals() as signals:
-        for source in sources:
-            clock, start = Clock(), time.perf_counter()
-            bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.1f} frames/s"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            )
-            with bar:
-                task = bar.add_task(source.path.name, total=source.count, rate=0.0)
-
-                def show(done: int, bar: Progress = bar, start: float = start) -> None:
-                    rate = done / (time.perf_counter() - start)
-                    bar.update(task, completed=done, rate=rate)  # noqa: B023
-
-                result = predict_source(
-                    *(source, network, config, options, locator),
-                    weights=weights,
-                    clock=clock,
-                    progress=show,
-                    stop=lambda: signals.stop is not None,
-                )
-            for line in _lines(source.path, result, clock, time.perf_counter() - start):
-                _say(console, line)
-            if signals.stop is not None:
-                break
+        failed: list[str] = []
+        counts = [options.frames.of(source.count) for source in sources]
+        with Shown(Advance(counts), [each.path.name for each in sources], console) as shown:
+            for source in sources:
+                shown.begin()
+                clock, start = Clock(), time.perf_counter()
+                try:
+                    result = predict_source(
+                        *(source, network, config, options, locator),
+                        weights=weights,
+                        clock=clock,
+                        progress=shown.reached,
+                        stop=lambda: signals.stop is not None,
+                    )
+                except DataError as error:
+                    if len(sources) == 1:
+                        raise
+                    # The others of a night's films are not lost for one.
+                    failed.append(source.path.name)
+                    _say(console, f"error: {error}")
+                    continue
+                finally:
+                    shown.end()
+                _say(console, *_lines(source.path, result, clock, time.perf_counter() - start))
+                if signals.stop is not None:
+                    break
+    if failed and signals.stop is None:
+        raise DataError(
+            f"{len(failed)} of {len(sources)} inputs not predicted, see above: {', '.join(failed)}"
+        )
     return signals.stop
 
 
@@ -142,15 +138,14 @@ def _lines(path: Path, result: SourceResult, clock: Clock, seconds: float) -> li
         return lines
     replaced = " (in place of an older one)"
     lines += [f"{file}{replaced if file in result.replaced else ''}" for file in result.files]
-    rates = ", ".join(
-        f"{stage} {result.new / clock.seconds[stage]:.0f}"
-        for stage in STAGES
-        if clock.seconds[stage]
-    )
+    spent = {stage: clock.seconds[stage] for stage in STAGES if clock.seconds[stage]}
+    rates = ", ".join(f"{stage} {result.new / spent[stage]:.0f}" for stage in spent)
     kept = result.rows - result.new
     lines.append(
         f"{path}: {counted(result.new, 'frame')} in {seconds:.1f} s: "
-        f"{result.new / seconds:.1f} a second; each stage alone: {rates}"
+        f"{result.new / seconds:.1f} a second"
+        + (f"; each stage alone (frames/s): {rates}" if result.new else "")
+        + (f"; the {max(spent, key=lambda stage: spent[stage])} limits" if result.new else "")
         + (f"; {kept} rows were there" if kept else "")
     )
     if result.stopped:

@@ -7,19 +7,22 @@ import importlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fasthg import __version__
 from fasthg.config import Config
 from fasthg.drawing.palette import part_colours
 from fasthg.errors import ConfigError, DataError, missing_package
 from fasthg.files import write_atomically
 from fasthg.inference.locator import Locator
 from fasthg.inference.video.boxes import Boxes, read_boxes
+from fasthg.inference.video.filtering import Filter, filtered, irregular
 from fasthg.inference.video.formats import FORMATS
-from fasthg.inference.video.frame import Source
+from fasthg.inference.video.frame import WHOLE_FILM, FrameRange, Source
 from fasthg.inference.video.keypoints import Network, Predictor
 from fasthg.inference.video.made_from import read_record, write_record
 from fasthg.inference.video.overlay import overlay
@@ -36,6 +39,9 @@ _POSES_AHEAD = 4
 _MARS = (2, 7)
 # Share of poses with few sure parts, and of empty rows, beyond which a person is told.
 _UNSURE = 0.2
+_FILTERED = "filtered "
+# What records of older versions do not name.
+_UNNAMED = ("fasthg", "precision", "filter")
 WHOLE = Path("whole")
 """In place of a file of boxes: every frame is the box of one animal."""
 STAGES = ("decode", "locator", "crop", "network", "peaks", "write", "overlay")
@@ -58,12 +64,21 @@ class Options:
     """Least score of a part that is drawn as found."""
     overlay: bool = False
     resume: bool = False
+    frames: FrameRange = WHOLE_FILM
+    """Of each source, the frames that are predicted; they keep their numbers and times."""
+    filter: Filter | None = None
+    """What the rows of a film go through for files of their own, and for the drawing."""
+    again: bool = False
+    """Whether what is done is made once more; else it is left as it is, where weights, options,
+    source and files are what they were."""
     recursive: bool = False
     """Whether the folders in a folder are inputs too."""
 
     def check(self) -> None:
         """Raise ConfigError for an unknown format or a contradiction, EnvironmentFault for a
         package that a format needs."""
+        if self.again and self.resume:
+            raise ConfigError("--again: starts anew, --resume goes on; give one of them")
         for name in self.formats:
             if name not in FORMATS:
                 raise ConfigError(f"--to {name}: unknown format; use {', '.join(FORMATS)}")
@@ -87,7 +102,7 @@ class SourceResult:
     replaced: list[Path] = field(default_factory=list)
     """Those of `files` that were there before, of another prediction."""
     finished: bool = False
-    """Whether all was done before (`resume`), so that nothing was written now."""
+    """Whether all was done before, so that nothing was written now."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the rows."""
     poses: Rows | None = field(default=None, repr=False)
@@ -95,10 +110,14 @@ class SourceResult:
 
 
 def targets(source: Source, options: Options) -> dict[str, Path]:
-    """Format -> the file it goes to; "overlay", "rows" and "made" (`made_from`) too."""
+    """Format -> the file it goes to, "filtered " before it for filtered rows; "overlay", "rows" and
+    "made" (`made_from`) too."""
     folder = options.folder or source.stem.parent
     name = source.stem.name
     found = {kind: folder / f"{name}{FORMATS[kind].suffix}" for kind in options.formats}
+    if options.filter is not None and not source.names:
+        for kind in options.formats:
+            found[f"{_FILTERED}{kind}"] = folder / f"{name}.filtered{FORMATS[kind].suffix}"
     if options.overlay:
         suffix = ".overlay.mp4" if isinstance(source, VideoSource) else ".overlay"
         found["overlay"] = folder / f"{name}{suffix}"
@@ -143,7 +162,7 @@ def predict_source(
     *,
     weights: str,
     clock: Clock,
-    progress: Callable[[int], None],
+    progress: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> SourceResult:
     """Predict all frames of a source and write its files.
@@ -152,14 +171,14 @@ def predict_source(
         config: the run's, with overrides.
         locator: the run's; None where it has none.
         weights: which weights these are, so that other ones do not go on with their rows.
-        progress: called with the number of rows so far.
+        progress: called with the number of rows so far, and of those made now.
         stop: asked after every batch; True ends the source with the rows so far.
 
     Raises:
         DataError: no frame, or boxes that do not fit.
         FasthgError: a file cannot be written.
     """
-    whole = options.boxes == WHOLE
+    span, whole = options.frames, options.boxes == WHOLE
     given = read_boxes(options.boxes, source) if options.boxes and not whole else None
     if given is None and options.frames_are_crops and not isinstance(source, RecordSource):
         whole = True
@@ -168,6 +187,7 @@ def predict_source(
         boxes=given,
         whole=whole,
         most=options.animals,
+        span=span,
     )
     boxes, locator, animals = plan.boxes, plan.locator, plan.animals
     paths, parts = targets(source, options), tuple(config.PARTS.NAMES)
@@ -180,6 +200,7 @@ def predict_source(
         "locator": None if locator is None else (locator.weights, locator.settings.to_json()),
         "animals": animals,
         "parts": parts,
+        "frames": None if span == WHOLE_FILM else str(span),
         "decode": config.DECODE,
         "flip_test": config.FLIP_TEST,
         "crop": (
@@ -189,21 +210,29 @@ def predict_source(
             config.CROP_BORDER,
         ),
     }
-    # Rows are the same whatever is drawn of them, so this is of the record alone.
-    drawn_from = {**made_from, "confidence": options.confidence} if options.overlay else made_from
+    # Rows are the same whatever is drawn of them, so this is of the record alone. Rows of another
+    # version may be gone on with; what is finished by another one is made anew.
+    recorded = {**made_from, "fasthg": __version__, "precision": config.PRECISION}
+    if options.overlay:
+        recorded["confidence"] = options.confidence
+    if options.filter is not None and not source.names:
+        recorded["filter"] = str(options.filter)
+    elif options.overlay:
+        recorded["filter"] = None  # a drawing shows what was filtered
     asked = {kind: path for kind, path in paths.items() if kind not in ("rows", "made")}
-    if options.resume and not paths["rows"].exists():
-        record = read_record(paths["made"])
-        if record and record.finished and all(record.unchanged(*item) for item in asked.items()):
-            other = record.differs(drawn_from)
-            if other is not None:
-                raise DataError(
-                    f"{paths['made']}: these results were made with another {other}; "
-                    "leave out --resume to start anew"
-                )
+    before = None if paths["rows"].exists() or options.again else read_record(paths["made"])
+    anew = None
+    if before and before.finished and all(before.unchanged(*item) for item in asked.items()):
+        anew = before.differs(recorded, _UNNAMED if options.resume else ())
+        if anew is not None and options.resume:
+            raise DataError(
+                f"{paths['made']}: these results were made with another {anew}; "
+                "leave out --resume to start anew"
+            )
+        if anew is None:
             names = ", ".join(path.name for path in asked.values())
-            note = f"finished before: {names}; leave out --resume to predict again"
-            return SourceResult(record.rows, 0, False, finished=True, notes=[note])
+            note = f"done before ({names}); --again makes it anew"
+            return SourceResult(before.rows, 0, False, finished=True, notes=[note])
     predictor = Predictor(network, config, clock)
     stopped = False
     with RowStore(
@@ -211,11 +240,16 @@ def predict_source(
     ) as store:
 
         def rows() -> Rows:
-            return store.rows(source.path, source.names, animals, parts, boxes.image_ids)
+            return store.rows(
+                *(source.path, source.names, animals, parts, boxes.image_ids, span.first)
+            )
 
         if plan.tracker is not None:
             _recall(plan.tracker, rows())
-        frames = ahead(clock.each("decode", source.frames(store.done)), _FRAMES_AHEAD)
+        wanted = source.frames(span.first + store.done)
+        if span.stop is not None:
+            wanted = islice(wanted, max(0, span.stop - span.first - store.done))
+        frames = ahead(clock.each("decode", wanted), _FRAMES_AHEAD)
         made = ahead(plan.poses(predictor, frames), _POSES_AHEAD)
         done = store.done
         with closing(made):
@@ -223,7 +257,7 @@ def predict_source(
                 with clock.of("write"):
                     store.append(poses)
                 done += len(poses)
-                progress(done)
+                progress(done, done - store.done)
                 if stop():
                     stopped = True
                     break
@@ -231,6 +265,11 @@ def predict_source(
             store.remove()
             if stopped:
                 return SourceResult(0, 0, True)
+            if span.first:
+                known = source.reached if isinstance(source, VideoSource) else source.count
+                raise DataError(
+                    f"{source.path}: --frames {span}: it has {known} frames; begin before its end"
+                )
             raise DataError(f"{source.path}: no frame in it; check the file")
         result = SourceResult(done, done - store.done, stopped)
         if not store.done:
@@ -240,15 +279,28 @@ def predict_source(
             for name in options.formats:
                 write_atomically(paths[name], lambda at, n=name: FORMATS[n].write(found, at))  # type: ignore[misc]
                 result.files.append(paths[name])
+            treated = found
+            if options.filter is not None and not source.names:
+                treated = filtered(found, options.filter)
+                for name in options.formats:
+                    path = paths[f"{_FILTERED}{name}"]
+                    write_atomically(path, lambda at, n=name: FORMATS[n].write(treated, at))  # type: ignore[misc]
+                    result.files.append(path)
         if not stopped and options.overlay:
             with clock.of("overlay"):
                 colors = part_colours(config.PARTS)
-                overlay(source, found, paths["overlay"], colors, options.confidence)
+                overlay(source, treated.from_zero(), paths["overlay"], colors, options.confidence)
             result.files.append(paths["overlay"])
         written = {kind: path for kind, path in asked.items() if path in result.files}
-        write_record(paths["made"], source.path, drawn_from, done, not stopped, written)
+        write_record(paths["made"], source.path, recorded, done, not stopped, written)
         if not stopped:
             store.remove()
+    if anew is not None:
+        result.notes.append(f"made anew: what was there is of another {anew}")
+    if options.filter is not None and options.filter.method:
+        result.notes += irregular(found.times)
+    if options.filter is not None and source.names:
+        result.notes.append("images do not follow each other; not filtered")
     result.notes += _notes(source, boxes, found, stopped, options, locator is not None)
     if "mars" in options.formats and (len(animals), len(parts)) != _MARS:
         result.notes.append(
@@ -277,19 +329,20 @@ def _notes(
     blind = int((rows.sizes[:, 0] == 0).sum())
     if blind:
         notes.append(f"{counted(blind, 'frame')} cannot be decoded; the rows are empty")
-    if stopped:
-        return notes
+    end, span = rows.first + len(rows), options.frames
+    if stopped or end == span.stop:
+        return notes + ([] if stopped else _unsure(rows, options, located))
+    if span.stop is not None:
+        notes.append(f"--frames {span}: it ends after {counted(end, 'frame')}")
     declared = source.declared if isinstance(source, VideoSource) else None
-    if declared is not None and declared > len(rows):
-        notes.append(
-            f"the header tells of {counted(declared, 'frame')}, {len(rows)} there: cut off?"
-        )
+    if declared is not None and declared > end:
+        notes.append(f"the header tells of {counted(declared, 'frame')}, {end} there: cut off?")
     if isinstance(source, VideoSource) and source.broken:
         notes.append(
-            f"the file breaks off after {counted(len(rows), 'frame')} ({source.broken}); "
-            "repair or copy it again"
+            f"the file breaks off after {counted(end, 'frame')} ({source.broken}); repair or copy "
+            "it again"
         )
-    beyond = sum(frame >= len(rows) for frame in boxes.where or {})
+    beyond = sum(frame >= end for frame in boxes.where or {})
     if beyond:
         notes.append(f"{boxes.path} has {counted(beyond, 'frame')} beyond the last one")
     return notes + _unsure(rows, options, located)

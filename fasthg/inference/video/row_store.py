@@ -16,7 +16,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -57,9 +57,35 @@ class Rows:
     """(frames, 2) width and height, px; 0 without image."""
     image_ids: Mapping[int, int]
     """Frame -> id of its image in COCO; the frame itself where it has none."""
+    first: int = 0
+    """Number of the first row's frame."""
+    skipped: int = 0
+    """Rows at the beginning that stand for frames that were not asked for; they are empty."""
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def from_zero(self) -> Rows:
+        """These rows after an empty one for each frame before the first, for files and drawings
+        that know frames by their place."""
+        if not self.first:
+            return self
+
+        def after(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
+            before = np.full((self.first, *values.shape[1:]), empty, values.dtype)
+            return np.concatenate([before, values])
+
+        return replace(
+            self,
+            names=("",) * self.first + self.names if self.names else (),
+            times=after(self.times, np.nan),
+            keypoints=after(self.keypoints, np.nan),
+            scores=after(self.scores, np.nan),
+            boxes=after(self.boxes, np.nan),
+            sizes=after(self.sizes, 0),
+            first=0,
+            skipped=self.first,
+        )
 
 
 class RowStore:
@@ -174,8 +200,9 @@ class RowStore:
         animals: Sequence[str],
         parts: Sequence[str],
         image_ids: Mapping[int, int],
+        first: int = 0,
     ) -> Rows:
-        """All rows so far, with what they are of.
+        """All rows so far, with what they are of. first: the number of the first one's frame.
 
         Raises:
             FasthgError: the file no longer holds what was written.
@@ -187,13 +214,14 @@ class RowStore:
                 "or the disk changed it; predict again, into another folder with -o"
             )
         return Rows(
-            *(source, tuple(names[: len(found)]), tuple(animals), tuple(parts)),
+            *(source, tuple(names[first : first + len(found)]), tuple(animals), tuple(parts)),
             times=found["time"],
             keypoints=found["keypoints"],
             scores=found["scores"],
             boxes=found["boxes"],
             sizes=found["sizes"],
             image_ids=image_ids,
+            first=first,
         )
 
     def remove(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fasthg.data.opencv_loader import Image
 from fasthg.errors import DataError, missing_package
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.frame_times import FrameTimes
+from fasthg.inference.video.seeking import FORMATS, WORTH, Entry, find_entry, frame_a_packet
 
 # Their packets may hold frames that are never shown.
 _HIDES_FRAMES = ("vp8",)
@@ -100,6 +101,8 @@ class VideoSource:
             self._length = _length(container, stream)
             self.broken: str | None = None
             """Why the file ended before its end, where the last reading met that."""
+            self.reached = 0
+            """Frames from the beginning up to the last one that was read."""
             self._count = self.declared
             length = container.duration / self.av.time_base if container.duration else None
             if self._count is None and length and self.rate:
@@ -143,14 +146,21 @@ class VideoSource:
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
-        """Frames from `start` on; those before are decoded, since seeking is not exact, and not
-        converted."""
-        self.broken = None
+        """Frames from `start` on, with the numbers, times and pixels that they have when all are
+        read. Decoding begins at a keyframe shortly before, where its number is certain, else at
+        the beginning: see `seeking`."""
+        entry = self._entry(start) if start >= WORTH else None
+        self.broken, self.reached = None, 0
         with self._open() as container:
             stream = _pictures(container, self.path)
             stream.thread_type = "AUTO"
             base = float(stream.time_base or 0)
-            for number, (stamp, frame) in enumerate(self._decoded(container, stream)):
+            packets = self._packets(container, stream)
+            if entry is not None:
+                packets = self._packets_from(entry, container, stream)
+            decoded = self._decoded(stream, packets)
+            for number, (stamp, frame) in enumerate(decoded, 0 if entry is None else entry.number):
+                self.reached = number + 1
                 if number < start:
                     continue
                 image = None
@@ -162,7 +172,40 @@ class VideoSource:
                     time = number / float(self.rate) if self.rate else float("nan")
                 yield Frame(number, time, image, "")
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[int | None, Any]]:
+    def _entry(self, start: int) -> Entry | None:
+        """A keyframe at or before frame `start` whose number is certain."""
+        with self._open() as container:
+            stream = _pictures(container, self.path)
+            known = any(name in container.format.name for name in FORMATS)
+            if not known or stream.codec_context.name in _HIDES_FRAMES:
+                return None
+            packets = self._packets(container, stream)
+            if not frame_a_packet(stream, packets, self.av.error.FFmpegError):
+                return None
+        with self._open() as container:
+            stream = _pictures(container, self.path)
+            return find_entry(self._packets(container, stream), start)
+
+    def _packets_from(self, entry: Entry, container: Any, stream: Any) -> Iterator[Any]:
+        """The packets from an entry on. The container's index leads near it, where it has one."""
+        try:
+            container.seek(entry.stamp, stream=stream)
+        except self.av.error.FFmpegError:
+            container.seek(0)
+        packets = self._packets(container, stream)
+        first = next(packets)
+        if first.pts is None or first.pts > entry.stamp:
+            container.seek(0)
+            packets = self._packets(container, stream)
+            first = next(packets)
+        while first.pts != entry.stamp:
+            first = next(packets, None)
+            if first is None:
+                return
+        yield first
+        yield from packets
+
+    def _decoded(self, stream: Any, packets: Iterable[Any]) -> Iterator[tuple[int | None, Any]]:
         """(time or None, picture or None) in the order of presentation; times in units of the
         stream, which never go back."""
         codec = stream.codec_context
@@ -170,7 +213,7 @@ class VideoSource:
         step = round(1 / (self.rate * stream.time_base)) if self.rate and stream.time_base else 1
         times = FrameTimes(step, codec.name in _HIDES_FRAMES)
         end = 0
-        for packet in self._packets(container, stream):
+        for packet in packets:
             if packet.pts is not None:
                 end = max(end, packet.pts + (packet.duration or step))
             if packet.size and not packet.is_discard:

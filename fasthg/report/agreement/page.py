@@ -8,7 +8,6 @@ from html import escape
 import numpy as np
 
 from fasthg import html
-from fasthg.data.agreement.crowd import Floats
 from fasthg.data.agreement.measure import Agreement
 from fasthg.report.agreement.measure import Agreement
 from fasthg.report.agreement.tables import tables

@@ -29,7 +29,8 @@ def config() -> Config:
 def predict(network: Dots, config: Config) -> Callable[..., SourceResult]:
     """`predict_source` with the dots' network; keywords are those of Options.
 
-    keys: what else the configuration says. locator: of the animals; none by default.
+    keys: what else the configuration says. locator: of the animals; none by default. weights:
+    which they are.
     """
 
     def run(
@@ -39,14 +40,15 @@ def predict(network: Dots, config: Config) -> Callable[..., SourceResult]:
         using: Any = None,
         keys: Any = None,
         locator: Any = None,
+        weights: str = "w",
         **given: Any,
     ) -> SourceResult:
         seen = [0]
         return predict_source(
             *(source, using or network, config.model_copy(update=keys), Options(**given), locator),
-            weights="w",
+            weights=weights,
             clock=Clock(),
-            progress=lambda done: seen.__setitem__(0, done),
+            progress=lambda done, made: seen.__setitem__(0, done),
             stop=lambda: stop_at is not None and seen[0] >= stop_at,
         )
 

@@ -154,3 +154,42 @@ def test_netcdf_in_xarray_and_movement(rows: Rows, tmp_path: Path) -> None:
         one = found.sel(individuals="white", keypoints="left ear", space="y")
         np.testing.assert_array_equal(one.position, rows.keypoints[:, 1, 1, 1])
         pytest.importorskip("movement.kinematics").compute_velocity(found.position)
+
+
+def test_parts_that_a_filter_left_out(rows: Rows, tmp_path: Path) -> None:
+    rows.keypoints[4, 0, 1] = np.nan
+    entries = json.loads(written(rows, "coco", tmp_path).read_text())
+    (entry,) = (e for e in entries if e["image_id"] == 4 and e["keypoints"][3:6] == [0, 0, 0])
+    np.testing.assert_allclose(entry["keypoints"][:2], rows.keypoints[4, 0, 0], atol=1e-3)
+    mars = json.loads(written(rows, "mars", tmp_path).read_text())
+    x = np.array(mars["keypoints"])[4, 0, 0]
+    np.testing.assert_allclose(x, rows.keypoints[[4, 3, 4], 0, [0, 1, 2], 0], atol=1e-3)
+    assert mars["scores"][4][0][1] == 0 < mars["scores"][4][0][0]
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(written(rows, "sleap_h5", tmp_path)) as file:
+        assert file["track_occupancy"][4].tolist() == [1, 1]
+
+
+def test_rows_of_a_part_of_a_film(rows: Rows, tmp_path: Path) -> None:
+    """Frames 3 to 8: by their numbers in tables, at their places in arrays, at their times."""
+    part = Rows(**{**vars(rows), "first": 3, "times": rows.times + 3 / 25})
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_csv(written(part, "csv", tmp_path))
+    assert sorted(set(table["frame"])) == list(range(3, 9))
+    entries = json.loads(written(part, "coco", tmp_path).read_text())
+    assert {entry["image_id"] for entry in entries} == {3, 4, 6, 7, 8}
+    mars = json.loads(written(part, "mars", tmp_path).read_text())
+    found = np.array(mars["keypoints"])[4, 0]
+    np.testing.assert_allclose(found, rows.keypoints[1, 0].T, atol=1e-3)
+    assert np.array(mars["scores"])[:3].max() == 0
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(written(part, "sleap_h5", tmp_path)) as file:
+        assert file["track_occupancy"][:, 0].tolist() == [0, 0, 0, 1, 1, 0, 1, 1, 1]
+        np.testing.assert_allclose(file["tracks"][0, :, :, 4].T, rows.keypoints[1, 0])
+    with h5py.File(written(part, "netcdf", tmp_path)) as file:
+        np.testing.assert_allclose(file["time"][:], np.arange(3, 9) / 25)
+        assert file.attrs["first_frame"] == 3
+    pytest.importorskip("tables")
+    frames = pandas.read_hdf(written(part, "dlc_h5", tmp_path))
+    assert list(frames.index) == list(range(9))
+    assert frames.iloc[:3].isna().all(axis=None) and not frames.iloc[4].isna().any()

@@ -16,7 +16,8 @@ import torch
 from moving_dots import OFFSETS, PARTS, SIZE, Dots, DotsLocator, dots, write_video
 
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
-from fasthg.inference.video.frame import Frame
+from fasthg.inference.video.filtering import Filter
+from fasthg.inference.video.frame import Frame, FrameRange
 from fasthg.inference.video.made_from import is_overlay, read_record
 from fasthg.inference.video.predict_source import WHOLE, Options, SourceResult, check_targets
 from fasthg.inference.video.sources import find_sources
@@ -87,7 +88,7 @@ def test_poses_of_low_scores_are_told_with_a_remedy(
     seen, black = dots((100, 90)), dots(None)
     few, many = ([seen] * (8 - n) + [black] * n for n in (1, 2))
     assert predict(Made(tmp_path, few), **options).notes == []
-    (note,) = predict(Made(tmp_path, many), **options).notes
+    (note,) = predict(Made(tmp_path, many), **options, again=True).notes
     assert note.startswith("2 of 8 poses have scores below 0.3 in most parts; " + remedy)
 
 
@@ -153,7 +154,7 @@ def test_two_animals_keep_their_rows_when_they_pass_each_other(
     if abs(whole[0, 0, 0, 1] - truth[0, 0, 0, 1]) > 20:
         truth = truth[:, ::-1]
     np.testing.assert_allclose(whole, truth, atol=1.5)
-    predict(source, locator=DotsLocator(most=2), stop_at=17)
+    predict(source, locator=DotsLocator(most=2), stop_at=17, again=True)
     resumed = rows_of(predict(source, locator=DotsLocator(most=2), resume=True), 2)
     np.testing.assert_array_equal(resumed, whole)
     # --animals bounds the rows.
@@ -323,7 +324,8 @@ def test_results_of_one_film_are_kept_from_another_of_its_name(
     images = [dots((100, 90))] * 4
     first = Made(tmp_path, images)
     assert predict(first, boxes=WHOLE).replaced == []
-    assert predict(first, boxes=WHOLE).replaced == [tmp_path / "made.pose.csv"]
+    replaced = predict(first, boxes=WHOLE, again=True).replaced
+    assert replaced == [tmp_path / "made.pose.csv"]
     check_targets([first], Options())
     other = Made(tmp_path, images[:3])
     other.path = tmp_path / "made.avi"
@@ -372,7 +374,7 @@ def test_a_file_that_is_broken_in_the_middle_is_noted(
         bad = [packet.pos for packet in container.demux(container.streams.video[0])][5]
     content = path.read_bytes()
     path.write_bytes(content[:bad] + bytes(16) + content[bad + 16 :])
-    (note,) = predict(find_sources([path])[0], boxes=WHOLE).notes
+    (note,) = predict(find_sources([path])[0], boxes=WHOLE, again=True).notes
     assert note == (
         "the file breaks off after 5 frames (at 0.2 s of 0.5 s); repair or copy it again"
     )
@@ -384,15 +386,67 @@ def test_what_is_finished_is_not_predicted_again(
     source = Made(tmp_path, [dots((100, 90))] * 4)
     predict(source, boxes=WHOLE, stop_at=4)
     assert predict(source, boxes=WHOLE, resume=True).new == 0
-    network.batches.clear()
-    again = predict(source, boxes=WHOLE, resume=True)
-    assert again.finished and not network.batches
-    assert again.notes == ["finished before: made.pose.csv; leave out --resume to predict again"]
-    assert not predict(source, boxes=WHOLE, resume=True, formats=("csv", "mars")).finished
+    for resume in (False, True):
+        network.batches.clear()
+        again = predict(source, boxes=WHOLE, resume=resume)
+        assert again.finished and not network.batches
+        assert again.notes == ["done before (made.pose.csv); --again makes it anew"]
+    assert predict(source, boxes=WHOLE, again=True).new == 4
+    assert not predict(source, boxes=WHOLE, formats=("csv", "mars")).finished
     with pytest.raises(DataError, match="these results were made with another decode"):
         predict(source, boxes=WHOLE, resume=True, keys={"DECODE": "argmax"})
-    (tmp_path / "made.pose.csv").write_text("edited")
-    assert predict(source, boxes=WHOLE, resume=True).new == 4
+    with pytest.raises(ConfigError, match="--again: starts anew, --resume goes on"):
+        Options(again=True, resume=True).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"keys": {"DECODE": "argmax"}}, "decode"),
+        ({"keys": {"FLIP_TEST": True}}, "flip_test"),
+        ({"keys": {"PRECISION": "bf16"}}, "precision"),
+        ({"weights": "others"}, "weights"),
+        ({"boxes": True}, "boxes"),
+    ],
+)
+def test_what_others_made_is_made_anew_and_named(
+    tmp_path: Path, predict: Predict, given: dict[str, object], what: str
+) -> None:
+    source = Made(tmp_path, [dots((100, 90))] * 4)
+    predict(source, boxes=WHOLE)
+    if given.get("boxes"):
+        given = {"boxes": tmp_path / "b.csv"}
+        given["boxes"].write_text("frame,x1,y1,x2,y2\n0,60,50,140,130\n")
+    outcome = predict(source, **{"boxes": WHOLE, **given})
+    assert outcome.new == 4 and outcome.replaced == [tmp_path / "made.pose.csv"]
+    assert outcome.notes[0] == f"made anew: what was there is of another {what}"
+    assert predict(source, **{"boxes": WHOLE, **given}).finished
+
+
+def test_results_that_were_edited_or_deleted_are_not_done(tmp_path: Path, predict: Predict) -> None:
+    source, table = Made(tmp_path, [dots((100, 90))] * 4), tmp_path / "made.pose.csv"
+    predict(source, boxes=WHOLE)
+    table.write_text("edited")
+    assert predict(source, boxes=WHOLE).new == 4
+    table.unlink()
+    assert predict(source, boxes=WHOLE).new == 4
+    assert predict(source, boxes=WHOLE).finished
+    source.images = source.images[:3]
+    assert predict(source, boxes=WHOLE).new == 3
+
+
+def test_a_record_of_an_older_version_is_read_and_its_results_are_made_anew(
+    tmp_path: Path, predict: Predict
+) -> None:
+    source, made = Made(tmp_path, [dots((100, 90))] * 4), tmp_path / ".made.made.json"
+    predict(source, boxes=WHOLE)
+    content = json.loads(made.read_text())
+    for key in ("fasthg", "precision"):
+        del content["made_from"][key]
+    made.write_text(json.dumps(content))
+    # What --resume has always left out stays left out.
+    assert predict(source, boxes=WHOLE, resume=True).finished
+    assert predict(source, boxes=WHOLE).notes == ["made anew: what was there is of another fasthg"]
 
 
 def test_drawings_are_no_input(tmp_path: Path, predict: Predict) -> None:
@@ -433,7 +487,7 @@ def test_a_drawing_of_another_confidence_is_not_finished(tmp_path: Path, predict
         predict(source, **given, overlay=True, confidence=0.9)
     # Without a drawing nothing depends on it, and rows are gone on with.
     assert predict(source, **given, confidence=0.9).finished
-    predict(source, boxes=WHOLE, overlay=True, stop_at=1)
+    predict(source, boxes=WHOLE, overlay=True, stop_at=1, again=True)
     assert not predict(source, **given, overlay=True, confidence=0.9).finished
 
 
@@ -511,3 +565,110 @@ def test_inputs(tmp_path: Path) -> None:
             find_sources([tmp_path / path])
     with pytest.raises(ConfigError, match="is given twice"):
         find_sources([tmp_path / "b.png", tmp_path / "b.png"])
+
+
+@pytest.mark.parametrize("locator", [None, DotsLocator])
+def test_a_part_of_a_film_keeps_numbers_and_times(tmp_path, predict, locator) -> None:
+    source = Made(tmp_path, [dots(centre) for centre in CENTRES])
+    given = {"locator": locator()} if locator else {"boxes": WHOLE}
+    whole = table(predict(source, **given))
+    for text, first, stop in (("7:19", 7, 19), (":6", 0, 6), ("33:", 33, 40)):
+        outcome = predict(source, **given, frames=FrameRange.parse(text))
+        part = table(outcome)
+        assert outcome.notes == ["made anew: what was there is of another frames"]
+        expected = whole[whole.frame.between(first, stop - 1)].reset_index(drop=True)
+        assert list(part["frame"]) == list(expected["frame"])
+        np.testing.assert_array_equal(part["time_s"], expected["time_s"])
+        np.testing.assert_allclose(part[["x", "y"]], expected[["x", "y"]], atol=0.6)
+
+
+def test_a_part_of_a_film_goes_on_where_it_stopped(tmp_path: Path, predict: Predict) -> None:
+    source = Made(tmp_path, [dots(centre) for centre in CENTRES])
+    given = {"boxes": WHOLE, "frames": FrameRange(5, 30)}
+    whole = table(predict(source, **given))
+    assert predict(source, **given, stop_at=8, again=True).rows == 8
+    with pytest.raises(DataError, match="made with another frames"):
+        predict(source, boxes=WHOLE, resume=True)
+    assert predict(source, **given, resume=True).new == 17
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "made.pose.csv"), whole)
+    assert predict(source, **given).finished
+
+
+def test_frames_beyond_the_end(tmp_path: Path, predict: Predict) -> None:
+    source = Made(tmp_path, [dots((100, 90))] * 8)
+    (note,) = predict(source, boxes=WHOLE, frames=FrameRange(6, 90)).notes
+    assert note == "--frames 6:90: it ends after 8 frames"
+    with pytest.raises(DataError, match=r"--frames 8:: it has 8 frames; begin before its end"):
+        predict(source, boxes=WHOLE, frames=FrameRange(8))
+
+
+def test_boxes_of_a_part_of_a_film_are_numbered_as_the_film(
+    tmp_path: Path, predict: Predict, network: Dots
+) -> None:
+    source, file = Made(tmp_path, [dots(c) for c in CENTRES[:12]]), tmp_path / "b.csv"
+    lines = [f"{n},{x - 30},{y - 30},{x + 30},{y + 30}" for n, (x, y) in enumerate(CENTRES[:12])]
+    file.write_text("\n".join(["frame,x1,y1,x2,y2", *lines[4:9]]))
+    locator = DotsLocator(blind=range(12))
+    outcome = predict(source, boxes=file, locator=locator, frames=FrameRange(4, 9))
+    truth = np.array(CENTRES[4:9])[:, None] + OFFSETS
+    np.testing.assert_allclose(points(outcome), truth, atol=0.6)
+    assert outcome.notes == []
+    # Boxes are there for all of them, so nothing had to be found.
+    assert locator._frame == 0
+
+
+def test_an_overlay_of_a_part_of_a_film_begins_with_it(tmp_path: Path, predict: Predict) -> None:
+    av = pytest.importorskip("av")
+    path = write_video(tmp_path / "walk.mp4", [dots(c) for c in CENTRES[:20]])
+    (source,) = find_sources([path])
+    outcome = predict(source, boxes=WHOLE, overlay=True, frames=FrameRange(12, 17))
+    with av.open(str(outcome.files[-1])) as container:
+        frames = list(container.decode(video=0))
+    np.testing.assert_allclose([f.time for f in frames], np.arange(5) / 25, atol=1e-3)
+    drawn = frames[2].to_ndarray(format="bgr24").astype(int)
+    near = [np.abs(drawn - dots(c)).sum() for c in CENTRES[:20]]
+    assert int(np.argmin(near)) == 14
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("5", "give A:B, two numbers from 0"),
+        ("a:b", "give A:B, two numbers from 0"),
+        ("-5:", "frames are counted from the first one, 0"),
+        ("0:100:2", "steps are not possible"),
+        ("7:7", "holds no frame"),
+        (":0", "holds no frame"),
+    ],
+)
+def test_frames_that_are_none(text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"--frames {text}: {why}"):
+        FrameRange.parse(text)
+
+
+def test_filtered_rows_go_to_files_of_their_own(tmp_path: Path, predict: Predict) -> None:
+    images = [dots(c) for c in CENTRES[:20]]
+    images[8] = dots((200, 150))
+    plain = table(predict(Made(tmp_path, images), boxes=WHOLE))
+    given = {"boxes": WHOLE, "filter": Filter.parse("median:5", 0.3, None)}
+    outcome = predict(Made(tmp_path, images), **given)
+    names = [path.name for path in outcome.files]
+    assert names == ["made.pose.csv", "made.filtered.pose.csv"]
+    pandas.testing.assert_frame_equal(table(outcome), plain)
+    found = pandas.read_csv(outcome.files[1])[["x", "y"]].to_numpy().reshape(-1, 3, 2)
+    truth = np.array(CENTRES[:20])[:, None] + OFFSETS
+    assert np.abs(points(outcome)[8] - truth[8]).max() > 50
+    np.testing.assert_allclose(found, truth, atol=4)
+    assert predict(Made(tmp_path, images), **given).finished
+    other = {**given, "filter": Filter.parse("median:3", 0.3, None)}
+    assert predict(Made(tmp_path, images), **other).notes[0].endswith("of another filter")
+    # Without one the rows that are there are what is asked for.
+    assert predict(Made(tmp_path, images), boxes=WHOLE).finished
+
+
+def test_images_are_not_filtered(tmp_path: Path, predict: Predict) -> None:
+    cv2.imwrite(str(tmp_path / "0.png"), dots((100, 90)))
+    (source,) = find_sources([tmp_path / "0.png"])
+    outcome = predict(source, boxes=WHOLE, filter=Filter(fill=3))
+    assert [path.suffix for path in outcome.files] == [".csv"]
+    assert outcome.notes == ["images do not follow each other; not filtered"]
