@@ -35,8 +35,8 @@ def import_av(path: Path) -> Any:
         import av
     except ImportError:
         raise missing_package(f"{path}: a video", "PyAV", "predict") from None
-    # The decoder's own remarks would tear the progress bar; what matters is counted here.
-    av.logging.set_level(av.logging.PANIC)
+    # PyAV's default, no remarks of the decoder, is kept: at any level it takes Python's lock for
+    # one, and a thread of the decoder that makes one while a film is closed early waits for ever.
     return av
 
 

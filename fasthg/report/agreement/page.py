@@ -9,7 +9,6 @@ import numpy as np
 
 from fasthg import html
 from fasthg.data.agreement.measure import Agreement
-from fasthg.report.agreement.measure import Agreement
 from fasthg.report.agreement.tables import tables
 from fasthg.report.chart import BLUE, STYLE, Axis, Chart, charts
 from fasthg.words import counted

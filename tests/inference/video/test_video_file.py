@@ -232,3 +232,8 @@ def test_images_need_no_pyav() -> None:
     code = "import sys; sys.modules['av'] = None; import fasthg.inference.video.predict"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert video_file.VideoSource.names == ()
+
+
+def test_the_decoder_says_nothing_through_python() -> None:
+    video_file.import_av(Path("film.mp4"))
+    assert av.logging.get_level() is None

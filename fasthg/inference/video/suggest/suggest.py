@@ -226,7 +226,7 @@ def _predicted(
             locator,
             weights="",
             clock=Clock(),
-            progress=lambda done: progress(film, "predict", done, film.count),
+            progress=lambda done, _: progress(film, "predict", done, film.count),
             stop=stop,
         )
     return None if result.stopped else result.poses
