@@ -58,6 +58,10 @@ def predict(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Draw the keypoints into a video or images.")
     ] = False,
+    trail: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Draw where each animal was in the N frames before."),
+    ] = 0,
     flip_test: Annotated[
         bool, typer.Option("--flip-test", help="Average with the mirrored image.")
     ] = False,
@@ -136,6 +140,7 @@ def predict(
         animals=animals,
         confidence=confidence,
         overlay=overlay,
+        trail=trail,
         resume=resume,
         frames=WHOLE_FILM if frames is None else FrameRange.parse(frames),
         filter=Filter.parse(filter_, filter_score, fill),

@@ -1,1 +1,1 @@
-"""How parts are drawn: one palette and one set of marks for all pictures; text, legends, sheets."""
+"""How parts are drawn: one palette and one set of marks for every picture."""

@@ -140,29 +140,30 @@ def draw_line(
     width: px.
     """
     xy = np.asarray(points, np.float64)
-    whole = np.isfinite(xy.sum(axis=1))
+    turns = np.flatnonzero(np.diff(np.r_[False, np.isfinite(xy.sum(axis=1)), False].astype(int)))
+    runs = [_sixteenths(xy[a:b]) for a, b in turns.reshape(-1, 2).tolist() if b - a > 1]
     for ink, wide in ((rim, width + 2), (colour, width)):
-        if ink is None:
-            continue
-        for k in np.flatnonzero(whole[:-1] & whole[1:]):
-            ends = fine(xy[k]), fine(xy[k + 1])
-            cv2.line(image, *ends, ink, wide, cv2.LINE_AA, _FINE)
+        if ink is not None:
+            cv2.polylines(image, runs, False, ink, wide, cv2.LINE_AA, _FINE)
 
 
-def draw_box(image: Pixels, box: Sequence[float], colour: Rgb, width: int = 1) -> None:
-    """A box x1 y1 x2 y2, px, with a black rim of 1 px; none where an edge is NaN.
-
-    width: px.
-    """
-    if not np.isfinite(np.asarray(box, np.float64)).all():
+def draw_box(image: Pixels, box: Sequence[float], colour: Rgb) -> None:
+    """A box x1 y1 x2 y2, px: 1 px inside it, a black rim outside; none where an edge is NaN."""
+    if not np.isfinite(np.asarray(box, np.float64).sum()):
         return
     x1, y1, x2, y2 = np.clip(np.rint(box), -_FAR, _FAR).astype(int).tolist()
-    for ink, wide in ((BLACK, width + 2), (colour, width)):
-        cv2.rectangle(image, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), ink, wide)
+    right, bottom = max(x2 - 1, x1), max(y2 - 1, y1)
+    cv2.rectangle(image, (x1 - 1, y1 - 1), (right + 1, bottom + 1), BLACK)
+    cv2.rectangle(image, (x1, y1), (right, bottom), colour)
 
 
 def fine(at: ArrayLike) -> tuple[int, int]:
     """A position as OpenCV draws it with `shift` 4: sixteenths of a px, from a pixel's centre."""
-    shifted = (np.clip(np.asarray(at, np.float64), -_FAR, _FAR) - 0.5) * (1 << _FINE)
-    x, y = np.rint(shifted).astype(int).tolist()
+    x, y = _sixteenths(at).tolist()
     return x, y
+
+
+def _sixteenths(at: ArrayLike) -> NDArray[np.int32]:
+    """`fine` of positions (..., 2)."""
+    shifted = (np.clip(np.asarray(at, np.float64), -_FAR, _FAR) - 0.5) * (1 << _FINE)
+    return np.rint(shifted).astype(np.int32)

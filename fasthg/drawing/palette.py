@@ -17,6 +17,11 @@ PALETTE: tuple[Rgb, ...] = (
     *((230, 159, 0), (86, 180, 233), (240, 228, 66), (0, 158, 115)),
     *((204, 121, 167), (213, 94, 0), (0, 114, 178)),
 )
+# Paul Tol's bright scheme, for animals: other colours than those of parts, and safe as those are.
+_ANIMALS: tuple[Rgb, ...] = (
+    *((238, 102, 119), (102, 204, 238), (204, 187, 68), (170, 51, 119)),
+    *((68, 119, 170), (34, 136, 51)),
+)
 # What matplotlib has beside the names of CSS, as configurations of MARS are written for it.
 _LETTERS = {"r": "red", "g": "green", "b": "blue", "c": "cyan", "m": "magenta", "y": "yellow"}
 _LETTERS |= {"k": "black", "w": "white"}
@@ -43,6 +48,11 @@ def part_colours(parts: Parts) -> list[Rgb]:
         rgb = colorsys.hls_to_rgb(number / parts.NUM_PARTS, lightness, 0.85)
         colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
     return colours
+
+
+def animal_colours(count: int) -> list[Rgb]:
+    """Red, green and blue, 0 to 255, of each of several animals; six differ."""
+    return [_ANIMALS[number % len(_ANIMALS)] for number in range(count)]
 
 
 def _rgb(name: str) -> Rgb:

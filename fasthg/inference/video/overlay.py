@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fasthg.data.opencv_loader import Image
 from fasthg.files import write_atomically
 from fasthg.inference.video.frame import Frame, Source
+from fasthg.inference.video.painter import Painter, Style
 from fasthg.inference.video.pipeline import ahead
 from fasthg.inference.video.row_store import Rows
 from fasthg.inference.video.video_file import VideoSource
 from fasthg.inference.video.video_writer import TICK, encoder
 
 _AHEAD = 8
-Color = tuple[int, int, int]
 
 
-def draw(image: Image, rows: Rows, frame: int, colors: Sequence[Color], confidence: float) -> Image:
-    """A copy of the image with a disc a part, a ring where its score is below `confidence`, and
-    each animal's box.
-
-    image: BGR uint8 (height, width, 3). colors: red, green, blue a part.
-    """
-    image = image.copy()
-    radius = max(2, round(max(image.shape[:2]) / 200))
-    for animal in range(len(rows.animals)):
-        box = rows.boxes[frame, animal]
-        if np.isfinite(box).all():
-            x1, y1, x2, y2 = (int(v) for v in np.rint(box))
-            cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), (200, 200, 200), 1)
-        points, scores = rows.keypoints[frame, animal], rows.scores[frame, animal]
-        for (x, y), score, color in zip(points, scores, colors, strict=True):
-            if not np.isfinite((x, y)).all():
-                continue
-            # A pixel's centre lies half a pixel after its corner, where fasthg counts from.
-            centre = (round((x - 0.5) * 16), round((y - 0.5) * 16))
-            sure = score >= confidence
-            cv2.circle(
-                *(image, centre, radius * 16, color[::-1]),
-                *(cv2.FILLED if sure else 1, cv2.LINE_AA, 4),
-            )
-    return image
-
-
-def overlay(
-    source: Source, rows: Rows, path: Path, colors: Sequence[Color], confidence: float
-) -> None:
+def overlay(source: Source, rows: Rows, path: Path, style: Style) -> None:
     """Draw all rows: a video to `path`, an mp4 with the source's times; images into the folder
     `path` under their names, as PNG.
 
@@ -59,15 +30,16 @@ def overlay(
     Raises:
         EnvironmentFault: PyAV has no encoder.
     """
+    painter = Painter(rows, style)
     frames = ahead(_until(source.frames(rows.skipped), len(rows)), _AHEAD)
     with closing(frames):
         if isinstance(source, VideoSource):
-            write_atomically(path, lambda at: _video(source, frames, rows, at, colors, confidence))
+            write_atomically(path, lambda at: _video(source, frames, painter, at))
             return
         for frame in frames:
             if frame.image is None:
                 continue
-            drawn = draw(frame.image, rows, frame.number, colors, confidence)
+            drawn = painter.draw(frame)
             encoded = cv2.imencode(".png", drawn)[1].tobytes()
             target = path / Path(frame.name).with_suffix(".png")
             write_atomically(target, lambda at, data=encoded: _put(at, data))  # type: ignore[misc]
@@ -87,10 +59,8 @@ def _until(frames: Iterator[Frame], count: int) -> Iterator[Frame]:
 def _video(
     source: VideoSource,
     frames: Iterator[Frame],
-    rows: Rows,
+    painter: Painter,
     path: Path,
-    colors: Sequence[Color],
-    confidence: float,
 ) -> None:
     av = source.av
     # Chroma of yuv420p is half as large each way, so sides are made even.
@@ -104,7 +74,7 @@ def _video(
             image = frame.image
             if image is None or image.shape[1::-1] != source.size:
                 image = np.zeros((source.size[1], source.size[0], 3), np.uint8)
-            image = draw(image, rows, frame.number, colors, confidence)
+            image = painter.draw(replace(frame, image=image))
             padded = cv2.copyMakeBorder(
                 *(image, 0, height - source.size[1], 0, width - source.size[0]),
                 cv2.BORDER_REPLICATE,

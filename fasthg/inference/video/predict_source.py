@@ -15,7 +15,6 @@ import numpy as np
 
 from fasthg import __version__
 from fasthg.config import Config
-from fasthg.drawing.palette import part_colours
 from fasthg.errors import ConfigError, DataError, missing_package
 from fasthg.files import write_atomically
 from fasthg.inference.locator import Locator
@@ -26,6 +25,7 @@ from fasthg.inference.video.frame import WHOLE_FILM, FrameRange, Source
 from fasthg.inference.video.keypoints import Network, Predictor
 from fasthg.inference.video.made_from import read_record, write_record
 from fasthg.inference.video.overlay import overlay
+from fasthg.inference.video.painter import Style
 from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.plan import Plan
 from fasthg.inference.video.row_store import Rows, RowStore, rows_of_another
@@ -63,6 +63,8 @@ class Options:
     confidence: float = 0.3
     """Least score of a part that is drawn as found."""
     overlay: bool = False
+    trail: int = 0
+    """Over how many frames the overlay shows where each animal came from."""
     resume: bool = False
     frames: FrameRange = WHOLE_FILM
     """Of each source, the frames that are predicted; they keep their numbers and times."""
@@ -79,6 +81,8 @@ class Options:
         package that a format needs."""
         if self.again and self.resume:
             raise ConfigError("--again: starts anew, --resume goes on; give one of them")
+        if self.trail and not self.overlay:
+            raise ConfigError("--trail: shown in the overlay alone; add --overlay")
         for name in self.formats:
             if name not in FORMATS:
                 raise ConfigError(f"--to {name}: unknown format; use {', '.join(FORMATS)}")
@@ -214,7 +218,7 @@ def predict_source(
     # version may be gone on with; what is finished by another one is made anew.
     recorded = {**made_from, "fasthg": __version__, "precision": config.PRECISION}
     if options.overlay:
-        recorded["confidence"] = options.confidence
+        recorded |= {"confidence": options.confidence, "trail": options.trail}
     if options.filter is not None and not source.names:
         recorded["filter"] = str(options.filter)
     elif options.overlay:
@@ -288,8 +292,8 @@ def predict_source(
                     result.files.append(path)
         if not stopped and options.overlay:
             with clock.of("overlay"):
-                colors = part_colours(config.PARTS)
-                overlay(source, treated.from_zero(), paths["overlay"], colors, options.confidence)
+                style = Style.of(config, options.confidence, options.trail)
+                overlay(source, treated.from_zero(), paths["overlay"], style)
             result.files.append(paths["overlay"])
         written = {kind: path for kind, path in asked.items() if path in result.files}
         write_record(paths["made"], source.path, recorded, done, not stopped, written)
