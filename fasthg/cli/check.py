@@ -23,6 +23,7 @@ def check(
     from fasthg.config.sides import flip_doubts
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
+    from fasthg.drawing.palette import part_colours
     from fasthg.files import write_text
     from fasthg.runtime.tables import print_table
 
@@ -37,7 +38,7 @@ def check(
     )
     report.notes += flip_doubts(settings)
     if html is not None:
-        write_text(html, page.write(report, indices, parts.LEFT_RIGHT_PAIRS))
+        write_text(html, page.write(report, indices, part_colours(parts)))
     if as_json:
         print_json(report.as_json())
     else:

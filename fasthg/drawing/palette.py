@@ -37,15 +37,20 @@ def part_colours(parts: Parts) -> list[Rgb]:
         ConfigError: an entry of PARTS.COLORS is no colour.
     """
     given = [_rgb(name) for name in parts.COLORS]
-    if len(given) >= parts.NUM_PARTS:
-        return given[: parts.NUM_PARTS]
-    if len(PALETTE) >= parts.NUM_PARTS:
-        return list(PALETTE[: parts.NUM_PARTS])
+    return (
+        given[: parts.NUM_PARTS] if len(given) >= parts.NUM_PARTS else own_colours(parts.NUM_PARTS)
+    )
+
+
+def own_colours(count: int) -> list[Rgb]:
+    """Red, green and blue, 0 to 255, of each of several parts without PARTS.COLORS."""
+    if len(PALETTE) >= count:
+        return list(PALETTE[:count])
     colours = []
-    for number in range(parts.NUM_PARTS):
+    for number in range(count):
         # Neighbours differ in lightness, too: hues of twenty parts are hard to tell apart.
         lightness = (0.62, 0.42)[number % 2]
-        rgb = colorsys.hls_to_rgb(number / parts.NUM_PARTS, lightness, 0.85)
+        rgb = colorsys.hls_to_rgb(number / count, lightness, 0.85)
         colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
     return colours
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,7 +295,7 @@ def test_the_page_shows_the_worst(tmp_path: Path) -> None:
     records[0].bbox[:] = np.nan
     write_frames(tmp_path / "set", map(encode, records))
     found, indices = check({"train": str(tmp_path / "set")}, 4, names=NAMES, pairs=[(1, 2)])
-    text = page.write(found, indices, [(1, 2)])
+    text = page.write(found, indices)
     assert text.count("data:image/jpeg;base64,") == 10
     assert text.index("nose at 100,-18") < text.index("nose at 100,-10")
     assert "http" not in text
@@ -314,3 +315,44 @@ def test_nothing_is_invented_about_synthetic_mice(tmp_path: Path) -> None:
     write_dataset(tmp_path, seed=0, frames={"train": 12, "val": 6}, size=(192, 160))
     splits = {s: str(tmp_path / f"{s}_dataset-*") for s in ("train", "val")}
     assert check(splits, 7, pairs=[(2, 1), (5, 4)])[0].problems == []
+
+
+def test_the_page_tells_how_problems_are_found_and_what_is_labelled(tmp_path: Path) -> None:
+    records = [record(number) for number in range(10)]
+    swap(records[7])
+    records[3].visibility = np.full((1, 4), 2, np.uint8)
+    records[3].visibility[0, 0] = 1
+    write_frames(tmp_path / "set", map(encode, records))
+    found, indices = check({"train": str(tmp_path / "set")}, 4, names=NAMES, pairs=[(1, 2)])
+    text = page.write(found, indices, [(1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12)])
+    assert "At least 80 % of the animals agree" in text
+    assert text.count("background:rgb(4, 5, 6)") == 1
+    assert set(problems.FOUND_BY) == set(problems.KINDS)
+    row = re.search(rf"<tr><td>{NAMES[0]}</td>(.*?)</tr>", text.split("Labels by part")[1])
+    assert row is not None and re.findall(r">(\d+)<", row[1]) == ["9", "1"]
+    assert "data:image/png" in text.split("Positions of labels")[1]
+
+
+def test_the_animal_is_cropped_and_its_parts_are_named(tmp_path: Path) -> None:
+    records = [record(number) for number in range(10)]
+    swap(records[7])
+    write_frames(tmp_path / "set", map(encode, records))
+    found, indices = check({"train": str(tmp_path / "set")}, 4, names=NAMES, pairs=[(1, 2)])
+    (problem,) = found.problems
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+
+    def shown(names: Sequence[str]) -> np.ndarray:
+        jpeg = page._picture(problem, indices["train"], names, colours)
+        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
+
+    named, nameless = shown(NAMES), shown([""] * 4)
+    assert named.shape[0] == named.shape[1] == page._SIDE
+    assert (np.abs(named - nameless).max(axis=2) > 120).sum() > 100
+    # Green, part 1, lies where the crop's map has it.
+    index = indices["train"]
+    size = np.array([index.width[7], index.height[7]] * 2)
+    view = np.array(page._view(index.bbox[7] * size, index.keypoints[7], size)).reshape(2, 2)
+    half = (0.5 + page._MARGIN) * np.ptp(view, axis=0).max()
+    wanted = (index.keypoints[7, 1] - view.mean(axis=0) + half) * page._SIDE / (2 * half)
+    y, x = np.nonzero((nameless[..., 1] > 180) & (nameless[..., (0, 2)].max(axis=2) < 110))
+    assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx(wanted.tolist(), abs=1.0)

@@ -31,6 +31,28 @@ KINDS = (
 )
 """Kinds of problems, in the order of reports."""
 
+FOUND_BY = {
+    NOTHING: "A split is named in DATA, and its files hold no animal.",
+    BROKEN_RECORD: "The record's checksum or its fields cannot be read; training stops there.",
+    WRONG_COUNTS: "Lists of a record, as of boxes and parts, differ in length; training stops.",
+    BAD_BOX: "A box is no number, or less than a pixel wide or high; training stops there.",
+    BAD_IMAGE: "The image cannot be decoded, or its size is another than the record says.",
+    SAME_ID: "Two records have one image/id.",
+    SAME_IMAGE: "Two images hold the same bytes; in two splits they make the test too easy.",
+    NEAR_IMAGE: "No pixel of the images' thumbnails of 32x32 px differs by more than 4 grey "
+    "levels, once their brightness is made equal.",
+    UNLABELLED: "An animal has a box and no part; it teaches nothing.",
+    OUTSIDE_IMAGE: "A part is more than 1 px beyond the image's border.",
+    OUTSIDE_BOX: "A part is more than 1 px beyond its animal's box; the crop may lose it.",
+    BOX_OUTSIDE: "A box reaches more than 1 px beyond the image's border.",
+    TINY: "The longer side of a box is less than 16 px.",
+    IDENTICAL: "The two parts of a pair are within 0.5 px of each other.",
+    SWAPPED: "Seen from above, left and right lie on fixed sides of the line from their middle to "
+    "a part on the midline. At least 80 % of the animals agree; these clearly do not.",
+    WRONG_AREA: "The area is less than 1 % or more than 400 % of the square around the box.",
+}
+"""Kind of problem -> how it is found, or what it means."""
+
 
 @dataclass(frozen=True)
 class Problem:
