@@ -62,6 +62,9 @@ def predict(
         int,
         typer.Option(min=0, metavar="N", help="Draw where each animal was in the N frames before."),
     ] = 0,
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Show the least sure frames on one picture.")
+    ] = False,
     flip_test: Annotated[
         bool, typer.Option("--flip-test", help="Average with the mirrored image.")
     ] = False,
@@ -141,6 +144,7 @@ def predict(
         confidence=confidence,
         overlay=overlay,
         trail=trail,
+        sheet=sheet,
         resume=resume,
         frames=WHOLE_FILM if frames is None else FrameRange.parse(frames),
         filter=Filter.parse(filter_, filter_score, fill),

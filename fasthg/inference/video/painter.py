@@ -158,7 +158,7 @@ class Painter:
             rows = slice(None) if self._film else slice(number, number + 1)
             points = self.rows.keypoints[rows].reshape(-1, 2)
             made = _Layout(self.style, self._colours, points, width, height)
-            made.animals = np.nan_to_num(_median(self._sizes[rows]), nan=0.0)
+            made.animals = np.nan_to_num(typical_sizes(self._sizes[rows]), nan=0.0)
             if not self._film:
                 self._layouts.clear()
             self._layouts[key] = made
@@ -275,7 +275,7 @@ def centres(rows: Rows) -> Floats:
         return np.asarray(total.sum(axis=2) / weights.sum(axis=2))
 
 
-def _median(sizes: Floats) -> Floats:
-    """(animals,) of (frames, animals), NaN left out."""
+def typical_sizes(sizes: Floats) -> Floats:
+    """(animals,) medians of (frames, animals) px, NaN left out."""
     found = ([size for size in column if np.isfinite(size)] for column in sizes.T.tolist())
     return np.array([float(np.median(each)) if len(each) else np.nan for each in found])

@@ -33,7 +33,7 @@ from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.signals import Signals
 from fasthg.words import counted
 
-_OVERLAYS = (".overlay.mp4", ".overlay")
+_OVERLAYS = (".overlay.mp4", ".overlay", ".sheet.png")
 
 
 def predict_all(

@@ -19,6 +19,7 @@ from fasthg.errors import ConfigError, DataError, missing_package
 from fasthg.files import write_atomically
 from fasthg.inference.locator import Locator
 from fasthg.inference.video.boxes import Boxes, read_boxes
+from fasthg.inference.video.contact_sheet import write_contact_sheet
 from fasthg.inference.video.filtering import Filter, filtered, irregular
 from fasthg.inference.video.formats import FORMATS
 from fasthg.inference.video.frame import WHOLE_FILM, FrameRange, Source
@@ -65,6 +66,8 @@ class Options:
     overlay: bool = False
     trail: int = 0
     """Over how many frames the overlay shows where each animal came from."""
+    sheet: bool = False
+    """Whether a contact sheet of the least sure frames is written."""
     resume: bool = False
     frames: FrameRange = WHOLE_FILM
     """Of each source, the frames that are predicted; they keep their numbers and times."""
@@ -125,6 +128,8 @@ def targets(source: Source, options: Options) -> dict[str, Path]:
     if options.overlay:
         suffix = ".overlay.mp4" if isinstance(source, VideoSource) else ".overlay"
         found["overlay"] = folder / f"{name}{suffix}"
+    if options.sheet:
+        found["sheet"] = folder / f"{name}.sheet.png"
     return {**found, "rows": folder / f".{name}.rows", "made": folder / f".{name}.made.json"}
 
 
@@ -217,7 +222,7 @@ def predict_source(
     # Rows are the same whatever is drawn of them, so this is of the record alone. Rows of another
     # version may be gone on with; what is finished by another one is made anew.
     recorded = {**made_from, "fasthg": __version__, "precision": config.PRECISION}
-    if options.overlay:
+    if options.overlay or options.sheet:
         recorded |= {"confidence": options.confidence, "trail": options.trail}
     if options.filter is not None and not source.names:
         recorded["filter"] = str(options.filter)
@@ -295,6 +300,10 @@ def predict_source(
                 style = Style.of(config, options.confidence, options.trail)
                 overlay(source, treated.from_zero(), paths["overlay"], style)
             result.files.append(paths["overlay"])
+        if not stopped and options.sheet:
+            style = Style.of(config, options.confidence)
+            if write_contact_sheet(source, found.from_zero(), paths["sheet"], style):
+                result.files.append(paths["sheet"])
         written = {kind: path for kind, path in asked.items() if path in result.files}
         write_record(paths["made"], source.path, recorded, done, not stopped, written)
         if not stopped:

@@ -289,6 +289,15 @@ def test_an_overlay_shows_the_parts_where_they_are(tmp_path: Path, predict: Pred
         assert np.hypot(columns + 0.5 - x, rows + 0.5 - y).min() < 4
 
 
+def test_a_contact_sheet(tmp_path: Path, predict: Predict) -> None:
+    pytest.importorskip("av")
+    path = write_video(tmp_path / "walk.mp4", [dots(centre) for centre in CENTRES])
+    outcome = predict(find_sources([path])[0], boxes=WHOLE, sheet=True)
+    assert outcome.files == [tmp_path / "walk.pose.csv", tmp_path / "walk.sheet.png"]
+    assert cv2.imread(str(outcome.files[1])).shape[1] > 5 * 300
+    assert is_overlay(outcome.files[1], (".sheet.png",)), "no input of another prediction"
+
+
 def test_an_overlay_of_images(tmp_path: Path, predict: Predict) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
