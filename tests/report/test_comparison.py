@@ -91,7 +91,7 @@ def test_seeds_are_one_group_and_another_key_is_another(tmp_path: Path) -> None:
     split, runs = read_runs([a, b, c])
     found = groups(runs)
     assert split == "test"
-    assert [group.name for group in found] == ["a, 2 seeds", "b"]
+    assert [group.name for group in found] == ["a (2 seeds)", "b"]
     assert found[0].errors(None) == pytest.approx((3.0, 2.0, 4.0))
     assert found[0].errors("tail") == pytest.approx((4.0, 2.0, 6.0))
     np.testing.assert_allclose(found[0].interval[:, -1], [2.0, 4.0])
@@ -163,7 +163,7 @@ def test_the_page_is_one_file_and_says_what_differs(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     found = Page(page)
     assert not {"script", "link", "iframe", "img"} & set(found.tags)
-    assert "a, 2 seeds and <c>: comparison" in found.text
+    assert "a (2 seeds) and <c>: comparison" in found.text
     # The group's mean and median validation, and its PCK; one run draws none.
     assert page.count("<polygon") == 2
     for row in ("<td>BATCH_SIZE</td><td>4</td><td>4</td><td>8</td>", "<td>RANDOM_SEED</td>"):

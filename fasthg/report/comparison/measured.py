@@ -74,7 +74,7 @@ class Group:
         first, number = self.runs[0].name, len(self.runs)
         seeds = {run.keys.get("RANDOM_SEED") for run in self.runs}
         kind = "seeds" if len(seeds) == number else "runs"
-        return first if number == 1 else f"{first}, {number} {kind}"
+        return first if number == 1 else f"{first} ({number} {kind})"
 
     def errors(self, part: str | None) -> tuple[float, float, float]:
         """Mean over the seeds, least and greatest mean error of a part, or of all; image px."""

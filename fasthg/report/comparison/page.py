@@ -61,9 +61,8 @@ def write(paths: Sequence[Path], out: Path) -> list[Group]:
     """
     split, runs = read_runs(paths)
     found = groups(runs)
-    title = " and ".join(group.name for group in found[:2]) + (
-        f" and {len(found) - 2} more" if len(found) > 2 else ""
-    )
+    names = [group.name for group in found]
+    title = " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
     write_text(out, html.page(f"{title}: comparison", _body(split, runs, found)))
     return found
 
@@ -196,24 +195,34 @@ def _draw(chart: Chart, number: int, x: Floats, seeds: Floats) -> None:
 def _by_part(split: str, found: Sequence[Group]) -> Iterator[str]:
     yield html.heading(f"Error by part, {split}")
     parts = list(dict.fromkeys(part for group in found for part in group.runs[0].parts))
-    rows = [
-        [name, *(cell for group in found for cell in _cells(group, part))]
-        for name, part in [*zip(parts, parts, strict=True), ("all parts", None)]
-    ]
-    head = ["part, px"]
+    named = [*zip(parts, parts, strict=True), ("all parts", None)]
+    head = ["mean, px"]
     for group in found:
-        head += [f"{group.name}: mean", "range" if len(group.runs) > 1 else "interval", "median"]
-    yield html.table(head, rows)
+        head += [group.name, "range" if len(group.runs) > 1 else "interval"]
+    yield html.table(
+        head, [[name, *(c for g in found for c in _mean(g, part))] for name, part in named]
+    )
+    medians = [[name, *(_median(group, part) for group in found)] for name, part in named]
+    yield html.table(["median, px", *(group.name for group in found)], medians)
 
 
-def _cells(group: Group, part: str | None) -> list[object]:
-    run = group.runs[0]
-    if part is not None and part not in run.parts:
-        return [Fixed(float("nan")), "-", Fixed(float("nan"))]
-    column = len(run.parts) if part is None else run.parts.index(part)
+def _has(group: Group, part: str | None) -> bool:
+    return part is None or part in group.runs[0].parts
+
+
+def _mean(group: Group, part: str | None) -> list[object]:
+    """Mean and range of a part, or of all."""
+    if not _has(group, part):
+        return [Fixed(float("nan")), "-"]
+    parts = group.runs[0].parts
     mean, low, high = group.errors(part)
+    column = len(parts) if part is None else parts.index(part)
     ends = (low, high) if len(group.runs) > 1 else group.interval[:, column]
-    return [Fixed(mean), span(*ends), Fixed(group.medians(part))]
+    return [Fixed(mean), span(*ends)]
+
+
+def _median(group: Group, part: str | None) -> Fixed:
+    return Fixed(group.medians(part) if _has(group, part) else float("nan"))
 
 
 def _differences_of_errors(split: str, found: Sequence[Group]) -> Iterator[str]:
