@@ -65,7 +65,7 @@ def settings_of(
         return Settings(resolve(document, "config", overrides))
     if config is not None:
         path = find_config(config)
-        stem = path.parent.name if path.name == FOLDER_CONFIG else path.stem
+        stem = path.absolute().parent.name if path.name == FOLDER_CONFIG else path.stem
         return Settings(load_config(path, overrides), path, stem)
     if resume is not None:
         folder = RunFolder.open(resume)

@@ -86,4 +86,6 @@ def test_two_commands_and_a_run(fasthg, tmp_path: Path, monkeypatch: pytest.Monk
     assert fasthg("eval", str(run))[0] == 0
     assert fasthg("train", "--resume", str(run), "NUM_TRAIN_ITERATIONS=4", "--no-eval")[0] == 0
     (tmp_path / "records").rename(tmp_path / "moved")
-    assert fasthg("train", "moved", *small, "--no-eval")[0] == 0
+    monkeypatch.chdir(tmp_path / "moved")
+    assert fasthg("train", ".", *small, "RUN_NAME=null", "--no-eval")[0] == 0
+    assert len([*Path("runs").glob("moved-*")]) == 1

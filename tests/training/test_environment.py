@@ -10,10 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fasthg.train import environment
 
 from fasthg.ops import OpPath
-from fasthg.train import environment
-from fasthg.train.environment import PACKAGES, describe_start, summarise, verdict
+from fasthg.training.environment import PACKAGES, describe_start, summarise, verdict
 
 COMPILED = [
     OpPath("a", "cpu", "native", "g++ 12"),
