@@ -67,7 +67,8 @@ def write_contact_sheet(
             if frame.number >= max(chosen):
                 break
     head = [
-        f"{rows.source.name}: the {len(pictures)} least sure poses of {len(rows) - rows.skipped} frames",
+        f"{rows.source.name}: the {len(pictures)} least sure poses of "
+        f"{len(rows) - rows.skipped} frames",
         f"Chosen in turn for a low mean score and for a jump between frames, apart in time. "
         f"Disc: score of {style.confidence:g} and more; ring: less.",
     ]

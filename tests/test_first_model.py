@@ -1,4 +1,4 @@
-"""docs/tutorial.md works: its files are written, its commands run in order, its Python as well.
+"""docs/first-model.md works: its files are written, its commands run in order, its Python as well.
 
 The data are made up and small, and so is the network: keys of its configuration are replaced here.
 """
@@ -83,7 +83,7 @@ class Block(NamedTuple):
 
 
 def blocks(repository: Path) -> list[Block]:
-    text = (repository / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    text = (repository / "docs" / "first-model.md").read_text(encoding="utf-8")
     return [Block(**match.groupdict()) for match in BLOCK.finditer(text)]
 
 
@@ -200,7 +200,7 @@ def test_every_command_of_the_tutorial_works(
                 CONFIG.write_text(small(written), encoding="utf-8")
             printed = capsys.readouterr().out
         elif block.kind == "python":
-            exec(compile(block.text, "docs/tutorial.md", "exec"), {})
+            exec(compile(block.text, "docs/first-model.md", "exec"), {})
         else:
             assert block.kind == "text", f"a block of {block.kind!r} is neither run nor a file"
             assert set(without_counts(block.text)) <= set(without_counts(printed))
@@ -216,7 +216,7 @@ def test_every_command_of_the_tutorial_works(
 def test_commands_within_its_sentences_exist(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = BLOCK.sub("", (repository / "docs" / "tutorial.md").read_text(encoding="utf-8"))
+    text = BLOCK.sub("", (repository / "docs" / "first-model.md").read_text(encoding="utf-8"))
     found = re.findall(r"`(fasthg [^`]+)`", text)
     assert len(found) >= 4
     for command in found:
