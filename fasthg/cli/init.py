@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,19 +15,6 @@ from fasthg.cli.convert import (
     print_report,
     shared_options,
 )
-from fasthg.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fasthg.data.convert.recognise import Found
-    from fasthg.data.convert.report import Report
-
-_OWN = {
-    "images": ("--images", ("coco", "slp")),
-    "categories": ("--category", ("coco",)),
-    "predictions": ("--predictions", ("slp",)),
-    "pose_model": ("--pose-model", ("mars",)),
-}
-"""Options that some converters alone have, and which."""
 
 
 @shared_options
@@ -56,53 +43,19 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Make records and a configuration from labels; then: fasthg train FOLDER."""
+    from fasthg.api.conversion import convert_found, folder_of
     from fasthg.data.convert.recognise import recognise
     from fasthg.runtime.signals import unwinding
 
-    found = recognise(source)
+    found, out = recognise(source), folder_of(source, folder)
     own = {
         "images": images,
         "categories": category,
         "predictions": predictions,
         "pose_model": pose_model,
     }
-    own = {name: value for name, value in own.items() if value}
-    for name in own:
-        option, kinds = _OWN[name]
-        if found.kind not in kinds:
-            raise ConfigError(f"{option}: has no meaning for {found.what} ({source}); leave it out")
-    out = folder or Path(f"{_name(source)}-fasthg")
     if not as_json:
         print(f"{source}: {found.what}, to {out}")
     with unwinding():
-        report = _convert(found, out, own | how)
+        report = convert_found(found, out, how, own)
     print_report(report, as_json)
-
-
-def _name(source: Path) -> str:
-    """The name of a project's folder or of a file."""
-    path = source.resolve()
-    return path.name.partition(".")[0] if path.is_file() else path.name
-
-
-def _convert(found: Found, out: Path, how: dict[str, Any]) -> Report:
-    path = Path(found.paths[0])
-    if found.kind == "mars":
-        from fasthg.data.convert import mars
-
-        return mars.convert(path, out, **how)
-    if found.kind == "dlc":
-        from fasthg.data.convert import dlc
-
-        return dlc.convert(path, out, **how)
-    if found.kind == "slp":
-        from fasthg.data.convert import slp
-
-        return slp.convert(path, out, videos=how.pop("images", None), **how)
-    if found.kind == "yolo":
-        from fasthg.data.convert import yolo
-
-        return yolo.convert(path, out, **how)
-    from fasthg.data.convert import coco
-
-    return coco.convert([coco.Source.parse(each) for each in found.paths], out, **how)

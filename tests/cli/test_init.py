@@ -50,7 +50,7 @@ def test_options_reach_the_converter(fasthg, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--predictions"], "--predictions: has no meaning for COCO keypoints"),
+        (["--pose-model", "top"], "--pose-model: has no meaning for COCO keypoints"),
         (["--split", "0.9/0.2/0"], "--split 0.9/0.2/0: give three shares"),
         (["--boxes", "tight"], "--boxes tight: use whole"),
         (["--split-by", "day"], "--split-by day: use frame, video, session, block"),
