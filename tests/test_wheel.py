@@ -1,8 +1,7 @@
 """The wheel in empty environments, away from the checkout: README's first commands.
 
 An environment has the wheel, and links to those packages of this one that an extra brings; nothing
-is downloaded. The extension is left out, as where there is no compiler: plain torch runs
-throughout.
+is downloaded. The extension is left out, as where there is no compiler, so plain torch runs.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def doctor(
     table.add_row("packages", ", ".join(there))
     missing = [name for name, version in facts["packages"].items() if not version]
     if missing:
-        table.add_row("missing", f"{', '.join(missing)}: see docs/install.md for what they are for")
+        table.add_row("missing", f"{', '.join(missing)} (extras bring them)")
     out = console()
     out.print(table)
     out.print(facts["verdict"], markup=False, highlight=False, soft_wrap=True)
