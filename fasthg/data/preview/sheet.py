@@ -5,59 +5,54 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fasthg import html
 from fasthg.config import Parts
 from fasthg.data.preview.crops import Crop, Preview
-
-# OpenCV's type hints promise no more than some array.
-Pixels = npt.NDArray[Any]
-
-# Okabe and Ito's palette, RGB, those first that stand out from both dark fur and bedding.
-_PALETTE = (
-    *((230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115)),
-    *((240, 228, 66), (213, 94, 0), (0, 114, 178)),
+from fasthg.drawing.marks import (
+    DISC,
+    RING,
+    SQUARE,
+    WHITE,
+    Mark,
+    Pixels,
+    draw_line,
+    draw_marks,
+    fine,
 )
-_WHITE, _BLACK, _INK, _GREY = (255, 255, 255), (0, 0, 0), (25, 25, 25), (110, 110, 110)
+from fasthg.drawing.palette import Rgb, part_colours
+
+_INK, _GREY = (25, 25, 25), (110, 110, 110)
 _SIDE = 256  # px, the least side of a crop shown; smaller ones are enlarged by a whole factor
 _LABEL, _GAP, _LINE = 210, 18, 19  # px: column of names, space between, height of a line
-_FINE = 4  # binary digits of a position below 1 px, as OpenCV draws
+_RADII = {DISC: 4.5, RING: 6.5, SQUARE: 3.5}  # px
 _COLUMNS = "repeat(auto-fill, minmax(26rem, 1fr))"  # of the page, each for a pair
-DISC, RING, SQUARE = "disc", "ring", "square"
 _BEYOND = "White line: the border of the image; beyond it its edge pixels are repeated."
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How a part is drawn: parts of a pair share a colour, and differ in shape."""
+class PartMark:
+    """How a part is drawn: in its colour; the parts of a pair differ in shape."""
 
-    colour: tuple[int, int, int]
+    colour: Rgb
     shape: str
 
 
-def marks(parts: Parts) -> list[Mark]:
-    """A mark for each part: a disc for the first of a pair, a ring for the second."""
-    marks = [Mark(_BLACK, SQUARE)] * parts.NUM_PARTS
+def part_marks(parts: Parts) -> list[PartMark]:
+    """A mark for each part: a disc for the first of a pair, a ring for the second, else a square."""
     shape: dict[int, str] = {}
-    first: dict[int, int] = {}
     for left, right in parts.LEFT_RIGHT_PAIRS:
         shape |= {left: DISC, right: RING}
-        first[right], first[left] = left, left
-    colours: dict[int, tuple[int, int, int]] = {}
-    for part in range(parts.NUM_PARTS):
-        group = first.get(part, part)
-        colours.setdefault(group, _PALETTE[len(colours) % len(_PALETTE)])
-        marks[part] = Mark(colours[group], shape.get(part, SQUARE))
-    return marks
+    return [
+        PartMark(colour, shape.get(part, SQUARE)) for part, colour in enumerate(part_colours(parts))
+    ]
 
 
-def draw(crop: Crop, styles: Sequence[Mark]) -> Pixels:
+def draw(crop: Crop, styles: Sequence[PartMark]) -> Pixels:
     """The crop with its targets: a mark on each keypoint and a circle of one sigma about it.
 
     A thin white line is the border of the image, where the crop leaves it.
@@ -66,44 +61,23 @@ def draw(crop: Crop, styles: Sequence[Mark]) -> Pixels:
     scale = -(-_SIDE // len(crop.image))
     image = np.ascontiguousarray(crop.image.repeat(scale, axis=0).repeat(scale, axis=1))
     if crop.border is not None:
-        corners = np.array([_fine(corner * scale - 0.5) for corner in crop.border], np.int32)
-        cv2.polylines(image, [corners], True, _WHITE, 1, cv2.LINE_AA, _FINE)
+        draw_line(image, np.concatenate([crop.border, crop.border[:1]]) * scale, WHITE, rim=None)
     for style, point, radius in zip(styles, crop.keypoints, crop.radii, strict=True):
         if np.isfinite(point).all():
-            # OpenCV counts from pixel centres.
-            _circle(image, point * scale - 0.5, radius * scale, style.colour, 1)
-    for style, point in zip(styles, crop.keypoints, strict=True):
-        if np.isfinite(point).all():
-            _mark(image, point * scale - 0.5, style)
+            around = round(radius * scale * 16)
+            cv2.circle(image, fine(point * scale), around, style.colour, 1, cv2.LINE_AA, 4)
+    draw_marks(
+        image,
+        [
+            _mark(style, *(point * scale))
+            for style, point in zip(styles, crop.keypoints, strict=True)
+        ],
+    )
     return image
 
 
-def _mark(image: Pixels, at: npt.NDArray[np.float64], style: Mark) -> None:
-    """Colour on black, which shows on any background."""
-    for colour, more in ((_BLACK, 1), (style.colour, 0)):
-        if style.shape == SQUARE:
-            low, high = (_fine(at + sign * (3.5 + more)) for sign in (-1, 1))
-            cv2.rectangle(image, low, high, colour, -1, cv2.LINE_AA, _FINE)
-        elif style.shape == DISC:
-            _circle(image, at, 4.5 + more, colour, -1)
-        else:
-            _circle(image, at, 6.0, colour, 2 + 2 * more)
-
-
-def _circle(
-    image: Pixels,
-    at: npt.NDArray[np.float64],
-    radius: float,
-    colour: tuple[int, int, int],
-    width: int,
-) -> None:
-    fine_radius = round(radius * (1 << _FINE))
-    cv2.circle(image, _fine(at), fine_radius, colour, width, cv2.LINE_AA, _FINE)
-
-
-def _fine(at: npt.NDArray[np.float64]) -> tuple[int, int]:
-    x, y = (at * (1 << _FINE)).round().astype(int).tolist()
-    return x, y
+def _mark(style: PartMark, x: float, y: float) -> Mark:
+    return Mark(style.shape, float(x), float(y), style.colour, _RADII[style.shape])
 
 
 class _Sheet:
@@ -111,14 +85,14 @@ class _Sheet:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.image = Image.new("RGB", (width, 64), _WHITE)
+        self.image = Image.new("RGB", (width, 64), WHITE)
         self.pen = ImageDraw.Draw(self.image)
         self.font = ImageFont.load_default(15)
         self.bottom = _GAP
 
     def reserve(self, height: int) -> None:
         if self.bottom + height > self.image.height:
-            taller = Image.new("RGB", (self.width, 2 * (self.bottom + height)), _WHITE)
+            taller = Image.new("RGB", (self.width, 2 * (self.bottom + height)), WHITE)
             taller.paste(self.image)
             self.image, self.pen = taller, ImageDraw.Draw(taller)
 
@@ -150,7 +124,7 @@ def _png(image: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _pair(before: Crop, after: Crop, styles: Sequence[Mark]) -> Pixels:
+def _pair(before: Crop, after: Crop, styles: Sequence[PartMark]) -> Pixels:
     """Both crops side by side, a white line between them."""
     left, right = draw(before, styles), draw(after, styles)
     return np.concatenate([left, np.full_like(left[:, :2], 255), right], axis=1)
@@ -175,7 +149,7 @@ def _notes(preview: Preview, parts: Parts) -> list[str]:
     ]
 
 
-def _legend(sheet: _Sheet, parts: Parts, styles: Sequence[Mark]) -> None:
+def _legend(sheet: _Sheet, parts: Parts, styles: Sequence[PartMark]) -> None:
     """Marks with names, in lines over the sheet's width."""
     sheet.reserve(2 * _LINE)
     x = _GAP
@@ -185,7 +159,7 @@ def _legend(sheet: _Sheet, parts: Parts, styles: Sequence[Mark]) -> None:
             x, sheet.bottom = _GAP, sheet.bottom + _LINE + 6
             sheet.reserve(2 * _LINE)
         patch = np.full((_LINE, _LINE, 3), 190, np.uint8)
-        _mark(patch, np.array([_LINE / 2, _LINE / 2]) - 0.5, style)
+        draw_marks(patch, [_mark(style, _LINE / 2, _LINE / 2)])
         sheet.image.paste(Image.fromarray(patch), (x, sheet.bottom))
         sheet.pen.text((x + 26, sheet.bottom), name, _INK, sheet.font)
         x += width
@@ -194,7 +168,7 @@ def _legend(sheet: _Sheet, parts: Parts, styles: Sequence[Mark]) -> None:
 
 def as_png(preview: Preview, parts: Parts, title: str) -> bytes:
     """The contact sheet: a row an augmentation, a pair before and after an instance."""
-    styles = marks(parts)
+    styles = part_marks(parts)
     side = len(draw(preview.before[0], styles))
     wide = 2 * side + 2
     sheet = _Sheet(_GAP + _LABEL + len(preview.before) * (wide + _GAP))
@@ -230,7 +204,7 @@ def as_page(preview: Preview, parts: Parts, title: str) -> str:
 
 
 def _body(preview: Preview, parts: Parts) -> Iterator[str]:
-    styles = marks(parts)
+    styles = part_marks(parts)
     yield f"<style>.pictures {{ grid-template-columns: {_COLUMNS}; }}</style>"
     yield from map(html.note, _notes(preview, parts))
     legend = _Sheet(560)
