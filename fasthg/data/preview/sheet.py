@@ -43,7 +43,7 @@ class PartMark:
 
 
 def part_marks(parts: Parts) -> list[PartMark]:
-    """A mark for each part: a disc for the first of a pair, a ring for the second, else a square."""
+    """For each part: a disc for the first of a pair, a ring for the second, or a square."""
     shape: dict[int, str] = {}
     for left, right in parts.LEFT_RIGHT_PAIRS:
         shape |= {left: DISC, right: RING}
