@@ -66,11 +66,11 @@ def write_contact_sheet(
                 pictures[frame.number] = (crop[..., ::-1], _told(frame, doubt, rows))
             if frame.number >= max(chosen):
                 break
+    why = "a low mean score" if rows.names else "a low mean score and for a jump, apart in time"
     head = [
         f"{rows.source.name}: the {len(pictures)} least sure poses of "
         f"{len(rows) - rows.skipped} frames",
-        f"Chosen in turn for a low mean score and for a jump between frames, apart in time. "
-        f"Disc: score of {style.confidence:g} and more; ring: less.",
+        f"Chosen for {why}. Disc: score of {style.confidence:g} and more; ring: less.",
     ]
     cells = [pictures[number] for number in sorted(pictures)]
     picture = sheet(cells, _COLUMNS, head, style.parts, style.colours)

@@ -51,7 +51,7 @@ class Style:
     confidence: float
     """Least score of a part that is drawn solid; others are hollow and have no line."""
     trail: int = 0
-    """Over how many frames before it an animal's way is drawn."""
+    """Over how many frames before it an animal's way is drawn; never in images."""
 
     @classmethod
     def of(cls, config: Config, confidence: float, trail: int = 0) -> Style:
@@ -125,7 +125,7 @@ class Painter:
         ]
 
     def _trails(self, image: NDArray[Any], number: int) -> None:
-        if not self.style.trail:
+        if not self.style.trail or not self._film:
             return
         way = self._centres[max(0, number - self.style.trail) : number + 1]
         for animal, colour in enumerate(self._animals):

@@ -93,6 +93,9 @@ def test_a_trail_shows_the_frames_before_and_no_more() -> None:
         image = Painter(made, replace(STYLE, trail=trail)).draw(ground(number=9))
         shown = [at(image, middle[k] + (-7, 0)) != (100, 100, 100) for k in range(1, 10)]
         assert shown == [k > first for k in range(1, 10)]
+    images = replace(made, names=tuple(f"{k}.png" for k in range(10)))
+    image = Painter(images, replace(STYLE, trail=9)).draw(ground(number=9))
+    assert at(image, middle[5]) == (100, 100, 100), "images follow no order in time"
 
 
 def test_what_is_missing_is_not_drawn() -> None:
