@@ -27,7 +27,7 @@ def suggest(
         list[str], typer.Argument(metavar="FILM... [KEY=VALUE]...", help="Films; overrides.")
     ],
     count: Annotated[
-        int, typer.Option("-n", "--frames", min=1, help="How many frames, of all films together.")
+        int, typer.Option("-n", "--count", min=1, help="How many frames, of all films together.")
     ] = 50,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="FOLDER", help="A new folder.")

@@ -27,7 +27,7 @@ def test_records_and_configuration_are_those_of_init(config, tmp_path: Path) -> 
         if name.startswith("train_dataset"):
             made = [(tmp_path / way / name).read_bytes() for way in ("python", "command")]
             assert made[0] == made[1]
-    assert settings_of(tmp_path / "python").config.PARTS.NAMES == report.parts
+    assert report.parts == settings_of(tmp_path / "python").config.PARTS.NAMES
 
 
 def test_option_of_another_format_is_refused(config, tmp_path: Path) -> None:

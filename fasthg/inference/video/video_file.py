@@ -159,18 +159,23 @@ class VideoSource:
             if entry is not None:
                 packets = self._packets_from(entry, container, stream)
             decoded = self._decoded(stream, packets)
-            for number, (stamp, frame) in enumerate(decoded, 0 if entry is None else entry.number):
-                self.reached = number + 1
-                if number < start:
-                    continue
-                image = None
-                if frame is not None:
-                    image = self._axes.shown(frame.to_ndarray(format="bgr24"))
-                if stamp is not None:
-                    time = stamp * base
-                else:
-                    time = number / float(self.rate) if self.rate else float("nan")
-                yield Frame(number, time, image, "")
+            try:
+                for number, (stamp, frame) in enumerate(decoded, entry.number if entry else 0):
+                    self.reached = number + 1
+                    if number < start:
+                        continue
+                    image = None
+                    if frame is not None:
+                        image = self._axes.shown(frame.to_ndarray(format="bgr24"))
+                    if stamp is not None:
+                        time = stamp * base
+                    else:
+                        time = number / float(self.rate) if self.rate else float("nan")
+                    yield Frame(number, time, image, "")
+            finally:
+                # Who leaves early leaves packets in the decoder's threads. These need Python's lock
+                # to free them, which PyAV holds while it closes a codec, but not while it flushes.
+                stream.codec_context.flush_buffers()
 
     def _entry(self, start: int) -> Entry | None:
         """A keyframe at or before frame `start` whose number is certain."""

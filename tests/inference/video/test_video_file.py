@@ -237,3 +237,16 @@ def test_images_need_no_pyav() -> None:
 def test_the_decoder_says_nothing_through_python() -> None:
     video_file.import_av(Path("film.mp4"))
     assert av.logging.get_level() is None
+
+
+@pytest.mark.slow
+def test_films_left_early_do_not_block(tmp_path: Path) -> None:
+    """Closing a decoder that still held packets waited for ever, in one of some twenty films."""
+    path = write_video(tmp_path / "film.mp4", grey(25))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from fasthg.inference.video.video_file import VideoSource\n"
+        "for _ in range(60): next(VideoSource(Path(sys.argv[1])).frames(8))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=120, check=False)
+    assert done.returncode == 0

@@ -36,8 +36,6 @@ class Film:
     """(frames,)."""
     open: Flags
     """(frames,) whether a frame may be chosen: it can be decoded and is not labelled."""
-    labelled: npt.NDArray[np.int64]
-    """Numbers of the frames that are labelled already."""
 
 
 def least_distance(times: Array, frames: float) -> float:
@@ -65,16 +63,15 @@ def candidates(
 ) -> list[tuple[int, int]]:
     """(film, frame) of the most doubtful frames, `CANDIDATES` for each of `count` to choose.
 
-    In each film they are far enough apart from one another, from frames that are `taken` and from
-    labelled ones. Half of them are shared out evenly, so that each film has some to choose from.
+    In each film they are far enough apart from one another and from frames that are `taken`. Half
+    of them are shared out evenly, so that each film has some to choose from.
     """
     share = count / len(films)
     found: list[tuple[bool, float, int, int]] = []
     for number, film in enumerate(films):
         distance = least_distance(film.times, share)
         blocked = ~film.open
-        own = [frame for f, frame in taken if f == number]
-        for frame in (*own, *film.labelled.tolist()):
+        for frame in (frame for f, frame in taken if f == number):
             _block(blocked, film.times, frame, distance)
         kept = 0
         # Ties in the order of the film.

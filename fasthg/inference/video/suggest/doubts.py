@@ -23,8 +23,6 @@ Array = npt.NDArray[np.float64]
 
 SCORE, MISSING, JUMP, SHAPE, UNSTABLE = "score", "missing", "jump", "shape", "unstable"
 REASONS = (SCORE, MISSING, JUMP, SHAPE, UNSTABLE)
-MOST = 10.0
-"""Robust standard deviations beyond which a part is not more doubtful."""
 WORST = 0.25
 """Share of the parts, the most doubtful ones, whose mean is that of a pose: one leg is enough."""
 SCORE_FLOOR = 0.05
@@ -62,7 +60,7 @@ class Doubts:
 
 
 def robust(values: Array, usual: Array, floor: float) -> Array:
-    """By how many robust standard deviations `values` exceed the median of `usual`, 0..MOST.
+    """By how many robust standard deviations `values` exceed the median of `usual`, from 0.
 
     values: (..., parts). usual: (n, parts), NaN where nothing is known. floor: least deviation.
     What is NaN, or a column without usual values, gives 0.
@@ -72,7 +70,7 @@ def robust(values: Array, usual: Array, floor: float) -> Array:
     median = np.nanmedian(filled, axis=0)
     spread = 1.4826 * np.nanmedian(np.abs(filled - median), axis=0)
     above = (values - median) / np.maximum(spread, floor)
-    return np.where(known, np.nan_to_num(above).clip(0, MOST), 0.0)
+    return np.where(known, np.nan_to_num(above).clip(0), 0.0)
 
 
 def worst(doubts: Array) -> Array:
@@ -151,14 +149,12 @@ def _jumps(rows: Rows) -> Array:
     """(frames, animals, parts): how far a part is from the middle between the frames around it.
 
     That tells the frame of a jump there and back from its neighbours, and leaves steady motion out.
-    At a gap it is the half of the way from the one neighbour.
+    Beside a gap nothing is known.
     """
     points = rows.keypoints
     nothing = np.full_like(points[:1], np.nan)
     before = np.concatenate([nothing, points[:-1]])
     after = np.concatenate([points[1:], nothing])
-    there = np.isfinite(before), np.isfinite(after)
-    before, after = np.where(there[0], before, points), np.where(there[1], after, points)
     length = body_length(rows)
     far: Array = np.hypot(*np.moveaxis(points - (before + after) / 2, -1, 0)) / length
     usual = far.reshape(-1, far.shape[-1])
@@ -194,13 +190,13 @@ def _shapes(rows: Rows) -> tuple[Array, list[tuple[int, int]]]:
 
 
 def _missing(rows: Rows) -> Array:
-    """(frames, animals): MOST for an animal without a row in a frame that could be decoded.
+    """(frames, animals): 1 for an animal without a row in a frame that could be decoded.
 
     In gaps longer than ABSENT, where the animal may not be in the picture, it is less.
     """
     there: npt.NDArray[np.bool_] = np.all(np.isfinite(rows.keypoints), axis=(2, 3))
     decoded = rows.sizes[:, 0] > 0
-    found = np.where(there | ~decoded[:, None], 0.0, MOST)
+    found = np.where(there | ~decoded[:, None], 0.0, 1.0)
     times = np.where(np.isfinite(rows.times), rows.times, np.arange(len(rows)))
     for animal in range(there.shape[1]):
         seen = np.flatnonzero(there[:, animal])

@@ -234,10 +234,9 @@ def _predicted(
 
 def _film(rows: Rows, measures: Doubts, labelled: set[int]) -> Film:
     times = np.where(np.isfinite(rows.times), rows.times, np.arange(len(rows)))
-    numbers = np.array(sorted(n for n in labelled if n < len(rows)), np.int64)
     free = rows.sizes[:, 0] > 0
-    free[numbers] = False
-    return Film(np.maximum.accumulate(times), measures.total(), free, numbers)
+    free[[number for number in labelled if number < len(rows)]] = False
+    return Film(np.maximum.accumulate(times), measures.total(), free)
 
 
 def _chosen(
