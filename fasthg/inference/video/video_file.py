@@ -20,11 +20,20 @@ from fasthg.data.opencv_loader import Image
 from fasthg.errors import DataError, missing_package
 from fasthg.inference.video.frame import Frame
 from fasthg.inference.video.frame_times import FrameTimes
-from fasthg.inference.video.seeking import FORMATS, WORTH, Entry, find_entry, frame_a_packet
+from fasthg.inference.video.seeking import (
+    FORMATS,
+    WORTH,
+    Entry,
+    find_entry,
+    frame_a_packet,
+    fresh_start,
+)
 
 # Their packets may hold frames that are never shown.
 _HIDES_FRAMES = ("vp8",)
 _DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d*)?)")
+# Mark of a packet whose frame is not given.
+_LEAD = "lead"
 # AV_DISPOSITION_ATTACHED_PIC
 _COVER = 0x400
 
@@ -149,18 +158,24 @@ class VideoSource:
         """Frames from `start` on, with the numbers, times and pixels that they have when all are
         read. Decoding begins at a keyframe shortly before, where its number is certain, else at
         the beginning: see `seeking`."""
-        entry = self._entry(start) if start >= WORTH else None
+        yield from self._read(start, self._entry(start) if start >= WORTH else None)
+
+    def _read(self, start: int, entry: Entry | None) -> Iterator[Frame]:
+        """As `frames`, decoding from `entry`, else from the beginning."""
         self.broken, self.reached = None, 0
+        first = 0 if entry is None else entry.number
         with self._open() as container:
             stream = _pictures(container, self.path)
             stream.thread_type = "AUTO"
             base = float(stream.time_base or 0)
-            packets = self._packets(container, stream)
-            if entry is not None:
+            if entry is None:
+                packets = self._packets(container, stream)
+            else:
                 packets = self._packets_from(entry, container, stream)
-            decoded = self._decoded(stream, packets)
             try:
-                for number, (stamp, frame) in enumerate(decoded, entry.number if entry else 0):
+                for number, (stamp, frame) in enumerate(self._decoded(stream, packets), first):
+                    if entry is not None and number == first and frame is None:
+                        break  # no place to begin at
                     self.reached = number + 1
                     if number < start:
                         continue
@@ -172,27 +187,35 @@ class VideoSource:
                     else:
                         time = number / float(self.rate) if self.rate else float("nan")
                     yield Frame(number, time, image, "")
+                else:
+                    return
             finally:
                 # Who leaves early leaves packets in the decoder's threads. These need Python's lock
                 # to free them, which PyAV holds while it closes a codec, but not while it flushes.
                 stream.codec_context.flush_buffers()
+        yield from self._read(start, None)
 
     def _entry(self, start: int) -> Entry | None:
         """A keyframe at or before frame `start` whose number is certain."""
         with self._open() as container:
             stream = _pictures(container, self.path)
             known = any(name in container.format.name for name in FORMATS)
-            if not known or stream.codec_context.name in _HIDES_FRAMES:
+            codec = stream.codec_context
+            fresh = fresh_start(codec.name, bytes(codec.extradata or b""))
+            if not known or fresh is None:
                 return None
             packets = self._packets(container, stream)
             if not frame_a_packet(stream, packets, self.av.error.FFmpegError):
                 return None
         with self._open() as container:
             stream = _pictures(container, self.path)
-            return find_entry(self._packets(container, stream), start)
+            return find_entry(self._packets(container, stream), start, fresh)
 
     def _packets_from(self, entry: Entry, container: Any, stream: Any) -> Iterator[Any]:
-        """The packets from an entry on. The container's index leads near it, where it has one."""
+        """The first packet, marked as LEAD, and those from an entry on. The container's index leads
+        near it, where it has one."""
+        lead = next(self._packets(container, stream))
+        lead.opaque = _LEAD
         try:
             container.seek(entry.stamp, stream=stream)
         except self.av.error.FFmpegError:
@@ -207,6 +230,7 @@ class VideoSource:
             first = next(packets, None)
             if first is None:
                 return
+        yield lead
         yield first
         yield from packets
 
@@ -221,15 +245,20 @@ class VideoSource:
         for packet in packets:
             if packet.pts is not None:
                 end = max(end, packet.pts + (packet.duration or step))
-            if packet.size and not packet.is_discard:
+            lead = packet.opaque is _LEAD
+            if packet.size and not packet.is_discard and not lead:
                 packet.opaque = times.sent(packet)
             try:
                 frames = stream.decode(packet)
             except self.av.error.FFmpegError:
+                if lead:
+                    continue
                 for stamp in times.failed(codec.has_b_frames):
                     yield stamp, None
                 continue
             for frame in frames:
+                if frame.opaque is _LEAD:
+                    continue
                 for stamp, lost in times.appeared(frame.opaque, frame.pts, codec.has_b_frames):
                     yield stamp, None if lost or frame.is_corrupt else frame
         for stamp in times.left():

@@ -11,7 +11,7 @@ from field_pictures import field_pictures
 from moving_dots import write_video
 
 from fasthg.inference.video import seeking, video_file
-from fasthg.inference.video.seeking import Entry, find_entry
+from fasthg.inference.video.seeking import Entry, find_entry, fresh_start
 from fasthg.inference.video.video_file import VideoSource
 
 av = pytest.importorskip("av")
@@ -28,6 +28,9 @@ class Packet:
     size: int = 9
     is_corrupt: bool = False
     is_discard: bool = False
+
+    def __bytes__(self) -> bytes:
+        return b"a picture"
 
 
 def in_order(*keys: int, count: int = 20) -> list[Packet]:
@@ -63,6 +66,26 @@ def test_packets_that_are_no_frame_each_are_not_counted(place: int, change) -> N
     packets = in_order(0, 6)
     vars(packets[place]).update(change)
     assert find_entry(packets, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("codec", "header", "data", "idr"),
+    [
+        ("h264", b"\1...\xff", b"\0\0\0\2\x09\x10\0\0\0\3\x65..", True),
+        ("h264", b"\1...\xff", b"\0\0\0\2\x06\x10\0\0\0\3\x41..", False),
+        ("h264", b"\1...\xfd", b"\0\2\x06\x10\0\3\x65..", True),
+        ("h264", b"", b"\0\0\0\1\x67..\0\0\1\x65..", True),
+        ("h264", b"", b"\0\0\0\1\x67..\0\0\1\x61..", False),
+        ("h264", b"", b"\0\0\0\1\x67..", False),
+        ("hevc", b"\1" + bytes(20) + b"\3", b"\0\0\0\4\x26\1..", True),
+        ("hevc", b"\1" + bytes(20) + b"\3", b"\0\0\0\4\x2a\1..", False),
+        ("mjpeg", b"", b"\xff\xd8", True),
+    ],
+)
+def test_pictures_after_which_nothing_before_is_needed(codec, header, data, idr) -> None:
+    fresh = fresh_start(codec, header)
+    assert fresh is not None and fresh(data) == idr
+    assert fresh_start("vp8", header) is None
 
 
 def noise(count: int) -> list[np.ndarray]:
@@ -133,3 +156,30 @@ def test_little_is_decoded_before_the_first_frame(tmp_path: Path, monkeypatch) -
     assert next(iter(source.frames(390))).number == 390
     assert len(decoded) <= 11
     assert seeking.WORTH < 390
+
+
+def test_a_keyframe_that_cannot_be_decoded_is_no_beginning(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(video_file, "WORTH", 1)
+    path = write_video(tmp_path / "a.mkv", noise(12), codec="mjpeg")
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        bad = [packet for packet in container.demux(container.streams.video[0])][7]
+    content[bad.pos + 8 : bad.pos + bad.size] = b"\7" * (bad.size - 8)
+    path.write_bytes(content)
+    source = VideoSource(path)
+    whole = [frame.image is None for frame in source.frames()]
+    assert whole[7]
+    assert [frame.image is None for frame in source.frames(7)] == whole[7:]
+
+
+@pytest.mark.slow
+def test_a_film_whose_first_packet_names_an_old_encoder(test_data: Path) -> None:
+    """Without that name its H.264, 4:4:4 by an x264 of 2015 or before, is decoded to rubbish."""
+    source = VideoSource(test_data / "openfield" / "videos" / "m3v1mp4.mp4")
+    entry = source._entry(400)
+    assert entry is not None and entry.number > 300
+    found, whole = source.frames(400), source._read(400, None)
+    for _ in range(40):
+        frame, expected = next(found), next(whole)
+        assert (frame.number, frame.time) == (expected.number, expected.time)
+        np.testing.assert_array_equal(frame.image, expected.image)

@@ -154,3 +154,27 @@ def test_one_line_for_each_mistake(trained, tmp_path: Path, fasthg) -> None:
         assert message in err, (arguments, err)
         assert err.count("\n") == 1, err
     assert not list(tmp_path.glob("*.pose.csv"))
+
+
+def test_a_folder_of_films_once_and_once_more(trained, tmp_path: Path, fasthg) -> None:
+    run, _ = trained
+    films = tmp_path / "films"
+    films.mkdir()
+    film(films / "long.mp4", 6)
+    film(films / "short.mp4", 2)
+    asked = [run.path, films, "--boxes", "whole", "--frames", "3:5", "--filter", "median:3"]
+    code, out, err = fasthg("predict", *asked)
+    assert code == 1 and err.count("\n") == 1
+    assert "1 of 2 inputs not predicted, see above: short.mp4" in err
+    assert f"{films}: 2 films" in out
+    assert "short.mp4: --frames 3:5: it has 2 frames; begin before its end" in out
+    assert "2 frames in" in out and "(frames/s): " in out and " limits" in out
+    names = ["long.filtered.pose.csv", "long.pose.csv"]
+    assert sorted(path.name for path in films.glob("*.csv")) == names
+    with (films / "long.pose.csv").open() as file:
+        assert {row["frame"] for row in csv.DictReader(file)} == {"3", "4"}
+    code, out, _ = fasthg("predict", *asked)
+    done = "long.mp4: done before (long.pose.csv, long.filtered.pose.csv); --again makes it anew"
+    assert code == 1 and done in out
+    code, out, _ = fasthg("predict", *asked, "--again")
+    assert code == 1 and "long.pose.csv (in place of an older one)" in out
