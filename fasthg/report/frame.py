@@ -14,7 +14,7 @@ from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.opencv_loader import PortableLoader
 from fasthg.data.sampler import BatchSampler
 from fasthg.drawing.crops import sheet
-from fasthg.drawing.marks import CROSS, RING, WHITE, Mark, Pixels, draw_marks
+from fasthg.drawing.marks import BLACK, WHITE, Pixels, draw_line, fine
 from fasthg.drawing.palette import part_colours
 from fasthg.errors import DataError
 from fasthg.inference.plots import compare_parts, save_picture
@@ -25,7 +25,7 @@ from fasthg.runs.weights import WeightsFile, load_model
 from fasthg.runtime.device import choose_device, choose_precision
 
 _FRAME = 900  # px, least length of a frame's longer side
-_CELL = 192  # px, about the side of a heatmap's picture
+_CELL = 256  # px, about the side of a heatmap's picture
 _RED, _LABEL = (255, 0, 0), (0, 255, 255)
 
 
@@ -76,7 +76,7 @@ def picture_frame(
             known = predictions.visibility[row] > 0
             labels = np.where(known[:, None], batch.keypoints[0].numpy(), np.nan)
             animal = int(index.object_number[instance])
-            title = f"{index.image_id(number)} #{animal}: heatmaps, a row a stack"
+            title = f"{index.image_id(number)} #{animal}: heatmaps"
             picture = draw_heatmaps(batch.images[0].numpy(), heatmaps, labels, config, title)
             paths.append(stem.with_name(f"{stem.name}_animal{animal}_heatmaps.png"))
             save_picture(picture, paths[-1])
@@ -122,8 +122,8 @@ def draw_heatmaps(
     """Heatmaps over the crop: a line a stack, a column a part, the last line the network's answer.
 
     Values are shown from 0 to 1, the higher the more red. Under each picture: the height of the
-    peak, and how far it is from the label, in heatmap cells. A cross marks the peak, a ring the
-    label.
+    peak, and how far it is from the label, in heatmap cells. White strokes point at the peak, and
+    a ring lies around the label.
 
     Args:
         image: RGB (input, input, 3), grey levels.
@@ -143,7 +143,7 @@ def draw_heatmaps(
         for part, heatmap in enumerate(maps):
             picture, told = _heatmap(crop, heatmap, labels[part])
             pictures.append((picture, f"{config.PARTS.NAMES[part]}: {told}"))
-    key = "Red: the heatmap, from 0 to 1; cross: its peak; ring: the label. A line a stack."
+    key = "Red: the heatmap, from 0 to 1; white: its peak; ring: the label. A line a stack."
     return sheet(pictures, heatmaps.shape[1], [title, key])
 
 
@@ -165,12 +165,19 @@ def _heatmap(
     )[..., None]
     picture = (crop * (1 - shown) + np.array(_RED) * shown + 0.5).astype(np.uint8)
     y, x = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
-    at = np.asarray(label, float) * cell
-    marks = [
-        Mark(RING, float(at[0]), float(at[1]), _LABEL, 5.5),
-        Mark(CROSS, float(x * cell), float(y * cell), WHITE, 4.0),
-    ]
-    draw_marks(picture, marks)
+    _outline(picture, np.array([x, y]) * cell, np.asarray(label, float) * cell)
     away = float(np.hypot(*(label - (x, y))))
     off = "no label" if np.isnan(away) else f"{away:.1f} cells off"
     return picture, f"{heatmap.max():.2f}, {off}"
+
+
+def _outline(picture: Pixels, peak: NDArray[np.floating], label: NDArray[np.floating]) -> None:
+    """Thin marks that leave the heatmap visible: strokes towards the peak, a ring about the label.
+
+    peak, label: px of the picture; a label at NaN has no ring.
+    """
+    if np.isfinite(label.sum()):
+        for colour, width in ((BLACK, 3), (_LABEL, 1)):
+            cv2.circle(picture, fine(label), 12 << 4, colour, width, cv2.LINE_AA, 4)
+    for step in np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]):
+        draw_line(picture, [peak + 5 * step, peak + 11 * step], WHITE)

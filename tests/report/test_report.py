@@ -397,17 +397,19 @@ def test_heatmaps_lie_where_they_were_predicted(
     names = trained.config().PARTS.NAMES
     assert told[7 + 3] == f"{names[3]}: 1.00, 3.0 cells off"
     assert told[0] == f"{names[0]}: 0.00, no label"
-    # Cells of 12 px; the peak is at the corner of cell 4, 12, whose middle the cross hides.
+    # Cells of 16 px; the peak is at the corner of cell 4, 12, and no mark hides it.
     picture = shown[7 + 3].astype(int)
-    assert picture.shape == (192, 192, 3)
-    red = (picture[..., 0] > 200) & (picture[..., 1] < 150)
-    y, x = np.nonzero(red)
-    assert len(x) > 20
+    assert picture.shape == (256, 256, 3)
+    red = picture[..., 0] - picture[..., 1]
+    y, x = np.unravel_index(int(red.argmax()), red.shape)
+    assert (x + 0.5, y + 0.5) == (pytest.approx(64, abs=1), pytest.approx(192, abs=1))
+    cyan = (picture[..., 2] > 200) & (picture[..., 0] < 120)
+    y, x = np.nonzero(cyan)
     assert (x.mean() + 0.5, y.mean() + 0.5) == (
-        pytest.approx(48, abs=1.5),
-        pytest.approx(144, abs=1.5),
+        pytest.approx(64, abs=0.6),
+        pytest.approx(144, abs=0.6),
     )
-    assert (shown[0][20:] == 200).all()
+    assert (shown[0][24:] == 200).all()
 
 
 def test_crops_as_mars_evaluates(
