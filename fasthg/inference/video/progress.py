@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 LINE_S = 60.0
@@ -98,7 +99,7 @@ class Shown:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            _Column(advance),
+            _Column(advance, Column(no_wrap=True)),
             console=console,
             transient=True,
             expand=True,
@@ -118,7 +119,9 @@ class Shown:
         """The next film begins."""
         self.advance.begin()
         self._said = time.perf_counter()
-        name = self._names[self.advance.film]
+        name, most = self._names[self.advance.film], max(8, self._console.width // 3)
+        if len(name) > most:  # names of films often differ at their ends
+            name = f"\N{HORIZONTAL ELLIPSIS}{name[1 - most :]}"
         self._bars.reset(self._film, total=self.advance.count, description=name, visible=True)
 
     def reached(self, done: int, made: int) -> None:
@@ -144,8 +147,8 @@ class Shown:
 class _Column(ProgressColumn):
     """Numbers at the end of a bar."""
 
-    def __init__(self, advance: Advance) -> None:
-        super().__init__()
+    def __init__(self, advance: Advance, table_column: Column) -> None:
+        super().__init__(table_column)
         self._advance = advance
 
     def render(self, task: Task) -> Text:

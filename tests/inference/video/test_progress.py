@@ -84,3 +84,14 @@ def test_a_terminal_gets_bars_for_the_film_and_for_several(films: int) -> None:
     shown_text = text.getvalue()
     assert "first.mp4" in shown_text and "50/100" in shown_text
     assert ("film 1/2" in shown_text) == (films == 2)
+
+
+def test_a_long_name_leaves_room_for_the_numbers() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=60)
+    with Shown(Advance([100]), ["2024-01-03_a_very_long_name_of_cam1.mp4"], console) as shown:
+        shown.begin()
+        shown.reached(50, 50)
+        shown._bars.refresh()
+    assert "_of_cam1.mp4" in text.getvalue() and "50/100" in text.getvalue()
+    assert "left" in text.getvalue()
