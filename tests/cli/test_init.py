@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import sources
 
 from fasthg.config import load_config
-from tests.support import sources
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sources
 
 from fasthg.config import Config, find_config, load_config, read_document
+from fasthg.config.here import text_elsewhere
 from fasthg.config.sides import flip_doubts
 from fasthg.data.convert import coco, dlc, mars
 from fasthg.data.convert.coco import Source
 from fasthg.data.index.record_index import RecordIndex
-from tests.support import sources
 
 PARTS = {"nose": "snout", "left ear": "left ear", "right ear": "right ear"}
 
@@ -39,6 +40,8 @@ def test_recipe_of_the_preset_with_data_and_parts_of_the_source(tmp_path: Path) 
     assert report.lines()[-1] == f"train with: fasthg train {tmp_path / 'out'}"
     cfg = load_config(find_config(tmp_path / "out"))
     assert cfg.DATA.TRAIN is not None and cfg.DATA.VAL is None
+    text = report.config.read_text()
+    assert text.count("$HERE") == 3 and text_elsewhere(text, tmp_path).count("$HERE") == 1
     assert RecordIndex.build(cfg.DATA.TRAIN, 3).num_records == 2
     assert cfg.PARTS.NAMES == ("snout", "left ear", "right ear")
     assert cfg.PARTS.LEFT_RIGHT_PAIRS == ((1, 2),)

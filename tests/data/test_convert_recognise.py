@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sources
 
 from fasthg.data.convert.recognise import recognise
 from fasthg.errors import ConfigError
-from tests.support import sources
 
 
 def lightning_pose(folder: Path) -> None:

@@ -126,7 +126,9 @@ def _head(sources: Sequence[str]) -> str:
 def _data(splits: Sequence[str]) -> str:
     lines = [
         "# ---------------------------------------------------------------- Data",
-        "DATA:                            # $HERE is the folder of this file",
+        # On a line of its own, which a copy in a run keeps.
+        "# $HERE is the folder that this file was written to.",
+        "DATA:",
     ]
     lines += [f'  {split.upper()}: "$HERE/{split}_dataset-*"' for split in splits]
     missing = [split.upper() for split in ("val", "test") if split not in splits]
