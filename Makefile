@@ -13,7 +13,7 @@ TEST_WORKERS := 2
 TEST_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format cuda-check gpu bench performance wheel clean
+.PHONY: help setup train test lint format cuda-check gpu bench docs performance wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,7 +71,10 @@ gpu: ## build, prove and measure everything on a machine with a GPU; installs no
 bench: setup ## run the benchmarks and hold them against their floors
 	$(BIN)/python -m pytest benchmarks
 
-performance: setup ## write docs/performance.md and .png from the newest of benchmarks/results
+docs: setup ## make the site of the documentation, build/site/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/site
+
+performance: setup ## write docs/performance.md and its pictures from the newest of benchmarks/results
 	$(BIN)/python tools/performance_page.py
 
 # Where nvcc is found the CUDA kernels are in it, and with FASTHG_CUDA=on it must be found.
