@@ -23,7 +23,10 @@ def test_notebook_runs(repository: Path, tmp_path: Path) -> None:
         assert old in text
         text = text.replace(old, new)
     # Smaller than the preset's, which takes seconds a step here.
-    text = text.replace("DATA=data,", "DATA=data, INPUT_SIZE=64, HEATMAP_SIZE=16, FEATURES=8,")
+    text = text.replace(
+        "DATA=data,",
+        "DATA=data, INPUT_SIZE=64, HEATMAP_SIZE=16, FEATURES=8, LOCATOR_INPUT_SIZE=128,",
+    )
     (tmp_path / "notebook.py").write_text(f"{text}\nassert len(poses) == 8 * 2 * 7\n")
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -13,8 +13,8 @@ from fasthg.api.settings import ConfigLike, Settings, as_overrides, settings_of
 from fasthg.inference.locator import locator_folder
 from fasthg.report import evaluate as evaluation
 from fasthg.runs.run_folder import RunFolder
+from fasthg.runtime import process
 from fasthg.runtime.device import choose_device
-from fasthg.runtime.process import configure_process
 from fasthg.training import trainer
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 
@@ -114,7 +114,7 @@ def run_training(
     """`train` of a resolved configuration, which prints to a console."""
     config = settings.config
     if own_process:
-        configure_process(choose_device(config.DEVICE), deterministic=config.DETERMINISTIC)
+        process.configure_process(choose_device(config.DEVICE), deterministic=config.DETERMINISTIC)
     for line in settings.lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     result = trainer.train(

@@ -190,8 +190,8 @@ class RunFolder:
         before = [row["elapsed_s"] for row in self.logged() if "elapsed_s" in row]
         self._began = time.monotonic() - (before[-1] if before else 0.0)
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`, with `time` and `elapsed_s`.
+    def log(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one line to `metrics.jsonl`, with `time` and `elapsed_s`; returns what it holds.
 
         `time` is in s since 1970 (UTC). `elapsed_s` is the s that the run has trained and
         validated; steps that a killed process made after its last checkpoint do not count.
@@ -200,17 +200,19 @@ class RunFolder:
             FasthgError: the disk is full or the folder is read-only.
         """
         path = self.path / "metrics.jsonl"
+        times = {
+            "time": round(time.time(), 3),
+            "elapsed_s": round(time.monotonic() - self._began, 3),
+        }
+        written = {**plain(row), **times}
         try:
             with path.open("a", encoding="utf-8") as file:
-                times = {
-                    "time": round(time.time(), 3),
-                    "elapsed_s": round(time.monotonic() - self._began, 3),
-                }
-                file.write(json.dumps({**plain(row), **times}) + "\n")
+                file.write(json.dumps(written) + "\n")
         except OSError as error:
             raise FasthgError(
                 f"{path}: cannot write ({error.strerror}); free disk space, then --resume"
             ) from error
+        return written
 
     def logged(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, less those that a full disk cut off; none without it."""

@@ -331,9 +331,9 @@ class MetricLogger:
             "images_per_s": images_per_s,
             "wait_share": wait,
         }
-        self._run.log(row)
+        written = self._run.log(row)
         last = pending.step == self._config.NUM_TRAIN_ITERATIONS
         if time.monotonic() >= self._next_events or last:
             self._next_events = time.monotonic() + self._config.SAVE_SUMMARY_SECS
             self._events.row(row)
-        self._told(row)
+        self._told(written)

@@ -445,11 +445,11 @@ class Training:
             self._save_best()
         row = {"step": self.done, **measured.row, "unreadable_images": len(corrupt)}
         if self.group.first:
-            self.run.log(row)
+            written = self.run.log(row)
             events.row(row)
             if measured.picture is not None and NO_EVENTS is None:
                 events.image("validation", measured.picture(), self.done)
-            self._tell(self.hooks.on_validate, {**row, "best": better})
+            self._tell(self.hooks.on_validate, {**written, "best": better})
         progress.note(
             f"step {self.done}: validation {measured.text}" + (" (best so far)" if better else "")
         )

@@ -62,7 +62,7 @@ def test_single_animal(tmp_path: Path) -> None:
         "frames without a labelled animal": 2,
     }
     assert report.lines()[:2] == [
-        "2 frames (2 train, 0 val, 0 test), 2 animals, 1 parts unlabelled",
+        "2 frames (2 train, 0 val, 0 test), 2 animals, 1 part unlabelled",
         "parts: 0 nose, 1 left ear, 2 tail",
     ]
     index = index_of(report)

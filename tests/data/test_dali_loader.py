@@ -93,7 +93,7 @@ def test_without_dali_the_error_names_package_and_remedy(
     sampler: BatchSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(EnvironmentFault, match=r"nvidia-dali-cuda130.*LOADER: portable"):
+    with pytest.raises(EnvironmentFault, match=r"pip install 'fasthg\[dali\]'.*LOADER: portable"):
         make_loader(sampler, Config(), torch.device("cpu"), "dali")
 
 

@@ -148,7 +148,7 @@ def test_the_choice_of_a_loader(mice: RecordIndex, monkeypatch: pytest.MonkeyPat
     assert loader_choice(Config(), gpu)[0] == "dali"
     monkeypatch.setattr(module, "_dali_installed", lambda: False)
     assert loader_choice(Config(), gpu)[0] == "portable"
-    assert "nvidia-dali" in loader_choice(Config(), gpu)[1]
+    assert "fasthg[dali]" in loader_choice(Config(), gpu)[1]
 
     sampler = BatchSampler(mice, Config(), training=True, seed=0)
     made = make_loader(sampler, Config(NUM_INPUT_THREADS=64), cpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def made(folder: Path, env: Any, rows: list[dict[str, Any]]) -> RunFolder:
     run = RunFolder(folder)
     if env is not None:
         run.write_json("env.json", env)
-    for row in rows:
-        run.log(row)
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
     return run
 
 

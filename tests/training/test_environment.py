@@ -10,9 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fasthg.train import environment
 
 from fasthg.ops import OpPath
+from fasthg.training import environment
 from fasthg.training.environment import PACKAGES, describe_start, summarise, verdict
 
 COMPILED = [

@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
-from fasthg.train import estimate
 
 from fasthg.config import Config
 from fasthg.model import build_model
 from fasthg.runtime.device import Precision
+from fasthg.training import estimate
 
 FP32 = Precision(torch.float32, "a test")
 
