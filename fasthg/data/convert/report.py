@@ -55,8 +55,10 @@ class Report:
             f"{counted(self.animals, 'animal')}, {counted(self.unlabelled_parts, 'part')} "
             "unlabelled",
             "parts: " + ", ".join(f"{i} {name}" for i, name in enumerate(self.parts)),
-            "names: " + ", ".join(f"{old} -> {new}" for old, new in self.mapping.items()),
         ]
+        renamed = [f"{old} -> {new}" for old, new in self.mapping.items() if old != new]
+        if renamed:
+            lines.append("names: " + ", ".join(renamed))
         if self.pairs:
             named = ", ".join(f"{self.parts[i]} and {self.parts[j]}" for i, j in self.pairs)
             origin = "as the source has them" if self.pairs_given else "by their names"
