@@ -33,7 +33,8 @@ _RADIUS = 0.022  # of a part's disc, as a share of the animal
 _LEAST, _MOST = 1 / 450, 1 / 110  # of its radius, as shares of the frame's longer side
 _HOLLOW = 3.2  # px, least radius of a ring, which is a disc otherwise
 _LETTERS = 1 / 70  # height of letters, as a share of the frame's longer side
-_TOO_LARGE = 0.2  # share of the frame from which there is no legend
+_TOO_LARGE = 0.2  # share of the frame from which there is no legend,
+_HIDES = 0.02  # and share of the parts that it may hide
 _SHADE = 0.45  # what a legend's ground keeps of the frame below it
 TOP_LEFT, TOP_RIGHT, BOTTOM_RIGHT, BOTTOM_LEFT = range(4)
 
@@ -187,11 +188,13 @@ class _Layout:
         panel = (inner + 2 * gap, tall + gap)
         if panel[0] * panel[1] < _TOO_LARGE * width * height and panel[1] < height:
             corner = quietest(points, panel, (width, height), free[::-1])
-            free.remove(corner)
-            drawn = _ready(
-                lambda image: _legend(image, style.parts, colours, letters, inner), panel
-            )
-            self.ready.append((drawn, place(corner, panel, (width, height), 0)))
+            hides = hidden(points, panel, (width, height), corner)
+            if hides <= _HIDES * np.isfinite(points[:, 0]).sum():
+                free.remove(corner)
+                drawn = _ready(
+                    lambda image: _legend(image, style.parts, colours, letters, inner), panel
+                )
+                self.ready.append((drawn, place(corner, panel, (width, height), 0)))
         text = (9 * letters, lettering.line_height(letters))
         corner = quietest(points, text, (width, height), free)
         self.right = corner in (TOP_RIGHT, BOTTOM_RIGHT)
@@ -233,12 +236,14 @@ def quietest(
 
     points: (points, 2) px, NaN where there is none. size, frame: widths and heights, px.
     """
-    hidden = []
-    for corner in corners:
-        left, top = place(corner, size, frame, 0)
-        x, y = points[:, 0] - left, points[:, 1] - top
-        hidden.append(int(((x >= 0) & (y >= 0) & (x < size[0]) & (y < size[1])).sum()))
-    return corners[int(np.argmin(hidden))]
+    return min(corners, key=lambda corner: hidden(points, size, frame, corner))
+
+
+def hidden(points: Floats, size: tuple[int, int], frame: tuple[int, int], corner: int) -> int:
+    """How many points a rectangle in a corner hides; as `quietest`."""
+    left, top = place(corner, size, frame, 0)
+    x, y = points[:, 0] - left, points[:, 1] - top
+    return int(((x >= 0) & (y >= 0) & (x < size[0]) & (y < size[1])).sum())
 
 
 def place(corner: int, size: tuple[int, int], frame: tuple[int, int], gap: int) -> tuple[int, int]:

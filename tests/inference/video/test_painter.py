@@ -135,6 +135,20 @@ def test_a_legend_that_would_hide_the_picture_is_left_out() -> None:
     assert (image == 100).all(axis=2).mean() > 0.7
 
 
+def test_a_legend_that_would_hide_animals_in_every_corner_is_left_out() -> None:
+    corners = np.array([[20, 20], [620, 20], [620, 460], [20, 460]], float)
+    names = ("a", "b", "c", "d")
+    style = Style(names, (RED,) * 4, (), 0.5)
+    made = replace(rows(corners[None, None]), parts=names, boxes=np.full((1, 1, 4), np.nan))
+    image = Painter(made, style).draw(ground())
+    assert [at(image, point) for point in corners] == [RED] * 4
+    # A legend shades its ground.
+    shaded = (image == 45).all(axis=2).mean()
+    inside = np.array([[300, 200], [330, 200], [330, 260], [300, 260]], float)
+    beside = Painter(replace(made, keypoints=inside[None, None]), style).draw(ground())
+    assert shaded < 1e-4 < (beside == 45).all(axis=2).mean()
+
+
 def test_caption() -> None:
     assert caption(ground(number=2000)) == "frame 2000  1:20.00"
     assert caption(replace(ground(number=3), time=np.nan)) == "frame 3"
