@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 project = "fasthg"
 author = "The fasthg authors"
+copyright = "the fasthg authors, MIT licence"
 release = re.search(r'__version__ = "(.+)"', (ROOT / "fasthg/__init__.py").read_text())[1]  # type: ignore[index]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -21,6 +22,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"fasthg {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["wide-tables.css"]
 
 # Headings of a page are targets, as on GitHub: films.md#the-locator.
 myst_heading_anchors = 3

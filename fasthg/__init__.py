@@ -53,7 +53,16 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'fasthg' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    try:
+        module = importlib.import_module(_MODULES[name])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "fasthg"):
+            raise
+        from fasthg.errors import missing_package
+
+        raise missing_package(f"fasthg.{name}", package, "train") from None
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

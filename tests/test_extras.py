@@ -72,3 +72,15 @@ def test_records_without_their_checksum(monkeypatch: pytest.MonkeyPatch) -> None
 def test_import_of_the_operators_loads_torch_and_nothing_more() -> None:
     done = python(LOADED)
     assert done.returncode == 0, done.stderr
+
+
+def test_python_names_the_extra_too() -> None:
+    code = (
+        "import sys; sys.modules['pydantic'] = None\n"
+        "import fasthg\n"
+        "from fasthg.errors import EnvironmentFault\n"
+        "try: fasthg.load\n"
+        "except EnvironmentFault as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "fasthg.load needs pydantic" in done.stdout and "fasthg[train]" in done.stdout

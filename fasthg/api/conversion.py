@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fasthg.data.convert import coco, dlc, mars, slp, yolo
+from fasthg.data.convert.names import parse_parts
 from fasthg.data.convert.recognise import Found, recognise
 from fasthg.data.convert.report import Report
+from fasthg.data.convert.splits import parse_fractions
 from fasthg.errors import ConfigError
 
 _OWN = {
@@ -25,11 +27,11 @@ def convert(
     folder: str | Path | None = None,
     /,
     *,
-    split: Sequence[float] | None = None,
+    split: Sequence[float] | str | None = None,
     split_by: Literal["frame", "video", "session", "block"] | None = None,
     session_pattern: str | None = None,
     seed: int = 0,
-    parts: Mapping[str, str] | Sequence[str] | None = None,
+    parts: Mapping[str, str] | Sequence[str] | str | None = None,
     boxes: Literal["whole"] | None = None,
     skip_missing: bool = False,
     replace: bool = False,
@@ -45,12 +47,14 @@ def convert(
         source: a project of DeepLabCut, Lightning Pose or MARS, SLEAP's .slp, COCO's .json, or a
             data set of YOLO pose.
         folder: where the records go; default: `SOURCE-fasthg` in the current directory.
-        split: shares of training, validation and test, which sum to 1; default: those before in
-            the folder, or 0.85, 0.05, 0.1. A frame that the folder has keeps its split.
+        split: shares of training, validation and test, which sum to 1, also as "0.8/0.1/0.1";
+            default: those before in the folder, or 0.85, 0.05, 0.1. A frame that the folder has
+            keeps its split.
         split_by: what stays together in one split; "block" cuts each video into pieces of time.
         session_pattern: a regular expression that finds the session in a video's name.
         seed: decides which frame goes to which split.
-        parts: the parts to write, in this order; a mapping from own names to those written.
+        parts: the parts to write, in this order; or a mapping from own names to those written, also
+            as "tail=tailbase,nose".
         boxes: "whole": the frame is the box of its one animal.
         skip_missing: leave out frames whose image is not there.
         replace: remove all other records of the folder, instead of keeping other sources'.
@@ -68,6 +72,10 @@ def convert(
         DataError: the labels or images cannot be used.
         EnvironmentFault: a package is missing.
     """
+    if isinstance(split, str):
+        split = parse_fractions(split)
+    if isinstance(parts, str):
+        parts = parse_parts(parts)
     chosen = {name: name for name in parts} if isinstance(parts, Sequence) else parts
     options = {
         "fractions": split,
@@ -82,7 +90,7 @@ def convert(
     }
     own = {
         "images": None if images is None else Path(images),
-        "categories": categories,
+        "categories": [categories] if isinstance(categories, str) else categories,
         "predictions": predictions,
         "pose_model": pose_model,
     }
@@ -95,6 +103,8 @@ def folder_of(source: Path, folder: str | Path | None) -> Path:
     if folder is not None:
         return Path(folder)
     path = source.resolve()
+    if path.is_file() and path.suffix in (".yaml", ".yml", ".csv", ".h5"):
+        path = path.parent  # config.yaml, data.yaml, CollectedData.csv: their folder has the name
     name = path.name.partition(".")[0] if path.is_file() else path.name
     return Path(f"{name}-fasthg")
 

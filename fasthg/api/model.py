@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -106,7 +106,7 @@ class Model:
             boxes: of one image `(animals, 4)` or `(4,)` x1 y1 x2 y2, image px, x2 and y2 exclusive;
                 of several a sequence of these, None where they are to be found. "whole": every
                 image is the box of one animal. None: the run's locator finds the animals.
-            animals: how many there are at most; default: as many as training frames hold.
+            animals: how many are found at most; default: as many as training frames hold.
 
         Returns:
             `FramePoses` of one image, a `PoseList` of several.
@@ -116,6 +116,7 @@ class Model:
                 animals are.
             DataError: a box is empty or lies outside its image.
         """
+        _check_count(animals)
         one = not isinstance(images, list | tuple) and np.ndim(images) in (2, 3)
         if one:
             if not isinstance(boxes, str) and boxes is not None:
@@ -123,14 +124,19 @@ class Model:
             images = [images]
         pictures = [_picture(image, number) for number, image in enumerate(images)]
         source = _Images(pictures)
-        given = None if boxes is None or isinstance(boxes, str) else _given(boxes, len(pictures))
-        if isinstance(boxes, str) and boxes != "whole":
+        whole = isinstance(boxes, str)
+        if whole and boxes != "whole":
             raise ConfigError(f"boxes: {boxes!r} is none; give an array (animals, 4) or 'whole'")
-        whole = boxes == "whole" if isinstance(boxes, str) else False
+        given = None if boxes is None or whole else _given(boxes, len(pictures))
         if not pictures:
             return PoseList()
+        # Where every image has its boxes, nothing is looked for besides.
+        complete = given is not None and len(given.where or {}) == len(pictures)
+        if complete and given is not None and not given.animals:
+            found = PoseList(_nothing(number, self.parts) for number in range(len(pictures)))
+            return found[0] if one else found
         plan = Plan.of(
-            *(source, len(self.parts), self._locator),
+            *(source, len(self.parts), None if complete else self._locator),
             boxes=given,
             whole=whole or (self._whole and given is None),
             most=animals,
@@ -142,7 +148,7 @@ class Model:
         self,
         path: str | Path,
         *,
-        boxes: Boxes | Whole | None = None,
+        boxes: Mapping[int, npt.ArrayLike] | Whole | None = None,
         animals: int | None = None,
         start: int = 0,
         stop: int | None = None,
@@ -151,7 +157,9 @@ class Model:
 
         Args:
             path: a video file.
-            boxes: "whole", or of some or all frames; None: the run's locator finds the animals.
+            boxes: "whole"; or a frame's number -> boxes `(animals, 4)` x1 y1 x2 y2, px, of some
+                frames or all, which count instead of what is found. None: the run's locator finds
+                the animals.
             animals: how many there are at most; default: as many as training frames hold.
             start, stop: the frames from `start`, from 0, up to but without `stop`.
 
@@ -168,12 +176,18 @@ class Model:
             ...     for pose in poses:
             ...         print(pose.time, pose.keypoints[0, 0])
         """
+        _check_count(animals)
+        whole = isinstance(boxes, str)
+        if whole and boxes != "whole":
+            raise ConfigError(f"boxes: {boxes!r} is none; give frames' boxes or 'whole'")
+        if start < 0 or (stop is not None and stop <= start):
+            raise ConfigError(f"start {start}, stop {stop}: hold no frame; give 0 <= start < stop")
         source = VideoSource(Path(path))
-        given = boxes if isinstance(boxes, Boxes) else None
+        given = _by_frame(boxes) if isinstance(boxes, Mapping) else None
         plan = Plan.of(
             *(source, len(self.parts), self._locator),
             boxes=given,
-            whole=boxes == "whole" or (self._whole and given is None),
+            whole=whole or (self._whole and given is None),
             most=animals,
             span=FrameRange(start, stop),
         )
@@ -310,22 +324,49 @@ def _picture(image: Any, number: int) -> Image:
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
+def _check_count(animals: int | None) -> None:
+    if animals is not None and animals < 1:
+        raise ConfigError(f"animals: {animals}; give 1 or more")
+
+
+def _nothing(number: int, parts: tuple[str, ...]) -> FramePoses:
+    """Poses of an image in which no animal is."""
+    return FramePoses(
+        *(number, float("nan"), (), parts),
+        keypoints=np.zeros((0, len(parts), 2)),
+        scores=np.zeros((0, len(parts)), np.float32),
+        boxes=np.zeros((0, 4)),
+    )
+
+
 def _given(boxes: Any, images: int) -> Boxes:
     """Boxes of a caller, of images in memory."""
-    each = list(boxes)
-    if len(each) != images:
-        raise ConfigError(f"boxes: {len(each)} for {images} images; give one item for each image")
+    if not isinstance(boxes, Sequence | np.ndarray):
+        raise ConfigError(f"boxes: {boxes!r} is none; give one item for each image, or 'whole'")
+    if len(boxes) != images:
+        raise ConfigError(f"boxes: {len(boxes)} for {images} images; give one item for each image")
+    return _by_frame({number: own for number, own in enumerate(boxes) if own is not None})
+
+
+def _by_frame(boxes: Mapping[int, Any]) -> Boxes:
+    """A caller's boxes by the number of image or frame."""
     arrays: dict[int, npt.NDArray[np.float64]] = {}
-    for number, own in enumerate(each):
-        if own is None:
-            continue
-        array = np.asarray(own, np.float64)
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] != 4:
+    for number, own in boxes.items():
+        try:
+            array = np.asarray(own, np.float64)
+        except (TypeError, ValueError):
             raise ConfigError(
-                f"boxes of image {number}: shape {array.shape}; give (animals, 4) x1 y1 x2 y2"
+                f"boxes of image {number}: no numbers; give (animals, 4) x1 y1 x2 y2"
+            ) from None
+        if not array.size:
+            array = array.reshape(0, 4)
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.shape[1] != 4 or np.isinf(array).any():
+            raise ConfigError(
+                f"boxes of image {number}: shape {array.shape}; give (animals, 4) x1 y1 x2 y2, "
+                "finite, or NaN for an animal that is not there"
             )
-        arrays[number] = array
+        arrays[int(number)] = array
     most = max((len(array) for array in arrays.values()), default=0)
     filled = {
         number: np.concatenate([array, np.full((most - len(array), 4), np.nan)])

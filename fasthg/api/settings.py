@@ -61,8 +61,18 @@ def settings_of(
             return Settings(config)
         return Settings(resolve(parse_document(dump_config(config)), "config", overrides))
     if isinstance(config, Mapping):
-        document = Document(json.loads(json.dumps(config, default=_plain)), {})
+        try:
+            text = json.dumps(config, default=_plain)
+        except TypeError:
+            raise ConfigError(
+                "config: holds a value that YAML lacks; give numbers, text, lists"
+            ) from None
+        document = Document(json.loads(text), {})
         return Settings(resolve(document, "config", overrides))
+    if config is not None and not isinstance(config, str | PurePath):
+        raise ConfigError(
+            f"config: a {type(config).__name__} is none; give a path, preset or mapping"
+        )
     if config is not None:
         path = find_config(config)
         stem = path.absolute().parent.name if path.name == FOLDER_CONFIG else path.stem

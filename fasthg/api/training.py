@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fasthg import report
 from fasthg.api.settings import ConfigLike, Settings, as_overrides, settings_of
+from fasthg.errors import ConfigError
 from fasthg.inference.locator import locator_folder
 from fasthg.report import evaluate as evaluation
 from fasthg.runs.run_folder import RunFolder
@@ -64,7 +65,7 @@ def train(
     """Train a network, then evaluate its best weights and write `report.html`.
 
     It works in any thread. In the main one, Ctrl-C saves and ends it; elsewhere a hook that raises
-    `StopTraining` does.
+    `StopTraining` does, until the pose network has its last step. Locator and evaluation follow.
 
     Args:
         config: a YAML file, a folder of records that `convert` wrote, the name of a preset such as
@@ -90,6 +91,9 @@ def train(
         >>> run.metrics["error_px"]["all"]["mean"]  # doctest: +SKIP
         2.31
     """
+    for name, hook in (("on_log", on_log), ("on_validate", on_validate)):
+        if hook is not None and not callable(hook):
+            raise ConfigError(f"{name}: a {type(hook).__name__} cannot be called; give a function")
     resumed = None if resume is None else Path(resume)
     settings = settings_of(config, as_overrides(overrides), resumed)
     console = Console(highlight=False, quiet=not verbose)

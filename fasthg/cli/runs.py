@@ -145,8 +145,6 @@ def evaluate(
     configure(settings)
     if with_report and not run_folder:
         raise ConfigError(f"--report: is a run's page, {folder.path} is of none; leave it out")
-    if boxes not in ("given", "found"):
-        raise ConfigError(f"--boxes {boxes}: use given or found")
     measured = evaluation.evaluate_run(
         *(folder, settings, chosen, data), decode=decode, boxes=boxes, out=out_folder, frame=frame
     )

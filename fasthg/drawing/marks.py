@@ -58,7 +58,7 @@ def draw_marks(image: Pixels, marks: Iterable[Mark]) -> None:
 
 def _draw_mark(image: Pixels, mark: Mark, rim: bool) -> None:
     # In eighths of a px from the centre of the nearest pixel, for the sprite, and that pixel.
-    fine = np.rint((np.clip([mark.x, mark.y], -_FAR, _FAR) - 0.5) * _PHASES).astype(int)
+    fine = np.rint((np.clip([mark.x, mark.y], -1e6, 1e6) - 0.5) * _PHASES).astype(int)
     (column, row), (dx, dy) = (fine // _PHASES).tolist(), (fine % _PHASES).tolist()
     radius = round(mark.radius * _PHASES)
     added, kept = _sprite(mark.shape, radius, dx, dy, None if rim else mark.colour)

@@ -273,6 +273,8 @@ def evaluate_run(
             no such frame.
         DataError: the weights or the data cannot be read.
     """
+    if boxes not in ("given", "found"):
+        raise ConfigError(f"--boxes {boxes}: use given or found")
     patterns = data or getattr(config.DATA, split.upper(), None)
     if not patterns:
         raise ConfigError(f"DATA.{split.upper()}: not set; give --data GLOB or another --split")

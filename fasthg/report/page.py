@@ -15,6 +15,7 @@ from urllib.parse import quote
 from fasthg import html
 from fasthg.config import Config, dump_config
 from fasthg.drawing.palette import part_colours
+from fasthg.errors import FasthgError
 from fasthg.files import write_text
 from fasthg.report import accuracy, figures, provenance
 from fasthg.report.accuracy import LEVEL, Known, middle, span, text
@@ -85,13 +86,19 @@ def write(
 
 def _body(run: RunFolder, config: Config, evaluation: Evaluation, folder: Path) -> Iterator[str]:
     known = Known.of(config, evaluation)
-    origin = Provenance.of(run, config)
+    # The recipe is that of the training, whatever overrides this evaluation has; its data may have
+    # been moved since.
+    try:
+        trained = run.config().model_copy(update={"DATA": config.DATA})
+    except FasthgError:
+        trained = config
+    origin = Provenance.of(run, trained)
     yield _STYLE
-    yield provenance.lines(origin.facts(config))
+    yield provenance.lines(origin.facts(trained))
     yield from _facts(config, known)
     yield html.folded(
         "Methods, to paste",
-        origin.methods(config, known.metrics["split"], evaluation.index, _measured(known)),
+        origin.methods(trained, known.metrics["split"], evaluation.index, _measured(known)),
     )
     yield from _training(run)
     yield from accuracy.errors(known)

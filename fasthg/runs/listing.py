@@ -16,7 +16,7 @@ from fasthg.errors import DataError
 from fasthg.files import natural
 from fasthg.runs.run_folder import RunFolder
 
-State = Literal["finished", "stopped", "running"]
+State = Literal["finished", "stopped", "running", "unknown"]
 
 PLACE_KEYS = ("RUN_NAME", "RUNS_DIR")
 """Keys that say where a run lies and nothing of how it trained."""
@@ -96,11 +96,17 @@ def summarise(path: Path) -> RunSummary:
     total = (keys or {}).get("NUM_TRAIN_ITERATIONS")
     step = max((row["step"] for row in rows), default=0)
     best, best_step = _best(rows)
-    done = isinstance(total, int) and step >= total
+    state: State = "unknown"
+    if isinstance(total, int):
+        state = "finished" if step >= total else "stopped"
+    if tested and not rows:
+        state = "unknown"
+        if not any(problem.startswith("metrics.jsonl") for problem in problems):
+            problems.append("metrics.jsonl is missing or empty")
     return RunSummary(
         path=path,
         problem="; ".join(problems) or None,
-        state="running" if run.in_use() else "finished" if done else "stopped",
+        state="running" if run.in_use() else state,
         step=step,
         total=total if isinstance(total, int) else None,
         best_px=best,
@@ -174,6 +180,8 @@ def _tested(run: RunFolder) -> dict[str, Any]:
         try:
             overall = json.loads(path.read_text(encoding="utf-8"))["error_px"]["all"]
             mean, median = (overall[key] for key in ("mean", "median"))
+            if not all(value is None or _is_number(value) for value in (mean, median)):
+                raise ValueError
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError):

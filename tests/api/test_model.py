@@ -90,6 +90,32 @@ def test_one_image_as_array_tensor_grey_and_box(
     assert np.isnan(two[1].keypoints).all() and model.predict([]) == []
 
 
+def test_nothing_is_looked_for_where_all_boxes_are_given(
+    model: fasthg.Model, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_locator", object())
+    found = model.predict([images[0], images[1]], [[9, 9, 90, 90], np.zeros((0, 4))])
+    assert [pose.animals for pose in found] == [("animal1",)] * 2
+    assert np.isfinite(found[0].keypoints).all() and np.isnan(found[1].keypoints).all()
+    nothing = model.predict(images[0], np.zeros((0, 4)))
+    assert nothing.keypoints.shape == (0, len(model.parts), 2) and nothing.table().empty
+
+
+def test_boxes_of_frames_of_a_film(model: fasthg.Model, tmp_path: Path) -> None:
+    film, _ = write_film(tmp_path, Film(frames=6, size=(192, 160)), write_video)
+    whole = list(model.predict_video(film, boxes="whole"))
+    boxes = {number: [[0, 0, 192, 160]] for number in range(6) if number != 3}
+    some = list(model.predict_video(film, boxes=boxes))
+    assert [bool(np.isnan(pose.keypoints).all()) for pose in some] == [n == 3 for n in range(6)]
+    np.testing.assert_allclose(some[5].keypoints, whole[5].keypoints, atol=1e-3)
+    with pytest.raises(ConfigError, match="boxes: 'hole' is none"):
+        model.predict_video(film, boxes="hole")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="start 3, stop 3: hold no frame"):
+        model.predict_video(film, boxes="whole", start=3, stop=3)
+    with pytest.raises(ConfigError, match="animals: 0; give 1 or more"):
+        model.predict_video(film, animals=0)
+
+
 @pytest.mark.parametrize(
     ("change", "boxes", "error", "message"),
     [
@@ -97,6 +123,9 @@ def test_one_image_as_array_tensor_grey_and_box(
         (lambda i: i.transpose(2, 0, 1), None, ConfigError, r"image 0: shape \(3, 160, 192\)"),
         (lambda i: i, [1, 2, 3], ConfigError, r"boxes of image 0: shape \(1, 3\)"),
         (lambda i: i, "all", ConfigError, "boxes: 'all' is none"),
+        (lambda i: i, [["a", "b", "c", "d"]], ConfigError, "boxes of image 0: no numbers"),
+        (lambda i: i, [0, 0, np.inf, 9], ConfigError, "boxes of image 0: .* finite"),
+        (lambda i: [i], 5, ConfigError, "boxes: 5 is none"),
         (lambda i: i, [9, 9, 5, 5], DataError, "boxes: frame 0, animal1: box 9 9 5 5 is empty"),
         (lambda i: i, None, ConfigError, "nothing says where the animals are"),
         (lambda i: [i, i], [[0, 0, 9, 9]], ConfigError, "boxes: 1 for 2 images"),

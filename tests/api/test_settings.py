@@ -39,6 +39,8 @@ def test_keywords_change_their_keys_alone() -> None:
         ("mars", {"BATCH_SIZE": "8"}, r"BATCH_SIZE: expected a whole number, got '8'"),
         ("mars", {"BATCH_SIZE": {3}}, r"BATCH_SIZE: a set is no value"),
         ("missing", {}, r"missing: no such file.*presets"),
+        (5, {}, r"config: a int is none"),
+        ({"DATA": {"TRAIN": {"a"}}}, {}, r"config: holds a value that YAML lacks"),
     ],
 )
 def test_faults_are_those_of_the_command_line(config: object, keys: dict, message: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import fasthg
 from fasthg.config import Config
+from fasthg.errors import ConfigError
 
 
 def logged(path: Path) -> list[dict]:
@@ -51,6 +52,12 @@ def test_hook_stops_a_training_that_then_goes_on(config: Config, tmp_path: Path)
     assert resumed.step == 6 and len(last[0]) == len(last[1])
     losses = [[r["loss"] for r in logged(run.path) if "loss" in r] for run in (resumed, whole)]
     assert losses[0] == losses[1]
+
+
+def test_hook_that_is_no_function_is_refused_before_the_training(config: Config) -> None:
+    with pytest.raises(ConfigError, match="on_log: a int cannot be called"):
+        fasthg.train(config, on_log=5, verbose=False)  # type: ignore[arg-type]
+    assert not Path(config.RUNS_DIR).exists()
 
 
 def test_error_of_a_hook_ends_the_training_and_keeps_what_was_saved(config: Config) -> None:

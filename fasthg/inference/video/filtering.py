@@ -23,6 +23,9 @@ Series = npt.NDArray[np.float64]
 # Steps in time that differ by more than this share of the usual one are named.
 _IRREGULAR = 0.1
 
+_WIDEST = 9999
+"""Frames of the widest window."""
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -59,8 +62,10 @@ class Filter:
             raise ConfigError(f"--filter {method}: give median:5 or savgol:7:2 (window, order)")
         stock = {"median": (5, 2), "savgol": (7, 2)}[name]
         window, order = (*map(int, numbers), *stock[len(numbers) :])
-        if window % 2 == 0 or window < 3:
-            raise ConfigError(f"--filter {method}: a window is 3, 5, 7 or another odd number")
+        if window % 2 == 0 or not 3 <= window <= _WIDEST:
+            raise ConfigError(
+                f"--filter {method}: a window is 3, 5, 7 or another odd number up to {_WIDEST}"
+            )
         if name == "savgol" and order >= window:
             raise ConfigError(f"--filter {method}: the order is less than the window, {window}")
         return replace(plain, method=name, window=window, order=order)
@@ -79,7 +84,8 @@ def filtered(rows: Rows, settings: Filter) -> Rows:
     """Rows of a film after the steps of `settings`; the given ones stay as they are.
 
     Keypoints that are left out are NaN, with their score. Filled ones have score 0: nothing was
-    seen there. Others keep their score, smoothed or not. Boxes are not changed.
+    seen there. Others keep their score, smoothed or not. Boxes are filled as
+    well, and not smoothed.
     """
     keypoints, scores = rows.keypoints.copy(), rows.scores.copy()
     with np.errstate(invalid="ignore"):
@@ -90,12 +96,15 @@ def filtered(rows: Rows, settings: Filter) -> Rows:
         times = np.arange(len(rows), dtype=np.float64)
     for series in _series(keypoints):
         series[:] = fill_gaps(series, times, settings.fill)
+    boxes = rows.boxes.copy()
+    for series in boxes.reshape(len(boxes), -1).T:
+        series[:] = fill_gaps(series, times, settings.fill)
     scores[np.isfinite(keypoints).all(axis=3) & ~seen] = 0
     smooth = _smoother(settings)
     if smooth is not None:
         for series in _series(keypoints):
             series[:] = smooth_pieces(series, smooth)
-    return replace(rows, keypoints=keypoints, scores=scores)
+    return replace(rows, keypoints=keypoints, scores=scores, boxes=boxes)
 
 
 def irregular(times: Series) -> list[str]:

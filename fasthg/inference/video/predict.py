@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fasthg.errors import ConfigError, DataError
+from fasthg.errors import ConfigError, DataError, FasthgError
 from fasthg.inference.locator import frames_are_crops, load_locator
 from fasthg.inference.predictor import Forward
 from fasthg.inference.video.frame import Source
@@ -96,7 +96,9 @@ def predict_all(
                         progress=shown.reached,
                         stop=lambda: signals.stop is not None,
                     )
-                except DataError as error:
+                except FasthgError as error:
+                    if not isinstance(error, DataError) and type(error) is not FasthgError:
+                        raise  # of all sources: options, the machine
                     if len(sources) == 1:
                         raise
                     # The others of a night's films are not lost for one.

@@ -42,7 +42,7 @@ _MARS = (2, 7)
 _UNSURE = 0.2
 _FILTERED = "filtered "
 # What records of older versions do not name.
-_UNNAMED = ("fasthg", "precision", "filter")
+_UNNAMED = ("fasthg", "precision", "filter", "colours", "skeleton", "nothing_to_draw")
 WHOLE = Path("whole")
 """In place of a file of boxes: every frame is the box of one animal."""
 STAGES = ("decode", "locator", "crop", "network", "peaks", "write", "overlay")
@@ -222,8 +222,10 @@ def predict_source(
     # Rows are the same whatever is drawn of them, so this is of the record alone. Rows of another
     # version may be gone on with; what is finished by another one is made anew.
     recorded = {**made_from, "fasthg": __version__, "precision": config.PRECISION}
+    style = Style.of(config, options.confidence, options.trail)
     if options.overlay or options.sheet:
-        recorded |= {"confidence": options.confidence, "trail": options.trail}
+        recorded |= {"confidence": style.confidence, "trail": style.trail}
+        recorded |= {"colours": style.colours, "skeleton": style.skeleton}
     if options.filter is not None and not source.names:
         recorded["filter"] = str(options.filter)
     elif options.overlay:
@@ -231,8 +233,16 @@ def predict_source(
     asked = {kind: path for kind, path in paths.items() if kind not in ("rows", "made")}
     before = None if paths["rows"].exists() or options.again else read_record(paths["made"])
     anew = None
+    if before and before.made_from.get("nothing_to_draw"):
+        asked.pop("sheet", None)
+        recorded["nothing_to_draw"] = True
     if before and before.finished and all(before.unchanged(*item) for item in asked.items()):
         anew = before.differs(recorded, _UNNAMED if options.resume else ())
+        if anew == "frames" and before.made_from.get("frames") is None:
+            raise DataError(
+                f"{paths['made']}: the whole of {source.path} is predicted there; give another "
+                "folder with -o, or --again to replace it"
+            )
         if anew is not None and options.resume:
             raise DataError(
                 f"{paths['made']}: these results were made with another {anew}; "
@@ -297,19 +307,21 @@ def predict_source(
                     result.files.append(path)
         if not stopped and options.overlay:
             with clock.of("overlay"):
-                style = Style.of(config, options.confidence, options.trail)
                 overlay(source, treated.from_zero(), paths["overlay"], style)
             result.files.append(paths["overlay"])
         if not stopped and options.sheet:
-            style = Style.of(config, options.confidence)
             if write_contact_sheet(source, found.from_zero(), paths["sheet"], style):
                 result.files.append(paths["sheet"])
+            else:
+                recorded["nothing_to_draw"] = True
+                result.notes.append("no pose in it, so there is no contact sheet")
         written = {kind: path for kind, path in asked.items() if path in result.files}
         write_record(paths["made"], source.path, recorded, done, not stopped, written)
         if not stopped:
             store.remove()
     if anew is not None:
-        result.notes.append(f"made anew: what was there is of another {anew}")
+        what = "range of frames" if anew == "frames" else anew
+        result.notes.append(f"made anew: what was there is of another {what}")
     if options.filter is not None and options.filter.method:
         result.notes += irregular(found.times)
     if options.filter is not None and source.names:

@@ -52,8 +52,9 @@ class ImageSource:
         return len(self.files)
 
     def identity(self) -> str:
-        """Names and sizes of the files."""
-        return repr([(file.name, file.stat().st_size) for file in self.files])
+        """Names, sizes and times of the files."""
+        states = ((file.name, file.stat()) for file in self.files)
+        return repr([(name, state.st_size, state.st_mtime_ns) for name, state in states])
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
         """The images in the order of the files, each as a viewer shows it: turned as EXIF says.

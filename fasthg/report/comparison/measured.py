@@ -18,7 +18,7 @@ from fasthg.errors import ConfigError, DataError
 from fasthg.report import calibration
 from fasthg.report.accuracy import LEVEL, RESAMPLES, SEED
 from fasthg.report.calibration import Floats
-from fasthg.runs.listing import RunSummary, differences, summarise
+from fasthg.runs.listing import RunSummary, differences, read_keys, summarise
 from fasthg.runs.run_folder import RunFolder
 
 _SAME_PX = 2e-3
@@ -159,9 +159,13 @@ def groups(runs: Sequence[MeasuredRun]) -> list[Group]:
     return [Group(tuple(members)) for members in found]
 
 
+_NOT_THE_RECIPE = ("RANDOM_SEED", "NUM_INPUT_THREADS", "LOADER", "DEVICE")
+
+
 def _trained_alike(one: MeasuredRun, other: MeasuredRun) -> bool:
-    (differing, _) = differences([one.keys, other.keys])
-    return set(differing) <= {"RANDOM_SEED"}
+    differing, _ = differences([one.keys, other.keys])
+    # Where the data lie says nothing of them: `same_data` compares the labels.
+    return all(key in _NOT_THE_RECIPE or key.startswith("DATA.") for key in differing)
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[str, list[MeasuredRun]]:
@@ -188,9 +192,12 @@ def _common_split(runs: Sequence[RunFolder]) -> str:
                 missing.setdefault(split, run)
         if split not in missing:
             return split
+    # A run without test data can be evaluated on val alone, and then all have to be.
+    split = "test" if (read_keys(missing["test"]) or {}).get("DATA.TEST") else "val"
+    run = missing[split]
     raise DataError(
-        f"{missing['test'].path}: no {_predictions(missing['test'], 'test').name} in eval/test; "
-        f"run: fasthg eval {missing['test'].path} --split test"
+        f"{run.path}: no {_predictions(run, split).name} in eval/{split}; "
+        f"run: fasthg eval {run.path} --split {split}"
     )
 
 

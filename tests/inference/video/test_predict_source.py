@@ -581,10 +581,12 @@ def test_a_part_of_a_film_keeps_numbers_and_times(tmp_path, predict, locator) ->
     source = Made(tmp_path, [dots(centre) for centre in CENTRES])
     given = {"locator": locator()} if locator else {"boxes": WHOLE}
     whole = table(predict(source, **given))
+    with pytest.raises(DataError, match=r"the whole of made\.mp4 is predicted there"):
+        predict(source, **given, frames=FrameRange(7, 19))
     for text, first, stop in (("7:19", 7, 19), (":6", 0, 6), ("33:", 33, 40)):
-        outcome = predict(source, **given, frames=FrameRange.parse(text))
+        outcome = predict(source, **given, frames=FrameRange.parse(text), again=True)
         part = table(outcome)
-        assert outcome.notes == ["made anew: what was there is of another frames"]
+        assert outcome.notes == []
         expected = whole[whole.frame.between(first, stop - 1)].reset_index(drop=True)
         assert list(part["frame"]) == list(expected["frame"])
         np.testing.assert_array_equal(part["time_s"], expected["time_s"])

@@ -155,7 +155,8 @@ def suggest(
     if stop():
         return None
     if not asked and not steady:
-        raise DataError(f"{films[0].path}: no frame is left to label; give another film")
+        given = ", ".join(str(film.path) for film in films)
+        raise DataError(f"{given}: no frame is left to label; give another film")
     chosen = _chosen(told, measures, asked, steady, seen, count, rows[0])
     frames = [
         Suggestion(f, n, float(rows[f].times[n]), *why, doubt) for (f, n), why, doubt in chosen

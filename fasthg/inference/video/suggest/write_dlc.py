@@ -9,6 +9,7 @@ config.yaml. That file is the labeller's and is not written here: `convert dlc` 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def write(content: Content, folder: Path, final: Path) -> list[str]:
     animals = list(content.animals) if several else []
     settings = project_settings(final, names, animals, content.scorer, sizes)
     crops = list(settings["video_sets"].values())
-    films = [str(Path(film).resolve()) for film in content.films]
+    # As named, not as linked: the stems of these are the names of the folders.
+    films = [os.path.abspath(film) for film in content.films]
     settings["video_sets"] = dict(zip(films, crops, strict=True))
     settings["skeleton"] = [[names[a], names[b]] for a, b in content.parts.SKELETON]
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
