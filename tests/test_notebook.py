@@ -25,7 +25,8 @@ def test_notebook_runs(repository: Path, tmp_path: Path) -> None:
     # Smaller than the preset's, which takes seconds a step here.
     text = text.replace(
         "DATA=data,",
-        "DATA=data, INPUT_SIZE=64, HEATMAP_SIZE=16, FEATURES=8, LOCATOR_INPUT_SIZE=128,",
+        "DATA=data, INPUT_SIZE=64, HEATMAP_SIZE=16, FEATURES=8, LOCATOR_INPUT_SIZE=128, "
+        "LOCATOR_ITERATIONS=2,",
     )
     (tmp_path / "notebook.py").write_text(f"{text}\nassert len(poses) == 8 * 2 * 7\n")
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
