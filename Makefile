@@ -8,8 +8,9 @@ TORCH := torch==2.13.0
 # What `make gpu` runs by; it needs torch, and no .venv. PYTHON=... names another.
 GPU_PYTHON = $(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))
 
-# One thread for each test worker: oversubscribed cores make short tests slow.
-TEST_WORKERS := 2
+# One thread for each test worker: oversubscribed cores make short tests slow. A worker more than two
+# cores have, as some tests wait for processes of their own.
+TEST_WORKERS := 3
 TEST_THREADS := 1
 
 .DEFAULT_GOAL := help
