@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import yaml
 
 from fasthg.data.convert.common import (
     Labelled,
@@ -37,7 +36,7 @@ from fasthg.data.convert.kept import source_name
 from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.report import Report, new_report
 from fasthg.data.convert.tables import Column, Row, Table, read_table
-from fasthg.data.convert.text import read_text
+from fasthg.data.convert.text import read_yaml
 from fasthg.errors import DataError, EnvironmentFault
 
 _SUFFIXES = (".h5", ".csv")
@@ -244,18 +243,7 @@ def _plain(row: Row) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(read_text(path))
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}; give the folder of a DeepLabCut project, or a table of "
-            f"labels"
-        ) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise DataError(f"{path}{line}: {problem}; correct the file") from None
+    config = read_yaml(path, "give the folder of a DeepLabCut project, or a table of labels")
     if not isinstance(config, dict):
         raise DataError(f"{path}: not a DeepLabCut config; give the folder of a project")
     return config

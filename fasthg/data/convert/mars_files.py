@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from fasthg.data.convert.tables import read_table
-from fasthg.data.convert.text import read_text
+from fasthg.data.convert.text import read_text, read_yaml
 from fasthg.errors import DataError
 
 Workers = npt.NDArray[np.float64]
@@ -99,16 +98,7 @@ class Labels:
 def read_project(folder: Path) -> Project:
     """Read project_config.yaml. Raises DataError, one line with file, key and remedy."""
     path = folder / PROJECT_CONFIG
-    try:
-        config = yaml.safe_load(read_text(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give the folder of a MARS project") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise DataError(
-            f"{path}{line}: {getattr(error, 'problem', None) or 'not YAML'}; correct the file"
-        ) from None
+    config = read_yaml(path, "give the folder of a MARS project")
     if not isinstance(config, dict):
         raise DataError(f"{path}: keypoints is no list of names; add it")
     keypoints = _names(path, config, "keypoints")

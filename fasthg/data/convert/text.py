@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fasthg.data.records.foreign import FIRST_BYTES, foreign_kind
 from fasthg.errors import DataError
+
+
+def read_yaml(path: Path, otherwise: str) -> Any:
+    """The value of a YAML file.
+
+    otherwise: the remedy where the file cannot be read.
+
+    Raises DataError, naming file, line and remedy.
+    """
+    try:
+        return yaml.safe_load(read_text(path))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {otherwise}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise DataError(f"{path}{line}: {problem}; correct the file") from None
 
 
 def read_text(path: Path) -> str:

@@ -39,7 +39,7 @@ from fasthg.data.convert.names import choose_parts
 from fasthg.data.convert.pictures import shown_size
 from fasthg.data.convert.report import Report, new_report
 from fasthg.data.convert.splits import SPLITS
-from fasthg.data.convert.text import read_text
+from fasthg.data.convert.text import read_text, read_yaml
 from fasthg.errors import DataError
 
 SHAPE = "kpt_shape"
@@ -136,17 +136,7 @@ def is_data_yaml(path: Path) -> bool:
 
 
 def _read(path: Path, parts: Mapping[str, str] | None) -> _Set:
-    try:
-        values = yaml.safe_load(read_text(path))
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror}; give the data YAML of a YOLO pose data set"
-        ) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise DataError(f"{path}{line}: {problem}; correct the file") from None
+    values = read_yaml(path, "give the data YAML of a YOLO pose data set")
     shape = values.get(SHAPE) if isinstance(values, dict) else None
     if not (
         isinstance(shape, list)
