@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fasthg.drawing import lettering
-from fasthg.drawing.marks import Pixels, fine
+from fasthg.drawing.marks import Pixels, draw_line, fine
 from fasthg.drawing.palette import Rgb
 from fasthg.report.chart import Axis
 
@@ -96,16 +96,16 @@ def panel(
 
 
 def _stroke(paper: Pixels, points: NDArray[np.float64], colour: Rgb, dashed: bool) -> None:
-    """A line of 2 px through points (points, 2), px; where dashed, _DASH of every _PITCH px."""
+    """A line of 2 px through points (points, 2), px, broken where one is NaN; where dashed, which
+    needs all points, _DASH of every _PITCH px."""
     if dashed:
         along = np.r_[0.0, np.hypot(*np.diff(points, axis=0).T).cumsum()]
         for start in np.arange(0.0, along[-1], _PITCH):
             at = np.linspace(start, min(start + _DASH, along[-1]), 4)
             piece = np.stack([np.interp(at, along, points[:, k]) for k in (0, 1)], axis=-1)
-            _stroke(paper, piece, colour, dashed=False)
+            draw_line(paper, piece, colour, 2, rim=None)
         return
-    corners = np.array([fine(point) for point in points], np.int32)
-    cv2.polylines(paper, [corners], False, colour, 2, cv2.LINE_AA, 4)
+    draw_line(paper, points, colour, 2, rim=None)
 
 
 def _legend(paper: Pixels, right: int, bottom: int, lines: Sequence[Line]) -> None:
