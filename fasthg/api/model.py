@@ -15,10 +15,9 @@ from fasthg.api.settings import as_overrides
 from fasthg.config import Config
 from fasthg.data.opencv_loader import Image
 from fasthg.errors import ConfigError
-from fasthg.inference.locator import frames_are_crops, load_locator
-from fasthg.inference.predictor import Forward
+from fasthg.inference.networks import open_networks
 from fasthg.inference.video.boxes import Boxes
-from fasthg.inference.video.frame import Frame, FrameRange, Source
+from fasthg.inference.video.frame import Frame, FrameRange
 from fasthg.inference.video.keypoints import Poses, Predictor
 from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.plan import Plan
@@ -27,8 +26,7 @@ from fasthg.interop import export as exporting
 from fasthg.interop.mars_project import relocation_overrides
 from fasthg.report import evaluate as evaluation
 from fasthg.runs.run_folder import RunFolder
-from fasthg.runs.weights import load_model, trained
-from fasthg.runtime.device import choose_device, choose_precision
+from fasthg.runs.weights import trained
 
 Pixels = npt.NDArray[np.uint8]
 Whole = Literal["whole"]
@@ -66,12 +64,7 @@ class Model:
         moves = relocation_overrides(run) if run else []
         self.path = path
         self.config: Config = self._trained.config([*moves, *overrides])
-        device = choose_device(self.config.DEVICE)
-        model, self.metadata = load_model(self._trained.best, self.config)
-        precision = choose_precision(self.config.PRECISION, device, self.config.FEATURES).dtype
-        self._network = Forward(model.to(device), self.config, precision)
-        self._locator = load_locator(run, self.config) if run else None
-        self._whole = self._locator is None and run is not None and frames_are_crops(run)
+        self._networks = open_networks(self._trained, self.config)
 
     def __repr__(self) -> str:
         return f"<fasthg.Model {self.path}: {', '.join(self.parts)}>"
@@ -136,9 +129,9 @@ class Model:
             found = PoseList(_nothing(number, self.parts) for number in range(len(pictures)))
             return found[0] if one else found
         plan = Plan.of(
-            *(source, len(self.parts), None if complete else self._locator),
+            *(source, len(self.parts), None if complete else self._networks.locator),
             boxes=given,
-            whole=whole or (self._whole and given is None),
+            whole=whole or (self._networks.frames_are_crops and given is None),
             most=animals,
         )
         found = PoseList(self._poses(plan, source.frames()))
@@ -182,16 +175,16 @@ class Model:
             raise ConfigError(f"boxes: {boxes!r} is none; give frames' boxes or 'whole'")
         if start < 0 or (stop is not None and stop <= start):
             raise ConfigError(f"start {start}, stop {stop}: hold no frame; give 0 <= start < stop")
-        source = VideoSource(Path(path))
+        source, span = VideoSource(Path(path)), FrameRange(start, stop)
         given = _by_frame(boxes) if isinstance(boxes, Mapping) else None
         plan = Plan.of(
-            *(source, len(self.parts), self._locator),
+            *(source, len(self.parts), self._networks.locator),
             boxes=given,
-            whole=whole or (self._whole and given is None),
+            whole=whole or (self._networks.frames_are_crops and given is None),
             most=animals,
-            span=FrameRange(start, stop),
+            span=span,
         )
-        return PoseStream(self._poses(plan, _until(source, start, stop)))
+        return PoseStream(self._poses(plan, span.read(source)))
 
     def evaluate(
         self,
@@ -260,7 +253,7 @@ class Model:
         return done.path
 
     def _poses(self, plan: Plan, frames: Iterable[Frame]) -> Generator[FramePoses]:
-        predictor = Predictor(self._network, self.config, Clock())
+        predictor = Predictor(self._networks.pose, self.config, Clock())
         # The tracker looks at frames one after the other, while the next ones are decoded.
         batches = ahead(plan.poses(predictor, ahead(frames, _FRAMES_AHEAD)), _POSES_AHEAD)
         with closing(batches):
@@ -296,14 +289,6 @@ class _Images:
     def frames(self, start: int = 0) -> Generator[Frame]:
         for number in range(start, len(self.images)):
             yield Frame(number, float("nan"), self.images[number], self.names[number])
-
-
-def _until(source: Source, start: int, stop: int | None) -> Generator[Frame]:
-    frames = source.frames(start)
-    for frame in frames:
-        if stop is not None and frame.number >= stop:
-            return
-        yield frame
 
 
 def _picture(image: Any, number: int) -> Image:

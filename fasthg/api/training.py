@@ -11,9 +11,7 @@ from rich.console import Console
 from fasthg import report
 from fasthg.api.settings import ConfigLike, Settings, as_overrides, settings_of
 from fasthg.errors import ConfigError
-from fasthg.inference.locator import locator_folder
 from fasthg.report import evaluate as evaluation
-from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime import process
 from fasthg.runtime.device import choose_device
 from fasthg.training import trainer
@@ -132,11 +130,8 @@ def run_training(
     metrics, paths = None, []
     split = evaluation.default_split(config)
     if evaluate and result.signal is None and result.rank == 0 and split is not None:
-        located = RunFolder(locator_folder(result.run.path)).best.exists()
-        located = located and config.EVAL_CROP == "training"
-        measured = evaluation.evaluate_run(
-            *(result.run, config, split, None), boxes="found" if located else "given"
-        )
+        boxes = evaluation.boxes_to_measure(result.run, config)
+        measured = evaluation.evaluate_run(result.run, config, split, None, boxes=boxes)
         paths = [report.write(result.run, config, measured)]
         paths += report.write_performance(config, measured)
         measured.print(console)

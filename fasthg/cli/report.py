@@ -45,7 +45,6 @@ def report(
 
 def _one(path: Path, keys: list[str], out: Path | None) -> Path:
     from fasthg import report as pages
-    from fasthg.inference.locator import locator_folder
     from fasthg.interop.mars_project import relocation_overrides
     from fasthg.report import evaluate as evaluation
     from fasthg.runs.run_folder import RunFolder
@@ -56,10 +55,8 @@ def _one(path: Path, keys: list[str], out: Path | None) -> Path:
     if split is None:
         raise ConfigError(f"{path}: its DATA names no test or val; give DATA.TEST=GLOB")
     configure(settings)
-    located = RunFolder(locator_folder(path)).best.exists() and settings.EVAL_CROP == "training"
-    measured = evaluation.evaluate_run(
-        run, settings, split, None, boxes="found" if located else "given"
-    )
+    boxes = evaluation.boxes_to_measure(run, settings)
+    measured = evaluation.evaluate_run(run, settings, split, None, boxes=boxes)
     return pages.write(run, settings, measured, file=out)
 
 

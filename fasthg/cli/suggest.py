@@ -55,17 +55,14 @@ def suggest(
     Chosen are frames with low scores, missing animals, jumps, unusual shapes, and poses that move
     with the crop; unlike one another, and none that is labelled already. A fifth is at even steps.
     """
-    from fasthg.inference.locator import frames_are_crops, load_locator
-    from fasthg.inference.predictor import Forward
+    from fasthg.inference.networks import open_networks
     from fasthg.inference.video.predict_source import WHOLE, Options
     from fasthg.inference.video.sources import find_sources
     from fasthg.inference.video.suggest.folder import check_folder, write_folder
     from fasthg.inference.video.suggest.suggest import as_json as plain
     from fasthg.inference.video.suggest.suggest import suggest as choose
     from fasthg.inference.video.video_file import VideoSource
-    from fasthg.runs.run_folder import RunFolder
-    from fasthg.runs.weights import load_model, trained
-    from fasthg.runtime.device import choose_device, choose_precision
+    from fasthg.runs.weights import trained
     from fasthg.runtime.signals import Signals
 
     overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
@@ -85,22 +82,22 @@ def suggest(
         raise ConfigError(f"--boxes {boxes}: is for one film; suggest one after the other")
     config = folder.config(overrides)
     configure(config)
-    locator, crops = None, False
-    if isinstance(folder, RunFolder) and boxes != WHOLE:
-        locator = load_locator(folder, config)
-        crops = locator is None and boxes is None and frames_are_crops(folder)
-    device = choose_device(config.DEVICE)
-    model, _ = load_model(folder.best, config)
-    precision = choose_precision(config.PRECISION, device, config.FEATURES).dtype
+    networks = open_networks(folder, config, locate=boxes != WHOLE)
+    options = Options(
+        boxes=boxes,
+        animals=animals,
+        frames_are_crops=networks.frames_are_crops,
+        confidence=confidence,
+    )
     screen = console()
     with Signals() as signals, _Bar(screen, quiet=as_json) as bar:
         found = choose(
             films,
             count,
-            Forward(model.to(device), config, precision),
+            networks.pose,
             config,
-            Options(boxes=boxes, animals=animals, frames_are_crops=crops, confidence=confidence),
-            locator,
+            options,
+            networks.locator,
             seed=seed,
             progress=bar.show,
             stop=lambda: signals.stop is not None,

@@ -22,7 +22,7 @@ from fasthg.data.loader import available_cores, make_loader
 from fasthg.data.sampler import BatchSampler
 from fasthg.errors import ConfigError, DataError
 from fasthg.files import write_text
-from fasthg.inference.locator import load_locator
+from fasthg.inference.locator import load_locator, locator_folder
 from fasthg.inference.plots import draw_instances, save_picture
 from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import StackedHourglass
@@ -49,6 +49,12 @@ def default_split(config: Config) -> str | None:
         if getattr(config.DATA, split.upper()) is not None:
             return split
     return None
+
+
+def boxes_to_measure(run: RunFolder, config: Config) -> str:
+    """found, where the run has a locator and crops are those of training; given otherwise."""
+    located = RunFolder(locator_folder(run.path)).best.exists()
+    return "found" if located and config.EVAL_CROP == "training" else "given"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -93,7 +94,8 @@ def test_one_image_as_array_tensor_grey_and_box(
 def test_nothing_is_looked_for_where_all_boxes_are_given(
     model: fasthg.Model, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "_locator", object())
+    located = replace(model._networks, locator=object())  # type: ignore[arg-type]
+    monkeypatch.setattr(model, "_networks", located)
     found = model.predict([images[0], images[1]], [[9, 9, 90, 90], np.zeros((0, 4))])
     assert [pose.animals for pose in found] == [("animal1",)] * 2
     assert np.isfinite(found[0].keypoints).all() and np.isnan(found[1].keypoints).all()

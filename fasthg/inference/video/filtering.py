@@ -22,9 +22,8 @@ from fasthg.inference.video.row_store import Rows
 Series = npt.NDArray[np.float64]
 # Steps in time that differ by more than this share of the usual one are named.
 _IRREGULAR = 0.1
-
+# Frames of the widest window.
 _WIDEST = 9999
-"""Frames of the widest window."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,7 @@ def filtered(rows: Rows, settings: Filter) -> Rows:
     """Rows of a film after the steps of `settings`; the given ones stay as they are.
 
     Keypoints that are left out are NaN, with their score. Filled ones have score 0: nothing was
-    seen there. Others keep their score, smoothed or not. Boxes are filled as
-    well, and not smoothed.
+    seen there. Others keep their score, smoothed or not. Boxes are filled, not smoothed.
     """
     keypoints, scores = rows.keypoints.copy(), rows.scores.copy()
     with np.errstate(invalid="ignore"):

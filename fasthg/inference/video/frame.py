@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +61,13 @@ class FrameRange:
         """How many of `count` frames these are; None where that is not known."""
         ends = [each for each in (count, self.stop) if each is not None]
         return max(0, min(ends) - self.first) if ends else None
+
+    def read(self, source: Source, done: int = 0) -> Iterator[Frame]:
+        """These frames of a source, without the first `done` of them."""
+        frames = source.frames(self.first + done)
+        if self.stop is None:
+            return frames
+        return islice(frames, max(0, self.stop - self.first - done))
 
 
 WHOLE_FILM = FrameRange()

@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fasthg.errors import ConfigError, DataError, FasthgError
-from fasthg.inference.locator import frames_are_crops, load_locator
-from fasthg.inference.predictor import Forward
+from fasthg.inference.networks import open_networks
 from fasthg.inference.video.frame import Source
 from fasthg.inference.video.made_from import is_overlay
 from fasthg.inference.video.pipeline import Clock
@@ -28,8 +27,7 @@ from fasthg.inference.video.sources import ImageSource, find_sources
 from fasthg.inference.video.video_file import VideoSource
 from fasthg.runs.checkpoint import CHECKSUM
 from fasthg.runs.run_folder import RunFolder
-from fasthg.runs.weights import WeightsFile, load_model
-from fasthg.runtime.device import choose_device, choose_precision
+from fasthg.runs.weights import WeightsFile
 from fasthg.runtime.signals import Signals
 from fasthg.words import counted
 
@@ -70,17 +68,9 @@ def predict_all(
     check_targets(sources, options)
     if options.boxes not in (None, WHOLE) and len(sources) > 1:
         raise ConfigError(f"--boxes {options.boxes}: is for one input; predict one after the other")
-    locator = None
-    if isinstance(run, RunFolder) and options.boxes != WHOLE:
-        locator = load_locator(run, config)
-        if locator is None and options.boxes is None and frames_are_crops(run):
-            options = replace(options, frames_are_crops=True)
-    model, metadata = load_model(run.best, config)
-    device = choose_device(config.DEVICE)
-    network = Forward(
-        model.to(device), config, choose_precision(config.PRECISION, device, config.FEATURES).dtype
-    )
-    weights = metadata.get(CHECKSUM, "")
+    networks = open_networks(run, config, locate=options.boxes != WHOLE)
+    options = replace(options, frames_are_crops=networks.frames_are_crops)
+    weights = networks.metadata.get(CHECKSUM, "")
     with Signals() as signals:
         failed: list[str] = []
         counts = [options.frames.of(source.count) for source in sources]
@@ -90,7 +80,7 @@ def predict_all(
                 clock, start = Clock(), time.perf_counter()
                 try:
                     result = predict_source(
-                        *(source, network, config, options, locator),
+                        *(source, networks.pose, config, options, networks.locator),
                         weights=weights,
                         clock=clock,
                         progress=shown.reached,
@@ -129,9 +119,9 @@ def _contents(folder: Path, sources: Sequence[Source]) -> list[str]:
     if len(inside) == 1 and not films:
         return []
     images = [f"the images of {each.path}" for each in inside if isinstance(each, ImageSource)]
-    counted = f"{films} film{'s' if films != 1 else ''}"
     sequences = " as one sequence" if images else ""
-    return [f"{folder}: {', '.join([*([counted] if films else []), *images])}{sequences}"]
+    said = [*([counted(films, "film")] if films else []), *images]
+    return [f"{folder}: {', '.join(said)}{sequences}"]
 
 
 def _lines(path: Path, result: SourceResult, clock: Clock, seconds: float) -> list[str]:

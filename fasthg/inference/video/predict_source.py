@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +264,7 @@ def predict_source(
 
         if plan.tracker is not None:
             _recall(plan.tracker, rows())
-        wanted = source.frames(span.first + store.done)
-        if span.stop is not None:
-            wanted = islice(wanted, max(0, span.stop - span.first - store.done))
-        frames = ahead(clock.each("decode", wanted), _FRAMES_AHEAD)
+        frames = ahead(clock.each("decode", span.read(source, store.done)), _FRAMES_AHEAD)
         made = ahead(plan.poses(predictor, frames), _POSES_AHEAD)
         done = store.done
         with closing(made):
