@@ -2,8 +2,17 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.fasthg-installed
 TORCH := torch==2.13.0
+PIP = $(BIN)/python -m pip install -q -c constraints.txt
+
+# Each file says when something was last installed.
+TOOLS := $(VENV)/.tools-installed
+EXTENSION := $(VENV)/.extension-installed
+USE := $(VENV)/.use-installed
+DEVELOPMENT := $(VENV)/.development-installed
+
+# What `make train` installs: enough for a DeepLabCut project, and DALI where there is a GPU.
+USE_EXTRAS := train,dlc$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,dali)
 
 # What `make gpu` runs by; it needs torch, and no .venv. PYTHON=... names another.
 GPU_PYTHON = $(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))
@@ -19,7 +28,8 @@ TEST_THREADS := 1
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## create .venv and install fasthg in it, with everything to develop
+setup: ## create .venv and install fasthg in it, with everything to develop
+	@$(MAKE) --no-print-directory -j 2 $(DEVELOPMENT) $(EXTENSION)
 
 # The first Python that is new enough and can make environments; a bare command name may be a shim
 # of a version that is not installed, so each is tried.
@@ -35,15 +45,27 @@ $(BIN)/python:
 	echo "    sudo apt-get install python3 python3-venv python3-dev" >&2; \
 	exit 3
 
-# Without build isolation the extension is compiled by the tools that are pinned here. A changed
-# source file installs anew, which compiles it.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/python
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install -q -c constraints.txt setuptools pybind11
-	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+# The tools that compile the extension, at the versions that are pinned here.
+$(TOOLS): constraints.txt | $(BIN)/python
+	$(PIP) setuptools pybind11
 	@touch $@
 
-train: setup ## train the demo on synthetic mice, evaluate it, predict a film
+# The extension needs no torch, so it is compiled while packages are downloaded.
+$(EXTENSION): $(TOOLS) setup.py $(wildcard csrc/*)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+$(USE): $(TOOLS) pyproject.toml
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
+	FASTHG_EXTENSION=off $(PIP) --no-build-isolation -e '.[$(USE_EXTRAS)]'
+	@touch $@
+
+$(DEVELOPMENT): $(USE)
+	FASTHG_EXTENSION=off $(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+train: ## train the demo on synthetic mice, evaluate it, predict a film
+	@$(MAKE) --no-print-directory -j 2 $(USE) $(EXTENSION)
 	@test -f demo-data/test_dataset-00000-of-00001 || $(BIN)/fasthg data synth demo-data --seed 0
 	$(BIN)/fasthg train configs/demo.yaml
 	@test -f demo-data/film.mp4 || $(BIN)/fasthg data synth demo-data --film 150 --seed 1
@@ -87,4 +109,4 @@ wheel: setup ## build dist/fasthg-*.whl for this platform, compiled kernels in
 clean: ## remove what was built, but not .venv, runs and data
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find fasthg tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
-	rm -f fasthg/*.so $(STAMP)
+	rm -f fasthg/*.so $(EXTENSION)

@@ -102,6 +102,7 @@ class BuildExtension(build_ext):
         """Build the extension, or leave it out with a note: the operators then run in torch."""
         try:
             import pybind11
+            from pybind11.setup_helpers import ParallelCompile
         except ImportError as error:
             note("no extension, the operators will run in plain torch (pybind11 is not installed)")
             raise CompileError("pybind11 is not installed") from error
@@ -115,7 +116,8 @@ class BuildExtension(build_ext):
             ("FASTHG_CUDA_NOTE", f'"{note_on_cuda}"'),
         ]
         try:
-            super().build_extension(ext)
+            with ParallelCompile(default=len(os.sched_getaffinity(0))):
+                super().build_extension(ext)
         except Exception as error:
             note(f"no extension, the operators will run in plain torch ({error})")
             raise
