@@ -3,7 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-PIP = $(BIN)/python -m pip install -q -c constraints.txt
+# Without compiling every module of every package: a module is compiled when it is first imported.
+PIP = $(BIN)/python -m pip install -q --no-compile
 
 # Each file says when something was last installed.
 TOOLS := $(VENV)/.tools-installed
@@ -47,7 +48,7 @@ $(BIN)/python:
 
 # The tools that compile the extension, at the versions that are pinned here.
 $(TOOLS): constraints.txt | $(BIN)/python
-	$(PIP) setuptools pybind11
+	$(PIP) -c constraints.txt setuptools pybind11
 	@touch $@
 
 # The extension needs no torch, so it is compiled while packages are downloaded.
@@ -56,12 +57,12 @@ $(EXTENSION): $(TOOLS) setup.py $(wildcard csrc/*)
 	@touch $@
 
 $(USE): $(TOOLS) pyproject.toml
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
-	FASTHG_EXTENSION=off $(PIP) --no-build-isolation -e '.[$(USE_EXTRAS)]'
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	FASTHG_EXTENSION=off $(PIP) -c constraints.txt --no-build-isolation -e '.[$(USE_EXTRAS)]'
 	@touch $@
 
 $(DEVELOPMENT): $(USE)
-	FASTHG_EXTENSION=off $(PIP) --no-build-isolation -e '.[dev]'
+	FASTHG_EXTENSION=off $(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
 train: ## train the demo on synthetic mice, evaluate it, predict a film
