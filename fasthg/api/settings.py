@@ -14,12 +14,10 @@ from fasthg.config import (
     FOLDER_CONFIG,
     Config,
     Document,
-    dump_config,
     find_config,
     load_config,
     resolve,
 )
-from fasthg.config.yaml_lines import parse_document
 from fasthg.errors import ConfigError
 from fasthg.interop.mars_project import project_config, relocation_overrides
 from fasthg.runs.run_folder import RunFolder
@@ -59,7 +57,9 @@ def settings_of(
     if isinstance(config, Config):
         if not overrides:
             return Settings(config)
-        return Settings(resolve(parse_document(dump_config(config)), "config", overrides))
+        # What it was not given stays so: a recipe chooses it.
+        given = config.model_dump(mode="json", exclude_unset=True)
+        return Settings(resolve(Document(given, {}), "config", overrides))
     if isinstance(config, Mapping):
         try:
             text = json.dumps(config, default=_plain)

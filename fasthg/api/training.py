@@ -14,7 +14,7 @@ from fasthg.errors import ConfigError
 from fasthg.report import evaluate as evaluation
 from fasthg.runtime import process
 from fasthg.runtime.device import choose_device
-from fasthg.training import trainer
+from fasthg.training import recipe, trainer
 from fasthg.training.hooks import NO_HOOKS, Hook, Hooks, StopTraining
 
 if TYPE_CHECKING:
@@ -114,10 +114,11 @@ def run_training(
     own_process: bool = False,
 ) -> Training:
     """`train` of a resolved configuration, which prints to a console."""
-    config = settings.config
+    device = choose_device(settings.config.DEVICE)
+    config, choices = recipe.resolved(settings.config, device)
     if own_process:
-        process.configure_process(choose_device(config.DEVICE), deterministic=config.DETERMINISTIC)
-    for line in settings.lines:
+        process.configure_process(device, deterministic=config.DETERMINISTIC)
+    for line in [*settings.lines, *choices]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     result = trainer.train(
         config,

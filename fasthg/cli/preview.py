@@ -28,11 +28,16 @@ def preview(
     from fasthg.data.preview import make_preview
     from fasthg.data.preview.sheet import as_page, as_png
     from fasthg.files import write_atomically
+    from fasthg.runtime.device import choose_device
+    from fasthg.training.recipe import resolved
 
     kind = out.suffix.lower()
     if kind not in (".png", ".html"):
         raise ConfigError(f"-o {out}: neither .png nor .html; give a name that ends in one of them")
     settings = read_config(config, overrides)
+    settings, choices = resolved(settings, choose_device(settings.DEVICE))
+    for line in choices:
+        print(line)
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {split}: no such split; use train, val or test")
     patterns = getattr(settings.DATA, split.upper())

@@ -188,6 +188,13 @@ class Keys(Section):
     `fasthg.config.Config` adds that the keys agree.
     """
 
+    RECIPE: Annotated[Literal["small"], LowerCase] | None = key(
+        None,
+        "small chooses from the training data what is not given: INPUT_SIZE, HEATMAP_SIZE, "
+        "PARTS.SIGMAS, RANDOM_ROTATION_DELTA, DO_RANDOM_FLIP_LEFT_RIGHT, NUM_TRAIN_ITERATIONS, "
+        "LEARNING_RATE_WARMUP_STEPS and VALIDATE_EVERY_N_STEPS. null: the stock values.",
+    )
+
     # Network, targets and decoding.
     NUM_STACKS: Int = key(8, "Number of stacked hourglasses.", ge=1)
     FEATURES: Int = key(

@@ -10,6 +10,9 @@ from pydantic_core import PydanticCustomError
 from fasthg.config.checks import find_problems
 from fasthg.config.keys import Data, Keys, project_data
 
+RECIPE_SIGMA = 1.5
+"""PARTS.SIGMAS of a recipe, heatmap cells, where the configuration gives none."""
+
 
 class Config(Keys):
     """All keys, with the stock values of MARS as defaults.
@@ -28,6 +31,19 @@ class Config(Keys):
         if no_data and self.MARS_PROJECT and self.POSE_MODEL:
             # The model is frozen for its users; this is still construction.
             self.__dict__["DATA"] = project_data(self.MARS_PROJECT, self.POSE_MODEL)
+        if self.RECIPE is not None:
+            self._fill_for_recipe()
+
+    def _fill_for_recipe(self) -> None:
+        """Values that agree with the given ones, until the data are known; they stay unset."""
+        if "HEATMAP_SIZE" not in self.model_fields_set:
+            self.__dict__["HEATMAP_SIZE"] = self.INPUT_SIZE // 4
+        elif "INPUT_SIZE" not in self.model_fields_set:
+            self.__dict__["INPUT_SIZE"] = self.HEATMAP_SIZE * 4
+        if "SIGMAS" not in self.PARTS.model_fields_set:
+            parts = self.PARTS.model_copy()
+            parts.__dict__["SIGMAS"] = (RECIPE_SIGMA,) * parts.NUM_PARTS
+            self.__dict__["PARTS"] = parts
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Config:

@@ -35,6 +35,7 @@ from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.device import choose_device, choose_precision
 from fasthg.runtime.process import peak_bytes
 from fasthg.runtime.tables import print_table
+from fasthg.training import recipe
 from fasthg.training.environment import describe_environment
 from fasthg.training.finetune import starting_weights
 from fasthg.training.logging import EventWriter, ProgressLine
@@ -104,6 +105,9 @@ def bench(
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
     device = choose_device(config.DEVICE)
+    config, choices = recipe.resolved(config, device)
+    for line in choices:
+        say(line)
     with contextlib.ExitStack() as stack:
         synthetic = config.DATA.TRAIN is None
         if synthetic:
@@ -373,6 +377,9 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
     device = choose_device(config.DEVICE)
+    config, choices = recipe.resolved(config, device)
+    for line in choices:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     short = config.model_copy(
         update={
             "NUM_TRAIN_ITERATIONS": DRY_STEPS,

@@ -47,7 +47,7 @@ def test_recipe_of_the_preset_with_data_and_parts_of_the_source(tmp_path: Path) 
     assert cfg.PARTS.LEFT_RIGHT_PAIRS == ((1, 2),)
     assert cfg.PARTS.SKELETON == ((0, 1), (2, 0))
     assert tuple(colours) == cfg.PARTS.COLORS
-    assert cfg.PARTS.SIGMAS == (1.0, 1.0, 1.0)
+    assert cfg.RECIPE == "small" and "SIGMAS" not in cfg.PARTS.model_fields_set
 
     preset = read_document(find_config("small")).values
     written = read_document(tmp_path / "out" / "config.yaml").values
@@ -88,7 +88,7 @@ def test_edited_file_is_kept_and_the_new_one_lies_beside(tmp_path: Path) -> None
     coco.convert([source], out)
     own = out / "config.yaml"
     written = own.read_text()
-    own.write_text(written.replace("BATCH_SIZE: 8", "BATCH_SIZE: 4"))
+    own.write_text(written.replace("BATCH_SIZE: 16", "BATCH_SIZE: 4"))
     same = coco.convert([source], out)
     assert load_config(own).BATCH_SIZE == 4 and not (out / "config.new.yaml").exists()
     assert any("edited since fasthg wrote it, and kept" in note for note in same.notes)

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fasthg import metrics
 from fasthg.config import FOLDER_CONFIG
 from fasthg.config.presets import presets_folder
 from fasthg.config.sides import doubts
@@ -32,7 +31,6 @@ _COMMENTS = {
     "NAMES": "in the order of the records",
     "LEFT_RIGHT_PAIRS": "part indices from 0; they change places in mirrored images",
     "SKELETON": "part indices from 0, joined by a line in pictures",
-    "SIGMAS": "heatmap cells: 1 for points seen sharply, 1.5 for vague ones",
     "COLORS": "of each part in pictures",
 }
 
@@ -144,7 +142,6 @@ def _parts(report: Report, known: Mapping[str, Any]) -> str:
         "LEFT_RIGHT_PAIRS": known.get("LEFT_RIGHT_PAIRS", report.pairs),
         "SKELETON": known.get("SKELETON", report.skeleton),
         "COLORS": known.get("COLORS", report.colors),
-        "SIGMAS": _sigmas(report.parts),
     }
     text = "PARTS:\n"
     for key, value in values.items():
@@ -165,15 +162,6 @@ def _entry(key: str, value: Any) -> str:
     text = f"{key}: {dump_value(value, _WIDTH - len(key) - 2)}"
     indent = " " * (len(key) - len(key.lstrip()))
     return text.replace("\n", f"\n{indent}") + "\n"
-
-
-def _sigmas(parts: Sequence[str]) -> list[float]:
-    """Of each part that of the preset's part of its kind, or the widest for another kind."""
-    preset = parse_document((presets_folder() / f"{PRESET}.yaml").read_text(encoding="utf-8"))
-    names, sigmas = (preset.values["PARTS"][key] for key in ("NAMES", "SIGMAS"))
-    kinds = {metrics.plain_part(name): sigma for name, sigma in zip(names, sigmas, strict=True)}
-    kinds.pop("", None)
-    return [float(kinds.get(metrics.plain_part(name), max(sigmas))) for name in parts]
 
 
 def _known(report: Report, before: Mapping[str, Any]) -> dict[str, Any]:

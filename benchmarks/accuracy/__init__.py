@@ -1,0 +1,1 @@
+"""Accuracy of recipes on small data sets; `python -m benchmarks.accuracy --help`."""

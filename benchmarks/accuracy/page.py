@@ -1,0 +1,202 @@
+"""docs/accuracy.md, written from the committed result files: no figure in it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy.intervals import Interval, measured, ratio, spread_over_seeds
+from benchmarks.accuracy.run import RESULTS
+from benchmarks.accuracy.sets import SETS
+from fasthg.files import write_text
+
+PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
+OLD, NEW = "first", "small"
+"""Recipes of the main table: that of the first version, and the preset `small` as it is."""
+RADII = (2, 5, 10, 20)
+Result = dict[str, Any]
+
+_HEAD = """# Accuracy
+
+<!-- Written by `python -m benchmarks.accuracy page` from benchmarks/results/accuracy. -->
+
+Errors in image px on test frames that no training saw, in annotated boxes, by the weights that were
+best on the validation frames. In brackets: the 95 % interval of a bootstrap over test frames. Cost
+is processor time, all threads, loading of images included; trainings are compared at equal cost, on
+{machine}.
+"""
+
+
+def load(folder: Path = RESULTS) -> list[Result]:
+    """All result files of a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def cost(result: Mapping[str, Any]) -> float:
+    """Processor seconds of a training, mean over a result's runs."""
+    return float(np.mean([run["cpu_seconds"] for run in result["runs"]]))
+
+
+def shown(interval: Interval, digits: int = 2) -> str:
+    """A figure with its interval."""
+    low, high = (f"{end:.{digits}f}" for end in interval[1:])
+    return f"{interval.value:.{digits}f} ({low}–{high})"
+
+
+def page(results: list[Result], levers: list[Result]) -> str:
+    """The whole page."""
+    machines = sorted({result["processor"] for result in results})
+    blocks = [_HEAD.format(machine=" and ".join(machines)), *_main(results), *_sets(results)]
+    blocks += [*_by_cost(results), *_shift(results), *_levers(levers), *_commands(results)]
+    return "\n".join(blocks) + "\n"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [[*head], *([*row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _pick(results: list[Result], name: str, recipe: str) -> Result | None:
+    """The result of a recipe on a set that had the largest budget."""
+    found = [r for r in results if r["set"] == name and r["recipe"] == recipe]
+    return max(found, key=cost, default=None)
+
+
+def _main(results: list[Result]) -> list[str]:
+    rows, logs = [], []
+    for name in SETS:
+        old, new = _pick(results, name, OLD), _pick(results, name, NEW)
+        if old is None or new is None or name == "shift":
+            continue
+        both = ratio(new["runs"], old["runs"])
+        logs.append(np.log(both.value))
+        for result in (old, new):
+            figures, spread = measured(result["runs"]), spread_over_seeds(result["runs"])
+            rows.append(
+                [
+                    name if result is old else "",
+                    result["recipe"],
+                    *(shown(figures[metric]) for metric in ("mean", "median", "rmse", "p95")),
+                    "–" if spread is None else f"±{spread:.2f}",
+                    f"{cost(result):.0f}",
+                    "" if result is old else shown(both),
+                ]
+            )
+    if not rows:
+        return []
+    head = ["set", "recipe", "mean", "median", "RMSE", "p95", "seeds", "processor s", "ratio"]
+    overall = float(np.exp(np.mean(logs)))
+    return [
+        "## Six sets, two recipes\n",
+        f"`{OLD}` is the recipe of fasthg's first version "
+        f"(`benchmarks/accuracy/recipes/{OLD}.yaml`), `{NEW}` the preset as it is now, which "
+        "chooses its keys from the data. Ratio: mean error of the second over that of the first on "
+        "the same frames. Seeds: standard deviation of the mean over seeds. Over all sets, the "
+        f"geometric mean of the ratios is **{overall:.2f}**.\n",
+        _table(head, rows),
+    ]
+
+
+def _sets(results: list[Result]) -> list[str]:
+    rows = []
+    for name, one in SETS.items():
+        new = _pick(results, name, NEW)
+        if new is None or name == "shift":
+            continue
+        shares = measured(new["runs"], RADII)
+        frames = {(run["fold"], frame) for run in new["runs"] for frame in run["frames"]}
+        rows.append(
+            [
+                name,
+                one.what,
+                str(len(frames)),
+                f"{np.mean([run['animal_px'] for run in new['runs']]):.0f}",
+                *(f"{shares[f'within {radius}'].value:.0%}" for radius in RADII),
+                one.anchor or "–",
+            ]
+        )
+    if not rows:
+        return []
+    head = ["set", "what", "test frames", "animal, px", *(f"≤ {r} px" for r in RADII)]
+    return ["## The sets\n", _table([*head, "published for such data"], rows)]
+
+
+def _by_cost(results: list[Result]) -> list[str]:
+    rows = []
+    for name in SETS:
+        for recipe in (OLD, NEW):
+            found = sorted(
+                (r for r in results if r["set"] == name and r["recipe"] == recipe), key=cost
+            )
+            for result in found if len(found) > 1 else ():
+                figures = measured(result["runs"])
+                rows.append(
+                    [name, recipe, f"{cost(result):.0f}", *map(shown, list(figures.values())[:2])]
+                )
+    if not rows:
+        return []
+    return [
+        "## Error against processor seconds\n",
+        "Each row is a training of its own, whose learning rate falls to zero at its end.\n",
+        _table(["set", "recipe", "processor s", "mean", "median"], rows),
+    ]
+
+
+def _shift(results: list[Result]) -> list[str]:
+    rows = []
+    for recipe in (OLD, NEW):
+        result = _pick(results, "shift", recipe)
+        if result is not None:
+            figures = measured(result["runs"], RADII)
+            rows.append([recipe, *(shown(figures[m]) for m in ("mean", "median"))])
+            rows[-1] += [f"{figures[f'within {radius}'].value:.0%}" for radius in RADII]
+    if not rows:
+        return []
+    head = ["recipe", "mean", "median", *(f"≤ {radius} px" for radius in RADII)]
+    return ["## Another camera\n", SETS["shift"].what.capitalize() + ".\n", _table(head, rows)]
+
+
+def _levers(results: list[Result]) -> list[str]:
+    """Each lever against the base of its series, on the sets that both were measured on."""
+    base = {
+        (r["set"], r["series"]): r for r in results if r.get("lever") == "base" and "series" in r
+    }
+    rows = []
+    for name in dict.fromkeys(r["lever"] for r in results if r.get("lever", "base") != "base"):
+        own = [r for r in results if r.get("lever") == name]
+        ratios = {
+            r["set"]: ratio(r["runs"], base[r["set"], r["series"]]["runs"])
+            for r in own
+            if (r["set"], r["series"]) in base
+        }
+        mean = float(np.exp(np.mean([np.log(found.value) for found in ratios.values()])))
+        cells = [shown(ratios[one]) if one in ratios else "" for one in SETS if one != "shift"]
+        rows.append([name, f"{mean:.2f}", *cells])
+    if not rows:
+        return []
+    head = ["lever", "all", *(name for name in SETS if name != "shift")]
+    return [
+        "## Levers, each alone\n",
+        "Mean error with the lever over that without it, all else equal; below 1 it helps.\n",
+        _table(head, rows),
+    ]
+
+
+def _commands(results: list[Result]) -> list[str]:
+    commands = dict.fromkeys(result["command"] for result in results)
+    return [
+        "## To run it again\n",
+        "The sets are not part of this repository; `benchmarks/accuracy/sets.py` says how each is "
+        "laid out, and `FASTHG_TEST_DATA` or `--data` where they lie.\n",
+        "```sh\n" + "\n".join(commands) + "\npython -m benchmarks.accuracy page\n```",
+    ]
+
+
+def write() -> None:
+    """Write the page."""
+    write_text(PAGE, page(load(), load(RESULTS / "levers")))

@@ -1,0 +1,118 @@
+"""benchmarks/accuracy: splits, intervals, the page; and a whole run on rendered mice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.accuracy import page
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
+from benchmarks.accuracy.sets import SETS
+
+FRAMES = [f"film{number // 20}/img{number:03d}" for number in range(60)]
+
+
+def test_five_folds_test_every_frame_once():
+    splits = [SETS["openfield"].split(FRAMES, fold) for fold in range(5)]
+    tested = [name for split in splits for name, role in split.items() if role == "test"]
+    assert sorted(tested) == FRAMES
+    for split in splits:
+        assert set(split) == set(FRAMES)
+        assert sum(role == "val" for role in split.values()) == 6
+
+
+def test_a_film_is_in_one_split_and_each_film_tests_once():
+    splits = [SETS["homecage"].split(FRAMES, fold) for fold in range(3)]
+    for split in splits:
+        roles = {name.split("/")[0]: role for name, role in split.items()}
+        assert sorted(roles.values()) == ["test", "train", "val"]
+        assert all(role == roles[name.split("/")[0]] for name, role in split.items())
+    assert len({min(n for n, r in s.items() if r == "test") for s in splits}) == 3
+
+
+def runs(scale=1.0, seeds=(1, 2), frames=40):
+    rng = np.random.default_rng(7)
+    errors = rng.exponential(3.0, (frames, 4)) * scale
+    names = [f"f{number}" for number in range(frames)]
+    return [
+        {
+            "fold": 0,
+            "seed": seed,
+            "frames": names,
+            "errors": [[None, *row[1:]] for row in (errors + 0.1 * seed).tolist()],
+            "steps": 10,
+            "cpu_seconds": 12.0,
+            "animal_px": 150.0,
+        }
+        for seed in seeds
+    ]
+
+
+def test_intervals_hold_the_figure_and_shrink_with_more_frames():
+    few, many = (measured(runs(frames=count), [5])["mean"] for count in (20, 320))
+    for found in (few, many):
+        assert found.low < found.value < found.high
+    width = [found.high - found.low for found in (few, many)]
+    assert width[0] / width[1] == pytest.approx(4, rel=0.5)  # root of 16
+
+
+def test_unlabelled_parts_count_nowhere():
+    (run,) = runs(seeds=(1,))
+    errors = [error for row in run["errors"] for error in row[1:]]
+    assert measured([run])["mean"].value == pytest.approx(np.mean(errors))
+
+
+def test_a_frame_s_animals_are_drawn_together():
+    (run,) = runs(seeds=(1,))
+    pairs = {**run, "frames": [name for name in run["frames"][::2] for _ in range(2)]}
+    alone, together = measured([run])["mean"], measured([pairs])["mean"]
+    assert together.value == pytest.approx(alone.value)
+    assert together.high - together.low != pytest.approx(alone.high - alone.low, rel=1e-3)
+
+
+def test_a_paired_ratio_is_sharper_than_its_parts():
+    found = ratio(runs(0.8), runs())
+    assert found.value == pytest.approx(0.8, abs=0.02)
+    assert found.high - found.low < 0.03
+    with pytest.raises(ValueError, match="other frames"):
+        ratio(runs(frames=39), runs())
+
+
+def test_spread_over_seeds():
+    assert spread_over_seeds(runs()) == pytest.approx(0.1 / np.sqrt(2))
+    assert spread_over_seeds(runs(seeds=(1,))) is None
+
+
+def test_page_shows_both_recipes_and_levers():
+    def result(recipe, scale, **more):
+        own = {"set": "openfield", "recipe": recipe, "runs": runs(scale), "command": "c"}
+        return own | {"processor": "a processor"} | more
+
+    results = [result("first", 1.0), result("small", 0.5)]
+    levers = [
+        result("base", 1.0, lever="base", series="a"),
+        result("x", 0.9, lever="wider sigma", series="a"),
+    ]
+    text = page.page(results, levers)
+    assert "geometric mean of the ratios is **0.5" in text
+    assert "| wider sigma | 0.9" in text
+    assert "| openfield | first |" in text and "a processor" in text
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_rendered_mice(tmp_path, capsys):
+    tiny = ["INPUT_SIZE=64", "FEATURES=8", "STEM_FEATURES=8", "PARTS.SIGMAS=[1,1,1,1,1,1,1]"]
+    work, out = tmp_path / "work", tmp_path / "out"
+    main(
+        ["run", "--set", "rendered", "--recipe", "small", "--steps", "3", "--seeds", "1"]
+        + ["--data", str(tmp_path), "--work", str(work), "--out", str(out), *tiny]
+    )
+    (path,) = out.glob("*.json")
+    result = json.loads(path.read_text())
+    (run,) = result["runs"]
+    assert run["steps"] == 3 and run["cpu_seconds"] > 0
+    assert len(run["frames"]) == len(run["errors"]) == 80 and len(set(run["frames"])) == 40
+    assert "rendered-small-3steps: mean" in capsys.readouterr().out
