@@ -107,8 +107,10 @@ def test_a_whole_run_on_rendered_mice(tmp_path, capsys):
     tiny = ["INPUT_SIZE=64", "FEATURES=8", "STEM_FEATURES=8", "PARTS.SIGMAS=[1,1,1,1,1,1,1]"]
     work, out = tmp_path / "work", tmp_path / "out"
     main(
-        ["run", "--set", "rendered", "--recipe", "small", "--steps", "3", "--seeds", "1"]
-        + ["--data", str(tmp_path), "--work", str(work), "--out", str(out), *tiny]
+        [
+            *("run", "--set", "rendered", "--recipe", "small", "--steps", "3", "--seeds", "1"),
+            *("--data", str(tmp_path), "--work", str(work), "--out", str(out), *tiny),
+        ]
     )
     (path,) = out.glob("*.json")
     result = json.loads(path.read_text())
