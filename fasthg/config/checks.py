@@ -46,6 +46,7 @@ def find_problems(cfg: Keys) -> list[Problem]:
         *_locator(cfg),
         *_ranges(cfg),
         *_schedule(cfg),
+        *_early_stop(cfg),
         *_init(cfg),
         *_data(cfg),
         *_evaluation(cfg),
@@ -208,6 +209,32 @@ def _schedule(cfg: Keys) -> Iterator[Problem]:
             f"{cfg.INITIAL_LEARNING_RATE:g}, from which it decays",
             "set a smaller one, such as 0",
             ("INITIAL_LEARNING_RATE", kind),
+        )
+
+
+def _early_stop(cfg: Keys) -> Iterator[Problem]:
+    patience, key = cfg.EARLY_STOP_PATIENCE, "EARLY_STOP_PATIENCE"
+    if patience is None:
+        return
+    # A MARS project or the command line may yet name the data.
+    if cfg.DATA.TRAIN is not None and cfg.DATA.VAL is None and cfg.MARS_PROJECT is None:
+        yield Problem(
+            key,
+            "counts validations, and DATA.VAL is not set",
+            "set DATA.VAL, or EARLY_STOP_PATIENCE: null",
+            ("DATA.VAL",),
+        )
+    every, total = cfg.VALIDATE_EVERY_N_STEPS, cfg.NUM_TRAIN_ITERATIONS
+    # The first validation is the best so far; the last step ends the training by itself.
+    most = (total - 1) // every - 1
+    if patience > most:
+        yield Problem(
+            key,
+            f"{patience} cannot be reached: a validation every {every} of {total} steps",
+            f"use at most {most}, lower VALIDATE_EVERY_N_STEPS, or set null"
+            if most >= 1
+            else "lower VALIDATE_EVERY_N_STEPS, or set null",
+            ("VALIDATE_EVERY_N_STEPS", "NUM_TRAIN_ITERATIONS"),
         )
 
 

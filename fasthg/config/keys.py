@@ -601,6 +601,12 @@ class Keys(Section):
     VALIDATE_EVERY_N_STEPS: Int = key(
         2000, "Steps between two evaluations on the validation split.", ge=1
     )
+    EARLY_STOP_PATIENCE: Annotated[Int, Field(ge=1)] | None = key(
+        None,
+        "Validations in a row without a smaller mean error after which the training of poses ends; "
+        "null: never. Needs DATA.VAL. Polynomial and cosine decay are planned over "
+        "NUM_TRAIN_ITERATIONS: after an early stop the learning rate was never lowered to its end.",
+    )
     SAVE_INTERVAL_SECS: Float = key(3000.0, "Seconds between two saved training states.", ge=0)
     SAVE_SUMMARY_SECS: Float = key(30.0, "Seconds between two summaries in TensorBoard.", ge=0)
     MAX_TO_KEEP: Int = key(6, "Number of recent step checkpoints kept.", ge=1)

@@ -14,9 +14,9 @@ import yaml
 
 from fasthg.errors import DataError
 from fasthg.files import natural
-from fasthg.runs.run_folder import RunFolder
+from fasthg.runs.run_folder import EARLY, RunFolder
 
-State = Literal["finished", "stopped", "running", "unknown"]
+State = Literal["finished", "stopped early", "stopped", "running", "unknown"]
 
 PLACE_KEYS = ("RUN_NAME", "RUNS_DIR")
 """Keys that say where a run lies and nothing of how it trained."""
@@ -31,8 +31,8 @@ class RunSummary:
     Attributes:
         path: the folder.
         problem: what is wrong with its files; None where it is sound.
-        state: whether its training reached the last step, was stopped before, or goes on now; None
-            where the folder is no run's.
+        state: whether its training reached the last step, was stopped before (early: by
+            EARLY_STOP_PATIENCE), or goes on now; None where the folder is no run's.
         step, total: the last step that was logged, and NUM_TRAIN_ITERATIONS.
         best_px, best_step: least mean error on the validation data, image px, and its step.
         split, mean_px, median_px: errors of its evaluation on test, or else val; image px.
@@ -98,7 +98,8 @@ def summarise(path: Path) -> RunSummary:
     best, best_step = _best(rows)
     state: State = "unknown"
     if isinstance(total, int):
-        state = "finished" if step >= total else "stopped"
+        early = any(EARLY in row and row["step"] == step for row in rows)
+        state = "finished" if step >= total else "stopped early" if early else "stopped"
     if tested and not rows:
         state = "unknown"
         if not any(problem.startswith("metrics.jsonl") for problem in problems):

@@ -28,6 +28,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+EARLY = "stopped_early"
+"""In the row of `metrics.jsonl` of the step after which EARLY_STOP_PATIENCE ended the training:
+why."""
 _LOCKED_HERE: set[Path] = set()
 """Run folders that this process trains in."""
 
@@ -224,6 +227,16 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return rows
+
+    def stopped_early(self) -> tuple[int, str] | None:
+        """Step and reason of an early stop; None where there was none, or the run went on since."""
+        found, newest = None, 0
+        for row in self.logged():
+            step = row.get("step", 0)
+            newest = max(newest, step)
+            if EARLY in row:
+                found = step, str(row[EARLY])
+        return found if found is not None and found[0] == newest else None
 
     def truncate_log(self, step: int) -> None:
         """Drop rows after `step`: a resumed run writes them again."""

@@ -134,6 +134,7 @@ def locator_config(config: Config, index: RecordIndex, classes: tuple[str, ...])
         "BATCHNORM_DECAY_WARMUP": True,
         "GRADIENT_CLIP_NORM": None,
         "VALIDATE_EVERY_N_STEPS": max(1, -(-steps // 4)),
+        "EARLY_STOP_PATIENCE": None,
         "FLIP_TEST": False,
         "RECOMPUTE": "none",
         "OKS_SIGMAS": "narrow",

@@ -23,7 +23,7 @@ from fasthg.inference.plots import draw_instances
 from fasthg.inference.predictor import Predictions, predict
 from fasthg.model import build_model
 from fasthg.runs.checkpoint import CheckpointKeeper, NoCheckpoint, save_state, save_weights
-from fasthg.runs.run_folder import RunFolder
+from fasthg.runs.run_folder import EARLY, RunFolder
 from fasthg.runs.weights import weights_metadata
 from fasthg.runtime.device import Precision, choose_device
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup, open_process_group
@@ -50,6 +50,7 @@ from fasthg.training.setup import (
     open_run,
 )
 from fasthg.training.step import TrainStep
+from fasthg.words import counted
 
 DRAWN = 8
 """Validation instances drawn for TensorBoard."""
@@ -62,7 +63,7 @@ class TrainResult:
     run: RunFolder
     step: int
     signal: int | None = None
-    """The signal that ended it early."""
+    """The signal that ended it early; None also where EARLY_STOP_PATIENCE did."""
     rank: int = 0
     """Of this process; only rank 0 evaluates after the training."""
 
@@ -76,6 +77,8 @@ class ControlRequests(NamedTuple):
     """SIGUSR1 requests a save."""
     save_due: bool
     """SAVE_INTERVAL_SECS have passed."""
+    stop_early: bool
+    """EARLY_STOP_PATIENCE validations in a row brought no improvement."""
 
 
 def train(
@@ -245,6 +248,8 @@ class Training:
         )
         self.done = 0
         self.best = float("inf")
+        self.stale = 0
+        """Validations since the best one."""
         self.keeper = CheckpointKeeper(
             run.checkpoints,
             config.SAVE_INTERVAL_SECS,
@@ -290,6 +295,8 @@ class Training:
             ) from error
         self.done = int(state["step"])
         self.best, reason = best_so_far(self.run, state, self.resume_fingerprint)
+        # Older states do not have it.
+        self.stale = state.get("validations_without_improvement", 0) if reason is None else 0
         self.train.loader.corrupt.update(state["corrupt"])
         if self.group.first:
             self.run.truncate_log(self.done)
@@ -327,10 +334,16 @@ class Training:
             self._print(*warn_of_days(model, self.config, precision, left))
 
     def fit(self) -> TrainResult:
-        """Train to NUM_TRAIN_ITERATIONS or until a signal; then save."""
+        """Train to NUM_TRAIN_ITERATIONS, or until EARLY_STOP_PATIENCE or a signal; then save."""
         config, group, total = self.config, self.group, self.config.NUM_TRAIN_ITERATIONS
         if self.done >= total:
             self._print("nothing left to do: raise NUM_TRAIN_ITERATIONS to train on")
+            return TrainResult(self.run, self.done, rank=group.rank)
+        if self._out_of_patience():
+            self._print(
+                f"stopped early at step {self.done}, as {self._why_early()}; "
+                "raise EARLY_STOP_PATIENCE or set it to null to train on"
+            )
             return TrainResult(self.run, self.done, rank=group.rank)
         events = EventWriter(self.run.path if group.first else None, purge_step=self.done + 1)
         progress = ProgressLine(self.console, total)
@@ -345,7 +358,7 @@ class Training:
         ):
             batches = Prefetcher(self.train.loader.batches(self.done, total), self.device)
             requests = self._control_requests(signals)
-            while self.done < total and not requests.stop:
+            while self.done < total and not (requests.stop or requests.stop_early):
                 batch = next(batches)
                 result = self.step(batch, self.done)
                 self.done += 1
@@ -385,8 +398,17 @@ class Training:
     def _control_requests(self, signals: Signals) -> ControlRequests:
         due = self.group.first and self.keeper.due()
         asked = signals.stop or (signal.SIGINT if self._stop_asked else 0)
-        stop, save, save_due = self.group.largest(asked, signals.save_wanted(), due)
-        return ControlRequests(int(stop) or None, bool(save), bool(save_due))
+        stop, save, save_due, early = self.group.largest(
+            *(asked, signals.save_wanted(), due, self._out_of_patience())
+        )
+        return ControlRequests(int(stop) or None, bool(save), bool(save_due), bool(early))
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.EARLY_STOP_PATIENCE
+        return patience is not None and self.stale >= patience
+
+    def _why_early(self) -> str:
+        return f"{counted(self.stale, 'validation')} in a row brought no smaller error"
 
     def _corrupt(self) -> dict[int, str]:
         """Record -> why its image cannot be used, of all ranks."""
@@ -440,6 +462,7 @@ class Training:
             self._save_best()
             return
         better = measured.value < self.best
+        self.stale = 0 if better else self.stale + 1
         if better:
             self.best = measured.value
             self._save_best()
@@ -453,6 +476,10 @@ class Training:
         progress.note(
             f"step {self.done}: validation {measured.text}" + (" (best so far)" if better else "")
         )
+        if self._out_of_patience() and self.done < self.config.NUM_TRAIN_ITERATIONS:
+            progress.note(f"step {self.done}: stops early: {self._why_early()}")
+            if self.group.first:
+                self.run.log({"step": self.done, EARLY: self._why_early()})
 
     def _measure(self, split: Split) -> Validation | None:
         """Measure the averaged weights on a split; None where no image could be read."""
@@ -508,6 +535,7 @@ class Training:
         return {
             "step": self.done,
             "best": self.best,
+            "validations_without_improvement": self.stale,
             "corrupt": corrupt,
             **self.resume_fingerprint,
             **self.step.state(),

@@ -195,3 +195,18 @@ def test_contradiction_is_reported_at_the_key_that_the_user_wrote(tmp_path: Path
     path.write_text("NUM_STACKS: 1\nINPUT_SIZE: 128\n")
     with pytest.raises(ConfigError, match=r"file\.yaml:2: HEATMAP_SIZE: 64 does not fit"):
         load_config(path)
+
+
+def test_early_stopping_needs_validations_that_can_be_reached() -> None:
+    text = fault(EARLY_STOP_PATIENCE=3, DATA={"TRAIN": "a*"})
+    assert "EARLY_STOP_PATIENCE: counts validations, and DATA.VAL is not set; set DATA.VAL" in text
+    keys = {"VALIDATE_EVERY_N_STEPS": 100, "NUM_TRAIN_ITERATIONS": 500}
+    # Validations at 100, the first and so the best, 200, 300 and 400; the last step ends anyway.
+    assert Config(EARLY_STOP_PATIENCE=3, DATA={"TRAIN": "a*", "VAL": "b*"}, **keys)
+    assert "4 cannot be reached: a validation every 100 of 500 steps; use at most 3" in fault(
+        EARLY_STOP_PATIENCE=4, **keys
+    )
+    short = fault(EARLY_STOP_PATIENCE=1, VALIDATE_EVERY_N_STEPS=100, NUM_TRAIN_ITERATIONS=200)
+    assert "steps; lower VALIDATE_EVERY_N_STEPS, or set null" in short
+    with pytest.raises(ValidationError, match="EARLY_STOP_PATIENCE"):
+        Config(EARLY_STOP_PATIENCE=0)
