@@ -20,6 +20,7 @@ from fasthg.files import write_text
 from fasthg.report import accuracy, figures, provenance
 from fasthg.report.accuracy import LEVEL, Known, middle, span, text
 from fasthg.report.chart import STYLE, charts
+from fasthg.report.convergence import sentences
 from fasthg.report.evaluate import ERRORS, Evaluation
 from fasthg.report.films import by_film
 from fasthg.report.gallery import random_frames, worst_frames
@@ -100,7 +101,7 @@ def _body(run: RunFolder, config: Config, evaluation: Evaluation, folder: Path) 
         "Methods, to paste",
         origin.methods(trained, known.metrics["split"], evaluation.index, _measured(known)),
     )
-    yield from _training(run)
+    yield from _training(run, trained)
     yield from accuracy.errors(known)
     yield from _table_of_errors(known, folder)
     yield from by_film(known)
@@ -169,10 +170,14 @@ def _table_of_errors(known: Known, folder: Path) -> Iterator[str]:
         )
 
 
-def _training(run: RunFolder) -> Iterator[str]:
+def _training(run: RunFolder, trained: Config) -> Iterator[str]:
     yield html.heading("Training")
-    drawn = figures.training(run.logged())
+    rows = run.logged()
+    drawn = figures.training(rows)
     yield charts(drawn) if drawn else html.note("Nothing was logged.")
+    said = sentences(rows, run.stopped_early(), trained.NUM_TRAIN_ITERATIONS)
+    if line := " ".join(said):
+        yield html.note(line)
 
 
 def _found(known: Known) -> Iterator[str]:

@@ -43,6 +43,7 @@ class Provenance:
         minutes: of the training.
         parameters: weights of the network that training changes.
         data: split -> (frames, animals), of those splits whose files are still there.
+        early: the step at which EARLY_STOP_PATIENCE ended the training.
     """
 
     date: str | None
@@ -54,6 +55,7 @@ class Provenance:
     minutes: float | None
     parameters: int
     data: dict[str, tuple[int, int]]
+    early: int | None = None
 
     @classmethod
     def of(cls, run: RunFolder, config: Config) -> Provenance:
@@ -62,9 +64,10 @@ class Provenance:
         config: the run's own.
         """
         env = _environment(run)
-        seconds = None
+        seconds = early = None
         with contextlib.suppress(OSError, UnicodeDecodeError):
             seconds = trained_seconds(run.logged())
+            early = run.stopped_early()
         with torch.device("meta"):
             parameters = sum(p.numel() for p in build_model(config).parameters())
         packages = env.get("packages")
@@ -78,6 +81,7 @@ class Provenance:
             minutes=None if seconds is None else seconds / 60,
             parameters=parameters,
             data=_data(config),
+            early=None if early is None else early[0],
         )
 
     def facts(self, config: Config) -> Iterator[tuple[str, str]]:
@@ -90,6 +94,8 @@ class Provenance:
         took = f" in {minutes(self.minutes)}" if self.minutes is not None else ""
         yield "Trained", f"{when}{program}{where}"
         steps = counted(config.NUM_TRAIN_ITERATIONS, "step")
+        if self.early is not None:
+            steps = f"{self.early} of {steps} (stopped early)"
         yield (
             "Network",
             f"{counted(config.NUM_STACKS, 'stack')}, {config.FEATURES} features, "
@@ -114,6 +120,13 @@ class Provenance:
         on = f" on {_frames(*self.data['train'])}" if "train" in self.data else ""
         seconds = f", {minutes(self.minutes)} on {self.device}" if self.minutes is not None else ""
         stacked = "hourglass" if config.NUM_STACKS == 1 else "hourglasses"
+        steps = f"{config.NUM_TRAIN_ITERATIONS} steps"
+        if self.early is not None:
+            patience = counted(config.EARLY_STOP_PATIENCE or 0, "validation")
+            steps = (
+                f"{self.early} of at most {steps} (until the validation error had not improved in "
+                f"{patience})"
+            )
         number = _frames(*_counts(index))
         if split == "val":
             number += ", the same"
@@ -130,7 +143,7 @@ class Provenance:
             f"of {config.FEATURES} features, {self.parameters:,} weights; input "
             f"{config.INPUT_SIZE} x {config.INPUT_SIZE} px, heatmaps {config.HEATMAP_SIZE} x "
             f"{config.HEATMAP_SIZE}), trained with {program}{on} for "
-            f"{config.NUM_TRAIN_ITERATIONS} steps of {config.BATCH_SIZE} animals "
+            f"{steps} of {config.BATCH_SIZE} animals "
             f"({config.OPTIMIZER}, initial learning rate {config.INITIAL_LEARNING_RATE:g}, "
             f"{config.LEARNING_RATE_DECAY_TYPE} decay, random seed {config.RANDOM_SEED}{seconds}). "
             f"Weights were averaged exponentially (decay {config.MOVING_AVERAGE_DECAY:g}), and "
