@@ -7,19 +7,39 @@ from typing import Annotated
 
 import typer
 
-from fasthg.cli.common import AsJson, ConfigPath, Overrides, console, print_json, read_config
+from fasthg.cli.common import (
+    AsJson,
+    ConfigPath,
+    Overrides,
+    configure,
+    console,
+    print_json,
+    read_config,
+)
 from fasthg.errors import ConfigError
 
 
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="RUN...",
+            help="Also name labels that the networks of these runs contradict.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with images of the worst.")
     ] = None,
 ) -> None:
-    """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any."""
+    """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any.
+
+    With networks (--with) it also finds wrong labels that look possible. Runs that were not trained
+    on a frame judge it, if there are such.
+    """
     from fasthg.config.sides import flip_doubts
     from fasthg.data.check import check as examine
     from fasthg.data.check import page
@@ -27,7 +47,10 @@ def check(
     from fasthg.files import write_text
     from fasthg.runtime.tables import print_table
 
-    settings = read_config(config, overrides)
+    # The shell makes of --with runs/* several words, of which the option takes the first.
+    words = overrides or []
+    more = [Path(word) for word in words if runs and "=" not in word]
+    settings = read_config(config, [word for word in words if not runs or "=" in word])
     splits = {s: getattr(settings.DATA, s.upper()) for s in ("train", "val", "test")}
     splits = {split: patterns for split, patterns in splits.items() if patterns}
     if not splits:
@@ -37,6 +60,13 @@ def check(
         splits, parts.NUM_PARTS, names=parts.NAMES, pairs=parts.LEFT_RIGHT_PAIRS
     )
     report.notes += flip_doubts(settings)
+    if runs:
+        from fasthg.report.label_errors import contradicted, look
+
+        configure(settings)
+        seen, notes = look([*runs, *more], settings, indices)
+        report.problems += contradicted(indices, seen, parts)
+        report.notes += notes
     if html is not None:
         write_text(html, page.write(report, indices, part_colours(parts)))
     if as_json:

@@ -356,3 +356,24 @@ def test_the_animal_is_cropped_and_its_parts_are_named(tmp_path: Path) -> None:
     wanted = (index.keypoints[7, 1] - view.mean(axis=0) + half) * page._SIDE / (2 * half)
     y, x = np.nonzero((nameless[..., 1] > 180) & (nameless[..., (0, 2)].max(axis=2) < 110))
     assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx(wanted.tolist(), abs=1.0)
+
+
+def test_a_contradicted_label_is_shown_from_near_with_a_cross(tmp_path: Path) -> None:
+    write_frames(tmp_path / "set", map(encode, [record(0)]))
+    _, indices = check({"train": str(tmp_path / "set")}, 4, names=NAMES, pairs=[(1, 2)])
+    index = indices["train"]
+    label, seen = index.keypoints[0, 3], index.keypoints[0, 3] + [0, -16]
+    found = problems.Problem(
+        *(problems.CONTRADICTED, "train", "", "", 0, 0, (3,)), seen=((seen[0], seen[1]),)
+    )
+    colours = [(255, 0, 0), (0, 0, 0), (255, 255, 255), (0, 255, 0)]
+    jpeg = page._picture(found, index, [""] * 4, colours)
+    assert jpeg is not None
+    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    green = (shown[..., 1] > 170) & (shown[..., (0, 2)].max(axis=2) < 120)
+    # The animal's longer side, 96 px, would be as wide as the picture; here half of it is.
+    px = page._SIDE / (0.5 * 96 * (1 + 2 * page._MARGIN))
+    y, x = np.nonzero(green)
+    assert np.ptp(y) == pytest.approx((label[1] - seen[1]) * px, abs=16)
+    assert y.min() < page._SIDE / 2 < y.max()
+    assert abs(np.median(x) - page._SIDE / 2) < 4

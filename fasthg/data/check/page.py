@@ -16,7 +16,17 @@ from fasthg.data.convert.images import decode
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.drawing.crops import square_crop
 from fasthg.drawing.lettering import draw_text, text_width
-from fasthg.drawing.marks import DISC, WHITE, Mark, Pixels, bgr, draw_box, draw_marks
+from fasthg.drawing.marks import (
+    CROSS,
+    DISC,
+    WHITE,
+    Mark,
+    Pixels,
+    bgr,
+    draw_box,
+    draw_line,
+    draw_marks,
+)
 from fasthg.drawing.palette import Rgb, own_colours
 from fasthg.errors import DataError
 
@@ -24,6 +34,7 @@ PICTURED = 12
 """Number of problems of a kind that are shown with an image."""
 _SIDE, _WIDTH = 400, 480  # px: of a crop, of a whole frame
 _MARGIN = 0.12  # of the animal's longer side, about it
+_CLOSE = 0.5  # of the animal's longer side: shown about a label that networks contradict
 _CELLS = 48  # along the longer side of a heat map
 _STYLE = """<style>
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .85rem; margin: .6rem 0; }
@@ -162,7 +173,10 @@ def _picture(
     if problem.instance is not None:
         animals = np.array([problem.instance])
         box = index.bbox[problem.instance] * size
-        view = _view(box, index.keypoints[problem.instance], size)
+        points = index.keypoints[problem.instance]
+        view = _view(box, points, size)
+        if problem.seen:
+            view = _close(points[list(problem.parts)], problem.seen, view)
         image, to_view = square_crop(image, view, _MARGIN, _SIDE)
     else:
         animals = np.flatnonzero(index.record == problem.record)
@@ -172,6 +186,7 @@ def _picture(
     for animal in animals.tolist():
         corners = geometry.apply((index.bbox[animal] * size).reshape(2, 2), to_view)
         draw_box(image, corners.ravel().tolist(), WHITE)
+        _seen(image, index.keypoints[animal], problem, to_view, colours)
         _parts(image, geometry.apply(index.keypoints[animal], to_view), problem, names, colours)
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
 
@@ -183,6 +198,33 @@ def _view(
     known = points[np.isfinite(points.sum(axis=1))]
     corners = np.concatenate([box.reshape(2, 2), known]).clip(-size[:2], 2 * size[:2])
     return [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
+
+
+def _close(
+    labels: npt.NDArray[np.floating], seen: Sequence[tuple[float, float]], view: list[float]
+) -> list[float]:
+    """What shows labels (parts, 2) and where networks see them, x1 y1 x2 y2, px: at least half of
+    the animal's view about their middle, because what is near tells which of the two is right."""
+    points = np.concatenate([labels, np.array(seen)])
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = max((high - low).max(), _CLOSE * max(view[2] - view[0], view[3] - view[1])) / 2
+    middle = (low + high) / 2
+    return [*(middle - half).tolist(), *(middle + half).tolist()]
+
+
+def _seen(
+    image: Pixels,
+    labels: npt.NDArray[np.floating],
+    problem: Problem,
+    to_view: npt.NDArray[np.float64],
+    colours: Sequence[Rgb],
+) -> None:
+    """Draw a cross where networks see a part, joined to its label; labels (parts, 2), image px."""
+    for part, point in zip(problem.parts, problem.seen, strict=False):
+        ends = geometry.apply(np.array([labels[part], point]), to_view)
+        draw_line(image, ends, bgr(colours[part]))
+        x, y = ends[1].tolist()
+        draw_marks(image, [Mark(CROSS, x, y, bgr(colours[part]), 5.0)])
 
 
 def _parts(

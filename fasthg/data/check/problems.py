@@ -24,10 +24,12 @@ TINY = "tiny box"
 IDENTICAL = "left and right at one point"
 SWAPPED = "left and right perhaps swapped"
 WRONG_AREA = "area in another unit"
+CONTRADICTED = "label that networks contradict"
 
 KINDS = (
     *(NOTHING, BROKEN_RECORD, WRONG_COUNTS, BAD_BOX, BAD_IMAGE, SAME_ID, SAME_IMAGE, NEAR_IMAGE),
     *(UNLABELLED, OUTSIDE_IMAGE, OUTSIDE_BOX, BOX_OUTSIDE, TINY, IDENTICAL, SWAPPED, WRONG_AREA),
+    CONTRADICTED,
 )
 """Kinds of problems, in the order of reports."""
 
@@ -50,6 +52,9 @@ FOUND_BY = {
     SWAPPED: "Seen from above, left and right lie on fixed sides of the line from their middle to "
     "a part on the midline. At least 80 % of the animals agree; these clearly do not.",
     WRONG_AREA: "The area is less than 1 % or more than 400 % of the square around the box.",
+    CONTRADICTED: "The runs given by --with see the part elsewhere (cross): at more than 5 times "
+    "their median error at that part, and agreed with each other. The label may be wrong, or the "
+    "frame unlike the others.",
 }
 """Kind of problem -> how it is found, or what it means."""
 
@@ -73,6 +78,8 @@ class Problem:
     """Indices of the parts concerned."""
     weight: float = 0.0
     """Severity among problems of the same kind; larger is worse."""
+    seen: tuple[tuple[float, float], ...] = ()
+    """Where networks see `parts`, x and y in image px, if the problem is of their predictions."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.detail}"
