@@ -37,8 +37,7 @@ def check(
 ) -> None:
     """Look for damaged records and images, doubtful labels and repeated frames; exit 1 if any.
 
-    With networks (--with) it also finds wrong labels that look possible. Runs that were not trained
-    on a frame judge it, if there are such.
+    Of the runs of --with, those not trained on a frame judge its labels, if there are any.
     """
     from fasthg.config.sides import flip_doubts
     from fasthg.data.check import check as examine

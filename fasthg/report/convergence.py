@@ -21,7 +21,7 @@ LOWERED = 0.5
 """A learning rate below this share of the one before counts as lowered."""
 
 
-def outlook(steps: Floats, errors: Floats) -> str | None:
+def outlook(steps: Floats, errors: Floats, lowered: bool = False) -> str | None:
     """What the validation error did over the last third of the steps, and what follows from it.
 
     The least error until two thirds of the steps is compared with the least of all, because single
@@ -30,6 +30,7 @@ def outlook(steps: Floats, errors: Floats) -> str | None:
     Args:
         steps: `(validations,)` at which it was measured, rising.
         errors: `(validations,)` mean error, image px.
+        lowered: whether the learning rate fell meanwhile, which makes the error fall in any run.
 
     Returns:
         One sentence; None without a validation.
@@ -59,6 +60,11 @@ def outlook(steps: Floats, errors: Floats) -> str | None:
         )
     if fall < MUCH:
         return f"The validation error fell by {fall:.0%} {over}: more steps may pay a little."
+    if lowered:
+        return (
+            f"The validation error fell by {fall:.0%} {over} while the learning rate was lowered, "
+            "which by itself makes it fall: a run of twice the steps tells whether more would pay."
+        )
     return f"The validation error was still falling, by {fall:.0%} {over}: train longer."
 
 
@@ -94,13 +100,7 @@ def sentences(
                 "better."
             )
         return
-    steps, errors = column(rows, "val_error_mean_px")
-    said = outlook(steps, errors)
-    if said is None:
-        return
-    yield said
-    if said.endswith("train longer.") and rates is not None and rates[2] < LOWERED * rates[1]:
-        yield (
-            "A part of that is due to the learning rate, which fell meanwhile, and comes in a "
-            "longer run as well."
-        )
+    lowered = rates is not None and rates[2] < LOWERED * rates[1]
+    said = outlook(*column(rows, "val_error_mean_px"), lowered)
+    if said is not None:
+        yield said
