@@ -96,7 +96,7 @@ def _one(plan: Plan, label: str, fold: int, seed: int) -> dict[str, Any]:
         values["PARTS"]["SIGMAS"] = [by_kind.get(kind, by_kind["other"]) for kind in kinds]
     for key, value in plan.overrides.items():
         section, _, inner = key.rpartition(".")
-        (values[section] if section else values)[inner] = value
+        (values.setdefault(section, {}) if section else values)[inner] = value
     values["RANDOM_SEED"] = seed
     stem = f"{plan.name}-{label}-{fold}-{seed}"
     folder = plan.work / "runs" / stem
