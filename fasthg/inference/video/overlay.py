@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ _AHEAD = 8
 
 def overlay(source: Source, rows: Rows, path: Path, style: Style) -> None:
     """Draw all rows: a video to `path`, an mp4 with the source's times; images into the folder
-    `path` under their names, as PNG.
+    `path` as PNG, under the names of `drawing_names`.
 
     rows: from frame 0 on (`Rows.from_zero`).
 
@@ -36,13 +38,37 @@ def overlay(source: Source, rows: Rows, path: Path, style: Style) -> None:
         if isinstance(source, VideoSource):
             write_atomically(path, lambda at: _video(source, frames, painter, at))
             return
+        names = drawing_names(source.names)
         for frame in frames:
             if frame.image is None:
                 continue
             drawn = painter.draw(frame)
             encoded = cv2.imencode(".png", drawn)[1].tobytes()
-            target = path / Path(frame.name).with_suffix(".png")
+            target = path / names[frame.number]
             write_atomically(target, lambda at, data=encoded: _put(at, data))  # type: ignore[misc]
+
+
+def drawing_names(names: Sequence[str]) -> list[str]:
+    """File names of the drawings of images, no two alike: a.jpg is drawn to a.png.
+
+    Where that is the drawing of another image, the whole name is kept: a.jpg.png; a PNG keeps its
+    own. Records may repeat a name, and the drawings are then numbered: a.jpg.2.png.
+    """
+    own = {name.casefold() for name in names if name.endswith(".png")}
+    taken: set[str] = set()  # folded, as some file systems do
+    times: Counter[str] = Counter()
+    found = []
+    for name in names:
+        times[name] += 1
+        plain = str(Path(name).with_suffix(".png"))
+        choices = itertools.chain(
+            [plain] if plain == name or plain.casefold() not in own else [],
+            [f"{name}.png"],
+            (f"{name}.{number}.png" for number in itertools.count(max(2, times[name]))),
+        )
+        found.append(next(each for each in choices if each.casefold() not in taken))
+        taken.add(found[-1].casefold())
+    return found
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -19,6 +19,7 @@ from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.inference.video.filtering import Filter
 from fasthg.inference.video.frame import Frame, FrameRange
 from fasthg.inference.video.made_from import is_overlay, read_record
+from fasthg.inference.video.overlay import drawing_names
 from fasthg.inference.video.predict_source import WHOLE, Options, SourceResult, check_targets
 from fasthg.inference.video.sources import find_sources
 
@@ -308,6 +309,21 @@ def test_an_overlay_of_images(tmp_path: Path, predict: Predict) -> None:
     drawn = sorted(path.name for path in outcome.files[1].iterdir())
     assert drawn == ["0.png", "1.png", "2.png"]
     assert list(table(outcome)["image"][::3]) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_each_image_has_a_drawing_of_its_own(tmp_path: Path, predict: Predict) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name, centre in zip(("x.bmp", "x.jpg", "x.png"), CENTRES, strict=False):
+        cv2.imwrite(str(folder / name), dots(centre))
+    drawn = predict(find_sources([folder])[0], boxes=WHOLE, overlay=True).files[-1]
+    names = sorted(path.name for path in drawn.iterdir())
+    assert names == ["x.bmp.png", "x.jpg.png", "x.png"]
+    assert len({path.read_bytes() for path in drawn.iterdir()}) == 3
+    assert drawing_names(["a.jpg", "A.bmp", "a.jpg", "a.jpg"]) == [
+        *("a.png", "A.bmp.png", "a.jpg.png", "a.jpg.3.png")
+    ], "records repeat names"
+    assert drawing_names(["a.png", "a.png.png", "a.png"]) == ["a.png", "a.png.png", "a.png.2.png"]
 
 
 def test_options_that_make_no_sense(tmp_path: Path, monkeypatch) -> None:
