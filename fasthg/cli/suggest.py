@@ -115,21 +115,16 @@ def suggest(
 
 
 def _print(screen: Console, found: Suggestions) -> None:
-    from rich.table import Table
-
     from fasthg.inference.video.suggest.folder import table
+    from fasthg.runtime.tables import print_table
 
     lines = table(found)
-    several = len({line[0] for line in lines}) > 1
-    shown = Table(box=None, pad_edge=False)
-    for name in ["film"] if several else []:
-        shown.add_column(name, overflow="fold")
-    shown.add_column("frame", justify="right")
-    shown.add_column("time", justify="right")
-    shown.add_column("why", overflow="fold")
-    for line in lines:
-        shown.add_row(*(line if several else line[1:]))
-    screen.print(shown, markup=False)
+    widest = max(map(len, ["frame", *(line[1] for line in lines)]))
+    rows = [[film, frame.rjust(widest), *others] for film, frame, *others in lines]
+    head = ["film", "frame", "time", "why"]
+    if len({film for film, *_ in rows}) < 2:
+        head, rows = head[1:], [row[1:] for row in rows]
+    print_table(screen, head, rows, text_last=True)
 
 
 class _Bar:
