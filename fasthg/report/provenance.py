@@ -20,7 +20,7 @@ from fasthg.errors import FasthgError
 from fasthg.model import build_model
 from fasthg.runs.listing import trained_seconds
 from fasthg.runs.run_folder import RunFolder
-from fasthg.words import counted
+from fasthg.words import counted, duration
 
 STYLE = """
 .origin { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem;
@@ -91,7 +91,7 @@ class Provenance:
             program += f" ({self.commit})"
         where = f" on {self.device}" if self.device else ""
         when = f"{self.date}, " if self.date else ""
-        took = f" in {minutes(self.minutes)}" if self.minutes is not None else ""
+        took = f" in {duration(60 * self.minutes)}" if self.minutes is not None else ""
         yield "Trained", f"{when}{program}{where}"
         steps = counted(config.NUM_TRAIN_ITERATIONS, "step")
         if self.early is not None:
@@ -118,7 +118,9 @@ class Provenance:
         if self.torch:
             program += f" (PyTorch {self.torch})"
         on = f" on {_frames(*self.data['train'])}" if "train" in self.data else ""
-        seconds = f", {minutes(self.minutes)} on {self.device}" if self.minutes is not None else ""
+        seconds = (
+            f", {duration(60 * self.minutes)} on {self.device}" if self.minutes is not None else ""
+        )
         stacked = "hourglass" if config.NUM_STACKS == 1 else "hourglasses"
         steps = f"{config.NUM_TRAIN_ITERATIONS} steps"
         if self.early is not None:
@@ -155,14 +157,6 @@ def lines(facts: Iterator[tuple[str, str]]) -> str:
     """Facts as a list of terms."""
     inside = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
     return f'<dl class="origin">{inside}</dl>'
-
-
-def minutes(value: float) -> str:
-    """`0.5` -> `30 seconds`; `7.25` -> `7.2 minutes`; `300` -> `5.0 hours`."""
-    for unit, size in (("days", 1440.0), ("hours", 60.0), ("minutes", 1.0)):
-        if value >= 2 * size:
-            return f"{value / size:.1f} {unit}"
-    return f"{60 * value:.0f} seconds"
 
 
 def _frames(frames: int, animals: int) -> str:

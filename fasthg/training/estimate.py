@@ -9,6 +9,7 @@ import torch
 from fasthg.config import Config
 from fasthg.model import StackedHourglass
 from fasthg.runtime.device import Precision, autocast
+from fasthg.words import duration
 
 DAY = 86400.0
 STEP_OF_FORWARD = 2.5
@@ -35,8 +36,8 @@ def warn_of_days(
     if steps * step <= DAY:
         return []
     return [
-        f"time     about {_days(steps * step)} on this CPU: {steps} steps of about {step:.2g} s; "
-        f"{_remedy(config)}; --dry-run measures it exactly"
+        f"time     about {duration(steps * step)} on this CPU: {steps} steps of about "
+        f"{step:.2g} s; {_remedy(config)}; --dry-run measures it exactly"
     ]
 
 
@@ -44,11 +45,6 @@ def _remedy(config: Config) -> str:
     if _SMALL[0] < config.NUM_STACKS or _SMALL[1] < config.FEATURES:
         return "`fasthg train small` is the preset for a CPU"
     return "lower NUM_TRAIN_ITERATIONS, or train on a GPU"
-
-
-def _days(seconds: float) -> str:
-    days = seconds / DAY
-    return f"{days:.0f} days" if days >= 10 else f"{days:.1f} days"
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from fasthg.errors import FasthgError, install_hint
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training.step import StepResult
+from fasthg.words import duration
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -41,16 +42,6 @@ except ModuleNotFoundError as error:
         raise
     NO_EVENTS = f"no TensorBoard events: they need tensorboard; {install_hint('report')}"
 """Why no events are written; None where they are."""
-
-
-def duration(seconds: float) -> str:
-    """`3725` -> `1:02:05`; `65` -> `1:05`; from 48 hours on `316 days`."""
-    days = seconds / 86400
-    if days >= 2:
-        return f"{days:.0f} days" if days >= 10 else f"{days:.1f} days"
-    whole = int(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Meter:

@@ -43,6 +43,7 @@ from fasthg.training.memory import GIB, explained_out_of_memory
 from fasthg.training.setup import open_data
 from fasthg.training.step import TrainStep
 from fasthg.training.trainer import Training
+from fasthg.words import duration
 
 FRAMES, FRAME_SIZE = 48, (1024, 570)
 """Synthetic frames that replace DATA.TRAIN where it is not set; MARS films 1024x570 px."""
@@ -431,19 +432,11 @@ def describe_run(config: Config, facts: Facts, device: torch.device) -> list[str
     return [
         f"memory   {facts.measured / GIB:.2f} GiB measured ({kind})",
         f"step     {facts.step:.3g} s, the first {facts.first_step:.3g} s",
-        f"whole    about {span(training + validating + saving)}: {steps} x {facts.step:.3g} s, "
+        f"whole    about {duration(training + validating + saving)}: {steps} x {facts.step:.3g} s, "
         f"validation {validations} x {facts.validation:.3g} s, save {saves} x {facts.save:.3g} s",
         f"saved    {facts.checkpoint / 1e6:.1f} MB a checkpoint; {config.MAX_TO_KEEP} stay, and "
         f"one more every {config.KEEP_CHECKPOINT_EVERY_N_HOURS:g} hours",
     ]
-
-
-def span(seconds: float) -> str:
-    """`200000` -> `2.3 days`; `700` -> `11.7 minutes`."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 class _TimedTraining(Training):

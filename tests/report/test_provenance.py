@@ -13,7 +13,7 @@ from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.model import build_model
-from fasthg.report.provenance import Provenance, lines, minutes
+from fasthg.report.provenance import Provenance, lines
 from fasthg.runs.run_folder import RunFolder
 
 ENV = {
@@ -53,8 +53,7 @@ def test_all_that_is_known_is_told(tmp_path: Path, mice: Path) -> None:
     weights = sum(p.numel() for p in build_model(config).parameters())
     assert told(run, config) == {
         "Trained": "2031-02-03, fasthg 9.8.7 (commit 0123456789ab, changed) on NVIDIA X",
-        "Network": f"1 stack, 8 features, {weights:,} weights; "
-        "6 steps of 4 animals in 10.0 minutes",
+        "Network": f"1 stack, 8 features, {weights:,} weights; 6 steps of 4 animals in 10 min",
         "Data": (
             "training 6 animals in 3 frames; validation 4 animals in 2 frames; "
             "test 2 animals in 1 frame"
@@ -103,11 +102,6 @@ def test_methods_claim_unseen_data_only_where_no_file_was_trained_on(
     assert unseen not in methods("val", "val_dataset-*")
     gone = config.DATA.model_copy(update={"TRAIN": (str(mice / "gone*"),)})
     assert unseen not in methods("test", "test*", config.model_copy(update={"DATA": gone}))
-
-
-def test_durations() -> None:
-    wanted = {0.5: "30 seconds", 7.25: "7.2 minutes", 300: "5.0 hours", 14400: "10.0 days"}
-    assert {value: minutes(value) for value in wanted} == wanted
 
 
 def test_damaged_files_raise_nothing(tmp_path: Path, mice: Path) -> None:

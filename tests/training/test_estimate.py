@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
@@ -31,7 +29,7 @@ def test_days_are_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("time     about 316 days on this CPU: 700000 steps of about 39 s; ")
     assert "`fasthg train small`" in line
     (line,) = lines(monkeypatch, small(), 0.02, 300000)
-    assert "about 1.7 days" in line and "lower NUM_TRAIN_ITERATIONS" in line
+    assert "about 41 h" in line and "lower NUM_TRAIN_ITERATIONS" in line
 
 
 def test_less_than_a_day_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,4 +54,3 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert re.fullmatch(r"\d+ days", estimate._days(estimate.DAY * 10))

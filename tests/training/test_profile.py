@@ -376,9 +376,12 @@ def test_a_signal_ends_it(dry: Fasthg, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("keys", "whole"),
     [
-        ({"SAVE_INTERVAL_SECS": 600}, "13.9 hours: 100000 x 0.5 s, validation 4 x 10 s, save 84 x"),
+        (
+            {"SAVE_INTERVAL_SECS": 600},
+            "13 h 57 min: 100000 x 0.5 s, validation 4 x 10 s, save 84 x",
+        ),
         ({"SAVE_INTERVAL_SECS": 0}, "2.9 days: 100000 x 0.5 s, validation 4 x 10 s, save 100000 x"),
-        ({"VALIDATE_EVERY_N_STEPS": 30_001}, "13.9 hours: 100000 x 0.5 s, validation 4 x 10 s, "),
+        ({"VALIDATE_EVERY_N_STEPS": 30_001}, "13 h 55 min: 100000 x 0.5 s, validation 4 x 10 s, "),
         ({"NUM_TRAIN_ITERATIONS": 2}, "13 s: 2 x 0.5 s, validation 1 x 10 s, save 1 x 2 s"),
     ],
 )

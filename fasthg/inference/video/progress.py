@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from fasthg.words import duration
+
 LINE_S = 60.0
 """Seconds between two lines where there is no terminal."""
 
@@ -79,14 +81,6 @@ class Advance:
             if (left := self.left(films=True)) is not None:
                 text += f", {duration(left)} left for all"
         return text
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 3 min, 2 h 05 min."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Shown:

@@ -24,8 +24,9 @@ from fasthg.report.comparison.measured import (
     paired,
     read_runs,
 )
-from fasthg.report.provenance import Provenance, minutes
+from fasthg.report.provenance import Provenance
 from fasthg.runs.listing import differences, shown
+from fasthg.words import duration
 
 # Okabe and Ito's palette again, for more groups than a run's own page has curves.
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#5b5bd6", "#767676")
@@ -94,7 +95,7 @@ def _summary(split: str, found: Sequence[Group]) -> Iterator[str]:
                 Fixed(group.medians(None)),
                 Fixed(float(np.mean(best)) if best else float("nan")),
                 " to ".join(dict.fromkeys(map(str, (min(steps), max(steps))))),
-                minutes(float(np.mean(known)) / 60) if known else "-",
+                duration(float(np.mean(known))) if known else "-",
             ]
         )
     head = ["run", f"{split} mean, px", "range", "median", "best validation", "steps", "time"]

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fasthg.inference.video import progress
-from fasthg.inference.video.progress import Advance, Shown, duration
+from fasthg.inference.video.progress import Advance, Shown
 
 
 class Clock:
@@ -52,11 +52,6 @@ def test_a_film_of_unknown_length_and_one_that_was_done() -> None:
     assert advance.line() == "30 frames, 15.0 a second; film 2 of 2"
 
 
-def test_durations() -> None:
-    said = [duration(seconds) for seconds in (0, 40.4, 170, 5000, 7500)]
-    assert said == ["0 s", "40 s", "3 min", "83 min", "2 h 05 min"]
-
-
 def test_a_file_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, text = Clock(), io.StringIO()
     monkeypatch.setattr(progress.time, "perf_counter", clock)
@@ -67,8 +62,8 @@ def test_a_file_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
             shown.reached(20 * second, 20 * second)
         shown.end()
     assert text.getvalue().splitlines() == [
-        "film.mp4: 1200 of 9000 frames, 20.0 a second, 6 min left",
-        "film.mp4: 2400 of 9000 frames, 20.0 a second, 6 min left",
+        "film.mp4: 1200 of 9000 frames, 20.0 a second, 6 min 30 s left",
+        "film.mp4: 2400 of 9000 frames, 20.0 a second, 5 min 30 s left",
     ]
 
 
