@@ -28,6 +28,9 @@ STYLE = """
 .charts .rule { stroke: currentColor; stroke-opacity: .16; fill: none; }
 """
 _LEFT, _RIGHT, _TOP, _LEGEND, _BELOW = 58, 16, 26, 18, 44
+_CHARACTER, _NAME, _TICK = 7, 18, 7
+"""Px of a digit in the widest of the usual fonts; of a y axis's upright name with its gap; and
+between tick labels and the plot."""
 _DECADES = 1.5
 """Powers of ten from which an axis is logarithmic where that is left open."""
 
@@ -97,7 +100,8 @@ class Chart:
     Args:
         title: above the chart.
         x, y: its axes.
-        size: width and height of the plot in px, without what stands about it.
+        size: width and height of the plot in px, without what stands about it. Long tick labels
+            of a named y axis take from the width, so that charts side by side are equally wide.
         rows: names along a y axis from 0 to their number, the first on top, instead of ticks.
         left: px for what stands left of the plot.
     """
@@ -111,8 +115,12 @@ class Chart:
         rows: Sequence[str] = (),
         left: int = _LEFT,
     ) -> None:
-        self.title, self.x, self.y, self.size, self.left = title, x, y, size, left
+        self.title, self.x, self.y = title, x, y
         self.rows = rows
+        longest = max((len(text) for _, text in y.ticks()), default=0)
+        needed = _NAME + _CHARACTER * longest + _TICK if y.name and not rows else 0
+        self.left = max(left, needed)
+        self.size = (size[0] - (self.left - left), size[1])
         self._marks: list[str] = []
         self._legend: list[tuple[str, str]] = []
 
@@ -207,7 +215,7 @@ class Chart:
             py = float(self._px([self.x.low], [value])[1][0])
             parts.append(
                 f'<path class="rule" d="M{self.left} {py:.1f}H{right}"/>'
-                f'<text x="{self.left - 7}" y="{py + 4:.1f}" text-anchor="end">'
+                f'<text x="{self.left - _TICK}" y="{py + 4:.1f}" text-anchor="end">'
                 f"{escape(text)}</text>"
             )
         middle = _TOP + _LEGEND + height / 2
