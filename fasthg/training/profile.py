@@ -40,7 +40,7 @@ from fasthg.training.environment import describe_environment
 from fasthg.training.finetune import starting_weights
 from fasthg.training.logging import EventWriter, ProgressLine
 from fasthg.training.memory import GIB, explained_out_of_memory
-from fasthg.training.setup import open_data
+from fasthg.training.setup import check_batch_norm, open_data
 from fasthg.training.step import TrainStep
 from fasthg.training.trainer import Training
 from fasthg.words import duration
@@ -115,6 +115,7 @@ def bench(
             say(f"DATA.TRAIN is not set: {FRAMES} synthetic frames replace it")
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fasthg-bench-"))
             config = with_synthetic_frames(config, Path(folder))
+        check_batch_norm(config)
         assert config.DATA.TRAIN is not None
         split = open_split(config, config.DATA.TRAIN, device, training=True)
         stack.callback(split.close)
@@ -377,6 +378,7 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
+    check_batch_norm(config)
     device = choose_device(config.DEVICE)
     config, choices = recipe.resolved(config, device)
     for line in choices:

@@ -22,6 +22,8 @@ from fasthg.data.loader import available_cores, loader_choice
 from fasthg.data.split import Split, open_split
 from fasthg.drawing.palette import part_colours
 from fasthg.errors import ConfigError, DataError, EnvironmentFault
+from fasthg.model.hourglass import STRIDE
+from fasthg.model.layers import HOURGLASS_LEVELS
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training.resume import RestartNote
@@ -61,6 +63,22 @@ def open_data(
             stack.callback(validation.close)
             _check_labelled(validation, config.DATA.VAL, "leave DATA.VAL unset or label it")
         yield train, validation
+
+
+def check_batch_norm(config: Config, processes: int = 1) -> None:
+    """Raise ConfigError where the coarsest maps of a batch have one value a channel: it has no
+    variance, and torch refuses it.
+
+    Not among the contradictions of a configuration, since prediction does not mind.
+    """
+    side = config.INPUT_SIZE // (STRIDE << HOURGLASS_LEVELS)
+    together = config.BATCH_SIZE * (processes if config.BATCHNORM_SYNC else 1)
+    frozen = {block.split()[1] for block in config.INIT.FREEZE if block != "stem"}
+    if together * side**2 == 1 and len(frozen) < config.NUM_STACKS:
+        raise ConfigError(
+            f"BATCH_SIZE: {config.BATCH_SIZE} with INPUT_SIZE {config.INPUT_SIZE} leaves batch "
+            "norm one value a channel in the coarsest maps; set BATCH_SIZE: 2 or more"
+        )
 
 
 def _check_labelled(split: Split, patterns: Sequence[str], remedy: str = "label it") -> None:

@@ -43,6 +43,7 @@ from fasthg.training.resume import (
     resume_fingerprint,
 )
 from fasthg.training.setup import (
+    check_batch_norm,
     check_same_data,
     check_same_weights,
     describe_training,
@@ -104,6 +105,7 @@ def train(
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
     with open_process_group(config.DEVICE) as group:
+        check_batch_norm(config, group.size)
         device = _own_device(config, group)
         note = RestartNote(Path(config.RUNS_DIR)) if group.active else None
         if note is not None and group.first and not note.restarts:

@@ -74,6 +74,18 @@ def test_train_and_eval(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     assert (tmp_path / "a/eval/data/metrics.json").exists()
 
 
+def test_a_batch_too_small_for_batch_norm_is_one_line(
+    fasthg, mice: Path, tmp_path: Path, stock: str
+) -> None:
+    keys = ["INPUT_SIZE=64", "HEATMAP_SIZE=16", "BATCH_SIZE=1", f"RUNS_DIR={tmp_path / 'runs'}"]
+    data = f"DATA.TRAIN={mice}/train_dataset-*"
+    for verb in (["train"], ["train", "--dry-run"], ["bench"]):
+        code, out, err = fasthg(*verb, stock, data, *keys)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "BATCH_SIZE: 1 with INPUT_SIZE 64" in err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_resume_needs_no_config(fasthg, mice: Path, tmp_path: Path, stock: str) -> None:
     data = f"DATA.TRAIN={mice}/train_dataset-*"

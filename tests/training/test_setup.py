@@ -12,12 +12,18 @@ from tiny_run import tiny
 
 from fasthg.data.split import open_split
 from fasthg.data.synthetic.dataset import write_dataset
-from fasthg.errors import DataError, EnvironmentFault
+from fasthg.errors import ConfigError, DataError, EnvironmentFault
 from fasthg.model import build_model
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime.distributed import SINGLE_PROCESS, ProcessGroup
 from fasthg.training import setup
-from fasthg.training.setup import check_same_weights, describe_training, open_data, open_run
+from fasthg.training.setup import (
+    check_batch_norm,
+    check_same_weights,
+    describe_training,
+    open_data,
+    open_run,
+)
 from fasthg.training.step import TrainStep
 
 
@@ -41,6 +47,40 @@ def test_a_rank_with_other_weights_is_refused() -> None:
     values[3] += 1e-6
     with pytest.raises(EnvironmentFault, match="rank 1 begins with other weights than rank 0"):
         check_same_weights(SecondOfTwo(same), values)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "freeze", "refused"),
+    [
+        *((1, 64, (), True), (2, 64, (), False), (1, 128, (), False)),
+        *((1, 64, ("stem",), True), (1, 64, ("stack 0 body",), False)),
+    ],
+)
+def test_a_batch_of_one_value_a_channel_is_refused_where_torch_would(
+    tmp_path: Path, batch: int, size: int, freeze: tuple[str, ...], refused: bool
+) -> None:
+    config = tiny(
+        *(tmp_path, tmp_path),
+        BATCH_SIZE=batch,
+        INPUT_SIZE=size,
+        HEATMAP_SIZE=size // 4,
+        INIT={"WEIGHTS": "w.safetensors", "FREEZE": freeze},
+        DO_RANDOM_FLIP_LEFT_RIGHT=False,
+    )
+    network, images = build_model(config).train(), torch.zeros(batch, 3, size, size)
+    if refused:
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            network(images)
+        message = "BATCH_SIZE: 1 with INPUT_SIZE 64 .*; set BATCH_SIZE: 2 or more"
+        with pytest.raises(ConfigError, match=message):
+            check_batch_norm(config)
+        together = config.model_copy(update={"BATCHNORM_SYNC": True})
+        check_batch_norm(together, processes=2)
+        with pytest.raises(ConfigError):
+            check_batch_norm(together)
+    else:
+        network(images)
+        check_batch_norm(config)
 
 
 def test_other_ranks_take_the_run_folder_of_the_first(mice: Path, tmp_path: Path) -> None:
