@@ -13,6 +13,7 @@ from fasthg.runtime.output import lasting_output
 
 if TYPE_CHECKING:
     from fasthg.runs.run_folder import RunFolder
+    from fasthg.runs.weights import WeightsFile
 
 
 @lasting_output()
@@ -107,18 +108,13 @@ def predict(
 
     The run's locator finds the animals; in films they are followed from frame to frame.
     """
-    from fasthg.inference.video.filtering import Filter
-    from fasthg.inference.video.frame import WHOLE_FILM, FrameRange
-    from fasthg.inference.video.predict import predict_all
-    from fasthg.inference.video.predict_source import Options
-    from fasthg.runs.run_folder import RunFolder
-    from fasthg.runs.weights import SUFFIX, trained
+    from fasthg.runs.run_folder import WEIGHTS_SUFFIX, RunFolder
 
     if run is None:
         raise ConfigError("no RUN and no input; for example: fasthg predict runs/mouse film.mp4")
     texts = list(inputs or [])
     # What is there and no run is the first input, and RUN was left out.
-    left_out = not RunFolder(Path(run)).resolved.is_file() and not run.endswith(SUFFIX)
+    left_out = not RunFolder(Path(run)).resolved.is_file() and not run.endswith(WEIGHTS_SUFFIX)
     left_out = left_out and (Path(run).exists() or "=" in run)
     if left_out:
         texts.insert(0, run)
@@ -129,7 +125,19 @@ def predict(
     if not paths:
         raise ConfigError("no input; give images, videos or folders of them")
     screen = console()
-    folder = _newest(overrides, run) if left_out else trained(Path(run))
+    folder: RunFolder | WeightsFile | None = None
+    if left_out:
+        folder = _newest(overrides, run)
+    elif not run.endswith(WEIGHTS_SUFFIX):
+        folder = RunFolder.open(Path(run))
+    # These take seconds, which a mistake in the arguments need not wait for.
+    from fasthg.inference.video.filtering import Filter
+    from fasthg.inference.video.frame import WHOLE_FILM, FrameRange
+    from fasthg.inference.video.predict import predict_all
+    from fasthg.inference.video.predict_source import Options
+    from fasthg.runs.weights import trained
+
+    folder = folder or trained(Path(run))
     if left_out:
         screen.print(f"run      {folder.path}", markup=False, highlight=False, soft_wrap=True)
     if flip_test:

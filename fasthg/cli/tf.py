@@ -42,10 +42,12 @@ def import_tf(
     """
     from fasthg.config import find_config
     from fasthg.interop.tf_import import read_checkpoint
-    from fasthg.runs.weights import SUFFIX
+    from fasthg.runs.run_folder import WEIGHTS_SUFFIX
 
-    if out.suffix != SUFFIX:
-        raise ConfigError(f"-o {out}: other verbs know weights by their name; end it in {SUFFIX}")
+    if out.suffix != WEIGHTS_SUFFIX:
+        raise ConfigError(
+            f"-o {out}: other verbs know weights by their name; end it in {WEIGHTS_SUFFIX}"
+        )
     source = find_config(config) if config is not None else None
     imported = read_checkpoint(checkpoint, source, list(overrides or []), ema=not raw)
     imported.save(out)

@@ -31,6 +31,7 @@ except ImportError:  # Windows
 EARLY = "stopped_early"
 """In the row of `metrics.jsonl` of the step after which EARLY_STOP_PATIENCE ended the training:
 why."""
+WEIGHTS_SUFFIX = ".safetensors"
 _LOCKED_HERE: set[Path] = set()
 """Run folders that this process trains in."""
 

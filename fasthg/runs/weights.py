@@ -13,9 +13,7 @@ from fasthg.config.yaml_lines import YamlFault, parse_document
 from fasthg.errors import DataError
 from fasthg.model import StackedHourglass, build_model
 from fasthg.runs.checkpoint import load_weights
-from fasthg.runs.run_folder import RunFolder
-
-SUFFIX = ".safetensors"
+from fasthg.runs.run_folder import WEIGHTS_SUFFIX, RunFolder
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,12 @@ def trained(path: Path) -> RunFolder | WeightsFile:
     Raises:
         DataError: it is neither.
     """
-    if path.suffix != SUFFIX:
+    if path.suffix != WEIGHTS_SUFFIX:
         return RunFolder.open(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such weights file; give runs/<name> or a {SUFFIX} file")
+        raise DataError(
+            f"{path}: no such weights file; give runs/<name> or a {WEIGHTS_SUFFIX} file"
+        )
     return WeightsFile(path)
 
 
