@@ -20,14 +20,17 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List runs: step, best validation error, test error, and in what they differ."""
-    from fasthg.runs.listing import differences, run_folders, summarise, told
+    from fasthg.runs.listing import ABSENT, differences, run_folders, shown, summarise, told
     from fasthg.runtime.tables import print_table
 
     found = [summarise(path) for path in run_folders(folder)]
     differing = differences([run.keys for run in found])
     if as_json:
+        named = [
+            {key: value for key, value in keys.items() if value is not ABSENT} for keys in differing
+        ]
         print_json(
-            [{**run.as_json(), "differs": keys} for run, keys in zip(found, differing, strict=True)]
+            [{**run.as_json(), "differs": keys} for run, keys in zip(found, named, strict=True)]
         )
         return
     out = console()
@@ -43,6 +46,8 @@ def runs(
     if rows:
         print_table(out, head, rows, text_last=any(differing))
         out.print("errors in image px; best val: least mean error of the validations")
+    if any(ABSENT in keys.values() for keys in differing):
+        out.print(f"{shown(ABSENT)}: the key has no effect there, or its version did not know it")
     for run in found:
         if run.problem:
             out.print(f"{run.name}: {run.problem}", markup=False, soft_wrap=True)

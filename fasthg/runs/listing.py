@@ -20,6 +20,9 @@ State = Literal["finished", "stopped early", "stopped", "running", "unknown"]
 
 PLACE_KEYS = ("RUN_NAME", "RUNS_DIR")
 """Keys that say where a run lies and nothing of how it trained."""
+ABSENT = object()
+"""In place of a key's value where a run's configuration does not name the key: it has no effect
+there, or its version of fasthg did not know it."""
 _MARKS = ("config.resolved.yaml", "metrics.jsonl", "checkpoints")
 """What tells a run folder, whole or damaged, from any other."""
 
@@ -212,7 +215,8 @@ def differences(runs: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]
         runs: configurations by dotted name; None has no differences and does not count.
 
     Returns:
-        A dictionary for each, in order. A key that one of them lacks is None there.
+        A dictionary for each, in order. A key that one of them lacks is ABSENT there, which is no
+        difference to null.
     """
     known = [run for run in runs if run is not None]
     names = dict.fromkeys(name for run in known for name in run)
@@ -221,7 +225,9 @@ def differences(runs: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]
         for name in names
         if name not in PLACE_KEYS and any(run.get(name) != known[0].get(name) for run in known)
     ]
-    return [{} if run is None else {name: run.get(name) for name in differing} for run in runs]
+    return [
+        {} if run is None else {name: run.get(name, ABSENT) for name in differing} for run in runs
+    ]
 
 
 def told(differing: Mapping[str, Any], most: int = 6) -> str:
@@ -238,7 +244,7 @@ def told(differing: Mapping[str, Any], most: int = 6) -> str:
     if "PARTS.NAMES" in left:
         first["PARTS.NAMES"] = left["PARTS.NAMES"]
         left = {name: value for name, value in left.items() if not name.startswith("PARTS.")}
-    items = [*first.items(), *sorted(left.items(), key=lambda item: item[1] is None)]
+    items = [*first.items(), *sorted(left.items(), key=lambda item: item[1] in (None, ABSENT))]
     # One more is no longer than the words that would stand for it.
     most += len(items) == most + 1
     text = ", ".join(f"{name} {shown(value)}" for name, value in items[:most])
@@ -246,7 +252,9 @@ def told(differing: Mapping[str, Any], most: int = 6) -> str:
 
 
 def shown(value: Any, most: int = 40) -> str:
-    """A value as YAML has it; a long list by its length."""
+    """A value as YAML has it; a long list by its length; a dash for ABSENT."""
+    if value is ABSENT:
+        return "\N{EM DASH}"
     if isinstance(value, list):
         text = ", ".join(shown(item, most) for item in value)
         return text if len(text) <= most or len(value) < 2 else f"{len(value)} entries"

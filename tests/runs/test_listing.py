@@ -12,6 +12,7 @@ import yaml
 
 from fasthg.errors import DataError
 from fasthg.runs.listing import (
+    ABSENT,
     differences,
     run_folders,
     summarise,
@@ -80,9 +81,21 @@ def test_differences_are_the_keys_that_are_not_the_same_in_all() -> None:
     assert differences([a, None, b]) == [
         {"RANDOM_SEED": 0, "SIGMA": [1.0]},
         {},
-        {"RANDOM_SEED": 1, "SIGMA": None},
+        {"RANDOM_SEED": 1, "SIGMA": ABSENT},
     ]
     assert differences([a]) == [{}]
+
+
+def test_a_key_that_another_run_alone_names_is_a_dash(fasthg, tmp_path: Path) -> None:
+    # END_LEARNING_RATE has no effect with a fixed learning rate, and is not written then.
+    made(tmp_path / "a", LEARNING_RATE_DECAY_TYPE="cosine", END_LEARNING_RATE=1e-6)
+    made(tmp_path / "b", LEARNING_RATE_DECAY_TYPE="fixed")
+    code, out, err = fasthg("runs", tmp_path)
+    assert (code, err, "null" in out) == (0, "", False)
+    assert "END_LEARNING_RATE \N{EM DASH}" in " ".join(out.split())
+    assert "\N{EM DASH}: the key has no effect there, or its version did not know it" in out
+    _, out, _ = fasthg("runs", tmp_path, "--json")
+    assert ["END_LEARNING_RATE" in run["differs"] for run in json.loads(out)] == [True, False]
 
 
 def test_differences_in_words() -> None:

@@ -25,7 +25,7 @@ from fasthg.report.comparison.measured import (
     read_runs,
 )
 from fasthg.report.provenance import Provenance
-from fasthg.runs.listing import differences, shown
+from fasthg.runs.listing import ABSENT, differences, shown
 from fasthg.words import duration
 
 # Okabe and Ito's palette again, for more groups than a run's own page has curves.
@@ -298,6 +298,8 @@ def _configurations(runs: Sequence[MeasuredRun]) -> Iterator[str]:
         return
     rows = [[key, *(shown(own[key], 60) for own in differing)] for key in keys]
     yield html.table(["key", *(run.name for run in runs)], rows)
+    if any(ABSENT in own.values() for own in differing):
+        yield html.note(f"{shown(ABSENT)}: without effect there, or not known to its version.")
 
 
 def _origins(runs: Sequence[MeasuredRun]) -> Iterator[str]:
