@@ -28,6 +28,7 @@ from fasthg.inference.video.overlay import overlay
 from fasthg.inference.video.painter import Style
 from fasthg.inference.video.pipeline import Clock, ahead
 from fasthg.inference.video.plan import Plan
+from fasthg.inference.video.refilter import finished_rows
 from fasthg.inference.video.row_store import Rows, RowStore, rows_of_another
 from fasthg.inference.video.sources import RecordSource
 from fasthg.inference.video.tracking import Animals, Tracker
@@ -251,6 +252,15 @@ def predict_source(
             names = ", ".join(path.name for path in asked.values())
             note = f"done before ({names}); --again makes it anew"
             return SourceResult(before.rows, 0, False, finished=True, notes=[note])
+    if options.filter is not None and set(asked) == {"csv", f"{_FILTERED}csv"}:
+        there = finished_rows(
+            *(before, recorded, paths["csv"], source.path, animals, parts, span.first)
+        )
+        if there is not None:
+            with clock.of("write"):
+                result = _filter_again(there, options.filter, paths[f"{_FILTERED}csv"])
+            write_record(paths["made"], source.path, recorded, result.rows, True, asked)
+            return result
     predictor = Predictor(network, config, clock)
     stopped = False
     with RowStore(
@@ -328,6 +338,17 @@ def predict_source(
             f"{counted(len(animals), 'animal')} of {counted(len(parts), 'part')}; "
             "MARS's classifiers want 2 of 7"
         )
+    return result
+
+
+def _filter_again(rows: Rows, settings: Filter, path: Path) -> SourceResult:
+    """Filter finished rows into a CSV."""
+    result = SourceResult(len(rows), 0, False, [path], [path] if path.exists() else [])
+    result.poses, treated = rows, filtered(rows, settings)
+    write_atomically(path, lambda at: FORMATS["csv"].write(treated, at))
+    result.notes.append("filtered what was predicted before; --again predicts it anew")
+    if settings.method:
+        result.notes += irregular(rows.times)
     return result
 
 

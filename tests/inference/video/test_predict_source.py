@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -699,3 +700,45 @@ def test_images_are_not_filtered(tmp_path: Path, predict: Predict) -> None:
     outcome = predict(source, boxes=WHOLE, filter=Filter(fill=3))
     assert [path.suffix for path in outcome.files] == [".csv"]
     assert outcome.notes == ["images do not follow each other; not filtered"]
+
+
+def test_another_filter_needs_no_other_prediction(tmp_path: Path, predict: Predict) -> None:
+    shaken = [(x + 3 * (n % 2), y) for n, (x, y) in enumerate(CENTRES[:12])]
+    images: list[np.ndarray | None] = [dots(centre) for centre in shaken]
+    images[5] = None
+    film, network = Made(tmp_path / "kept", images), Dots()
+    given: dict[str, Any] = {"boxes": WHOLE, "using": network}
+    first = predict(film, **given)
+    seen = len(network.batches)
+    for settings in (Filter(fill=2, method="median"), Filter(method="savgol", window=7)):
+        outcome = predict(film, **given, filter=settings)
+        assert (len(network.batches), outcome.rows, outcome.new) == (seen, 12, 0)
+        assert outcome.files == [tmp_path / "kept" / "made.filtered.pose.csv"]
+        assert outcome.notes == ["filtered what was predicted before; --again predicts it anew"]
+        anew = predict(
+            *(Made(tmp_path / "anew", images),), boxes=WHOLE, filter=settings, again=True
+        )
+        there, expected = pandas.read_csv(outcome.files[0]), pandas.read_csv(anew.files[-1])
+        pandas.testing.assert_frame_equal(there, expected, rtol=0, atol=2e-3)
+        assert predict(film, **given, filter=settings).finished
+    assert first.files[0].read_bytes() == (tmp_path / "anew" / "made.pose.csv").read_bytes()
+    assert predict(film, **given).finished and len(network.batches) == seen
+
+
+@pytest.mark.parametrize("other", ["weights", "format", "overlay", "edited", "again"])
+def test_what_a_table_does_not_hold_is_predicted_again(
+    tmp_path: Path, predict: Predict, other: str
+) -> None:
+    film = find_sources([write_video(tmp_path / "walk.mp4", [dots((100, 90))] * 4)])[0]
+    table_file = predict(film, boxes=WHOLE).files[0]
+    given: dict[str, Any] = {
+        "weights": {"weights": "v"},
+        "format": {"formats": ("csv", "coco")},
+        "overlay": {"overlay": True},
+        "edited": {},
+        "again": {"again": True},
+    }[other]
+    if other == "edited":
+        table_file.write_text(table_file.read_text().replace(PARTS[0], "snout"))
+    outcome = predict(film, boxes=WHOLE, filter=Filter(fill=1), **given)
+    assert (outcome.rows, outcome.new) == (4, 4)
