@@ -29,8 +29,11 @@ _SIZES = ((128, 170.0), (192, 330.0))
 _LARGEST = 256
 _FIXED = 15.0
 """Animals that turn less, degrees, are filmed from one side by a camera that does not move."""
-_LEAST_TURN = 10.0
-_ALIKE = 0.5
+_UNEXPLAINED = 0.9
+"""Turning explains poses where it brings them closer to their mean than this share of what it does
+to points that move at random."""
+_LEAST_TURN = 15.0
+_ALIKE = 0.8
 """`Facts.mirrored` from which on mirrored poses count as possible ones."""
 _EPOCHS, _GPU_EPOCHS = 200, 800
 """Times that each animal is seen, within _STEPS."""
@@ -47,11 +50,12 @@ class Facts:
     """Median of the longer side of their boxes, image px."""
     turned: float
     """How far animals turn in the image: the largest angle between a pose and the mean pose,
-    degrees; 180 where poses are too few or too sparse to tell."""
+    degrees. 0 where turning brings poses no closer to their mean, as with a hand that reaches in
+    front of a fixed camera; 180 where poses are too few or too sparse to tell."""
     mirrored: float | None
     """How well poses fit the mean pose, over how well they do with left and right exchanged and the
     image mirrored: about 1 where animals look alike both ways, far below where they always face one
-    side. None where there are no pairs."""
+    side. None where poses are too few or too sparse to tell."""
 
 
 def measure(index: RecordIndex, pairs: Sequence[Sequence[int]]) -> Facts:
@@ -64,14 +68,19 @@ def measure(index: RecordIndex, pairs: Sequence[Sequence[int]]) -> Facts:
     if len(poses) >= 2 * _LEAST_LABELS:
         mean, angles = _mean_pose(poses)
         turned = float(np.degrees(np.abs(angles).max()))
-        if pairs:
-            swapped = poses.copy()
-            for a, b in pairs:
-                swapped[:, [a, b]] = poses[:, [b, a]]
-            swapped[..., 0] *= -1
-            turn = np.radians(min(turned, 180.0))
-            own, other = (_misfit(each, mean, turn) for each in (poses, swapped))
-            mirrored = float(np.median(own) / max(np.median(other), 1e-9))
+        fit, fit_unturned = _misfit(poses, mean, np.pi), _misfit(poses, np.nanmean(poses, 0), 0.0)
+        labels = np.median(np.isfinite(poses).all(axis=2).sum(axis=1))
+        # Position and size take three of the degrees of freedom, and a turn always fits one more.
+        by_chance = np.sqrt((2 * labels - 4) / (2 * labels - 3))
+        if np.median(fit) > _UNEXPLAINED * by_chance * np.median(fit_unturned):
+            turned = 0.0
+        swapped = poses.copy()
+        for a, b in pairs:
+            swapped[:, [a, b]] = poses[:, [b, a]]
+        swapped[..., 0] *= -1
+        turn = np.radians(turned)
+        own, other = (np.median(_misfit(each, mean, turn)) for each in (poses, swapped))
+        mirrored = float(own / max(other, 1e-9))
     return Facts(len(index), float(np.median(sides)), turned, mirrored)
 
 
@@ -152,14 +161,11 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
     take("HEATMAP_SIZE", value("INPUT_SIZE") // 4, "INPUT_SIZE / 4")
     turns = facts.turned > _FIXED
     angle = 180.0 if turns else float(np.ceil(max(2 * facts.turned, _LEAST_TURN)))
-    take(
-        "RANDOM_ROTATION_DELTA",
-        angle,
-        f"poses turn up to {facts.turned:.0f} degrees from their mean",
-    )
-    if not config.PARTS.LEFT_RIGHT_PAIRS:
-        take("DO_RANDOM_FLIP_LEFT_RIGHT", 0.0, "no LEFT_RIGHT_PAIRS")
-    elif facts.mirrored is not None:
+    seen = "turning brings poses no closer to each other: seen from one side"
+    if facts.turned > 0:
+        seen = f"poses turn up to {facts.turned:.0f} degrees from their mean"
+    take("RANDOM_ROTATION_DELTA", angle, seen)
+    if facts.mirrored is not None:
         alike = turns or facts.mirrored > _ALIKE
         why = "animals turn all ways" if turns else "mirrored poses fit the mean pose"
         why = why if alike else "mirrored poses do not fit the mean pose"
@@ -186,7 +192,7 @@ def resolved(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     index = RecordIndex.open(config.DATA.TRAIN, config.PARTS.NUM_PARTS, processes=processes)
     choices = choose(measure(index, config.PARTS.LEFT_RIGHT_PAIRS), config, device)
     values = config.model_dump(mode="json", exclude_unset=True)
-    values["PARTS"] = {**config.PARTS.model_dump(mode="json"), **values.get("PARTS", {})}
+    values["PARTS"] = {"SIGMAS": config.PARTS.SIGMAS, **values.get("PARTS", {})}
     values |= {choice.key: choice.value for choice in choices}
     lines = [f"recipe   {choice.key}: {choice.value}: {choice.why}" for choice in choices]
     return Config.model_validate(values), lines

@@ -10,6 +10,7 @@ from fasthg.config import Config
 from fasthg.config.load import resolve
 from fasthg.config.yaml_lines import parse_document
 from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.synthetic.dataset import write_dataset
 from fasthg.training.recipe import Facts, choose, measure, resolved
 
 CPU = torch.device("cpu")
@@ -44,8 +45,8 @@ def turned(angles, jitter=1.0):
 
 @pytest.mark.parametrize("middle", [0, 170])
 def test_angles_are_measured_about_their_own_middle(middle):
-    facts = measure(index_of(turned(middle + np.linspace(-8, 8, 17))), PAIRS)
-    assert facts.turned == pytest.approx(8, abs=3)
+    facts = measure(index_of(turned(middle + np.linspace(-20, 20, 17))), PAIRS)
+    assert facts.turned == pytest.approx(20, abs=3)
     assert facts.animals == 17
 
 
@@ -59,6 +60,14 @@ def test_mirrored_poses_fit_where_animals_look_both_ways_alone():
     assert measure(index_of(right), PAIRS).mirrored < 0.2
     upright = right[..., ::-1]  # seen from above, head to the bottom: left and right are alike
     assert measure(index_of(upright), PAIRS).mirrored > 0.5
+
+
+def test_poses_that_change_their_form_are_no_turns():
+    rng = np.random.default_rng(2)
+    reaching = POSE + rng.normal(0, 12, (30, 4, 2)) + 200  # parts move, each for itself
+    assert measure(index_of(reaching), []).turned == 0
+    turning = turned(rng.uniform(-40, 40, 30), jitter=6.0)
+    assert measure(index_of(turning), []).turned > 20
 
 
 def test_few_or_sparse_poses_say_nothing_of_angles():
@@ -82,7 +91,7 @@ def chosen(config, facts=FACTS):
 
 def test_a_fixed_camera_turns_little_and_mirrors_nothing():
     found = chosen(config())
-    assert found["RANDOM_ROTATION_DELTA"] == 12
+    assert found["RANDOM_ROTATION_DELTA"] == 15
     assert found["DO_RANDOM_FLIP_LEFT_RIGHT"] == 0
     found = chosen(config(), Facts(100, 150.0, 90.0, 0.1))
     assert found["RANDOM_ROTATION_DELTA"] == 180
@@ -94,12 +103,24 @@ def test_given_keys_stay_and_decide_those_that_follow():
     assert "INPUT_SIZE" not in found and "NUM_TRAIN_ITERATIONS" not in found
     assert found["HEATMAP_SIZE"] == 32
     assert found["LEARNING_RATE_WARMUP_STEPS"] == 20
-    assert chosen(config("HEATMAP_SIZE: 32\nINPUT_SIZE: 128\n"))["RANDOM_ROTATION_DELTA"] == 12
+    assert chosen(config("HEATMAP_SIZE: 32\nINPUT_SIZE: 128\n"))["RANDOM_ROTATION_DELTA"] == 15
 
 
 def test_without_a_recipe_nothing_is_chosen():
     plain = Config(DATA={"TRAIN": "nothing-*"})
     assert resolved(plain, CPU) == (plain, [])
+
+
+def test_resolved_keys_are_set_and_no_others(tmp_path):
+    write_dataset(tmp_path, seed=1, frames={"train": 8})
+    pattern = str(tmp_path / "train*")
+    before = Config(RECIPE="small", DATA={"TRAIN": pattern}, BATCH_SIZE=4)
+    after, lines = resolved(before, CPU)
+    new = after.model_fields_set - before.model_fields_set
+    assert {line.split()[1].rstrip(":") for line in lines} | {"PARTS"} == new
+    assert after.PARTS.model_fields_set == {"SIGMAS"}
+    assert after.RANDOM_ROTATION_DELTA == 180 and after.BATCH_SIZE == 4
+    assert resolved(after, CPU) == (after, []), "a resumed run keeps what was chosen"
 
 
 def test_sigmas_of_a_recipe_have_one_entry_for_each_part_unless_given():
