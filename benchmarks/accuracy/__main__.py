@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.accuracy import page
 from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
 from benchmarks.accuracy.run import RESULTS, Plan, check_names, run
 from benchmarks.accuracy.sets import SETS
@@ -47,9 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparison.add_argument("old", type=Path)
     shown = commands.add_parser("show", help="figures of result files")
     shown.add_argument("files", type=Path, nargs="+")
+    commands.add_parser("page", help="write docs/accuracy.md from the committed results")
     given = parser.parse_args(arguments)
     if given.command == "run":
         _run(given)
+    elif given.command == "page":
+        page.write()
     elif given.command == "compare":
         _compare(given.new, given.old)
     else:
