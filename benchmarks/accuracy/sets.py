@@ -124,6 +124,9 @@ SETS = {
     ),
 }
 
+RENDERED = {"train": 100, "val": 10, "test": 40}
+"""Frames of the rendered mice, of two animals each."""
+
 
 def prepare(name: str, fold: int, data: Path, work: Path) -> tuple[Path, dict[str, Any]]:
     """Records of one fold of a set, and the configuration that belongs to them.
@@ -154,7 +157,7 @@ def prepare(name: str, fold: int, data: Path, work: Path) -> tuple[Path, dict[st
 
 
 def _rendered(folder: Path) -> None:
-    write_dataset(folder, seed=0, frames={"train": 100, "val": 10, "test": 40})
+    write_dataset(folder, seed=0, frames=RENDERED)
     shutil.copy(find_config("small"), folder / "config.yaml")
 
 

@@ -7,10 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import page
+from benchmarks.accuracy import intervals, page, sets
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
 from benchmarks.accuracy.sets import SETS
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(intervals, "DRAWS", 300)
+
 
 FRAMES = [f"film{number // 20}/img{number:03d}" for number in range(60)]
 
@@ -103,7 +109,8 @@ def test_page_shows_both_recipes_and_levers():
 
 
 @pytest.mark.slow
-def test_a_whole_run_on_rendered_mice(tmp_path, capsys):
+def test_a_whole_run_on_rendered_mice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sets, "RENDERED", {"train": 4, "val": 2, "test": 3})
     tiny = ["INPUT_SIZE=64", "FEATURES=8", "STEM_FEATURES=8", "PARTS.SIGMAS=[1,1,1,1,1,1,1]"]
     work, out = tmp_path / "work", tmp_path / "out"
     main(
@@ -116,5 +123,5 @@ def test_a_whole_run_on_rendered_mice(tmp_path, capsys):
     result = json.loads(path.read_text())
     (run,) = result["runs"]
     assert run["steps"] == 3 and run["cpu_seconds"] > 0
-    assert len(run["frames"]) == len(run["errors"]) == 80 and len(set(run["frames"])) == 40
+    assert len(run["frames"]) == len(run["errors"]) == 6 and len(set(run["frames"])) == 3
     assert "rendered-small-3steps: mean" in capsys.readouterr().out
