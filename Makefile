@@ -30,7 +30,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create .venv and install fasthg in it, with everything to develop
-	@$(MAKE) --no-print-directory -j 2 $(DEVELOPMENT) $(EXTENSION)
+	@$(MAKE) --no-print-directory -j 2 developed
 
 # The first Python that is new enough and can make environments; a bare command name may be a shim
 # of a version that is not installed, so each is tried.
@@ -65,8 +65,16 @@ $(DEVELOPMENT): $(USE)
 	FASTHG_EXTENSION=off $(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
+# What `setup` and `train` make, two at a time.
+.PHONY: developed used
+developed: $(DEVELOPMENT) $(EXTENSION)
+	@:
+
+used: $(USE) $(EXTENSION)
+	@:
+
 train: ## train the demo on synthetic mice, evaluate it, predict a film
-	@$(MAKE) --no-print-directory -j 2 $(USE) $(EXTENSION)
+	@$(MAKE) --no-print-directory -j 2 used
 	@test -f demo-data/test_dataset-00000-of-00001 || $(BIN)/fasthg data synth demo-data --seed 0
 	$(BIN)/fasthg train configs/demo.yaml
 	@test -f demo-data/film.mp4 || $(BIN)/fasthg data synth demo-data --film 150 --seed 1
