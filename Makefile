@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Without compiling every module of every package: a module is compiled when it is first imported.
-PIP = $(BIN)/python -m pip install -q --no-compile
+PIP = $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
 # Each file says when something was last installed.
 TOOLS := $(VENV)/.tools-installed
@@ -48,7 +48,7 @@ $(BIN)/python:
 
 # The tools that compile the extension, at the versions that are pinned here.
 $(TOOLS): constraints.txt | $(BIN)/python
-	$(PIP) -c constraints.txt setuptools pybind11
+	$(PIP) setuptools pybind11
 	@touch $@
 
 # The extension needs no torch, so it is compiled while packages are downloaded.
@@ -58,11 +58,11 @@ $(EXTENSION): $(TOOLS) setup.py $(wildcard csrc/*)
 
 $(USE): $(TOOLS) pyproject.toml
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
-	FASTHG_EXTENSION=off $(PIP) -c constraints.txt --no-build-isolation -e '.[$(USE_EXTRAS)]'
+	FASTHG_EXTENSION=off $(PIP) --no-build-isolation -e '.[$(USE_EXTRAS)]'
 	@touch $@
 
 $(DEVELOPMENT): $(USE)
-	FASTHG_EXTENSION=off $(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	FASTHG_EXTENSION=off $(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
 
 # What `setup` and `train` make, two at a time.
