@@ -40,9 +40,18 @@ def open_split(
     Raises:
         DataError: a file cannot be used; nothing has been written yet.
     """
-    processes = min(config.NUM_INPUT_THREADS, available_cores())
-    index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
+    index = open_index(config, patterns)
     return make_split(config, index, device, training=training, rank=rank, ranks=ranks)
+
+
+def open_index(config: Config, patterns: str | Sequence[str]) -> RecordIndex:
+    """The index of some files, read by as many processes as load images.
+
+    Raises:
+        DataError: as `RecordIndex.open`.
+    """
+    processes = min(config.NUM_INPUT_THREADS, available_cores())
+    return RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
 
 
 def make_split(

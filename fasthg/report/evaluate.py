@@ -18,8 +18,9 @@ from fasthg import metrics
 from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.loader import available_cores, make_loader
+from fasthg.data.loader import make_loader
 from fasthg.data.sampler import BatchSampler
+from fasthg.data.split import open_index
 from fasthg.errors import ConfigError, DataError
 from fasthg.files import write_text
 from fasthg.inference.locator import load_locator, locator_folder
@@ -301,8 +302,7 @@ def evaluate_run(
                 f"--boxes found: {run.path} has no locator; run: fasthg train --locator RUN"
             )
     model, metadata = load_model(run.best, config)
-    processes = min(config.NUM_INPUT_THREADS, available_cores())
-    index = RecordIndex.open(patterns, config.PARTS.NUM_PARTS, processes=processes)
+    index = open_index(config, patterns)
     if frame is not None:
         check_frame(index, split, frame)
     every, unreadable = evaluate_model(model, index, config, methods)

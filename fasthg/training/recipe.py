@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fasthg.config import Config
 from fasthg.data.index.record_index import RecordIndex
-from fasthg.data.loader import available_cores
+from fasthg.data.split import open_index
 
 Floats = NDArray[np.float64]
 
@@ -147,15 +147,15 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
     chosen: list[Choice] = []
 
     def value(key: str) -> Any:
-        return next((c.value for c in chosen if c.key == key), _get(config, key))
+        return next((c.value for c in chosen if c.key == key), getattr(config, key))
 
     def take(key: str, new: Any, why: str) -> None:
-        if not _given(config, key) and all(key != c.key for c in chosen):
+        if key not in config.model_fields_set and all(key != c.key for c in chosen):
             chosen.append(Choice(key, new, why))
 
     crop = facts.side * (1 + config.LOOSE_BBOX_PAD_FACTOR * config.LOOSE_BBOX_CROP)
     size = next((size for size, most in _SIZES if crop <= most), _LARGEST)
-    if _given(config, "HEATMAP_SIZE"):
+    if "HEATMAP_SIZE" in config.model_fields_set:
         take("INPUT_SIZE", 4 * config.HEATMAP_SIZE, "4 HEATMAP_SIZE")
     take("INPUT_SIZE", size, f"crops are about {crop:.0f} px wide in the image")
     take("HEATMAP_SIZE", value("INPUT_SIZE") // 4, "INPUT_SIZE / 4")
@@ -171,8 +171,7 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
         why = why if alike else "mirrored poses do not fit the mean pose"
         take("DO_RANDOM_FLIP_LEFT_RIGHT", 0.5 if alike else 0.0, why)
     epochs = _GPU_EPOCHS if device.type == "cuda" else _EPOCHS
-    steps = int(np.clip(facts.animals * epochs / config.BATCH_SIZE, *_STEPS))
-    steps = round(steps, -2)
+    steps = round(int(np.clip(facts.animals * epochs / config.BATCH_SIZE, *_STEPS)), -2)
     take("NUM_TRAIN_ITERATIONS", steps, f"{facts.animals} animals, BATCH_SIZE {config.BATCH_SIZE}")
     steps = value("NUM_TRAIN_ITERATIONS")
     take("LEARNING_RATE_WARMUP_STEPS", max(steps // 20, 1), "a twentieth of the steps")
@@ -184,23 +183,14 @@ def resolved(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     """The configuration with what its recipe chooses, and a line for each choice.
 
     Raises:
-        ConfigError, DataError: as `RecordIndex.open`.
+        DataError: as `open_index`.
     """
     if config.RECIPE is None or config.DATA.TRAIN is None:
         return config, []
-    processes = min(config.NUM_INPUT_THREADS, available_cores())
-    index = RecordIndex.open(config.DATA.TRAIN, config.PARTS.NUM_PARTS, processes=processes)
+    index = open_index(config, config.DATA.TRAIN)
     choices = choose(measure(index, config.PARTS.LEFT_RIGHT_PAIRS), config, device)
     values = config.model_dump(mode="json", exclude_unset=True)
     values["PARTS"] = {"SIGMAS": config.PARTS.SIGMAS, **values.get("PARTS", {})}
     values |= {choice.key: choice.value for choice in choices}
     lines = [f"recipe   {choice.key}: {choice.value}: {choice.why}" for choice in choices]
     return Config.model_validate(values), lines
-
-
-def _given(config: Config, key: str) -> bool:
-    return key in config.model_fields_set
-
-
-def _get(config: Config, key: str) -> Any:
-    return getattr(config, key)
