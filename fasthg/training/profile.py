@@ -378,11 +378,11 @@ def dry_run(config: Config, console: Console, *, source: Path | None = None) -> 
     Raises:
         ConfigError, DataError, EnvironmentFault, FasthgError: one line, with a remedy.
     """
-    check_batch_norm(config)
     device = choose_device(config.DEVICE)
     config, choices = recipe.resolved(config, device)
     for line in choices:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    check_batch_norm(config)
     short = config.model_copy(
         update={
             "NUM_TRAIN_ITERATIONS": DRY_STEPS,
