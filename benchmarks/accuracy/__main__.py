@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.accuracy import page
 from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
-from benchmarks.accuracy.run import RESULTS, Plan, check_names, run
+from benchmarks.accuracy.run import RESULTS, Plan, run
 from benchmarks.accuracy.sets import SETS
 
 WORK = Path("build/accuracy")
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("run", help="train and test a recipe on a set")
-    training.add_argument("--set", action="append", required=True, help=", ".join(SETS))
+    training.add_argument("--set", action="append", required=True, choices=list(SETS))
     training.add_argument("--recipe", default="small", help="a file of recipes/, or a preset")
     training.add_argument("--name", help="of the result file; default: the recipe")
     training.add_argument("--seeds", type=int, help="trainings of a fold; default: the set's")
@@ -62,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    check_names(given.set)
     if given.data is None:
         raise SystemExit("--data: give the folder of the data sets, or set FASTHG_TEST_DATA")
     pairs = [text.partition("=")[::2] for text in given.overrides]

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.accuracy.sets import SETS, prepare
+from benchmarks.accuracy.sets import prepare
 from fasthg import metrics
 from fasthg.config.presets import find_config
 from fasthg.files import write_text
+from fasthg.training.environment import checkout
 
 RESULTS = Path(__file__).parents[1] / "results" / "accuracy"
 RECIPES = Path(__file__).parent / "recipes"
@@ -68,7 +69,7 @@ def run(plan: Plan, label: str | None, out: Path = RESULTS) -> Path:
         "budget_cpu_seconds": plan.budget,
         "command": "python -m benchmarks.accuracy " + " ".join(sys.argv[1:]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "git": checkout(Path(__file__).parents[2]),
         "processor": _processor(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "runs": [],
@@ -116,7 +117,7 @@ def _one(plan: Plan, label: str, fold: int, seed: int) -> dict[str, Any]:
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log.txt").open("w") as log:
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.accuracy.one", str(folder / "run.json")],
+            [sys.executable, "-m", "benchmarks.accuracy.train_one", str(folder / "run.json")],
             env={**os.environ, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -132,11 +133,6 @@ def _one(plan: Plan, label: str, fold: int, seed: int) -> dict[str, Any]:
     return {"fold": fold, "seed": seed, **done}
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
 def _processor() -> str:
     """The processor's name with the instructions that decide how fast torch is on it."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -145,10 +141,3 @@ def _processor() -> str:
     flags = facts.get("flags", "").split()
     known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     return ", ".join([facts.get("model name", platform.machine()), *known])
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise SystemExit where a set is not known."""
-    for name in names:
-        if name not in SETS:
-            raise SystemExit(f"--set {name}: none of {', '.join(SETS)}")

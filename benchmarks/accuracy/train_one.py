@@ -1,4 +1,4 @@
-"""One training in a process of its own: `python -m benchmarks.accuracy.one SPECIFICATION`.
+"""One training in a process of its own: `python -m benchmarks.accuracy.train_one SPECIFICATION`.
 
 The specification is a JSON file with `config` (a YAML file), `folder` (of the run), `steps` or
 `budget` (processor seconds), and `out`, the file that the result goes to. Cost is the processor

@@ -133,13 +133,13 @@ def describe_start(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "host": socket.gethostname(),
-        "git": _git(Path(fasthg.__file__).resolve().parent.parent),
+        "git": checkout(Path(fasthg.__file__).resolve().parent.parent),
         **describe_environment(),
         "earlier": earlier,
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def checkout(folder: Path) -> dict[str, Any] | None:
     """The state of a checkout; None where `folder` is none, or where git does not answer."""
     if not (folder / ".git").exists():
         return None

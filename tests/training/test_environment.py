@@ -62,14 +62,14 @@ def test_a_start_is_told_and_earlier_ones_are_kept(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_checkout_is_told(tmp_path: Path) -> None:
-    assert environment._git(tmp_path) is None
+    assert environment.checkout(tmp_path) is None
     file = tmp_path / "a.py"
     file.write_text("1")
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "one"]):
         subprocess.run(["git", "-C", tmp_path, *command], check=True)
-    state = environment._git(tmp_path)
+    state = environment.checkout(tmp_path)
     assert state is not None and re.fullmatch("[0-9a-f]{40}", state["commit"])
     assert state["dirty"] is False
     file.write_text("2")
-    assert environment._git(tmp_path) == {**state, "dirty": True}
+    assert environment.checkout(tmp_path) == {**state, "dirty": True}
