@@ -23,6 +23,12 @@ from benchmarks.accuracy.sets import SETS
 WORK = Path("build/accuracy")
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
@@ -32,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("--set", action="append", required=True, choices=list(SETS))
     training.add_argument("--recipe", default="small", help="a file of recipes/, or a preset")
     training.add_argument("--name", help="of the result file; default: the recipe")
-    training.add_argument("--seeds", type=int, help="trainings of a fold; default: the set's")
-    training.add_argument("--folds", type=int, help="how many; default: the set's")
+    training.add_argument("--seeds", type=_positive, help="trainings of a fold; default: the set's")
+    training.add_argument("--folds", type=_positive, help="how many; default: the set's")
     cost = training.add_mutually_exclusive_group()
     cost.add_argument("--minutes", type=float, help="of two cores, for each training")
-    cost.add_argument("--steps", type=int, help="of each training")
-    training.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    cost.add_argument("--steps", type=_positive, help="of each training")
+    training.add_argument("--jobs", type=_positive, default=2, help="trainings at a time")
     training.add_argument("--data", type=Path, default=os.environ.get("FASTHG_TEST_DATA"))
     training.add_argument("--work", type=Path, default=WORK, help="records and runs")
     training.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")

@@ -51,7 +51,8 @@ def page(results: list[Result], levers: list[Result]) -> str:
     """The whole page."""
     machines = sorted({result["processor"] for result in results})
     blocks = [_HEAD.format(machine=" and ".join(machines)), *_main(results), *_sets(results)]
-    blocks += [*_by_cost(results), *_shift(results), *_levers(levers), *_commands(results)]
+    blocks += [*_by_cost(results), *_views(results), *_shift(results)]
+    blocks += [*_levers(levers), *_commands(results)]
     return "\n".join(blocks) + "\n"
 
 
@@ -145,6 +146,40 @@ def _by_cost(results: list[Result]) -> list[str]:
         "Each row is a training of its own, whose learning rate falls to zero at its end.\n",
         _table(["set", "recipe", "processor s", "mean", "median"], rows),
     ]
+
+
+def _views(results: list[Result]) -> list[str]:
+    """Errors by view, and how often sides are exchanged, of sets with several views."""
+    rows = []
+    for name, one in SETS.items():
+        found = [(recipe, _pick(results, name, recipe)) for recipe in (OLD, NEW)]
+        for recipe, result in found if one.views else ():
+            if result is None:
+                continue
+            cells = [name, recipe]
+            for end in one.views:
+                figures = measured([_of_parts(run, end) for run in result["runs"]])
+                cells += [f"{shown(figures[metric])}" for metric in ("mean", "median")]
+            judged, exchanged = (
+                sum(run["sides"][key] for run in result["runs"]) for key in ("judged", "exchanged")
+            )
+            rows.append([*cells, f"{exchanged / judged:.1%} of {judged}"])
+    if not rows:
+        return []
+    views = [view for one in SETS.values() for view in one.views.values()]
+    figures = [f"{view}: {metric}" for view in views for metric in ("mean", "median")]
+    return [
+        "## Several views in a picture\n",
+        "Sides exchanged: predictions of a paired part that lie nearer to its partner's label, "
+        "of all that have both labels, over all seeds.\n",
+        _table(["set", "recipe", *figures, "sides exchanged"], rows),
+    ]
+
+
+def _of_parts(run: Mapping[str, Any], end: str) -> dict[str, Any]:
+    """A run with the errors of those parts alone whose names end so."""
+    kept = [place for place, part in enumerate(run["parts"]) if part.endswith(end)]
+    return {**run, "errors": [[row[place] for place in kept] for row in run["errors"]]}
 
 
 def _shift(results: list[Result]) -> list[str]:

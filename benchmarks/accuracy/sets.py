@@ -37,6 +37,7 @@ class DataSet:
         pairs: LEFT_RIGHT_PAIRS where the names do not tell them.
         test_source, test_parts: another source, all frames of which are the test.
         anchor: published figures for the same source, with their conditions.
+        views: end of a part's name -> the view of several in a picture that it belongs to.
     """
 
     what: str
@@ -50,6 +51,7 @@ class DataSet:
     test_source: str | None = None
     test_parts: Mapping[str, str] | None = None
     anchor: str = ""
+    views: Mapping[str, str] = field(default_factory=dict)
 
 
 def _fifths(frames: list[str], fold: int) -> dict[str, str]:
@@ -94,6 +96,7 @@ SETS = {
         pairs=((0, 3), (1, 2), (8, 11), (9, 10)),
         anchor="Lightning Pose, ResNet-50, 100 training frames, other mice as test: mean 6.40 to "
         "7.11 px",
+        views={"_top": "from the side", "_bot": "in the mirror, from below"},
     ),
     "homecage": DataSet(
         "black mouse in its home cage, infrared, three films, 5 parts; each film tests once",

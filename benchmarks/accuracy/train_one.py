@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import fasthg
+from fasthg.report.calibration import exchanges
 from fasthg.report.evaluate import evaluate_run
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runtime import process
@@ -79,8 +80,10 @@ def train_and_test(specification: dict[str, Any]) -> dict[str, Any]:
     )
     cost, elapsed = time.process_time() - began, time.perf_counter() - wall
     run = RunFolder(result.path)
-    test = evaluate_run(run, result.load().config, "test", None)
+    tested = result.load().config
+    test = evaluate_run(run, tested, "test", None)
     index, found = test.index, test.predictions
+    pairs = exchanges(found.keypoints, found.truth, found.visibility, tested.PARTS.LEFT_RIGHT_PAIRS)
     boxes = index.bbox[found.instance] * np.tile(
         np.stack([index.width, index.height], 1)[index.record[found.instance]], 2
     )
@@ -93,6 +96,10 @@ def train_and_test(specification: dict[str, Any]) -> dict[str, Any]:
         "animal_px": round(float(np.median(np.sqrt(sides.prod(axis=1)))), 1),
         "parts": list(result.load().parts),
         "curve": curve,
+        "sides": {
+            "judged": sum(2 * pair.judged for pair in pairs),
+            "exchanged": sum(pair.first + pair.second for pair in pairs),
+        },
         "frames": [index.image_id(int(index.record[row])) for row in found.instance],
         "errors": [
             [None if np.isnan(error) else round(float(error), 3) for error in row]

@@ -50,6 +50,8 @@ def runs(scale=1.0, seeds=(1, 2), frames=40):
             "frames": names,
             "errors": [[None, *row[1:]] for row in (errors + 0.1 * seed).tolist()],
             "steps": 10,
+            "parts": ["a_top", "b_top", "a_bot", "b_bot"],
+            "sides": {"judged": 30, "exchanged": 3},
             "cpu_seconds": 12.0,
             "animal_px": 150.0,
         }
@@ -108,6 +110,24 @@ def test_page_shows_both_recipes_and_levers():
     assert "| openfield | first |" in text and "a processor" in text
 
 
+def test_page_shows_each_view_of_a_picture_and_exchanged_sides():
+    own = {"set": "mirror_mouse", "recipe": "small", "command": "c", "processor": "p"}
+    text = page.page([own | {"runs": runs()}], [])
+    (row,) = [line for line in text.splitlines() if line.startswith("| mirror_mouse | small | ")]
+    side, below = ([r[k : k + 2] for run in runs() for r in run["errors"]] for k in (0, 2))
+    for errors in (side, below):
+        labelled = [error for row in errors for error in row if error is not None]
+        assert f"| {np.mean(labelled):.2f} (" in row
+    assert "| 10.0% of 60 |" in row
+
+
+def test_counts_are_positive(tmp_path, capsys):
+    for option in ("--folds", "--seeds", "--steps", "--jobs"):
+        with pytest.raises(SystemExit):
+            main(["run", "--set", "openfield", option, "0", "--data", str(tmp_path)])
+        assert option in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_whole_run_on_rendered_mice(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sets, "RENDERED", {"train": 4, "val": 2, "test": 3})
@@ -123,5 +143,6 @@ def test_a_whole_run_on_rendered_mice(tmp_path, capsys, monkeypatch):
     result = json.loads(path.read_text())
     (run,) = result["runs"]
     assert run["steps"] == 3 and run["cpu_seconds"] > 0
+    assert run["sides"]["judged"] > 0
     assert len(run["frames"]) == len(run["errors"]) == 6 and len(set(run["frames"])) == 3
     assert "rendered-small-3steps: mean" in capsys.readouterr().out
