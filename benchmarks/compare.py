@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -33,7 +34,8 @@ import torch
 from fasthg import ops
 
 OURS = "fasthg"
-FLOORS = Path(__file__).with_name("floors.yaml")
+FOLDER = Path(__file__).parent
+FLOORS = FOLDER / "floors.yaml"
 # Several times the largest cache of the GPUs and processors in use.
 FLUSH_BYTES = 256 << 20
 # The GPU sleeps while the host queues what is timed, so that no gap lies between kernels: at least
@@ -267,10 +269,14 @@ class Comparison:
         labels = [v if isinstance(v, str) else f"{k} {v}" for k, v in values.items()]
         return ", ".join([self.name, *labels])
 
+    def choices(self) -> list[dict[str, Any]]:
+        """The parameters of each group."""
+        choices = itertools.product(*self.parameters.values())
+        return [dict(zip(self.parameters, choice, strict=True)) for choice in choices]
+
     def groups(self) -> list[str]:
         """Names of all groups."""
-        choices = itertools.product(*self.parameters.values())
-        return [self.group(dict(zip(self.parameters, c, strict=True))) for c in choices]
+        return [self.group(values) for values in self.choices()]
 
     @contextlib.contextmanager
     def built(self, device: torch.device, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -282,8 +288,13 @@ class Comparison:
             assert set(made) == set(self.providers), f"{self.name} builds {', '.join(made)}"
             yield made
 
-    def measure(self, device: torch.device, values: dict[str, Any], rounds: int) -> Result:
-        """Time all providers, after a round that does not count."""
+    def measure(
+        self, device: torch.device, values: dict[str, Any], rounds: int, calls_of_ours: int = 1
+    ) -> Result:
+        """Time all providers, after a round that does not count.
+
+        calls_of_ours: fasthg's time is the sum of so many, as if it were so much slower.
+        """
         result = Result()
         with contextlib.ExitStack() as stack:
             timers: dict[str, Provider | Worker] = {}
@@ -296,7 +307,11 @@ class Comparison:
                     stack.callback(timers[name].close)
                 else:
                     timers[name] = Provider(self, device, values, built[name])
-            seconds = [{name: t.seconds() for name, t in timers.items()} for _ in range(1 + rounds)]
+            calls = {name: calls_of_ours if name == OURS else 1 for name in timers}
+            seconds = [
+                {name: sum(t.seconds() for _ in range(calls[name])) for name, t in timers.items()}
+                for _ in range(1 + rounds)
+            ]
             result.seconds = {name: [one[name] for one in seconds[1:]] for name in timers}
             for name, timer in timers.items():
                 result.figures[name] = timer.figures(statistics.median(result.seconds[name]))
@@ -315,8 +330,11 @@ class Comparison:
         if key not in results:
             rounds = request.config.getoption("bench_rounds", None)
             rounds = rounds or self.rounds[place.type == "cuda"]
+            slowed = request.config.getoption("bench_slowed", 1)
             try:
-                results[key] = self.measure(place, values, rounds if benchmark.enabled else 1)
+                results[key] = self.measure(
+                    place, values, rounds if benchmark.enabled else 1, slowed
+                )
             except torch.OutOfMemoryError:
                 results[key] = Result(absent=dict.fromkeys(self.providers, "out of memory"))
             if place.type == "cuda":
@@ -331,7 +349,7 @@ class Comparison:
         if provider == OURS and benchmark.enabled:
             faults = [
                 *without_kernel(self.name, device),
-                *below_floors(self.name, group, device, result.gated()),
+                *below_floors(group, device, result.gated()),
             ]
             if faults:
                 pytest.fail("\n".join(f"{key}: {fault}" for fault in faults), pytrace=False)
@@ -347,7 +365,7 @@ def without_kernel(name: str, device: str) -> list[str]:
 
 
 def read_floors() -> dict[str, dict[str, dict[str, float]]]:
-    """floors.yaml: device, group, provider -> how many times as fast fasthg must be."""
+    """floors.yaml: machine class, group, provider -> how many times as fast fasthg must be."""
     if importlib.util.find_spec("yaml") is None:
         return {}  # a machine with a GPU may lack it, and measures all the same
     import yaml
@@ -355,23 +373,28 @@ def read_floors() -> dict[str, dict[str, dict[str, float]]]:
     return yaml.safe_load(FLOORS.read_text(encoding="utf-8"))
 
 
-def floors_of(name: str, group: str, device: str) -> dict[str, float]:
-    """Floors by provider: a group's replace its benchmark's, `cpu avx2` those of `cpu`."""
-    floors, chosen = read_floors(), {}
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    for entry, key in itertools.product((name, group), (device, f"{device} {capability}")):
-        chosen |= floors.get(key, {}).get(entry, {})
-    return chosen
+def floors_of(group: str, device: str) -> dict[str, float]:
+    """Floors by provider: those of this class of machine, or of any other processor."""
+    floors = read_floors()
+    own = f"{device} {torch.backends.cpu.get_cpu_capability().lower()}"
+    return floors.get(own, floors.get(device, {})).get(group, {})
 
 
-def below_floors(name: str, group: str, device: str, ratios: dict[str, float]) -> list[str]:
+def below_floors(group: str, device: str, ratios: dict[str, float]) -> list[str]:
     """A sentence for each ratio that is below its floor."""
     return [
         f'fasthg is {ratios[provider]:.3g} times as fast as "{provider}"; the floor is {floor} '
         f"(benchmarks/{FLOORS.name})"
-        for provider, floor in floors_of(name, group, device).items()
+        for provider, floor in floors_of(group, device).items()
         if provider in ratios and ratios[provider] < floor
     ]
+
+
+def all_comparisons() -> list[Comparison]:
+    """Those of all files `bench_*.py`."""
+    modules = [importlib.import_module(path.stem) for path in sorted(FOLDER.glob("bench_*.py"))]
+    found = [getattr(each, "comparison", None) for m in modules for each in vars(m).values()]
+    return [each for each in found if isinstance(each, Comparison)]
 
 
 def compare(

@@ -17,6 +17,13 @@ KEPT = ("min", "q1", "median", "q3", "max")  # seconds
 
 def pytest_addoption(parser):
     parser.addoption("--bench-rounds", type=int, help="rounds of each group, in place of its own")
+    parser.addoption(
+        "--bench-slowed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="call fasthg N times for each call of the others: with 2 every floor must fail",
+    )
 
 
 def pytest_configure(config):
@@ -45,6 +52,7 @@ def pytest_benchmark_update_machine_info(machine_info):
     machine_info.clear()
     machine_info |= {
         "cpu": cpu,
+        "capability": torch.backends.cpu.get_cpu_capability().lower(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": round(LOAD, 2),

@@ -1,0 +1,110 @@
+"""Floors of the ratios, from committed results: `python benchmarks/floors.py` writes floors.yaml.
+
+A machine class is a kind of processor (`cpu avx2`: what torch finds its instructions to be) or
+`cuda`. The floor of a ratio is SHARE of the median of what results of its class measured: below
+that, noise passes, and an operator of half the speed does not. `cpu` holds for processors of other
+classes: ELSEWHERE of the lowest median of all.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RESULTS = Path(__file__).with_name("results")
+FLOORS = Path(__file__).with_name("floors.yaml")
+SHARE, ELSEWHERE = 0.65, 0.4
+OURS = "fasthg"
+Medians = dict[str, dict[tuple[str, str], float]]
+"""Machine class -> (group, provider) -> how many times as fast fasthg is."""
+
+_HEAD = f"""\
+# How many times as fast as each provider fasthg must be: machine class -> group -> provider.
+# Written by `python benchmarks/floors.py`: {SHARE} of the median of results/ of that class; `cpu`,
+# for processors of other classes, {ELSEWHERE} of the lowest.
+"""
+
+
+def medians(folder: Path = RESULTS) -> Medians:
+    """What the results of a folder measured, each class by the median over its files."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        machine, ratios = _of_gpu(content) if "stages" in content else _of_processor(content)
+        for key, ratio in ratios.items():
+            found[machine][key].append(ratio)
+    return {
+        machine: {key: statistics.median(ratios) for key, ratios in sorted(of.items())}
+        for machine, of in sorted(found.items())
+        if of
+    }
+
+
+def _of_processor(content: dict[str, Any]) -> tuple[str, dict[tuple[str, str], float]]:
+    """Class and ratios of a file that pytest-benchmark wrote."""
+    ratios = {
+        (row["group"].rpartition(", ")[0], row["params"]["provider"]): row["extra_info"]["x fasthg"]
+        for row in content.get("benchmarks", ())
+        if row["params"]["device"] == "cpu" and "x fasthg" in row["extra_info"]
+    }
+    return f"cpu {content['machine_info']['capability']}" if ratios else "cpu", ratios
+
+
+def _of_gpu(content: dict[str, Any]) -> tuple[str, dict[tuple[str, str], float]]:
+    """Class and ratios of kernel times of a file that `make gpu` wrote."""
+    import compare
+
+    kernels: dict[str, float] = {}
+    for stage in content["stages"]:
+        for figure in stage["figures"]:
+            if stage["name"] == "benchmarks" and figure["unit"] == "us":
+                name, _, what = figure["name"].rpartition(": ")
+                if what == "kernels":
+                    kernels[name] = figure["value"]
+    ratios = {}
+    for comparison in compare.all_comparisons():
+        for values in comparison.choices():
+            label = " ".join([comparison.name, *map(str, values.values())])
+            ours = kernels.get(f"{label} {OURS}")
+            for provider in comparison.providers if ours else ():
+                if provider != OURS and f"{label} {provider}" in kernels:
+                    ratio = kernels[f"{label} {provider}"] / ours
+                    ratios[comparison.group(values), provider] = ratio
+    return "cuda", ratios
+
+
+def floors(found: Medians) -> dict[str, dict[str, dict[str, float]]]:
+    """Machine class -> group -> provider -> floor."""
+    given: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for machine, ratios in found.items():
+        for (group, provider), ratio in ratios.items():
+            given[machine][group][provider] = _rounded(SHARE * ratio)
+            if machine.startswith("cpu"):
+                low = _rounded(ELSEWHERE * ratio)
+                known = given["cpu"][group].get(provider, low)
+                given["cpu"][group][provider] = min(low, known)
+    return {machine: dict(groups) for machine, groups in sorted(given.items())}
+
+
+def _rounded(ratio: float) -> float:
+    return float(f"{ratio:.2g}")
+
+
+def text() -> str:
+    """What floors.yaml should hold."""
+    lines = [_HEAD.rstrip()]
+    for machine, groups in floors(medians()).items():
+        lines.append(f"\n{machine}:")
+        for group, providers in sorted(groups.items()):
+            row = yaml.safe_dump(providers, default_flow_style=True, width=1000).strip()
+            lines.append(f"  {group}: {row}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    FLOORS.write_text(text(), encoding="utf-8")
