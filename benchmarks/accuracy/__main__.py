@@ -2,6 +2,7 @@
 
 python -m benchmarks.accuracy run --set openfield --recipe small --seeds 3 --minutes 6
 python -m benchmarks.accuracy compare NEW.json OLD.json
+python -m benchmarks.accuracy decode build/accuracy/runs/*/*
 python -m benchmarks.accuracy page
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.accuracy import page
+from benchmarks.accuracy import decoders, page
 from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
 from benchmarks.accuracy.run import RESULTS, Plan, run
 from benchmarks.accuracy.sets import SETS
@@ -54,12 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparison.add_argument("old", type=Path)
     shown = commands.add_parser("show", help="figures of result files")
     shown.add_argument("files", type=Path, nargs="+")
+    decoding = commands.add_parser("decode", help="decoders on the maps of trained networks")
+    decoding.add_argument("folders", type=Path, nargs="+", help="run folders that `run` left")
     commands.add_parser("page", help="write docs/accuracy.md from the committed results")
     given = parser.parse_args(arguments)
     if given.command == "run":
         _run(given)
     elif given.command == "page":
         page.write()
+    elif given.command == "decode":
+        decoders.compare(given.folders)
     elif given.command == "compare":
         _compare(given.new, given.old)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy import decoders
 from benchmarks.accuracy.intervals import Interval, measured, ratio, spread_over_seeds
 from benchmarks.accuracy.run import RESULTS
 from benchmarks.accuracy.sets import SETS
@@ -33,7 +34,8 @@ is processor time, all threads, loading of images included; trainings are compar
 
 def load(folder: Path = RESULTS) -> list[Result]:
     """All result files of a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    files = sorted(path for path in folder.glob("*.json") if path != decoders.FILE)
+    return [json.loads(path.read_text()) for path in files]
 
 
 def cost(result: Mapping[str, Any]) -> float:
@@ -47,12 +49,12 @@ def shown(interval: Interval, digits: int = 2) -> str:
     return f"{interval.value:.{digits}f} ({low}–{high})"
 
 
-def page(results: list[Result], levers: list[Result]) -> str:
-    """The whole page."""
+def page(results: list[Result], levers: list[Result], decoded: list[Result] | None = None) -> str:
+    """The whole page; decoded: rows of `decoders.FILE`."""
     machines = sorted({result["processor"] for result in results})
     blocks = [_HEAD.format(machine=" and ".join(machines)), *_main(results), *_sets(results)]
     blocks += [*_by_cost(results), *_views(results), *_shift(results)]
-    blocks += [*_levers(levers), *_commands(results)]
+    blocks += [*_levers(levers), *_decoders(decoded or []), *_commands(results)]
     return "\n".join(blocks) + "\n"
 
 
@@ -222,6 +224,27 @@ def _levers(results: list[Result]) -> list[str]:
     ]
 
 
+def _decoders(rows: list[Result]) -> list[str]:
+    """Each decoder against the usual one, over runs by the sigma that they were trained with."""
+    table = []
+    for sigma in sorted({row["sigma"] for row in rows}):
+        own = [row["mean_px"] for row in rows if row["sigma"] == sigma]
+        ratios = {
+            name: np.exp(np.mean([np.log(one[name] / one[decoders.USUAL]) for one in own]))
+            for name in own[0]
+        }
+        table.append([f"{sigma:g}", str(len(own)), *(f"{value:.3f}" for value in ratios.values())])
+    if not rows:
+        return []
+    return [
+        "## Decoding\n",
+        f"Mean error over that of `{decoders.USUAL}` (sigma in heatmap cells), which is what "
+        "`DECODE: dark` does, on the same maps: geometric mean over networks, by their "
+        "training's sigma.\n",
+        _table(["sigma of training", "networks", *rows[0]["mean_px"]], table),
+    ]
+
+
 def _commands(results: list[Result]) -> list[str]:
     commands = dict.fromkeys(result["command"] for result in results)
     return [
@@ -234,4 +257,5 @@ def _commands(results: list[Result]) -> list[str]:
 
 def write() -> None:
     """Write the page."""
-    write_text(PAGE, page(load(), load(RESULTS / "levers")))
+    decoded = json.loads(decoders.FILE.read_text()) if decoders.FILE.exists() else []
+    write_text(PAGE, page(load(), load(RESULTS / "levers"), decoded))

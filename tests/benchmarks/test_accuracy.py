@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import intervals, page, sets
+from benchmarks.accuracy import decoders, intervals, page, sets
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
 from benchmarks.accuracy.sets import SETS
@@ -121,6 +121,17 @@ def test_page_shows_each_view_of_a_picture_and_exchanged_sides():
     assert "| 10.0% of 60 |" in row
 
 
+def test_page_shows_decoders_by_the_sigma_of_training():
+    usual = decoders.USUAL
+    rows = [
+        {"run": "a", "sigma": 1.5, "mean_px": {usual: 2.0, "argmax": 4.0}},
+        {"run": "b", "sigma": 1.5, "mean_px": {usual: 2.0, "argmax": 1.0}},
+        {"run": "c", "sigma": 3.0, "mean_px": {usual: 2.0, "argmax": 3.0}},
+    ]
+    text = page.page([], [], rows)
+    assert "| 1.5 | 2 | 1.000 | 1.000 |" in text and "| 3 | 1 | 1.000 | 1.500 |" in text
+
+
 def test_counts_are_positive(tmp_path, capsys):
     for option in ("--folds", "--seeds", "--steps", "--jobs"):
         with pytest.raises(SystemExit):
@@ -146,3 +157,10 @@ def test_a_whole_run_on_rendered_mice(tmp_path, capsys, monkeypatch):
     assert run["sides"]["judged"] > 0
     assert len(run["frames"]) == len(run["errors"]) == 6 and len(set(run["frames"])) == 3
     assert "rendered-small-3steps: mean" in capsys.readouterr().out
+
+    monkeypatch.setattr(decoders, "FILE", tmp_path / "decoders.json")
+    (folder,) = (path.parent for path in work.glob("runs/*/*/config.resolved.yaml"))
+    (row,) = json.loads(decoders.compare([folder], tmp_path / "decoders.json").read_text())
+    errors = [error for row in run["errors"] for error in row if error is not None]
+    assert row["mean_px"][decoders.USUAL] == pytest.approx(np.mean(errors), abs=2e-3)
+    assert row["sigma"] == 1 and set(row["mean_px"]) == set(decoders.decoders())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,11 +19,14 @@ MINIMUM_DETERMINANT = 1e-3
 MAXIMUM_STEP = 1.0
 
 
-def heatmap_peaks(heatmaps: Tensor, method: str = "dark") -> tuple[Tensor, Tensor]:
+def heatmap_peaks(
+    heatmaps: Tensor, method: str = "dark", blur_sigma: float = BLUR_SIGMA
+) -> tuple[Tensor, Tensor]:
     """Find the peak of each map; see `fasthg.ops.heatmap_peaks` for the four methods.
 
-    heatmaps: (batch, parts, height, width). Returns xy (batch, parts, 2) in heatmap cells and
-    score (batch, parts), both float64 for float64 heatmaps, else float32.
+    heatmaps: (batch, parts, height, width). blur_sigma: of dark, heatmap cells; the operator has
+    the stock value. Returns xy (batch, parts, 2) in heatmap cells and score (batch, parts), both
+    float64 for float64 heatmaps, else float32.
     """
     work = arithmetic_dtype(heatmaps.dtype)
     maps = heatmaps.detach().to(work).contiguous()
@@ -37,7 +42,7 @@ def heatmap_peaks(heatmaps: Tensor, method: str = "dark") -> tuple[Tensor, Tenso
     else:
         xy = cell.to(work)
         if method != "argmax":
-            xy = xy + _offsets(maps, cell, method)
+            xy = xy + _offsets(maps, cell, method, blur_sigma)
     empty = flat.isnan().all(-1)
     return xy.masked_fill(empty[..., None], torch.nan), score.masked_fill(empty, torch.nan)
 
@@ -65,10 +70,11 @@ def _plateau_centres(maps: Tensor, cell: Tensor, score: Tensor) -> Tensor:
     return torch.stack(xy, -1).to(maps.dtype)
 
 
-def _offsets(maps: Tensor, cell: Tensor, method: str) -> Tensor:
+def _offsets(maps: Tensor, cell: Tensor, method: str, blur_sigma: float) -> Tensor:
     """Offset (batch, parts, 2) in cells from the peak cell to the sub-cell peak."""
     height, width = maps.shape[-2:]
-    reach = BLUR_RADIUS + STENCIL_RADIUS
+    radius = math.ceil(BLUR_RADIUS * blur_sigma / BLUR_SIGMA)
+    reach = radius + STENCIL_RADIUS
     padded = functional.pad(maps, [reach] * 4)
     inside = functional.pad(torch.ones_like(maps), [reach] * 4)
     around = torch.arange(2 * reach + 1, device=maps.device)
@@ -90,8 +96,8 @@ def _offsets(maps: Tensor, cell: Tensor, method: str) -> Tensor:
     if method == "quarter":
         return quarter
 
-    taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=maps.device, dtype=maps.dtype)
-    weights = torch.exp(-0.5 * (taps / BLUR_SIGMA) ** 2)
+    taps = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    weights = torch.exp(-0.5 * (taps / blur_sigma) ** 2)
     kernel = (weights[:, None] * weights)[None, None]
     blurred, total = (
         functional.conv2d(t.flatten(0, 1)[:, None], kernel).view(*cell.shape[:2], 5, 5)
