@@ -14,7 +14,7 @@ import yaml
 
 from fasthg.errors import DataError
 from fasthg.files import natural
-from fasthg.runs.run_folder import EARLY, RunFolder
+from fasthg.runs.run_folder import RunFolder, early_stop
 
 State = Literal["finished", "stopped early", "stopped", "running", "unknown"]
 
@@ -101,8 +101,8 @@ def summarise(path: Path) -> RunSummary:
     best, best_step = _best(rows)
     state: State = "unknown"
     if isinstance(total, int):
-        early = any(EARLY in row and row["step"] == step for row in rows)
-        state = "finished" if step >= total else "stopped early" if early else "stopped"
+        state = "stopped early" if early_stop(rows) else "stopped"
+        state = "finished" if step >= total else state
     if tested and not rows:
         state = "unknown"
         if not any(problem.startswith("metrics.jsonl") for problem in problems):

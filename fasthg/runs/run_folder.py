@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
+
+
+def early_stop(rows: Iterable[Mapping[str, Any]]) -> tuple[int, str] | None:
+    """Step and reason of an early stop; None where there was none, or the run went on since.
+
+    rows: of a log.
+    """
+    found, newest = None, 0
+    for row in rows:
+        step = row.get("step", 0)
+        newest = max(newest, step)
+        if EARLY in row:
+            found = step, str(row[EARLY])
+    return found if found is not None and found[0] == newest else None
 
 
 class RunFolder:
@@ -230,14 +244,8 @@ class RunFolder:
         return rows
 
     def stopped_early(self) -> tuple[int, str] | None:
-        """Step and reason of an early stop; None where there was none, or the run went on since."""
-        found, newest = None, 0
-        for row in self.logged():
-            step = row.get("step", 0)
-            newest = max(newest, step)
-            if EARLY in row:
-                found = step, str(row[EARLY])
-        return found if found is not None and found[0] == newest else None
+        """`early_stop` of its log."""
+        return early_stop(self.logged())
 
     def truncate_log(self, step: int) -> None:
         """Drop rows after `step`: a resumed run writes them again."""
