@@ -1,13 +1,14 @@
 """One training step on a batch that lies on the device: from the forward to the moving averages.
 
 The rivals start from heatmaps drawn before and images in float32; fasthg starts from bytes and
-keypoints. `step_variants` shows what single keys of fasthg cost.
+keypoints. `step_variants` shows what single keys of fasthg cost, `step_profile` every kernel.
 """
 
 from __future__ import annotations
 
 import os
 
+import kernel_profile
 import networks
 import pytest
 import torch
@@ -27,6 +28,7 @@ VARIANTS = {
     "torchrun, BATCHNORM_SYNC": {"BATCHNORM_SYNC": True},
     "fasthg": {},
 }
+TINY = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
 PORTS = {"torchrun, one process": "29513", "torchrun, BATCHNORM_SYNC": "29514"}
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
@@ -75,9 +77,7 @@ def variant_figures(run, seconds):
 @compare(*VARIANTS, rounds=(3, 20), cold=False, own_process=True, figures=variant_figures)
 def bench_step_variants(device):
     """8 stacks, batch 8; on a CPU a tiny network."""
-    gpu = device.type == "cuda"
-    tiny = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
-    stacks, batch, size = (8, 8, {}) if gpu else (1, 2, tiny)
+    stacks, batch, size = (8, 8, {}) if device.type == "cuda" else (1, 2, TINY)
 
     def make(name):
         cfg = networks.config(stacks, batch, HEAD_INIT_SCALE=0.01, **size, **VARIANTS[name])
@@ -90,3 +90,28 @@ def bench_step_variants(device):
         return step
 
     return {name: lambda name=name: make(name) for name in VARIANTS}
+
+
+def profile_figures(run, seconds, **values):
+    return {"profile": kernel_profile.record(run, run.step.device)}
+
+
+@pytest.mark.slow
+@compare(
+    *("STEP eager", "fasthg"),
+    rounds=(1, 10),
+    cold=False,
+    own_process=True,
+    figures=profile_figures,
+    batch=[8, 32, 64],
+)
+def bench_step_profile(device, batch):
+    """8 stacks, every kernel by class and stream: eager one after the other, and as captured, where
+    kernels that share the GPU take longer; on a CPU a tiny network and torch's operators."""
+    networks.skip_large(device, batch)
+    stacks, size = (8, {}) if device.type == "cuda" else (1, TINY)
+
+    def make(**keys):
+        return Step(networks.config(stacks, batch, HEAD_INIT_SCALE=0.01, **size, **keys), device)
+
+    return {"STEP eager": lambda: make(STEP="eager"), "fasthg": make}

@@ -5,10 +5,10 @@
         return {"torch": run_torch, "fasthg": run_fasthg}
 
 Each provider is one row of pytest-benchmark. A group is one benchmark with one value for each of
-its parameters on one device; its first row measures all providers, the others show those times.
-Every round calls each provider once, and ratios are taken within a round, because other work slows
-a shared machine for some rounds. The row of fasthg fails if a ratio is below its floor
-(floors.yaml) or if the operator has no compiled kernel on the device.
+its parameters on one device; its first row measures all providers, the others show those times;
+what `-k` leaves out is not measured. Every round calls each provider once, and ratios are taken
+within a round, because other work slows a shared machine for some rounds. The row of fasthg fails
+if a ratio is below its floor (floors.yaml) or if the operator has no compiled kernel on the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import inspect
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -92,12 +92,13 @@ class Result:
     """Measurements of one group.
 
     seconds: of a call, by provider and round. figures: further figures, by provider. absent: why a
-    provider was not measured.
+    provider was not measured. failed: the error with which its process began.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def ratios(self) -> dict[str, list[float]]:
         """By provider, how many times as fast fasthg is: lower quartile, median, upper quartile."""
@@ -187,12 +188,15 @@ class Worker:
         arguments = (build.__code__.co_filename, build.__name__, device, values, name, threads)
         self._started = self._pool.submit(_start, *arguments)
 
+    def error(self) -> BaseException | None:
+        """What went wrong while the provider was made, if anything did."""
+        return self._started.exception()
+
     def seconds(self) -> float:
         """As `Provider.seconds`, after a call that is not timed.
 
         The system may take back memory that a process does not touch while others have their turn.
         """
-        self._started.result()
         return self._pool.submit(_seconds).result()
 
     def figures(self, seconds: float) -> dict[str, Any]:
@@ -289,17 +293,23 @@ class Comparison:
             yield made
 
     def measure(
-        self, device: torch.device, values: dict[str, Any], rounds: int, calls_of_ours: int = 1
+        self,
+        device: torch.device,
+        values: dict[str, Any],
+        rounds: int,
+        calls_of_ours: int = 1,
+        chosen: Collection[str] | None = None,
     ) -> Result:
         """Time all providers, after a round that does not count.
 
-        calls_of_ours: fasthg's time is the sum of so many, as if it were so much slower.
+        calls_of_ours: fasthg's time is the sum of so many, as if it were so much slower. chosen:
+        the providers to time, if not all.
         """
         result = Result()
         with contextlib.ExitStack() as stack:
             timers: dict[str, Provider | Worker] = {}
             built = stack.enter_context(self.built(device, values))
-            for name in self.providers:
+            for name in self.providers if chosen is None else chosen:
                 if isinstance(built[name], str):
                     result.absent[name] = built[name]
                 elif self.own_process:
@@ -307,6 +317,12 @@ class Comparison:
                     stack.callback(timers[name].close)
                 else:
                     timers[name] = Provider(self, device, values, built[name])
+            for name, timer in list(timers.items()):
+                if isinstance(timer, Worker) and (error := timer.error()):
+                    oom = isinstance(error, torch.OutOfMemoryError)
+                    where = result.absent if oom else result.failed
+                    where[name] = "out of memory" if oom else f"{type(error).__name__}: {error}"
+                    del timers[name]
             calls = {name: calls_of_ours if name == OURS else 1 for name in timers}
             seconds = [
                 {name: sum(t.seconds() for _ in range(calls[name])) for name, t in timers.items()}
@@ -331,10 +347,9 @@ class Comparison:
             rounds = request.config.getoption("bench_rounds", None)
             rounds = rounds or self.rounds[place.type == "cuda"]
             slowed = request.config.getoption("bench_slowed", 1)
+            rounds = rounds if benchmark.enabled else 1
             try:
-                results[key] = self.measure(
-                    place, values, rounds if benchmark.enabled else 1, slowed
-                )
+                results[key] = self.measure(place, values, rounds, slowed, _chosen(request.node))
             except torch.OutOfMemoryError:
                 results[key] = Result(absent=dict.fromkeys(self.providers, "out of memory"))
             if place.type == "cuda":
@@ -342,6 +357,8 @@ class Comparison:
         result: Result = results[key]
         if provider in result.absent:
             pytest.skip(result.absent[provider])
+        if provider in result.failed:
+            pytest.fail(f"{key}: {provider}: {result.failed[provider]}", pytrace=False)
         benchmark.group = key
         benchmark.extra_info |= result.figures[provider]
         clock.load(result.seconds[provider])
@@ -353,6 +370,14 @@ class Comparison:
             ]
             if faults:
                 pytest.fail("\n".join(f"{key}: {fault}" for fault in faults), pytrace=False)
+
+
+def _chosen(item: pytest.Function) -> list[str]:
+    """The providers of a row's group that pytest did not deselect."""
+    one, name = dict(item.callspec.params), "provider"
+    others = (each for each in item.session.items if getattr(each, "obj", None) is item.obj)
+    rows = [each.callspec.params for each in others]
+    return [row[name] for row in rows if {**row, name: one[name]} == one]
 
 
 def without_kernel(name: str, device: str) -> list[str]:

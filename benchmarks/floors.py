@@ -59,6 +59,8 @@ def _of_gpu(content: dict[str, Any]) -> tuple[str, dict[tuple[str, str], float]]
     """Class and ratios of kernel times of a file that `make gpu` wrote."""
     import compare
 
+    if "benchmarks" in content:
+        return "cuda", _of_rows(content["benchmarks"])
     kernels: dict[str, float] = {}
     for stage in content["stages"]:
         for figure in stage["figures"]:
@@ -76,6 +78,20 @@ def _of_gpu(content: dict[str, Any]) -> tuple[str, dict[tuple[str, str], float]]
                     ratio = kernels[f"{label} {provider}"] / ours
                     ratios[comparison.group(values), provider] = ratio
     return "cuda", ratios
+
+
+def _of_rows(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Ratios of the kernel times of rows of a GPU."""
+    us = {
+        (row["group"].rpartition(", ")[0], row["params"]["provider"]): info["kernel us"]
+        for row in rows
+        if row["params"]["device"] == "cuda" and "kernel us" in (info := row["extra_info"])
+    }
+    return {
+        (group, provider): value / us[group, OURS]
+        for (group, provider), value in us.items()
+        if provider != OURS and (group, OURS) in us
+    }
 
 
 def floors(found: Medians) -> dict[str, dict[str, dict[str, float]]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import compile_cache
+import kernel_profile
 import pytest
 import torch
 from compare import Run
 from reference.training import ReferenceTraining
-from reference.tuned import TunedTraining
+from reference.tuned import DEFAULT, MAX_AUTOTUNE, TunedTraining
 from torch import Tensor
 
 from fasthg.config import Config
@@ -21,8 +23,16 @@ from fasthg.ops import gaussian_heatmaps
 from fasthg.runtime.device import choose_precision
 from fasthg.runtime.process import configure_process, peak_bytes
 
-# The recipe as it is, with the switches of torch that cost nothing, captured, and compiled.
-RIVALS = ("reference", "reference, TF32", "eager channels_last", "captured", "torch.compile")
+# The recipe as it is; with the switches of torch that cost nothing; captured as a whole, as the
+# following are, in fasthg's precision and in fp16; compiled.
+COMPILED: dict[str, Mapping[str, Any]] = {
+    "torch.compile": DEFAULT,
+    "torch.compile, max-autotune": MAX_AUTOTUNE,
+}
+RIVALS = (
+    *("reference", "reference, TF32", "eager channels_last", "captured", "captured, fp16"),
+    *COMPILED,
+)
 ON_GPU = "only on a GPU"
 NOT_COMPILED = "compiling the network takes many minutes; BENCH_COMPILE=on does it"
 # on or off; unset: on a GPU only.
@@ -77,26 +87,38 @@ def rivals(
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
         return use(ReferenceTraining(cfg, device))
 
+    def captured(dtype: torch.dtype) -> Run:
+        run = use(TunedTraining(cfg, device, dtype, captured=True))
+        run()  # what goes wrong in a capture is this rival's, and not the group's
+        return run
+
+    def compiled(name: str) -> Run:
+        compile_cache.load()
+        training = TunedTraining(cfg, device, precision, captured=gpu, compiled=COMPILED[name])
+        run = use(training)
+        run()
+        compile_cache.save(f"{name}, batch {cfg.BATCH_SIZE}")
+        setattr(run, "compiled_in", training.compiled_in)  # noqa: B010 (of a function)
+        return run
+
     compiles = COMPILE == "on" or (COMPILE == "auto" and gpu)
-    return {
+    makers: dict[str, Callable[[], Run] | str] = {
         "reference": lambda: use(ReferenceTraining(cfg, device)),
         "reference, TF32": with_tf32 if gpu else ON_GPU,
         "eager channels_last": lambda: use(TunedTraining(cfg, device, precision)),
-        "captured": (
-            (lambda: use(TunedTraining(cfg, device, precision, captured=True))) if gpu else ON_GPU
-        ),
-        "torch.compile": (
-            (lambda: use(TunedTraining(cfg, device, precision, captured=gpu, compiled=True)))
-            if compiles
-            else NOT_COMPILED
-        ),
+        "captured": (lambda: captured(precision)) if gpu else ON_GPU,
+        "captured, fp16": (lambda: captured(torch.float16)) if gpu else ON_GPU,
     }
+    for name in COMPILED:
+        makers[name] = functools.partial(compiled, name) if compiles else NOT_COMPILED
+    return makers
 
 
 def step_figures(run: Run, seconds: float, **values: Any) -> dict[str, Any]:
-    """Images a second, the peak of the process's memory and, on a GPU, the kernels of a call.
+    """Images a second, the peak of the process's memory and, on a GPU, the profile of a call.
 
-    kernels: number of launches; profile: name of each kernel -> launches and us, longest first.
+    For rivals that torch compiles also the seconds which that took, and how many of their functions
+    came from a cache.
     """
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else peak_bytes()
@@ -104,27 +126,12 @@ def step_figures(run: Run, seconds: float, **values: Any) -> dict[str, Any]:
         "images/s": float(f"{values['batch'] / seconds:.4g}"),
         "peak GiB": round(peak / 2**30, 2),
     }
+    if compiled_in := getattr(run, "compiled_in", None):
+        figures["compiled in s"] = round(sum(compiled_in.values()), 1)
+        figures["functions from a cache"] = compile_cache.hits()
     if gpu:
-        profile = kernels(run)
-        figures["kernels"] = sum(count for count, _ in profile.values())
-        figures["ms of kernels"] = round(sum(us for _, us in profile.values()) / 1e3, 3)
+        profile = kernel_profile.record(run, torch.device("cuda"))
+        figures["kernels"] = profile["launches"]
+        figures |= {name: profile[name] for name in ("ms of kernels", "ms busy")}
         figures["profile"] = profile
     return figures
-
-
-def kernels(run: Run) -> dict[str, tuple[int, float]]:
-    """By name, how often one call launches a kernel and their us together, longest first."""
-    from torch.profiler import ProfilerActivity, profile
-
-    times: dict[str, list[float]] = {}
-    for _ in range(2):  # the profiler may miss the first kernels of its first session
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            run()
-            torch.cuda.synchronize()
-        times = defaultdict(list)
-        for event in recorded.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                times[event.name[:120]].append(event.self_device_time_total)
-    longest = sorted(times.items(), key=lambda item: -sum(item[1]))
-    return {name: (len(each), round(sum(each), 1)) for name, each in longest}

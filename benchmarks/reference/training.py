@@ -39,6 +39,8 @@ class ReferenceTraining:
         ValueError: a key of `ONLY` has another value.
     """
 
+    rmsprop: type[torch.optim.RMSprop] = torch.optim.RMSprop
+
     def __init__(self, cfg: Config, device: torch.device) -> None:
         if other := [key for key, value in ONLY.items() if getattr(cfg, key) != value]:
             raise ValueError(f"the reference recipe has one value only for {', '.join(other)}")
@@ -60,7 +62,7 @@ class ReferenceTraining:
 
         convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
         decayed = [p for convolution in convolutions for p in convolution.parameters()]
-        self.optimizer = torch.optim.RMSprop(
+        self.optimizer = self.rmsprop(
             [
                 {"params": decayed, "weight_decay": cfg.WEIGHT_DECAY},
                 {"params": [norm.bias for norm in self.norms], "weight_decay": 0.0},
@@ -89,13 +91,16 @@ class ReferenceTraining:
             for norm in self.norms:
                 norm.momentum = 1 - self._warmed(self.cfg.BATCHNORM_MOVING_AVERAGE_DECAY)
         loss = self._loss(images, heatmaps)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self._update(loss)
         weight = 1 - self._warmed(self.cfg.MOVING_AVERAGE_DECAY)
         torch._foreach_lerp_(self._averages, self._values, weight)
         self.steps += 1
         return loss.detach()
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
 
     def _placed(self, network: ReferenceHourglass) -> ReferenceHourglass:
         return network.to(self.device)

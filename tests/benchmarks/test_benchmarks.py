@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import compare
@@ -107,6 +108,24 @@ def test_providers_alternate_and_the_first_round_does_not_count() -> None:
     assert {len(seconds) for seconds in result.seconds.values()} == {3}
 
 
+def test_what_pytest_deselects_is_not_measured() -> None:
+    @compare.compare("a", "b", "c", cold=False, size=[1, 2])
+    def bench_example(device: torch.device, size: int) -> Any:
+        return {name: lambda: None for name in "abc"}
+
+    comparison = bench_example.comparison  # type: ignore[attr-defined]
+    session = SimpleNamespace(items=[])
+    for one, size, provider in [("x", 1, "a"), ("y", 1, "b"), ("x", 2, "b"), ("x", 1, "c")]:
+        params = {"device": "cpu", "size": size, "provider": provider}
+        callspec = SimpleNamespace(params=params)
+        session.items.append(SimpleNamespace(obj=one, callspec=callspec, session=session))
+    session.items.append(SimpleNamespace(session=session))  # a test without parameters
+    chosen = compare._chosen(session.items[0])  # type: ignore[arg-type]
+    assert chosen == ["a", "c"]
+    result = comparison.measure(CPU, {"size": 1}, 2, chosen=chosen)
+    assert set(result.seconds) == {"a", "c"}
+
+
 def test_floors_are_those_of_the_machine_s_class(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"cpu": {"x, a": {"torch": 1.0}}, "cpu avx2": {"x, a": {"torch": 3.0}}}
     monkeypatch.setattr(compare, "read_floors", lambda: given)
@@ -158,6 +177,23 @@ def test_the_median_of_results_of_a_class_counts(tmp_path: Path) -> None:
     }
 
 
+def test_a_visit_s_rows_give_floors_of_kernel_times(tmp_path: Path) -> None:
+    def row(group: str, device: str, provider: str, **info: float) -> dict[str, Any]:
+        params = {"device": device, "provider": provider}
+        return {"group": f"{group}, {device}", "params": params, "extra_info": info}
+
+    rows = [
+        row("x, a", "cuda", "torch", **{"kernel us": 30.0, "x fasthg": 7.0}),
+        row("x, a", "cuda", "fasthg", **{"kernel us": 10.0}),
+        row("x, b", "cuda", "torch", **{"kernel us": 30.0}),  # alone
+        row("x, a", "cpu", "torch", **{"x fasthg": 9.0}),
+        row("step", "cuda", "captured", **{"x fasthg": 1.4, "ms of kernels": 20.0}),
+    ]
+    content = {"machine_info": {"capability": "avx2"}, "benchmarks": rows, "stages": [{}]}
+    (tmp_path / "visit.json").write_text(json.dumps(content))
+    assert floors.medians(tmp_path) == {"cuda": {("x, a", "torch"): 3.0}}
+
+
 def test_a_planted_slowdown_is_the_sum_of_so_many_calls() -> None:
     calls = {"torch": 0, "fasthg": 0}
 
@@ -186,7 +222,7 @@ OWN_PROCESS = """
 import os, time
 from compare import compare
 
-@compare("slow", "fasthg", "absent", cold=False, own_process=True,
+@compare("slow", "fasthg", "absent", "broken", cold=False, own_process=True,
          figures=lambda run, seconds: {"pid": run.pid})
 def bench_processes(device):
     class Sleep:
@@ -195,7 +231,8 @@ def bench_processes(device):
         def __call__(self):
             time.sleep(self.seconds)
             assert self.seconds, "no sleep"
-    return {"slow": lambda: Sleep(0.06), "fasthg": lambda: Sleep(FASTHG), "absent": "not here"}
+    return {"slow": lambda: Sleep(0.06), "fasthg": lambda: Sleep(FASTHG), "absent": "not here",
+            "broken": lambda: 1 / 0}
 """
 
 
@@ -221,6 +258,8 @@ def test_providers_have_processes_of_their_own(
 ) -> None:
     result = own_process(0.02).measure(CPU, {}, 3)
     assert result.absent == {"absent": "not here"}
+    # The others of its group are measured all the same.
+    assert result.failed == {"broken": "ZeroDivisionError: division by zero"}
     pids = {figures["pid"] for figures in result.figures.values()}
     assert len(pids) == 2 and os.getpid() not in pids
     assert 1.5 < result.ratios()["slow"][1] < 4.5
