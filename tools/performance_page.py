@@ -27,6 +27,14 @@ HEADLINES = (
 OF_MACHINE = ("device", "threads", "torch")
 RATIO, SPREAD = "x fasthg", "x fasthg q1 q3"
 
+# The gaps of a captured step are a tenth of its time or less; a host that launches one kernel after
+# the other takes 24 to 32 us for each, and most kernels take less.
+HOST_BOUND = 0.8
+OF_KERNELS = (
+    "A provider is host-bound here if its kernels' times, added up, are less than "
+    f"{HOST_BOUND} of a call: then the host's launches are measured, and a CUDA graph would help."
+)
+
 HEAD = """# Performance
 
 Written by `make performance` from `benchmarks/results/`; not edited by hand.
@@ -54,11 +62,20 @@ def newest(folder: Path) -> Results:
         chosen = found.setdefault(device, [])
         if chosen and _machine(content) != _machine(chosen[0][1]):
             continue
-        known = {row["group"] for _, other in chosen for row in other["benchmarks"]}
-        rows = [row for row in rows_of(content, device) if row["group"] not in known]
+        known = {_key(row) for _, other in chosen for row in other["benchmarks"]}
+        rows = [row for row in rows_of(content, device) if _key(row) not in known]
+        if device == "cuda":  # fasthg is in every part
+            first = {_key(row): row for row in reversed(rows)}
+            rows = [row for row in rows if first[_key(row)] is row]
         if rows:
             chosen.append((name, {**content, "benchmarks": rows}))
     return dict(sorted(found.items()))
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the newest file has once: a group, of which on a GPU files may hold a part each."""
+    part = row["params"]["provider"] if row["params"]["device"] == "cuda" else ""
+    return row["group"], part
 
 
 def _machine(content: dict[str, Any]) -> tuple[Any, ...]:
@@ -96,21 +113,47 @@ def section(name: str, content: dict[str, Any]) -> Iterator[str]:
     yield f"- fasthg {machine['fasthg']}, commit {commit['id'][:7]}{changed}"
     yield f"- torch {machine['torch']}, Python {machine['python']}"
     yield f"- measured {content['datetime'][:10]}, [{name}](../benchmarks/results/{name})\n"
-    yield "| group | provider | median | quartiles | x fasthg | quartiles | rounds | further |"
-    yield "|---|---|---:|---|---:|---|---:|---|"
+    yield from table([row for row in rows if kernel_share(row) is None], (RATIO,))
+    timed = [row for row in rows if kernel_share(row) is not None]
+    if timed:
+        yield f"{OF_KERNELS}\n"
+    yield from table(timed, (f"{RATIO}, GPU-bound", f"{RATIO}, host-bound"))
+
+
+def table(rows: list[dict[str, Any]], ratios: tuple[str, ...]) -> Iterator[str]:
+    """Rows by group; ratios: names of the columns of how many times as fast fasthg is."""
+    if not rows:
+        return
+    head = f"| group | provider | median | quartiles | {' | '.join(ratios)} |"
+    yield f"{head} quartiles | rounds | further |"
+    yield f"|---|---|---:|---|{'---:|' * len(ratios)}---|---:|---|"
     for group, members in groups_of(rows).items():
         for row in members:
-            yield "| " + " | ".join([group, *cells(row)]) + " |"
+            yield "| " + " | ".join([group, *cells(row, len(ratios))]) + " |"
             group = ""
     yield ""
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table, after its group."""
+def kernel_share(row: dict[str, Any]) -> float | None:
+    """The times of a call's kernels, added up, as a share of the call's; None if not measured."""
+    info = row["extra_info"]
+    ms = info["kernel us"] / 1e3 if "kernel us" in info else info.get("ms of kernels")
+    return None if ms is None else ms / (row["stats"]["median"] * 1e3)
+
+
+def host_bound(row: dict[str, Any]) -> bool:
+    """Whether the GPU waits for the host's launches."""
+    share = kernel_share(row)
+    return share is not None and share < HOST_BOUND
+
+
+def cells(row: dict[str, Any], ratios: int = 1) -> list[str]:
+    """A row of the table, after its group; of two columns for the ratio, one is empty."""
     stats, info = row["stats"], row["extra_info"]
-    ratio = spread = ""
+    ratio, spread = [""] * ratios, ""
     if RATIO in info:
-        ratio, spread = f"{times(info[RATIO])}x", " to ".join(map(times, info[SPREAD]))
+        ratio[ratios > 1 and host_bound(row)] = f"{times(info[RATIO])}x"
+        spread = " to ".join(map(times, info[SPREAD]))
     left_out = (*OF_MACHINE, RATIO, SPREAD)
     further = [
         f"{value} {key}"
@@ -121,7 +164,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["params"]["provider"],
         duration(stats["median"]),
         f"{duration(stats['q1'])} to {duration(stats['q3'])}",
-        *(ratio, spread, str(stats["rounds"]), ", ".join(further)),
+        *(*ratio, spread, str(stats["rounds"]), ", ".join(further)),
     ]
 
 
@@ -151,7 +194,10 @@ def headlines(results: Results) -> list[Panel]:
     for device, files in results.items():
         groups = groups_of([row for _, content in files for row in content["benchmarks"]])
         bars = [
-            Bar(f"{group}: {row['params']['provider']}", info[RATIO], tuple(info[SPREAD]))
+            Bar(
+                f"{group}: {row['params']['provider']}{', host-bound' * host_bound(row)}",
+                *(info[RATIO], tuple(info[SPREAD])),
+            )
             for headline in HEADLINES
             for group, members in groups.items()
             if group.partition(",")[0] == headline
@@ -170,12 +216,42 @@ RIVALS = {
     "reference": "MARS's recipe in PyTorch, fp32",
     "eager channels_last": "channels_last, mixed precision",
 }
+CAPTURED = {
+    "captured": "the same in a CUDA graph",
+    "torch.compile": "torch.compile in a CUDA graph",
+}
 
 
 def training(folder: Path, results: Results) -> list[Panel]:
-    """Training steps of 2 stacks: on a GPU from the newest file of `make gpu`, on a CPU from the
-    benchmarks."""
+    """Training steps of 2 stacks, from the benchmarks; of a GPU without them, from the figures of
+    the newest visit that kept some."""
     panels = []
+    for device, batch in (("cuda", 64), ("cpu", 8)):
+        group = f"training_step, stacks 2, batch {batch}"
+        rows = [row for _, content in results.get(device, []) for row in content["benchmarks"]]
+        found = {row["params"]["provider"]: row for row in groups_of(rows).get(group, [])}
+        bars = [
+            Bar(_words(t, found[p], device), info[RATIO], tuple(info[SPREAD]))
+            for p, t in (RIVALS | CAPTURED).items()
+            if p in found and RATIO in (info := found[p]["extra_info"])
+        ]
+        if bars:
+            machine = results[device][0][1]["machine_info"]
+            name = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+            panels.append(Panel(f"{name}, batch {batch}", bars, device == "cuda"))
+        elif device == "cuda":
+            panels += _of_visits(folder, f"{group}, cuda")
+    return panels
+
+
+def _words(text: str, row: dict[str, Any], device: str) -> str:
+    """What a bar is called."""
+    # On a CPU without bfloat16 instructions every provider computes in float32.
+    text = text.replace(", mixed precision", ", fp32") if device == "cpu" else text
+    return f"{text}, host-bound" if host_bound(row) else text
+
+
+def _of_visits(folder: Path, group: str) -> Iterator[Panel]:
     visits = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
     visits = sorted((v for v in visits if "stages" in v), key=lambda v: str(v.get("date", "")))
     for visit in reversed(visits):
@@ -185,25 +261,10 @@ def training(folder: Path, results: Results) -> list[Panel]:
             for figure in stage.get("figures", [])
             if figure["unit"] == RATIO
         }
-        group = "training_step, stacks 2, batch 64, cuda"
         bars = [Bar(t, figures[n]) for p, t in RIVALS.items() if (n := f"{group}, {p}") in figures]
         if len(bars) == len(RIVALS):
-            panels.append(Panel(f"{visit['gpu']['name']}, batch 64", bars, True))
-            break
-    for _, content in results.get("cpu", []):
-        rows = groups_of(content["benchmarks"]).get("training_step, stacks 2, batch 8", [])
-        found = {row["params"]["provider"]: row["extra_info"] for row in rows}
-        bars = [
-            # On a CPU without bfloat16 instructions every provider computes in float32.
-            Bar(t.replace(", mixed precision", ", fp32"), found[p][RATIO], tuple(found[p][SPREAD]))
-            for p, t in RIVALS.items()
-            if p in found
-        ]
-        if bars:
-            machine = content["machine_info"]
-            panels.append(Panel(f"{machine['cpu']}, {machine['cores']} cores, batch 8", bars))
-            break
-    return panels
+            yield Panel(f"{visit['gpu']['name']}, batch 64", bars, True)
+            return
 
 
 def write(results: Path, docs: Path) -> None:

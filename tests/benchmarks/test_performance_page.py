@@ -70,7 +70,8 @@ def test_the_page_says_what_the_files_say(folder):
         "|  | fasthg | 2.00 ms | 1.80 ms to 2.20 ms |  |  | 15 | 18.2 GB/s |",
     ]
     assert [line for line in lines[after:] if line.startswith("|")][2:] == [
-        "| heatmap_peaks, dark | fasthg | 12.0 us | 10.8 us to 13.2 us |  |  | 15 | 5.1 kernel us |"
+        "| heatmap_peaks, dark | fasthg | 12.0 us | 10.8 us to 13.2 us |  |  |  | 15 "
+        "| 5.1 kernel us |"
     ]
     above = "\n".join(lines[cpu:gpu])
     for fact in ("Model X, 2 cores, 2 threads", "start: 0.07", "commit 1a2b3c4\n", "Python 3.11.7"):
@@ -97,6 +98,48 @@ def test_bars_of_both_machines_say_what_the_files_say(tmp_path):
     assert [text for text in texts if text.endswith("x")] == ["5.78x", "1.75x", "3.06x"]
     widths = [float(n.get("width")) for n in bars.iter("{http://www.w3.org/2000/svg}rect")]
     assert widths[0] / widths[2] == pytest.approx(np.log(5.78) / np.log(3.06), rel=1e-2)
+
+
+def test_what_waits_for_its_host_has_a_column_of_its_own(tmp_path):
+    """By the measured times of kernels, whatever a provider is called."""
+    group = "training_step, stacks 2, batch 64"
+
+    def one(provider, seconds, kernels, ratio=None, **info):
+        info["ms of kernels"] = kernels
+        info |= {"x fasthg": ratio, "x fasthg q1 q3": [ratio, ratio]} if ratio else {}
+        return row(group, provider, seconds, "cuda", **info)
+
+    older = [one("reference", 0.2, 190.0, 9.5), one("captured", 0.1, 99.0, 4.0)]
+    (tmp_path / "old.json").write_text(results("2026-01-01T00:00:00Z", older, "NVIDIA H100"))
+    rows = [
+        *(one("eager channels_last", 0.04, 20.0, 2.0), one("captured", 0.03, 29.0, 1.5)),
+        one("fasthg", 0.02, 22.0),
+        row("loader", "fasthg", 1.0, "cuda"),
+        one("torch.compile", 0.025, 24.0, 1.25, **{"compiled in s": 61.5}),
+        one("fasthg", 0.021, 22.0),  # beside another part of the group
+    ]
+    (tmp_path / "new.json").write_text(results("2026-02-01T00:00:00Z", rows, "NVIDIA H100"))
+    performance_page.write(tmp_path, tmp_path)
+    lines = (tmp_path / "performance.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index(
+        "| group | provider | median | quartiles | x fasthg, GPU-bound | x fasthg, host-bound "
+        "| quartiles | rounds | further |"
+    )
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start + 2 :]]
+    assert [(c[0], c[1], *c[4:6]) for c in table[:4]] == [
+        (group, "eager channels_last", "", "2.0x"),
+        ("", "captured", "1.5x", ""),
+        ("", "fasthg", "", ""),
+        ("", "torch.compile", "1.2x", ""),
+    ]
+    assert table[2][2] == "20.0 ms" and "61.5 compiled in s" in table[3][8] and table[4] == []
+    assert "| loader | fasthg | 1.00 s | 900 ms to 1.10 s |  |  | 15 |  |" in lines[:start]
+    # What this file lacks of the group comes from the older one.
+    last = [line for line in lines[start + 6 :] if line.startswith(f"| {group}")]
+    assert len(last) == 1 and "| reference | 200 ms |" in last[0] and "| 9.5x |  |" in last[0]
+    bars = ElementTree.parse(tmp_path / "speed.svg").getroot()
+    texts = [node.text for node in bars.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"channels_last, mixed precision, host-bound", "the same in a CUDA graph"} <= set(texts)
 
 
 def test_durations_keep_three_digits():
