@@ -2,9 +2,13 @@
 
     python tools/gpu.py [--dry-run] [--only STAGE ...] [--limit SECONDS]
 
+The stages take more than the limit, so that what nobody knows comes first; a second and a third
+call, `--only compiled captured-2` and `--only autotuned`, go on. What torch.compile made is kept in
+build/, with OUT set also in OUT/compiled: to go on at another machine, copy that to build/compiled.
+
 Runs by any Python that has torch and takes nothing from the network. Each stage is a process with a
 time limit; what a missing package prevents is skipped and named. All results go to one file,
-benchmarks/results/<gpu>-<date>-<commit>.json, which `make performance` reads; GPU_RESULTS or OUT
+benchmarks/results/<gpu>-<time>-<commit>.json, which `make performance` reads; GPU_RESULTS or OUT
 names another folder, GPU_COMMIT the commit of a tree that came without its history.
 Exit status: 0, 1 if a stage failed, 3 without a GPU.
 """
@@ -27,6 +31,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +54,19 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # racecheck ends with an error of its own ("failed to handle a hardware exception"; 2025.3.1, H200)
 # at the asynchronous copies of these; the other tools find nothing in them.
 WITH_ASYNC_COPIES = ("conv1x1_act", "residual_block")
+STOCK = ("2-8", "8-8")  # stacks and batch
+EAGER = ("reference", "reference, TF32", "eager channels_last")
+CAPTURED = ("captured", "captured, fp16")
+COMPILED = ("torch.compile", "torch.compile, max-autotune")
+VARIANTS = "step_variants and cuda"
+# Ignored folders, kept between visits to a machine; files of MADE also serve another machine.
+MADE = ROOT / "build" / "compiled"
+COMPILER = {
+    "TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / "inductor"),
+    "TRITON_CACHE_DIR": str(ROOT / "build" / "triton"),
+    "TORCHINDUCTOR_COMPILE_THREADS": str(len(os.sched_getaffinity(0))),
+    "BENCH_COMPILED": str(MADE),
+}
 TRAINING = """
 data="demo-data --seed 0 --train 400 --val 50 --test 50"
 {python} -m fasthg data synth $data
@@ -114,30 +132,50 @@ def list_groups(folder: Path, opcheck_needs: str | None = None) -> list[list[Sta
         command = [*PYTEST, "-m", "gpu", *selection, file]
         checks.append(Stage(file, LIMIT_CHECKS, command, ONE_THREAD, ("pytest",)))
 
-    def networks(name: str, limit: float, file: str, groups: str, compiles: str = "off") -> Stage:
+    def networks(name: str, limit: float, *rows: str, compiles: bool = False) -> Stage:
         report = folder / f"{name}.json"
-        command = [*PYTEST, f"--benchmark-json={report}", f"benchmarks/{file}.py", "-k", groups]
-        environment = {"BENCH_COMPILE": compiles}
+        command = [*PYTEST, f"--benchmark-json={report}", *rows]
+        environment = COMPILER if compiles else {}
         return Stage(name, limit, command, environment, WHOLE_NETWORK, True, report=report)
 
     report = folder / "benchmarks.json"
     operators = [*PYTEST, f"--benchmark-json={report}", "-m", "gpu and not slow"]
     operators += [f"benchmarks/{path.name}" for path in sorted(BENCHMARKS.glob("bench_*.py"))]
     training = ["bash", "-exc", TRAINING.format(python=sys.executable, root=ROOT)]
-    # One at a time, because these are timed. The stock network first; last those that compile for
-    # minutes, in what time is left.
-    timed = [
-        Stage("benchmarks", 75, operators, needs=WHOLE_NETWORK, report=report),
-        Stage("training", 150, training, needs=WHOLE_NETWORK, folder=folder),
-        networks("steps", 75, "bench_training_step", "training_step and (cuda-8-8 or cuda-2-8)"),
-        networks("variants", 90, "bench_training_step", "step_variants and cuda"),
-        networks("inference", 40, "bench_inference", "cuda-8-8 or cuda-2-8"),
-        networks("whole", 75, "bench_end_to_end", "cuda-8-8"),
-        networks("large", 100, "bench_training_step", "cuda-8-32 or cuda-8-64"),
-        networks("compiled-2", 150, "bench_training_step", "cuda-2-8", "on"),
-        networks("compiled-8", 300, "bench_training_step", "cuda-8-8", "on"),
+    default, autotuned = (["fasthg", name] for name in COMPILED)
+    compiled = of_steps(8, default) + names_of("inference", STOCK, default)
+    # One at a time, because these are timed: first what no results file has, last what was measured
+    # most often. The proofs have their time in every visit, whatever comes before them takes.
+    profiled = names_of("step_profile", (8, 32, 64), ("STEP eager", "fasthg"))
+    first = [
+        networks("profile", 85, *profiled),
+        networks("captured-8", 100, *of_steps(8, ("fasthg", *CAPTURED))),
     ]
-    return [[build], checks, *([stage] for stage in timed)]
+    then = [
+        networks("compiled", 300, *compiled, compiles=True),
+        networks("captured-2", 75, *of_steps(2, ("fasthg", *CAPTURED))),
+        networks("autotuned", 500, *of_steps(8, autotuned), compiles=True),
+        networks("whole", 100, *names_of("end_to_end", ("8-8",), ("fasthg", *CAPTURED))),
+        networks("inference", 60, *names_of("inference", STOCK, ("fasthg", *CAPTURED, *EAGER))),
+        networks("eager-8", 100, *of_steps(8, ("fasthg", *EAGER))),
+        networks("eager-2", 75, *of_steps(2, ("fasthg", *EAGER))),
+        networks("variants", 90, "benchmarks/bench_training_step.py", "-k", VARIANTS),
+        Stage("benchmarks", 75, operators, {}, WHOLE_NETWORK, True, report=report),
+        Stage("training", 150, training, {}, WHOLE_NETWORK, True, folder=folder),
+    ]
+    return [[build], *([stage] for stage in first), checks, *([stage] for stage in then)]
+
+
+def names_of(benchmark: str, values: Iterable[object], providers: Iterable[str]) -> list[str]:
+    """pytest's names of rows on a GPU: those of a benchmark for values of its parameters."""
+    file = "training_step" if benchmark.startswith("step") else benchmark
+    start = f"benchmarks/bench_{file}.py::bench_{benchmark}[cuda"
+    return [f"{start}-{value}-{provider}]" for value in values for provider in providers]
+
+
+def of_steps(stacks: int, providers: Iterable[str]) -> list[str]:
+    """Rows of training steps with batches of 8, 32 and 64."""
+    return names_of("training_step", [f"{stacks}-{batch}" for batch in (8, 32, 64)], providers)
 
 
 def gpu_tests() -> list[str]:
@@ -235,7 +273,9 @@ def run(groups: list[list[Stage]], facts: dict[str, Any], limit: float) -> bool:
     name, dirty = commit()
     place = os.environ.get("GPU_RESULTS") or os.environ.get("OUT") or BENCHMARKS / "results"
     gpu = re.sub(r"[^a-z0-9]+", "-", facts["gpu"]["name"].lower()).strip("-")
-    file = Path(place) / f"{gpu}-{now:%Y%m%d}-{name[:7]}{'-changed' if dirty else ''}.json"
+    # By the minute: the stages of one visit may be spread over several calls.
+    mark = f"{now:%Y%m%dT%H%M}-{name[:7]}{'-changed' if dirty else ''}"
+    file = Path(place) / f"{gpu}-{mark}.json"
     content = {
         "passed": True,
         "datetime": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -258,10 +298,10 @@ def run(groups: list[list[Stage]], facts: dict[str, Any], limit: float) -> bool:
         content["passed"] = all(result.status != "FAILED" for result in results)
         content["stages"] = [vars(result) for result in results]
         write(file, content)
+    if (out := os.environ.get("OUT")) and MADE.is_dir():
+        shutil.copytree(MADE, Path(out) / MADE.name, dirs_exist_ok=True)
     for row in rows:
-        ratio = row["extra_info"].get("x fasthg", "")
-        line = f"{row['group']}: {row['params']['provider']}"
-        print(f"{line:60} {row['stats']['median'] * 1e3:10.4g} ms  {ratio}")
+        print(told(row))
     for result in results:
         if result.status == "FAILED":
             print(f"\n--- {result.name}\n{result.output[-1500:]}")
@@ -269,6 +309,21 @@ def run(groups: list[list[Stage]], facts: dict[str, Any], limit: float) -> bool:
         print(f"{result.name:40} {result.status:8} {result.seconds:6.1f} s  {result.note}".rstrip())
     print(file)
     return bool(content["passed"])
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row of pytest-benchmark in words, with its kernels' ms by class where it has a profile."""
+    info = row["extra_info"]
+    name = f"{row['group']}: {row['params']['provider']}"
+    line = f"{name:60} {row['stats']['median'] * 1e3:10.4g} ms  {info.get('x fasthg', '')}"
+    if "compiled in s" in info:
+        line += f"  compiled in {info['compiled in s']} s"
+        line += f", {info['functions from a cache']} functions from a cache"
+    if profile := info.get("profile"):
+        classes = profile["classes"].items()
+        sums = (f"{kind} {total['us'] / 1e3:.2f}" for kind, total in classes)
+        line += f"\n    {profile['ms of kernels']} ms of kernels: {', '.join(sums)}"
+    return line
 
 
 def write(file: Path, content: dict[str, Any]) -> None:

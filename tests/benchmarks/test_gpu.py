@@ -40,15 +40,49 @@ def test_a_dry_run_lists_every_stage(
     assert gpu.main() == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     names = [words[-1] for words in lines]
-    assert {"build", "operators", "memcheck", "benchmarks", "steps"} <= set(names)
+    assert {"build", "operators", "memcheck", "benchmarks", "compiled"} <= set(names)
     assert "tests/ops/test_bn_act.py" in names and len(set(names)) == len(names)
-    # Stages after the checks are timed, so that each is alone in its group.
-    groups = [words[0] for words in lines if int(words[0]) > 1]
-    assert len(set(groups)) == len(groups)
+    # What nobody has measured comes first, and what results files have last.
+    assert names[:3] == ["build", "profile", "captured-8"] and names[-1] == "training"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--only", "biuld"])
     with pytest.raises(SystemExit):
         gpu.main()
     assert "no stage biuld" in capsys.readouterr().err
+
+
+def test_proofs_have_their_time_in_every_visit(tmp_path: Path) -> None:
+    groups = gpu.list_groups(tmp_path)
+    # Timed stages are alone.
+    assert all(len(group) == 1 or not any(s.measures for s in group) for group in groups)
+    proofs = [n for n, group in enumerate(groups) if not group[0].measures]
+    assert [groups[n][0].name for n in proofs] == ["build", "operators"]
+    longest = [max(stage.limit for stage in group) for group in groups[: proofs[-1] + 1]]
+    assert sum(longest) <= gpu.LIMIT < 600
+    assert all(stage.limit <= gpu.LIMIT for group in groups for stage in group)
+
+
+@pytest.mark.slow
+def test_every_row_that_a_stage_names_is_one(repository: Path, tmp_path: Path) -> None:
+    """A name that no benchmark has would end its stage on the GPU at once."""
+    stages = [stage for group in gpu.list_groups(tmp_path) for stage in group]
+    names = [word for stage in stages for word in stage.command if "::" in word]
+    assert len(names) > 30
+    command = [*gpu.PYTEST, "--collect-only", *dict.fromkeys(names)]
+    path = os.pathsep.join(str(repository / name) for name in ("", "benchmarks", "tests/support"))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"{len(set(names))} tests collected" in done.stdout
+
+
+def test_rows_are_told_with_their_classes() -> None:
+    info = {"x fasthg": 1.25, "compiled in s": 61.5, "functions from a cache": 4}
+    classes = {"norms": {"launches": 2, "us": 17129.0}, "other": {"launches": 1, "us": 10.0}}
+    row = {"group": "step, cuda", "params": {"provider": "torch.compile"}, "extra_info": info}
+    row |= {"stats": {"median": 0.02}}
+    assert gpu.told(row).endswith("20 ms  1.25  compiled in 61.5 s, 4 functions from a cache")
+    info["profile"] = {"ms of kernels": 17.139, "classes": classes}
+    assert gpu.told(row).endswith("\n    17.139 ms of kernels: norms 17.13, other 0.01")
 
 
 @pytest.mark.slow
