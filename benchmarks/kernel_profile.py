@@ -46,7 +46,7 @@ def record(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
     launches, `ms of kernels` (their times added up) and `ms busy` (when at least one ran: less, if
     kernels overlap); classes and streams: launches and us of each; kernels: a row for each class,
     stream and name, longest first. Streams have the numbers in which the profiler saw them first.
-    On a CPU a kernel is an operator of torch and a stream a thread.
+    On a CPU a kernel is an operator of torch without those that it calls, and a stream a thread.
     """
     from torch.profiler import ProfilerActivity, profile
 
@@ -58,7 +58,7 @@ def record(run: Callable[[], object], device: torch.device) -> dict[str, Any]:
             run()
             _synchronize(device)
     kind = torch.autograd.DeviceType.CUDA if gpu else torch.autograd.DeviceType.CPU
-    events = [e for e in recorded.events() if e.device_type == kind and not e.is_user_annotation]
+    events = [event for event in recorded.events() if event.device_type == kind]
     return summarise(
         [
             (

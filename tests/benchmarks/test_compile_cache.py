@@ -7,6 +7,7 @@ from pathlib import Path
 import compile_cache
 import pytest
 import torch
+from reference.tuned import DEFAULT, MAX_AUTOTUNE
 from torch._dynamo.utils import counters
 
 
@@ -24,11 +25,18 @@ def test_what_was_compiled_serves_another_machine(
         torch._dynamo.reset()
         counters.clear()
         compile_cache.load()
-        torch.testing.assert_close(torch.compile(product, dynamic=False)(x), x @ x)
+        torch.testing.assert_close(torch.compile(product, dynamic=False, **DEFAULT)(x), x @ x)
         assert bool(compile_cache.hits()) == bool(machine)
         compile_cache.save("torch.compile, batch 8")
     (file,) = (tmp_path / "compiled").iterdir()
     assert file.name == "torch-compile-batch-8.bin"
+
+
+@pytest.mark.slow
+def test_autotuning_is_asked_for_by_options_that_torch_knows() -> None:
+    torch.compile(torch.sin, **MAX_AUTOTUNE)
+    with pytest.raises(RuntimeError, match="Unexpected optimization option"):
+        torch.compile(torch.sin, options={**MAX_AUTOTUNE["options"], "max_autotuned": True})
 
 
 def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import networks
 import pytest
 import torch
 from graph_tape import record
@@ -120,6 +121,27 @@ def test_all_stacks_are_compiled_as_two() -> None:
         assert counter.frame_count == 4
         assert training.compiled_in["step"] > 0 and "predict" not in training.compiled_in
     assert torch._dynamo.config.recompile_limit == limit
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
+def test_the_rows_of_compiled_rivals_say_how_long_that_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(networks, "COMPILE", "on")
+    monkeypatch.setattr(networks, "COMPILED", {"torch.compile": {"backend": "eager"}})
+    monkeypatch.delenv("BENCH_COMPILED", raising=False)
+    torch._dynamo.reset()
+    cfg = Config(**KEYS, NUM_STACKS=1, PRECISION="fp32")
+    given = example()
+    makers = networks.rivals(cfg, CPU, lambda one: lambda: one.step(*given))
+    run = makers["torch.compile"]()
+    figures = networks.step_figures(run, 0.5, batch=2)
+    assert figures["images/s"] == 4 and figures["compiled in s"] > 0
+    assert float(run()) == pytest.approx(losses(ReferenceTraining(cfg, CPU), 2)[-1], rel=1e-4)
+    plain = networks.step_figures(makers["eager channels_last"](), 0.5, batch=2)
+    assert "compiled in s" not in plain
+    assert makers["captured, fp16"] == networks.ON_GPU
 
 
 @pytest.mark.gpu
