@@ -165,7 +165,7 @@ class BuildExtension(build_ext):
 
 
 class BuildPackage(build_py):
-    """Copy `configs/*.yaml` to `fasthg/presets`; an editable install reads them in the checkout."""
+    """Copy `configs` to `fasthg/presets`; an editable install reads it in the checkout."""
 
     def run(self) -> None:
         """Build as ever, then copy."""
@@ -174,7 +174,7 @@ class BuildPackage(build_py):
             return
         target = Path(self.build_lib, "fasthg", "presets")
         self.mkpath(str(target))
-        for source in sorted(Path("configs").glob("*.yaml")):
+        for source in sorted(Path("configs").iterdir()):
             self.copy_file(str(source), str(target / source.name))
 
 

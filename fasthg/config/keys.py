@@ -134,7 +134,8 @@ class Init(Section):
     WEIGHTS: Folder | None = key(
         None,
         "A .safetensors file or a run folder, of which the best weights, to start from; "
-        "$HERE is the folder of the YAML file. Parts are matched by name. null: random weights.",
+        "$HERE is the folder of the YAML file; rendered_mice: weights that fasthg brings, of mice "
+        "seen from above. Parts are matched by name. null: random weights.",
     )
     FREEZE: Annotated[tuple[Annotated[str, BeforeValidator(_block)], ...], AsOptionalList] = key(
         (),
@@ -191,8 +192,9 @@ class Keys(Section):
     RECIPE: Annotated[Literal["small"], LowerCase] | None = key(
         None,
         "small chooses from the training data what is not given: INPUT_SIZE, HEATMAP_SIZE, "
-        "PARTS.SIGMAS, RANDOM_ROTATION_DELTA, DO_RANDOM_FLIP_LEFT_RIGHT, NUM_TRAIN_ITERATIONS, "
-        "LEARNING_RATE_WARMUP_STEPS and VALIDATE_EVERY_N_STEPS. null: the stock values.",
+        "PARTS.SIGMAS, INIT.WEIGHTS, RANDOM_ROTATION_DELTA, DO_RANDOM_FLIP_LEFT_RIGHT, "
+        "NUM_TRAIN_ITERATIONS, LEARNING_RATE_WARMUP_STEPS and VALIDATE_EVERY_N_STEPS. "
+        "null: the stock values.",
     )
 
     # Network, targets and decoding.

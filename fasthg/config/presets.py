@@ -33,6 +33,12 @@ def preset_text(name: str) -> str:
     return (presets_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def find_weights(text: str) -> Path:
+    """The file or run folder that INIT.WEIGHTS names: a path, or weights that fasthg brings."""
+    brought = presets_folder() / f"{text}.safetensors"
+    return brought if not Path(text).exists() and brought.is_file() else Path(text)
+
+
 def find_config(text: str | Path) -> Path:
     """The YAML file that a user means.
 

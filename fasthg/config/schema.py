@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from fasthg.config.checks import find_problems
 from fasthg.config.keys import Data, Keys, project_data
 
-RECIPE_SIGMA = 1.5
+RECIPE_SIGMA = 1.0
 """PARTS.SIGMAS of a recipe, heatmap cells, where the configuration gives none."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from fasthg.config import Config, dump_config, load_config
 from fasthg.config.here import text_elsewhere
+from fasthg.config.presets import find_weights
 from fasthg.errors import DataError, FasthgError
 from fasthg.files import remove_leftovers, write_text
 
@@ -183,7 +184,7 @@ class RunFolder:
         if config.MARS_PROJECT is not None:
             places["MARS_PROJECT"] = os.path.abspath(config.MARS_PROJECT)
         if config.INIT.WEIGHTS is not None:
-            weights = {"WEIGHTS": os.path.abspath(config.INIT.WEIGHTS)}
+            weights = {"WEIGHTS": os.path.abspath(find_weights(config.INIT.WEIGHTS))}
             places["INIT"] = config.INIT.model_copy(update=weights)
         config = config.model_copy(update=places)
         write_text(self.resolved, dump_config(config))

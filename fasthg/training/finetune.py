@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fasthg.config import Config
+from fasthg.config.presets import find_weights
 from fasthg.errors import ConfigError, DataError
 from fasthg.model import build_model
 from fasthg.model.hourglass import block_modules
@@ -77,7 +78,7 @@ def starting_weights(config: Config) -> Start | None:
     """
     if config.INIT.WEIGHTS is None:
         return None
-    path = trained(Path(config.INIT.WEIGHTS)).best
+    path = trained(find_weights(config.INIT.WEIGHTS)).best
     given, metadata = load_weights(path)
     try:
         parts = list(json.loads(metadata["parts"]))

@@ -38,6 +38,8 @@ _ALIKE = 0.8
 _EPOCHS, _GPU_EPOCHS = 200, 800
 """Times that each animal is seen, within _STEPS."""
 _STEPS = (800, 8000)
+_START, _START_SIZES = "rendered_mice", {"FEATURES": 64, "STEM_FEATURES": 16}
+"""Weights of mice seen from above, and the network that they are of; see tools/start_weights.py."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
         return next((c.value for c in chosen if c.key == key), getattr(config, key))
 
     def take(key: str, new: Any, why: str) -> None:
-        if key not in config.model_fields_set and all(key != c.key for c in chosen):
+        section, _, inner = key.rpartition(".")
+        given = getattr(config, section).model_fields_set if section else config.model_fields_set
+        if (inner or key) not in given and all(key != c.key for c in chosen):
             chosen.append(Choice(key, new, why))
 
     crop = facts.side * (1 + config.LOOSE_BBOX_PAD_FACTOR * config.LOOSE_BBOX_CROP)
@@ -170,6 +174,8 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
         why = "animals turn all ways" if turns else "mirrored poses fit the mean pose"
         why = why if alike else "mirrored poses do not fit the mean pose"
         take("DO_RANDOM_FLIP_LEFT_RIGHT", 0.5 if alike else 0.0, why)
+    if turns and all(getattr(config, key) == size for key, size in _START_SIZES.items()):
+        take("INIT.WEIGHTS", _START, "animals turn all ways: seen from above, as rendered mice are")
     epochs = _GPU_EPOCHS if device.type == "cuda" else _EPOCHS
     steps = round(int(np.clip(facts.animals * epochs / config.BATCH_SIZE, *_STEPS)), -2)
     take("NUM_TRAIN_ITERATIONS", steps, f"{facts.animals} animals, BATCH_SIZE {config.BATCH_SIZE}")
@@ -191,6 +197,8 @@ def resolved(config: Config, device: torch.device) -> tuple[Config, list[str]]:
     choices = choose(measure(index, config.PARTS.LEFT_RIGHT_PAIRS), config, device)
     values = config.model_dump(mode="json", exclude_unset=True)
     values["PARTS"] = {"SIGMAS": config.PARTS.SIGMAS, **values.get("PARTS", {})}
-    values |= {choice.key: choice.value for choice in choices}
+    for choice in choices:
+        section, _, key = choice.key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[key] = choice.value
     lines = [f"recipe   {choice.key}: {choice.value}: {choice.why}" for choice in choices]
     return Config.model_validate(values), lines

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from fasthg.config import Config
-from fasthg.config.load import resolve
+from fasthg.config.keys import Init
+from fasthg.config.load import load_config, resolve
+from fasthg.config.presets import find_config
 from fasthg.config.yaml_lines import parse_document
 from fasthg.data.index.record_index import RecordIndex
 from fasthg.data.synthetic.dataset import write_dataset
+from fasthg.training.finetune import starting_weights
 from fasthg.training.recipe import Facts, choose, measure, resolved
 
 CPU = torch.device("cpu")
@@ -106,9 +109,25 @@ def test_given_keys_stay_and_decide_those_that_follow():
     assert chosen(config("HEATMAP_SIZE: 32\nINPUT_SIZE: 128\n"))["RANDOM_ROTATION_DELTA"] == 15
 
 
+def test_animals_that_turn_all_ways_start_from_rendered_mice():
+    turning, network = Facts(100, 150.0, 90.0, 0.1), "FEATURES: 64\nSTEM_FEATURES: 16\n"
+    assert chosen(config(network), turning)["INIT.WEIGHTS"] == "rendered_mice"
+    assert "INIT.WEIGHTS" not in chosen(config(network))  # a fixed camera
+    for given in ("FEATURES=32", "STEM_FEATURES=8", "INIT.WEIGHTS=null"):
+        assert "INIT.WEIGHTS" not in chosen(config(network, given), turning)
+
+
 def test_without_a_recipe_nothing_is_chosen():
     plain = Config(DATA={"TRAIN": "nothing-*"})
     assert resolved(plain, CPU) == (plain, [])
+
+
+def test_the_weights_that_fasthg_brings_are_of_the_recipe_s_network():
+    preset = load_config(find_config("small"), ["PARTS.NAMES=[nose, b, c, d, e, f, g]"])
+    start = starting_weights(preset.model_copy(update={"INIT": Init(WEIGHTS="rendered_mice")}))
+    assert not start.anew and "part base of tail" in start.unused
+    assert start.path.stat().st_size < 2e6
+    assert start.new_parts == list("bcdefg")
 
 
 def test_resolved_keys_are_set_and_no_others(tmp_path):
@@ -117,7 +136,8 @@ def test_resolved_keys_are_set_and_no_others(tmp_path):
     before = Config(RECIPE="small", DATA={"TRAIN": pattern}, BATCH_SIZE=4)
     after, lines = resolved(before, CPU)
     new = after.model_fields_set - before.model_fields_set
-    assert {line.split()[1].rstrip(":") for line in lines} | {"PARTS"} == new
+    keys = {line.split()[1].rstrip(":") for line in lines}
+    assert {key.partition(".")[0] for key in keys} | {"PARTS"} == new
     assert after.PARTS.model_fields_set == {"SIGMAS"}
     assert after.RANDOM_ROTATION_DELTA == 180 and after.BATCH_SIZE == 4
     assert resolved(after, CPU) == (after, []), "a resumed run keeps what was chosen"
