@@ -6,7 +6,7 @@
 
 #include <map>
 #include <mutex>
-#include <utility>
+#include <tuple>
 
 #include "portable.h"
 
@@ -44,19 +44,44 @@ template <typename V>
 void store_whole(const V& value, void* to) {
   *static_cast<V*>(to) = value;
 }
+template <typename V>
+void keep_whole(const V& value, V* to) {
+  *to = value;
+}
 #else
+template <size_t bytes>
+struct Words {
+  using type = uint2;
+};
+template <>
+struct Words<16> {
+  using type = uint4;
+};
 // One access for a whole vector, where the compiler would otherwise split it: loads from shared
-// memory into halves, stores to global memory into words.
+// memory and stores to it into halves, stores to global memory into words.
 template <typename V>
 __device__ __forceinline__ V load_whole(const V* from) {
-  static_assert(sizeof(V) == 8, "half a vector");
+  static_assert(sizeof(V) == 8 || sizeof(V) == 16, "half a vector, or one");
+  using Whole = typename Words<sizeof(V)>::type;
   union Both {
-    uint2 words;
+    Whole words;
     V value;
     __device__ Both() {}
   } both;
-  both.words = *reinterpret_cast<const uint2*>(from);
+  both.words = *reinterpret_cast<const Whole*>(from);
   return both.value;
+}
+template <typename V>
+__device__ __forceinline__ void keep_whole(const V& value, V* to) {
+  static_assert(sizeof(V) == 8 || sizeof(V) == 16, "half a vector, or one");
+  using Whole = typename Words<sizeof(V)>::type;
+  union Both {
+    Whole words;
+    V value;
+    __device__ Both() {}
+  } both;
+  both.value = value;
+  *reinterpret_cast<Whole*>(to) = both.words;
 }
 template <typename V>
 __device__ __forceinline__ void store_whole(const V& value, void* to) {
@@ -160,26 +185,32 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Allows a kernel more than the 48 KB of dynamic shared memory that need no request; returns null
-// if the device has that much. The limit is raised, never lowered: another thread may be about to
-// launch the kernel.
+// Raises an attribute of a kernel on the current device to `value`; whether it is that high. It is
+// never lowered: another thread may be about to launch the kernel.
 template <typename Kernel>
-const char* allow_shared(Kernel* kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return nullptr;
+bool raise_attribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   static std::mutex mutex;
-  static std::map<std::pair<Kernel*, int>, size_t> allowed;
+  static std::map<std::tuple<Kernel*, int, int>, int> raised;
   int device = 0;
   cudaGetDevice(&device);
   const std::lock_guard<std::mutex> lock(mutex);
-  size_t& now = allowed[{kernel, device}];
-  if (bytes <= now) return nullptr;
-  const cudaError_t status = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (status == cudaSuccess) {
-    now = bytes;
-    return nullptr;
+  int& now = raised[{kernel, attribute, device}];
+  if (value <= now) return true;
+  if (cudaFuncSetAttribute(kernel, attribute, value) == cudaSuccess) {
+    now = value;
+    return true;
   }
   cudaGetLastError();  // a refused attribute must not be blamed on the next launch
+  return false;
+}
+
+// Allows a kernel more than the 48 KB of dynamic shared memory that need no request; returns null
+// if the device has that much.
+template <typename Kernel>
+const char* allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024 ||
+      raise_attribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
+    return nullptr;
   return "the maps are too large for the GPU's shared memory: use fewer parts or smaller maps";
 }
 

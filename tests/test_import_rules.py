@@ -107,15 +107,15 @@ MAY_INCLUDE: dict[str, str] = {
     # Pieces that several ops, or two files of one op, share on one device.
     r"\w+_rows\.h": rf"\w+_math\.h|portable\.h|{STANDARD_HEADERS}",
     r"\w+_(tables|maps)\.cuh": rf"\w+_math\.h|portable\.h|cuda_utils\.cuh|{STANDARD_HEADERS}",
-    r"mma\.cuh": r"cuda_utils\.cuh",
+    r"(cluster|mma)\.cuh": r"cuda_utils\.cuh",
     r"cuda_utils\.cuh": rf"portable\.h|cuda_emulation\.h|{CUDA_HEADERS}|{STANDARD_HEADERS}",
     r"(?P<op>\w+)_cpu\.cpp": (
         r"ops\.h|{op}_math\.h|portable\.h|parallel\.h|bfloat16\.h|\w+_rows\.h|"
         rf"{STANDARD_HEADERS}"
     ),
-    r"(?P<op>\w+?)(_on_chip)?_cuda\.cu": (
+    r"(?P<op>\w+?)(_cluster|_on_chip)?_cuda\.cu": (
         r"ops\.h|{op}_math\.h|portable\.h|{op}_maps\.cuh|"
-        rf"(cuda_utils|mma|\w+_tables)\.cuh|{STANDARD_HEADERS}"
+        rf"(cuda_utils|cluster|mma|\w+_tables)\.cuh|{STANDARD_HEADERS}"
     ),
     r"bindings\.cpp": rf"ops\.h|<pybind11/\w+\.h>|{STANDARD_HEADERS}",
 }

@@ -2,13 +2,18 @@
 // where there is no GPU.
 //
 // Every CUDA thread is a fiber that runs until it waits for others: at __syncthreads for its block,
-// at a shuffle or a tensor core instruction for its warp. Shared memory is poisoned before each
-// block. What finds a missing barrier is the order in which threads run, so there are three: natural
-// (every warp in turn up to its next wait) and greedy (one warp as far as it can get, then the next;
-// first or last warp first). Asynchronous copies arrive at once in the natural order, and no earlier
-// than they are waited for in the others. A kernel must give the same result in all of them.
+// at a shuffle or a tensor core instruction for its warp, at cluster_wait for its cluster. Shared
+// memory is poisoned before each block. What finds a missing barrier is the order in which threads
+// run, so there are three: natural (every warp in turn up to its next wait) and greedy (one warp as
+// far as it can get, then the next, and so with the blocks of a cluster; first or last first).
+// Asynchronous copies arrive at once in the natural order, and no earlier than they are waited for
+// in the others. A kernel must give the same result in all of them.
 //
-// Not modelled: the memory model, divergence within a warp, blocks running side by side.
+// The blocks of a cluster run side by side and reach each other's shared memory. It is poisoned
+// again when its block returns, and a write to it before its block starts or after it returned is
+// an error. Other blocks run one after the other.
+//
+// Not modelled: the memory model, divergence within a warp.
 #pragma once
 
 #include <ucontext.h>
@@ -19,6 +24,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,10 +36,10 @@
 #define __launch_bounds__(...)
 #define FASTHG_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ((void)(stream), emulation::launch(grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); }))
-#define FASTHG_SHARED(name) unsigned char* name = emulation::machine.shared
+#define FASTHG_SHARED(name) \
+  unsigned char* name = emulation::machine.shared_of(emulation::machine.rank)
 #define threadIdx (emulation::machine.thread_index())
-#define blockIdx (emulation::machine.block)
-#define blockDim (emulation::machine.block_size)
+#define blockIdx (emulation::machine.block_index())
 
 struct dim3 {
   unsigned x, y, z;
@@ -43,7 +49,7 @@ struct dim3 {
 namespace emulation {
 
 enum Order : int { kNatural = 0, kGreedyForward = 1, kGreedyBackward = 2 };
-enum Wait : int { kNothing, kWarp, kBlock, kDone };
+enum Wait : int { kNothing, kWarp, kBlock, kCluster, kDone };
 constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 64 << 10;
 constexpr unsigned char kPoison = 0x7f;  // huge numbers in every type, true as a flag
@@ -59,7 +65,8 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   Wait wait;
-  int vote;             // given at __syncthreads_or
+  int vote;             // given at __syncthreads_or, then what all voted
+  int arrivals, waits;  // at barriers of the cluster
   // What a lane offers its warp; two, since a lane may be one exchange ahead of another.
   uint32_t offered[2];
   struct {
@@ -72,13 +79,20 @@ struct Fiber {
 };
 
 struct Machine {
-  dim3 block, block_size;
+  dim3 block, block_size;  // block: the first of the cluster
+  int cluster = 1;         // its blocks; the last launch's until the next
+  // Of the blocks of a cluster, one after the other.
   unsigned char* shared = nullptr;
+  size_t shared_bytes = 0, shared_stride = 0;
   std::vector<Fiber> fibers;
   std::function<void()> kernel;
   ucontext_t scheduler;
-  int current = 0, order = kNatural, any_vote = 0;
-  int launches = 0;  // since they were last asked for
+  int current = 0, rank = 0, order = kNatural;
+  int barriers_passed = 0;  // of the cluster, by all of its threads
+  int launches = 0;         // since they were last asked for
+  // The device: an H200, unless a test says otherwise.
+  int capability = 9, largest_cluster = 16, multiprocessors = 132, most_shared = 227 * 1024;
+  std::set<const void*> kernels_in_large_clusters;  // that may be
   // What a test leaves out to see the damage: the barrier on one line of a file whose path ends
   // with a name, and every wait for asynchronous copies.
   std::string file_left_out;
@@ -86,7 +100,10 @@ struct Machine {
   bool copies_left_out = false;
   const char* problem = nullptr;
 
-  dim3 thread_index() const { return dim3(current, 0, 0); }
+  int threads() const { return static_cast<int>(block_size.x); }
+  dim3 thread_index() const { return dim3(current - rank * threads(), 0, 0); }
+  dim3 block_index() const { return dim3(block.x + rank, block.y, block.z); }
+  unsigned char* shared_of(int block_rank) { return shared + block_rank * shared_stride; }
   Fiber& self() { return fibers[current]; }
 
   void wait_for(Wait what) {
@@ -95,6 +112,7 @@ struct Machine {
   }
   void resume(int thread) {
     current = thread;
+    rank = thread / threads();
     swapcontext(&scheduler, &fibers[thread].context);
   }
 };
@@ -110,7 +128,7 @@ inline void start_fibers(int count) {
   for (Fiber& fiber : machine.fibers) {
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     fiber.wait = kNothing;
-    fiber.vote = fiber.exchanges = fiber.groups = 0;
+    fiber.vote = fiber.arrivals = fiber.waits = fiber.exchanges = fiber.groups = 0;
     fiber.copies.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -138,6 +156,15 @@ inline bool release(int begin, int end, Wait what) {
   return true;
 }
 
+// Whether every thread of the cluster that still lives has arrived at so many barriers of it.
+inline bool all_arrived(int barriers) {
+  if (machine.barriers_passed >= barriers) return true;
+  for (auto fiber = machine.fibers.rbegin(); fiber != machine.fibers.rend(); ++fiber)
+    if (fiber->wait != kDone && fiber->arrivals < barriers) return false;
+  machine.barriers_passed = barriers;
+  return true;
+}
+
 inline bool run_warp(int begin, int end) {
   bool progress = false;
   for (int i = begin; i < end; ++i)
@@ -148,52 +175,115 @@ inline bool run_warp(int begin, int end) {
   return release(begin, end, kWarp) || progress;
 }
 
-inline void run_block() {
-  const int threads = machine.block_size.x, warps = (threads + kWarpSize - 1) / kWarpSize;
-  start_fibers(threads);
-  while (!machine.problem) {
-    bool progress = false;
+// Whether every byte of a block's shared memory from `begin` on is as it was before the block.
+inline bool poisoned(int rank, size_t begin) {
+  const unsigned char* shared = machine.shared_of(rank);
+  return std::all_of(shared + begin, shared + machine.shared_stride,
+                     [](unsigned char byte) { return byte == kPoison; });
+}
+
+inline void poison(int rank) {
+  std::memset(machine.shared_of(rank), kPoison, machine.shared_stride);
+}
+
+// Runs a block of the cluster, in the natural order each of its warps once, in the others until it
+// waits for the cluster or has returned. Returns whether any of its threads ran.
+inline bool run_block(int rank) {
+  const int threads = machine.threads(), warps = (threads + kWarpSize - 1) / kWarpSize;
+  const int first = rank * threads;
+  const auto begin = machine.fibers.begin() + first, end = begin + threads;
+  bool ran = false, progress;
+  do {
+    progress = false;
     for (int k = 0; k < warps; ++k) {
       const int warp = machine.order == kGreedyBackward ? warps - 1 - k : k;
-      const int begin = warp * kWarpSize, end = std::min(begin + kWarpSize, threads);
-      while (run_warp(begin, end)) {
+      const int from = first + warp * kWarpSize, to = std::min(from + kWarpSize, first + threads);
+      while (run_warp(from, to)) {
         progress = true;
         if (machine.order == kNatural) break;
       }
     }
-    int votes = 0, done = 0;
-    for (const Fiber& fiber : machine.fibers) {
-      votes |= fiber.wait == kBlock && fiber.vote;
-      done += fiber.wait == kDone;
+    int votes = 0;
+    for (auto fiber = begin; fiber != end; ++fiber) votes |= fiber->wait == kBlock && fiber->vote;
+    if (release(first, first + threads, kBlock)) {
+      for (auto fiber = begin; fiber != end; ++fiber) fiber->vote = votes;
+      progress = true;
     }
-    if (done == threads) return;
-    if (release(0, threads, kBlock))
-      machine.any_vote = votes;
-    else if (!progress)
-      machine.problem = "emulation: threads wait at different barriers";
-  }
+    ran |= progress;
+  } while (progress && machine.order != kNatural && !machine.problem);
+  return ran;
 }
 
-inline void launch(dim3 grid, dim3 block_size, size_t shared_bytes, std::function<void()> kernel) {
+// Sets free the threads whose barrier of the cluster all others have arrived at.
+inline bool release_cluster() {
+  bool freed = false;
+  for (Fiber& fiber : machine.fibers)
+    if (fiber.wait == kCluster && all_arrived(fiber.arrivals)) {
+      fiber.wait = kNothing;
+      freed = true;
+    }
+  return freed;
+}
+
+inline void run_cluster() {
+  const int blocks = machine.cluster, threads = machine.threads();
+  enum State { kWaits, kRuns, kReturned };
+  std::vector<State> states(blocks, kWaits);
+  start_fibers(blocks * threads);
+  machine.barriers_passed = 0;
+  for (int rank = 0; rank < blocks; ++rank) poison(rank);
+  for (int returned = 0; returned < blocks && !machine.problem;) {
+    bool progress = false;
+    for (int k = 0; k < blocks && !machine.problem; ++k) {
+      const int rank = machine.order == kGreedyBackward ? blocks - 1 - k : k;
+      if (states[rank] == kReturned) continue;
+      if (states[rank] == kWaits && !poisoned(rank, 0))
+        machine.problem = "emulation: a write to the shared memory of a block before it started";
+      states[rank] = kRuns;
+      progress |= run_block(rank);
+      const auto first = machine.fibers.begin() + rank * threads;
+      if (std::all_of(first, first + threads, [](const Fiber& f) { return f.wait == kDone; })) {
+        if (!poisoned(rank, machine.shared_bytes))
+          machine.problem = "emulation: a write beyond the shared memory";
+        poison(rank);
+        states[rank] = kReturned;
+        ++returned;
+      }
+    }
+    if (!release_cluster() && !progress && !machine.problem && returned < blocks)
+      machine.problem = "emulation: threads wait at different barriers";
+  }
+  for (int rank = 0; rank < blocks && !machine.problem; ++rank)
+    if (!poisoned(rank, 0))
+      machine.problem = "emulation: a write to the shared memory of a block that has returned";
+}
+
+// cluster: blocks of one, neighbours in x.
+inline void launch(dim3 grid, dim3 block_size, size_t shared_bytes, std::function<void()> kernel,
+                   int cluster = 1) {
   machine.problem = nullptr;
   ++machine.launches;
   machine.block_size = block_size;
   machine.kernel = std::move(kernel);
+  machine.cluster = cluster;
+  if (grid.x % cluster) machine.problem = "emulation: the blocks do not fill the last cluster";
+  if (cluster > 1 && block_size.x % kWarpSize)
+    machine.problem = "emulation: a block of a cluster is no multiple of a warp";
   // The bytes after those that the kernel asked for must stay poisoned.
-  std::vector<uint64_t> shared(shared_bytes / 8 + 3);
+  machine.shared_bytes = shared_bytes;
+  machine.shared_stride = (shared_bytes + 31) / 16 * 16;
+  std::vector<uint64_t> shared(machine.shared_stride * cluster / 8 + 1);
   machine.shared = reinterpret_cast<unsigned char*>(shared.data());
   machine.shared += reinterpret_cast<uintptr_t>(machine.shared) % 16;
-  for (unsigned i = 0; i < grid.x * grid.y * grid.z && !machine.problem; ++i) {
+  for (unsigned i = 0; i < grid.x * grid.y * grid.z && !machine.problem; i += cluster) {
     machine.block = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
-    std::memset(shared.data(), kPoison, shared.size() * 8);
-    run_block();
-    const unsigned char* last = reinterpret_cast<unsigned char*>(shared.data() + shared.size());
-    for (const unsigned char* p = machine.shared + shared_bytes; p < last; ++p)
-      if (*p != kPoison) machine.problem = "emulation: a write beyond the shared memory";
+    run_cluster();
   }
 }
 
 }  // namespace emulation
+
+inline const dim3& blockDim = emulation::machine.block_size;
 
 namespace emulation {
 
@@ -234,23 +324,39 @@ inline void wait_for_copies(int pending) {
 inline int __syncthreads_or(int vote) {
   emulation::machine.self().vote = vote;
   emulation::machine.wait_for(emulation::kBlock);
-  return emulation::machine.any_vote;
+  return emulation::machine.self().vote;
 }
 
 namespace emulation {
 
+inline bool left_out(const char* file, int line) {
+  if (line != machine.line_left_out) return false;
+  const std::string path(file), &name = machine.file_left_out;
+  return path.size() >= name.size() && !path.compare(path.size() - name.size(), name.size(), name);
+}
+
 inline void barrier(const char* file, int line) {
-  if (line == machine.line_left_out) {
-    const std::string path(file), &name = machine.file_left_out;
-    if (path.size() >= name.size() &&
-        !path.compare(path.size() - name.size(), name.size(), name))
-      return;
-  }
-  __syncthreads_or(0);
+  if (!left_out(file, line)) __syncthreads_or(0);
+}
+
+inline void arrive_in_cluster() {
+  ++machine.self().arrivals;
+}
+
+// A wait that is left out counts, as if all had arrived.
+inline void wait_for_cluster(const char* file, int line) {
+  Fiber& self = machine.self();
+  if (++self.waits != self.arrivals)
+    machine.problem = "emulation: a barrier of the cluster needs one arrival before each wait";
+  if (!left_out(file, line) && !all_arrived(self.arrivals)) machine.wait_for(kCluster);
 }
 
 }  // namespace emulation
 
+#define cluster_arrive() emulation::arrive_in_cluster()
+#define cluster_wait() emulation::wait_for_cluster(__FILE__, __LINE__)
+#define cluster_sync() \
+  (emulation::arrive_in_cluster(), emulation::wait_for_cluster(__FILE__, __LINE__))
 #define __syncthreads() emulation::barrier(__FILE__, __LINE__)
 
 inline unsigned __shfl_xor_sync(unsigned, unsigned value, int mask) {
@@ -340,7 +446,30 @@ inline void load_matrices(const void* row, bool transposed, uint32_t (&pieces)[4
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributeNonPortableClusterSizeAllowed
+};
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+using cudaStream_t = void*;
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
 inline cudaError_t cudaGetLastError() {
   return emulation::machine.problem ? 1 : cudaSuccess;
 }
@@ -356,10 +485,58 @@ inline cudaError_t cudaSetDevice(int) {
 inline cudaError_t cudaGetDeviceCount(int* count) {
   return *count = 0;
 }
-// A block of an H100 gets at most 227 KB.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const emulation::Machine& machine = emulation::machine;
+  *value =
+      attribute == cudaDevAttrComputeCapabilityMajor ? machine.capability : machine.most_shared;
+  return cudaSuccess;
+}
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
-  return bytes > 227 * 1024;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = 10 * emulation::machine.capability;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize)
+    return value > emulation::machine.most_shared;
+  if (value)
+    emulation::machine.kernels_in_large_clusters.insert(reinterpret_cast<const void*>(kernel));
+  return cudaSuccess;
+}
+
+namespace emulation {
+
+// Of a launch, or 0 for what the device refuses.
+template <typename Kernel>
+int cluster_size(Kernel* kernel, const cudaLaunchConfig_t& config) {
+  const int size = config.numAttrs ? static_cast<int>(config.attrs->val.clusterDim.x) : 1;
+  const bool large = machine.kernels_in_large_clusters.count(reinterpret_cast<const void*>(kernel));
+  const bool refused = machine.capability < 9 || size > (large ? machine.largest_cluster : 8) ||
+                       config.dynamicSmemBytes > static_cast<size_t>(machine.most_shared);
+  return refused ? 0 : size;
+}
+
+}  // namespace emulation
+
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, Kernel* kernel,
+                                           const cudaLaunchConfig_t* config) {
+  const int size = emulation::cluster_size(kernel, *config);
+  *count = size ? emulation::machine.multiprocessors / size : 0;
+  return size ? cudaSuccess : 1;
+}
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  const int size = emulation::cluster_size(kernel, *config);
+  if (size)
+    emulation::launch(
+        config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); },
+        size);
+  else
+    emulation::machine.problem = "emulation: the device refuses a cluster of this size";
+  return cudaGetLastError();
 }
 
 // Switches of the tests. Weak, because every kernel's file has them.
@@ -378,4 +555,17 @@ EMULATION_EXPORT void emulation_leave_out(const char* file, int line, bool copie
 // Kernels launched since the last call.
 EMULATION_EXPORT int emulation_launches() {
   return std::exchange(emulation::machine.launches, 0);
+}
+
+// The blocks of a cluster of the last launch.
+EMULATION_EXPORT int emulation_cluster() {
+  return emulation::machine.cluster;
+}
+
+// Another device than an H200: its compute capability's first number, the blocks of its largest
+// cluster, and the bytes of shared memory that a block gets.
+EMULATION_EXPORT void emulation_device(int capability, int largest_cluster, int most_shared) {
+  emulation::machine.capability = capability;
+  emulation::machine.largest_cluster = largest_cluster;
+  emulation::machine.most_shared = most_shared;
 }
