@@ -94,7 +94,8 @@ PYBIND11_MODULE(_C, m) {
     using S = BatchNorm;
     bind_struct(m, "BatchNorm", MEMBER(beta), MEMBER(gamma), MEMBER(mean), MEMBER(var),
                 MEMBER(workspace), MEMBER(rows), MEMBER(channels), MEMBER(parts), MEMBER(eps),
-                MEMBER(relu), MEMBER(frozen), MEMBER(on_chip));
+                MEMBER(relu), MEMBER(frozen), MEMBER(on_chip), MEMBER(cluster_blocks),
+                MEMBER(cluster_vectors));
   }
   {
     using S = BnFold;
@@ -143,6 +144,7 @@ PYBIND11_MODULE(_C, m) {
   LAUNCHER(heatmap_peaks_cuda);
   LAUNCHER(bn_act_cuda);
   LAUNCHER(bn_act_backward_cuda);
+  m.def("bn_act_clusters_cuda", &fasthg_bn_act_clusters_cuda);
   LAUNCHER(bn_fold_cuda);
   LAUNCHER(bn_fold_backward_cuda);
   LAUNCHER(channel_covariance_cuda);

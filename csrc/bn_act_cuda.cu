@@ -307,7 +307,9 @@ const char* launch(const BnActCall& call) {
 const char* launch(int dtype, const BnActCall& call, int device) {
   const DeviceGuard guard(device);
   const char* refusal = nullptr;
-  if (call.result && bn_act_on_chip(dtype, call, &refusal)) return refusal;
+  if (call.result &&
+      (bn_act_on_chip(dtype, call, &refusal) || bn_act_in_clusters(dtype, call, &refusal)))
+    return refusal;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     return in_vectors<T>(call) ? launch<T, kVectorLength<T>>(call) : launch<T, 1>(call);

@@ -1,6 +1,7 @@
-// Code shared by the two CUDA variants of bn_act: bn_act_cuda.cu takes three launches each way for
-// maps of any size, bn_act_on_chip_cuda.cu one launch for maps of few rows. Here are the arguments
-// of both, the per-channel parameters in registers, and the arithmetic of one vector of channels:
+// Code shared by the CUDA variants of bn_act: bn_act_cuda.cu takes three launches each way for maps
+// of any size, bn_act_on_chip_cuda.cu one launch for maps of few rows, bn_act_cluster_cuda.cu one
+// launch for the others on GPUs that have clusters. Here are the arguments of all of them, the
+// per-channel parameters in registers, and the arithmetic of one vector of channels:
 //   y = relu?((x - mean) * scale + beta + residual)
 //   grad_x = grad_y * scale + ((x - mean) * x_centred_scale + constant)
 // with grad_y after the ReLU mask; bn_act_math.h derives the coefficients.
@@ -28,6 +29,9 @@ struct BnActCall {
 // Returns false if they do not; nothing was launched then. Returns true otherwise and sets refusal,
 // to null if the launch was accepted.
 bool bn_act_on_chip(int dtype, const BnActCall& call, const char** refusal);
+
+// The same by clusters of blocks, if norm.cluster_blocks asks for them and the maps are in vectors.
+bool bn_act_in_clusters(int dtype, const BnActCall& call, const char** refusal);
 
 // The maps a kernel reads and writes, typed; null where a call does not have them.
 template <typename T>
@@ -79,14 +83,13 @@ struct ChannelParams {
 };
 
 // Apply the ReLU mask in place: grad_y = 0 where y (if given) or else the pre-activation computed
-// from x is <= 0. Without a ReLU nothing changes.
+// from x is <= 0. Without a ReLU nothing changes. y: read before, any values where there is none.
 template <typename T, int vector, typename Real>
-__device__ void apply_relu_mask(const BatchNorm& norm, const BnActMaps<T>& maps, int64_t offset,
+__device__ void apply_relu_mask(const BatchNorm& norm, const BnActMaps<T>& maps,
                                 const ChannelParams<Real, vector>& channel,
-                                const Vector<T, vector>& x, Real* grad_y) {
+                                const Vector<T, vector>& x, const Vector<T, vector>& y,
+                                Real* grad_y) {
   if (!norm.relu) return;
-  Vector<T, vector> y;
-  if (maps.y) y = *reinterpret_cast<const Vector<T, vector>*>(maps.y + offset);
 #pragma unroll
   for (int k = 0; k < vector; ++k)
     grad_y[k] = relu_backward(maps.y ? static_cast<Real>(y.value[k])
@@ -95,13 +98,22 @@ __device__ void apply_relu_mask(const BatchNorm& norm, const BnActMaps<T>& maps,
                               grad_y[k]);
 }
 
-// Write one vector of y.
+// The same, reading y.
+template <typename T, int vector, typename Real>
+__device__ void apply_relu_mask(const BatchNorm& norm, const BnActMaps<T>& maps, int64_t offset,
+                                const ChannelParams<Real, vector>& channel,
+                                const Vector<T, vector>& x, Real* grad_y) {
+  using Values = Vector<T, vector>;
+  const Values y = maps.y ? *reinterpret_cast<const Values*>(maps.y + offset) : x;
+  apply_relu_mask(norm, maps, channel, x, y, grad_y);
+}
+
+// Write one vector of y. added: the residual there, any values where there is none.
 template <typename T, int vector, typename Real>
 __device__ void write_result(const BatchNorm& norm, const BnActMaps<T>& maps, int64_t offset,
-                             const ChannelParams<Real, vector>& channel,
-                             const Vector<T, vector>& x) {
-  Vector<T, vector> added, result;
-  if (maps.residual) added = *reinterpret_cast<const Vector<T, vector>*>(maps.residual + offset);
+                             const ChannelParams<Real, vector>& channel, const Vector<T, vector>& x,
+                             const Vector<T, vector>& added) {
+  Vector<T, vector> result;
 #pragma unroll
   for (int k = 0; k < vector; ++k) {
     Real value = normalise(static_cast<Real>(x.value[k]), channel.mean[k], channel.scale[k],
@@ -110,6 +122,16 @@ __device__ void write_result(const BatchNorm& norm, const BnActMaps<T>& maps, in
     result.value[k] = static_cast<T>(norm.relu ? apply_relu(value) : value);
   }
   *reinterpret_cast<Vector<T, vector>*>(maps.result + offset) = result;
+}
+
+// The same, reading the residual.
+template <typename T, int vector, typename Real>
+__device__ void write_result(const BatchNorm& norm, const BnActMaps<T>& maps, int64_t offset,
+                             const ChannelParams<Real, vector>& channel,
+                             const Vector<T, vector>& x) {
+  using Values = Vector<T, vector>;
+  const Values added = maps.residual ? *reinterpret_cast<const Values*>(maps.residual + offset) : x;
+  write_result(norm, maps, offset, channel, x, added);
 }
 
 // Write one vector of grad_x; grad_y: after the ReLU mask.

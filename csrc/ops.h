@@ -74,6 +74,10 @@ const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm
                                         void* grad_residual, void* grad_beta, void* grad_gamma,
                                         int device, void* stream);
 
+// How many clusters of so many blocks a device holds at once for the forward or the backward; 0 if
+// it has no clusters of this size. Unlike all others this is no launcher.
+int fasthg_bn_act_clusters_cuda(int dtype, bool backward, int blocks, int device);
+
 // Mean and biased covariance of channels over rows, at least one. x: dtype (rows, channels);
 // workspace: real (parts, channels + 1, channels), products and sums over the rows of each part;
 // mean: real (channels,); covariance: real (channels, channels), symmetric.

@@ -73,6 +73,10 @@ struct BatchNorm {
   // A CUDA block may keep its channels in shared memory, to need one launch instead of three and no
   // workspace: 8 bytes a row, in the backward 16.
   bool on_chip;
+  // Or the blocks of a cluster may, with one launch as well: how many there are, a power of two up
+  // to 16, and how many vectors of 16 bytes of each row they own, 2 or 4. 0: no clusters.
+  int cluster_blocks;
+  int cluster_vectors;
 };
 
 // Batch norm after a 1 x 1 convolution, known by the moments of the convolution's input. Real

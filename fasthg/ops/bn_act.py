@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,10 +23,50 @@ _MAXIMUM_PARTS = 324  # three blocks for each multiprocessor of an A100: one wav
 # and 15.
 _ON_CHIP_ROWS = 4096
 
+# Above that, clusters of blocks keep slices of the rows in shared memory, where a GPU has clusters
+# (compute capability 9.0 and later), again with one launch for three: blocks of a cluster, and
+# vectors of 16 bytes in a slice.
+_CLUSTER_BLOCKS = (16, 8)
+_CLUSTER_VECTORS = (4, 2)
+# The share of the multiprocessors which must have work; else three launches are taken.
+_LEAST_BUSY = 0.7
+# Of a block's 227 KiB of shared memory, what is left for maps; only to choose by.
+_KEPT_BYTES = 208 << 10
+
 
 def _channel_values(x: Tensor) -> Tensor:
     """Allocate one uninitialised real number a channel, (channels,)."""
     return x.new_empty(x.shape[1], dtype=reference.arithmetic_dtype(x.dtype))
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose_clusters(
+    dtype: torch.dtype, backward: bool, rows: int, channels: int, device: int
+) -> tuple[int, int]:
+    """Blocks of a cluster and vectors of its slice for maps of this size, or (0, 0).
+
+    The results do not depend on the choice. Taken is what keeps the most multiprocessors at work,
+    of equals what keeps most of the maps on chip, then what needs the fewest clusters.
+    """
+    vectors, scalars = divmod(channels * dtype.itemsize, 16)
+    if scalars:
+        return 0, 0
+    code = _extension.DTYPE_CODES[dtype]
+    room = {
+        blocks: _extension.native.bn_act_clusters_cuda(code, backward, blocks, device)
+        for blocks in _CLUSTER_BLOCKS
+    }
+    multiprocessors = max(blocks * clusters for blocks, clusters in room.items())
+    choices = [(_LEAST_BUSY, 0.0, 0, (0, 0))]
+    for blocks, clusters in room.items():
+        for width in _CLUSTER_VECTORS if clusters else ():
+            slices = -(-vectors // width)
+            turns = -(-slices // clusters)
+            # A perfect share of the work, and that of the busiest multiprocessor.
+            busy = vectors / multiprocessors / (turns * width / blocks)
+            needed = rows * width * 16 * (2 if backward else 1) / blocks
+            choices.append((busy, min(1.0, _KEPT_BYTES / needed), -slices, (blocks, width)))
+    return max(choices, key=lambda choice: choice[:3])[3]
 
 
 def _call_kernel(
@@ -49,6 +90,12 @@ def _call_kernel(
         for t in (beta, gamma)
     )
     workspace = mean.new_empty(parts * 2 * channels)
+    # Statistics alone, and frozen ones, need no second pass over the maps.
+    two_passes = not frozen and others[-1] is not None
+    blocks, vectors = 0, 0
+    if rows > _ON_CHIP_ROWS and two_passes and _extension.backend(x) == "cuda":
+        backward, device = name == "bn_act_backward", x.device.index or 0
+        blocks, vectors = _choose_clusters(x.dtype, backward, rows, channels, device)
     norm = _extension.native.BatchNorm(
         beta=0 if beta is None else beta.data_ptr(),
         gamma=0 if gamma is None else gamma.data_ptr(),
@@ -62,6 +109,8 @@ def _call_kernel(
         relu=relu,
         frozen=frozen,
         on_chip=rows <= _ON_CHIP_ROWS,
+        cluster_blocks=blocks,
+        cluster_vectors=vectors,
     )
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in others]
     _extension.call_kernel(name, x, norm, x.data_ptr(), *addresses)
@@ -330,8 +379,10 @@ def bn_act(
     Memory traffic, in maps: forward 3 (x read twice, y written; the floor is 2), backward 5 (x and
     grad_y read twice, grad_x written; the floor is 3). A GPU reads maps of up to 4096 rows (batch x
     height x width) once in both directions, which is the floor, if the channels fill vectors of 16
-    bytes. A residual adds 1 to the forward and, with ReLU, 3 to the backward (y read twice,
-    grad_residual written), or 2 where maps are read once.
+    bytes. A GPU with thread-block clusters (compute capability 9.0 and later) does so with larger
+    maps, too, but for what it cannot keep on chip: on an H200 that is the excess over 26 MiB of x,
+    in the backward of x and grad_y together. A residual adds 1 to the forward and, with ReLU, 3 to
+    the backward (y read twice, grad_residual written), or 2 where maps are read once.
 
     Raises:
         ValueError: wrong shape, mixed devices, not floating.

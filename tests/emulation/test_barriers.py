@@ -1,6 +1,7 @@
 """The emulation must see a missing barrier, or its green tests say nothing about races.
 
-Every `__syncthreads()` and every wait for asynchronous copies of csrc is left out in turn.
+Every `__syncthreads()`, every barrier of a cluster and every wait for asynchronous copies of csrc
+is left out in turn.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from fasthg.ops import (
 pytestmark = pytest.mark.slow  # a minute to compile
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-BARRIER = re.compile(r"^[^/]*\b(?:__syncthreads\(\);|wait_for_copies<[^>]*>\(\);)")
+BARRIER = re.compile(
+    r"^[^/]*\b(?:__syncthreads\(\);|cluster_(?:sync|wait)\(\);|wait_for_copies<[^>]*>\(\);)"
+)
 # A barrier whose comment says so is there for clarity.
 HARMLESS = "would do no harm"
 
@@ -56,15 +59,16 @@ def compare(scene):
     return [loss.detach(), *torch.autograd.grad(loss.sum(), predictions)]
 
 
-def normalise(on_chip, scene):
+def normalise(on_chip, clusters, channels, scene):
     with pytest.MonkeyPatch.context() as patch:
         module = sys.modules["fasthg.ops.bn_act"]
         patch.setattr(module, "_ON_CHIP_ROWS", 1 << 30 if on_chip else 0)
+        patch.setattr(module, "_choose_clusters", lambda *_: clusters)
         patch.setattr(module, "_ROWS_PER_PART", 21)
-        rows = maps().view(1, 224, 1, 16)
+        rows = maps().view(1, -1, 1, channels)
         x, grad_y = (t.permute(0, 3, 1, 2) for t in (rows, rows.flip(1)))
-        leaves = [x.requires_grad_(), torch.zeros(16).requires_grad_()]
-        leaves += [torch.ones(16).requires_grad_()]
+        leaves = [x.requires_grad_(), torch.zeros(channels).requires_grad_()]
+        leaves += [torch.ones(channels).requires_grad_()]
         y, *stats = bn_act(*leaves)
         return [y.detach(), *stats, *torch.autograd.grad(y, leaves, grad_y)]
 
@@ -115,8 +119,10 @@ SHOWN_BY = {
     "gaussian_heatmaps_cuda.cu": [draw],
     "heatmap_mse_cuda.cu": [compare],
     "cuda_utils.cuh": [compare],
-    "bn_act_cuda.cu": [functools.partial(normalise, False)],
-    "bn_act_on_chip_cuda.cu": [functools.partial(normalise, True)],
+    "bn_act_cuda.cu": [functools.partial(normalise, False, (0, 0), 16)],
+    "bn_act_on_chip_cuda.cu": [functools.partial(normalise, True, (0, 0), 16)],
+    # Pieces of several warps' rows, and several rounds: the barrier between these must show, too.
+    "bn_act_cluster_cuda.cu": [functools.partial(normalise, False, (2, 4), 4)],
     "bn_fold_cuda.cu": [fold],
     "channel_covariance_cuda.cu": [relate],
     "conv1x1_act_cuda.cu": [multiply],
