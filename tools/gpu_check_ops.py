@@ -10,10 +10,13 @@ status: 1 if a result is wrong or an operator has no compiled kernel on the devi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,6 +29,14 @@ DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.
 # one launch each way, one forward and three backward, and three each way.
 SHAPES = [(1, 1, 1, 1), (2, 3, 13, 17), (2, 24, 9, 8)]
 NORM_SHAPES = [*SHAPES, (2, 16, 24, 24), (2, 16, 48, 64), (3, 16, 64, 64)]
+# Where the GPU has clusters: what it chooses; part of a slice; one block that keeps a part of its
+# rows. Blocks of a cluster and vectors of its slice, None: as chosen.
+CLUSTERS = {
+    (2, 128, 48, 48): None,
+    (1, 24, 67, 71): (8, 2),
+    (3, 16, 64, 64): (1, 2),
+    (2, 16, 48, 48): (4, 4),
+}
 
 
 class Case(NamedTuple):
@@ -36,6 +47,7 @@ class Case(NamedTuple):
     gradient, in their own dtype. factor: of the error allowed. gradients: whether to compare them;
     where a ReLU or a maximum rounds to the other side they are only computed. in_norm: compare
     whole tensors by their norm, because half types round between the convolutions of a block.
+    clusters: blocks of a cluster and vectors of its slice, in place of what `bn_act` chooses.
     """
 
     call: Callable[..., Any]
@@ -45,6 +57,7 @@ class Case(NamedTuple):
     factor: float = 2.0
     gradients: bool = True
     in_norm: bool = False
+    clusters: tuple[int, int] | None = None
 
 
 def normal(*shape: int) -> Tensor:
@@ -150,6 +163,18 @@ def cases() -> Iterator[tuple[str, Case]]:
             call = partial(lambda x, r, b, relu: ops.bn_act(x, b, None, r, relu=relu), relu=relu)
             maps = (normal(*shape), normal(*shape) + 1)
             yield "bn_act", Case(call, maps, (normal(shape[1]),), gradients=not relu)
+    for shape, clusters in CLUSTERS.items():
+        values = (normal(shape[1]), normal(shape[1]).exp())
+        call = lambda x, r, b, gamma: ops.bn_act(x, b, gamma, r)  # noqa: E731
+        maps = (normal(*shape), normal(*shape) + 1)
+        yield "bn_act", Case(call, maps, values, clusters=clusters)
+        for added in (False, True):  # the ReLU's mask is computed from x, or read
+            call = partial(
+                lambda x, b, added: ops.bn_act(x, b, None, x if added else None, relu=True),
+                added=added,
+            )
+            case = Case(call, maps[:1], values[:1], gradients=False, clusters=clusters)
+            yield "bn_act", case
     for shape in (*SHAPES, (2, 24, 31, 37), (2, 200, 9, 5), (1, 131, 5, 5)):
         case = Case(ops.channel_covariance, (normal(*shape),), gradients=False)
         yield "channel_covariance", case
@@ -199,9 +224,22 @@ def results(case: Case, dtype: torch.dtype, device: torch.device, *, exact: bool
     return [t.detach().cpu().double() for t in tensors]
 
 
+def as_asked(case: Case, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which `bn_act` takes the clusters that a case asks for, if the GPU has any."""
+    if (
+        case.clusters is None
+        or device.type != "cuda"
+        or torch.cuda.get_device_capability(device) < (9, 0)
+    ):
+        return contextlib.nullcontext()
+    module = importlib.import_module("fasthg.ops.bn_act")
+    return mock.patch.object(module, "_choose_clusters", lambda *_: case.clusters)
+
+
 def check(case: Case, dtype: torch.dtype, error: float, device: torch.device) -> str:
     """What is wrong, or nothing."""
-    actual = results(case, dtype, device, exact=False)
+    with as_asked(case, device):
+        actual = results(case, dtype, device, exact=False)
     expected = results(case, dtype, device, exact=True)
     for number, (one, right) in enumerate(zip(actual, expected, strict=True)):
         if one.shape != right.shape:
