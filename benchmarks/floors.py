@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from compare import FLOORS, FOLDER, OURS, all_comparisons
 
-RESULTS = Path(__file__).with_name("results")
-FLOORS = Path(__file__).with_name("floors.yaml")
+RESULTS = FOLDER / "results"
 SHARE, ELSEWHERE = 0.65, 0.4
-OURS = "fasthg"
 Medians = dict[str, dict[tuple[str, str], float]]
 """Machine class -> (group, provider) -> how many times as fast fasthg is."""
 
@@ -57,41 +56,43 @@ def _of_processor(content: dict[str, Any]) -> tuple[str, dict[tuple[str, str], f
 
 def _of_gpu(content: dict[str, Any]) -> tuple[str, dict[tuple[str, str], float]]:
     """Class and ratios of kernel times of a file that `make gpu` wrote."""
-    import compare
-
-    if "benchmarks" in content:
-        return "cuda", _of_rows(content["benchmarks"])
-    kernels: dict[str, float] = {}
-    for stage in content["stages"]:
-        for figure in stage["figures"]:
-            if stage["name"] == "benchmarks" and figure["unit"] == "us":
-                name, _, what = figure["name"].rpartition(": ")
-                if what == "kernels":
-                    kernels[name] = figure["value"]
-    ratios = {}
-    for comparison in compare.all_comparisons():
-        for values in comparison.choices():
-            label = " ".join([comparison.name, *map(str, values.values())])
-            ours = kernels.get(f"{label} {OURS}")
-            for provider in comparison.providers if ours else ():
-                if provider != OURS and f"{label} {provider}" in kernels:
-                    ratio = kernels[f"{label} {provider}"] / ours
-                    ratios[comparison.group(values), provider] = ratio
-    return "cuda", ratios
-
-
-def _of_rows(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Ratios of the kernel times of rows of a GPU."""
-    us = {
-        (row["group"].rpartition(", ")[0], row["params"]["provider"]): info["kernel us"]
-        for row in rows
-        if row["params"]["device"] == "cuda" and "kernel us" in (info := row["extra_info"])
-    }
-    return {
+    rows = content.get("benchmarks")
+    us = _us_of_figures(content["stages"]) if rows is None else _us_of_rows(rows)
+    ratios = {
         (group, provider): value / us[group, OURS]
         for (group, provider), value in us.items()
         if provider != OURS and (group, OURS) in us
     }
+    return "cuda", ratios
+
+
+def _us_of_rows(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Kernel times of rows of pytest-benchmark."""
+    return {
+        (row["group"].rpartition(", ")[0], row["params"]["provider"]): info["kernel us"]
+        for row in rows
+        if row["params"]["device"] == "cuda" and "kernel us" in (info := row["extra_info"])
+    }
+
+
+def _us_of_figures(stages: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Kernel times of the figures that the first files have in place of rows."""
+    figures = {
+        figure["name"]: figure["value"]
+        for stage in stages
+        if stage["name"] == "benchmarks"
+        for figure in stage["figures"]
+        if figure["unit"] == "us"
+    }
+    found = {}
+    for comparison in all_comparisons():
+        for values in comparison.choices():
+            label = " ".join([comparison.name, *map(str, values.values())])
+            for provider in comparison.providers:
+                name = f"{label} {provider}: kernels"
+                if name in figures:
+                    found[comparison.group(values), provider] = figures[name]
+    return found
 
 
 def floors(found: Medians) -> dict[str, dict[str, dict[str, float]]]:

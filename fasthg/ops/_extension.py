@@ -220,19 +220,23 @@ def register(
     if not name.endswith("_backward"):
         _without_kernel[name] = {"cpu": cpu, "cuda": cuda}
     operator = getattr(torch.ops.fasthg, name).default
-    differentiable = None
+    with_gradient = operator
     if backward is not None and setup_context is not None:
-        differentiable = _function(name, implementation, setup_context, backward)
+        with_gradient = _function(name, implementation, setup_context, backward)
 
     def call(*arguments: Any) -> Any:
         refuse_tangents(name, arguments)
         if _needs_dispatcher(arguments):
             return operator(*arguments)
-        if not (torch.is_grad_enabled() and _requires_grad(arguments)):
-            return implementation(*arguments)
-        return operator(*arguments) if differentiable is None else differentiable(*arguments)
+        if torch.is_grad_enabled() and _requires_grad(arguments):
+            return with_gradient(*arguments)
+        return implementation(*arguments)
 
     return call
+
+
+# The types of tensors that no subclass watches.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _function(
@@ -243,8 +247,8 @@ def _function(
 ) -> Callable[..., Any]:
     """The operator with its gradient as an autograd.Function.
 
-    In this form, with the context set up in `forward`, a call with its gradient takes 60 us less
-    than through the dispatcher; with a `setup_context` of its own it would gain nothing.
+    Its context is set up in `forward`. A Function with a `setup_context` of its own goes through
+    torch.func's machinery, and is no quicker than the dispatcher.
     """
 
     def forward(ctx: Any, *arguments: Any) -> Any:
@@ -272,9 +276,6 @@ def _needs_dispatcher(arguments: Sequence[Any]) -> bool:
     ):
         return True
     return any(isinstance(value, torch.Tensor) and type(value) not in _PLAIN for value in arguments)
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _requires_grad(arguments: Sequence[Any]) -> bool:

@@ -153,8 +153,8 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
 
     def take(key: str, new: Any, why: str) -> None:
         section, _, inner = key.rpartition(".")
-        given = getattr(config, section).model_fields_set if section else config.model_fields_set
-        if (inner or key) not in given and all(key != c.key for c in chosen):
+        of = getattr(config, section) if section else config
+        if inner not in of.model_fields_set and all(key != c.key for c in chosen):
             chosen.append(Choice(key, new, why))
 
     crop = facts.side * (1 + config.LOOSE_BBOX_PAD_FACTOR * config.LOOSE_BBOX_CROP)
