@@ -70,12 +70,28 @@ def _pick(results: list[Result], name: str, recipe: str) -> Result | None:
     return max(found, key=cost, default=None)
 
 
+def _pair(results: list[Result], name: str) -> tuple[Result, Result] | None:
+    """Both recipes on a set, at the largest budget that both had; None without one."""
+    budgets = [
+        {r["budget_cpu_seconds"] for r in results if r["set"] == name and r["recipe"] == recipe}
+        for recipe in (OLD, NEW)
+    ]
+    if not set.intersection(*budgets):
+        return None
+    budget = max(set.intersection(*budgets))
+    same = [r for r in results if r["budget_cpu_seconds"] == budget]
+    old, new = _pick(same, name, OLD), _pick(same, name, NEW)
+    assert old is not None and new is not None
+    return old, new
+
+
 def _main(results: list[Result]) -> list[str]:
     rows, logs = [], []
     for name in SETS:
-        old, new = _pick(results, name, OLD), _pick(results, name, NEW)
-        if old is None or new is None or name == "shift":
+        pair = _pair(results, name)
+        if pair is None or name == "shift":
             continue
+        old, new = pair
         both = ratio(new["runs"], old["runs"])
         logs.append(np.log(both.value))
         for result in (old, new):
@@ -154,11 +170,8 @@ def _views(results: list[Result]) -> list[str]:
     """Errors by view, and how often sides are exchanged, of sets with several views."""
     rows = []
     for name, one in SETS.items():
-        found = [(recipe, _pick(results, name, recipe)) for recipe in (OLD, NEW)]
-        for recipe, result in found if one.views else ():
-            if result is None:
-                continue
-            cells = [name, recipe]
+        for result in _pair(results, name) or () if one.views else ():
+            cells = [name, result["recipe"]]
             for end in one.views:
                 figures = measured([_of_parts(run, end) for run in result["runs"]])
                 cells += [f"{shown(figures[metric])}" for metric in ("mean", "median")]
@@ -186,12 +199,10 @@ def _of_parts(run: Mapping[str, Any], end: str) -> dict[str, Any]:
 
 def _shift(results: list[Result]) -> list[str]:
     rows = []
-    for recipe in (OLD, NEW):
-        result = _pick(results, "shift", recipe)
-        if result is not None:
-            figures = measured(result["runs"], RADII)
-            rows.append([recipe, *(shown(figures[m]) for m in ("mean", "median"))])
-            rows[-1] += [f"{figures[f'within {radius}'].value:.0%}" for radius in RADII]
+    for result in _pair(results, "shift") or ():
+        figures = measured(result["runs"], RADII)
+        rows.append([result["recipe"], *(shown(figures[m]) for m in ("mean", "median"))])
+        rows[-1] += [f"{figures[f'within {radius}'].value:.0%}" for radius in RADII]
     if not rows:
         return []
     head = ["recipe", "mean", "median", *(f"≤ {radius} px" for radius in RADII)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def run(plan: Plan, label: str | None, out: Path = RESULTS) -> Path:
         "overrides": dict(plan.overrides),
         **({"lever": label, "series": plan.series} if plan.series else {}),
         "budget_cpu_seconds": plan.budget,
-        "command": "python -m benchmarks.accuracy " + " ".join(sys.argv[1:]),
+        "command": _command(sys.argv[1:]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "git": checkout(Path(__file__).parents[2]),
         "processor": _processor(),
@@ -131,6 +132,16 @@ def _one(plan: Plan, label: str, fold: int, seed: int) -> dict[str, Any]:
         flush=True,
     )
     return {"fold": fold, "seed": seed, **done}
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command without the options that say where files lie on this machine."""
+    kept: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        places = ("--data", "--work", "--out")
+        if before not in places and argument.partition("=")[0] not in places:
+            kept.append(argument)
+    return shlex.join(["python", "-m", "benchmarks.accuracy", *kept])
 
 
 def _processor() -> str:

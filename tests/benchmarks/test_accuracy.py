@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.accuracy import decoders, intervals, page, sets
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.intervals import measured, ratio, spread_over_seeds
+from benchmarks.accuracy.run import _command
 from benchmarks.accuracy.sets import SETS
 
 
@@ -97,9 +99,10 @@ def test_spread_over_seeds():
 def test_page_shows_both_recipes_and_levers():
     def result(recipe, scale, **more):
         own = {"set": "openfield", "recipe": recipe, "runs": runs(scale), "command": "c"}
-        return own | {"processor": "a processor"} | more
+        return own | {"processor": "a processor", "budget_cpu_seconds": 720} | more
 
     results = [result("first", 1.0), result("small", 0.5)]
+    results.append(result("small", 0.2, budget_cpu_seconds=1200))  # no equal of `first`
     levers = [
         result("base", 1.0, lever="base", series="a"),
         result("x", 0.9, lever="wider sigma", series="a"),
@@ -111,8 +114,9 @@ def test_page_shows_both_recipes_and_levers():
 
 
 def test_page_shows_each_view_of_a_picture_and_exchanged_sides():
-    own = {"set": "mirror_mouse", "recipe": "small", "command": "c", "processor": "p"}
-    text = page.page([own | {"runs": runs()}], [])
+    own = {"set": "mirror_mouse", "command": "c", "processor": "p", "budget_cpu_seconds": 720}
+    results = [own | {"recipe": recipe, "runs": runs()} for recipe in ("first", "small")]
+    text = page.page(results, [])
     (row,) = [line for line in text.splitlines() if line.startswith("| mirror_mouse | small | ")]
     side, below = ([r[k : k + 2] for run in runs() for r in run["errors"]] for k in (0, 2))
     for errors in (side, below):
@@ -137,6 +141,12 @@ def test_counts_are_positive(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["run", "--set", "openfield", option, "0", "--data", str(tmp_path)])
         assert option in capsys.readouterr().err
+
+
+def test_the_command_in_a_result_has_no_path_of_a_machine():
+    given = "run --set openfield --data /a/b --out=/c --work d --steps 5 'PARTS.SIGMAS=[1,1]'"
+    expected = "run --set openfield --steps 5 'PARTS.SIGMAS=[1,1]'"
+    assert _command(shlex.split(given)) == f"python -m benchmarks.accuracy {expected}"
 
 
 @pytest.mark.slow
