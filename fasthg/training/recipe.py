@@ -40,6 +40,9 @@ _EPOCHS, _GPU_EPOCHS = 200, 800
 _STEPS = (800, 8000)
 _START, _START_SIZES = "rendered_mice", {"FEATURES": 64, "STEM_FEATURES": 16}
 """Weights of mice seen from above, and the network that they are of; see tools/start_weights.py."""
+_SIDE_SIGMA = 0.75
+"""Sigma, heatmap cells, of animals that are seen from one side. There it is more accurate than
+RECIPE_SIGMA, which the start weights were trained with; see docs/accuracy.md."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,9 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
         why = "animals turn all ways" if turns else "mirrored poses fit the mean pose"
         why = why if alike else "mirrored poses do not fit the mean pose"
         take("DO_RANDOM_FLIP_LEFT_RIGHT", 0.5 if alike else 0.0, why)
+    if not turns:
+        sigmas = [_SIDE_SIGMA] * config.PARTS.NUM_PARTS
+        take("PARTS.SIGMAS", sigmas, "seen from one side")
     if turns and all(getattr(config, key) == size for key, size in _START_SIZES.items()):
         take("INIT.WEIGHTS", _START, "animals turn all ways: seen from above, as rendered mice are")
     epochs = _GPU_EPOCHS if device.type == "cuda" else _EPOCHS

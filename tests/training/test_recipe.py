@@ -117,6 +117,13 @@ def test_animals_that_turn_all_ways_start_from_rendered_mice():
         assert "INIT.WEIGHTS" not in chosen(config(network, given), turning)
 
 
+def test_animals_seen_from_one_side_have_narrower_targets():
+    turning = Facts(100, 150.0, 90.0, 0.1)
+    assert chosen(config())["PARTS.SIGMAS"] == [0.75] * 4
+    assert "PARTS.SIGMAS" not in chosen(config(), turning)
+    assert "PARTS.SIGMAS" not in chosen(config("", "PARTS.SIGMAS=[1, 2, 3, 4]"))
+
+
 def test_without_a_recipe_nothing_is_chosen():
     plain = Config(DATA={"TRAIN": "nothing-*"})
     assert resolved(plain, CPU) == (plain, [])
