@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasthg.model.cuda_streams import SideStreams
-from fasthg.model.fused import runs_fused
+from fasthg.model.fused import FEW_VALUES, runs_fused
 from fasthg.model.sync_batchnorm import SyncGroup, sync_norm
 from fasthg.ops import (
     bn_act,
@@ -27,6 +27,7 @@ from fasthg.ops import (
     update_statistics,
     upsample2x_add,
 )
+from fasthg.ops.conv3x3 import has_own_kernel
 
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
@@ -219,11 +220,11 @@ class ConvBN(nn.Module):
         return y
 
     def _convolve(self, x: Tensor) -> Tensor:
-        # `conv3x3` has a kernel for float32 on a CPU; elsewhere it would call torch's convolution.
         if self.conv.kernel_size == (3, 3) and self.conv.stride == (1, 1) and x.is_cpu:
-            halves = (torch.bfloat16, torch.float16)
-            if not torch.is_autocast_enabled("cpu") and runs_fused(self.bn.fused, x, halves):
-                return conv3x3(x, self.conv.weight)
+            fused, weight = self.bn.fused, self.conv.weight
+            runs = fused == "on" or (fused == "auto" and has_own_kernel(x, weight))
+            if runs and not torch.is_autocast_enabled("cpu"):
+                return conv3x3(x, weight)
         return self.side_streams.convolve(self.conv, x)
 
 
@@ -289,7 +290,7 @@ def upsample2x(x: Tensor) -> Tensor:
 
 def halve(x: Tensor, fused: str) -> Tensor:
     """Maximum of two by two values: `(batch, channels, h, w)` -> `(batch, channels, h/2, w/2)`."""
-    if runs_fused(fused, x):
+    if runs_fused(fused, x, least_on_cpu=FEW_VALUES):
         return max_pool2x(x)[0]
     return F.max_pool2d(x, 2, 2)
 
@@ -335,7 +336,7 @@ class Hourglass(nn.Module):
         lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))
         if side is not None:
             torch.cuda.current_stream(x.device).wait_stream(side)
-        if runs_fused(self.fused, upper):
+        if runs_fused(self.fused, upper, least_on_cpu=FEW_VALUES):
             return upsample2x_add(lower, upper)
         return upper + upsample2x(lower)
 

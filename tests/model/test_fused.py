@@ -199,3 +199,25 @@ def test_the_convolutions_of_a_stack_are_those_of_torch(
     for plain, fused_one in zip(*results, strict=True):
         relative_error = (fused_one.float() - plain.float()).norm() / plain.float().norm()
         assert relative_error < error
+
+
+@pytest.mark.skipif(not ops.has_kernel(torch.zeros(1)), reason="auto needs the compiled kernels")
+def test_small_maps_on_a_cpu_are_torchs_where_fused_is_auto(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[str] = []
+    for name in ("conv3x3", "max_pool2x", "upsample2x_add"):
+        operator = getattr(ops, name)
+        monkeypatch.setattr(
+            f"fasthg.model.layers.{name}",
+            lambda *given, name=name, operator=operator: called.append(name) or operator(*given),
+        )
+    block = Hourglass(1, 64)
+    for side, fused, expected in ((4, "auto", 0), (4, "on", 3), (80, "auto", 3), (80, "off", 0)):
+        for module in block.modules():
+            if isinstance(module, Hourglass | BatchNorm):
+                module.fused = fused
+        called.clear()
+        with torch.no_grad():
+            block.eval()(torch.zeros(1, 64, side, side))
+        assert len(set(called)) == expected, (side, fused, called)

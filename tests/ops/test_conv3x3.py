@@ -37,6 +37,7 @@ SHAPES = [
 def every_size(monkeypatch):
     """Our kernel for maps as well that torch convolves faster."""
     monkeypatch.setattr(MODULE, "FEWEST_TILES", 0)
+    monkeypatch.setattr(MODULE, "FEWEST_CHANNELS", 0)
 
 
 def make(shape, dtype, device="cpu", layout=channels_last, weights=None):
@@ -120,8 +121,11 @@ def test_float32_has_our_kernel_from_some_size_on(monkeypatch):
         "call_kernel",
         lambda *arguments: called.append(arguments[0]) or call_kernel(*arguments),
     )
-    for dtype, side in ((torch.float32, 32), (torch.float32, 4), (torch.float64, 32)):
-        (x, weight, _), grad_y = make((1, 16, 16, side, side), dtype)
+    cases = [(32, 32), (32, 4), (16, 32)]  # channels and side
+    for dtype, (channels, side) in [(torch.float32, c) for c in cases] + [
+        (torch.float64, cases[0])
+    ]:
+        (x, weight, _), grad_y = make((1, channels, channels, side, side), dtype)
         torch.autograd.grad(conv3x3(x, weight), (x, weight), grad_y)
     expected = ["conv3x3", "conv3x3", "conv3x3_weight_backward"]
     assert called == (expected if has_kernel(torch.zeros(1)) else [])
