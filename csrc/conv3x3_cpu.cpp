@@ -19,8 +19,8 @@
 // Trade-off: F(2x2, 3x3) would need 4 multiplications a result and is more exact; F(6x6, 3x3) needs
 // 1.78 and is less exact. As it is, the root mean square error of 128 channels is 1e-6 of the
 // results', twice that of a direct convolution, and NaN or infinity spreads over a tile. The
-// weights' transform must be paid for, and panels must be filled: with few tiles or channels torch
-// is faster (FEWEST_TILES and FEWEST_CHANNELS in fasthg/ops/conv3x3.py).
+// weights' transform must be paid for, and panels must be filled: with few tiles or half-empty
+// panels torch is faster (FEWEST_TILES and MOST_PADDING in fasthg/ops/conv3x3.py).
 #include <algorithm>
 #include <cstring>
 #include <memory>

@@ -18,9 +18,10 @@ FEWEST_TILES = 32
 """Where there are fewer, transforming the weights takes longer than what is gained: with 32 to 128
 channels forward and backward took 1.0 to 1.4 times as long as torch's convolution at 16 tiles, and
 0.7 to 0.95 times at 64."""
-FEWEST_CHANNELS = 32
-"""With 24 or fewer on both sides, too much of a panel is padding: it took up to 2.7 times as long
-with 8, and about as long with 16."""
+MOST_PADDING = 1.25
+"""Channels are padded to whole panels. To more than so many times their number, as 8 or 24 are, our
+kernel took 1.1 to 2.7 times as long as torch's convolution; with 16, which fill one, 0.9 to 1.1
+times where there are 64 tiles or more."""
 PART = 64
 MOST_PARTS = 8
 """The gradient of the weights is summed over PART tiles or more a part, in at most MOST_PARTS: each
@@ -32,12 +33,17 @@ def _tiles(maps: Tensor) -> int:
     return batch * -(-height // TILE) * -(-width // TILE)
 
 
+def _padded(channels: int) -> int:
+    return -(-channels // PANEL) * PANEL
+
+
 def has_own_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` runs its own kernel on x; elsewhere it calls torch's convolution."""
     if not (_extension.backend(x) == "cpu" and x.dtype == torch.float32):
         return False
-    is_large = _tiles(x) >= FEWEST_TILES and min(weight.shape[:2]) >= FEWEST_CHANNELS
-    return is_large and _extension.has_kernel(x)
+    if _tiles(x) < FEWEST_TILES or any(_padded(c) > MOST_PADDING * c for c in weight.shape[:2]):
+        return False
+    return _extension.has_kernel(x)
 
 
 def _memory_shape(maps: Tensor) -> tuple[int, int, int, int]:
@@ -46,8 +52,7 @@ def _memory_shape(maps: Tensor) -> tuple[int, int, int, int]:
 
 
 def _workspace(x: Tensor, outputs: int, parts: int = 1) -> Tensor:
-    padded = [-(-channels // PANEL) * PANEL for channels in (outputs, x.shape[1])]
-    return x.new_empty(parts, POINTS, *padded)
+    return x.new_empty(parts, POINTS, _padded(outputs), _padded(x.shape[1]))
 
 
 def _empty_maps(x: Tensor, channels: int) -> Tensor:
