@@ -121,10 +121,9 @@ def test_float32_has_our_kernel_from_some_size_on(monkeypatch):
         "call_kernel",
         lambda *arguments: called.append(arguments[0]) or call_kernel(*arguments),
     )
-    cases = [(32, 32), (32, 4), (16, 32)]  # channels and side
-    for dtype, (channels, side) in [(torch.float32, c) for c in cases] + [
-        (torch.float64, cases[0])
-    ]:
+    ours, few_tiles, padded = (16, 32), (16, 4), (24, 32)  # channels and side
+    cases = [(torch.float32, case) for case in (ours, few_tiles, padded)]
+    for dtype, (channels, side) in [*cases, (torch.float64, ours)]:
         (x, weight, _), grad_y = make((1, channels, channels, side, side), dtype)
         torch.autograd.grad(conv3x3(x, weight), (x, weight), grad_y)
     expected = ["conv3x3", "conv3x3", "conv3x3_weight_backward"]
