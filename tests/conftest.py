@@ -32,8 +32,11 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_disks() -> Iterator[None]:
-    """No `os.fsync` in this process: what it is for, a power failure, no test has."""
+def _no_fsync() -> Iterator[None]:
+    """`os.fsync` does nothing in this process: it guards against power failures, which no test has.
+
+    Tests that kill fasthg run it in processes of its own, with the real one.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

@@ -72,17 +72,11 @@ def _pick(results: list[Result], name: str, recipe: str) -> Result | None:
 
 def _pair(results: list[Result], name: str) -> tuple[Result, Result] | None:
     """Both recipes on a set, at the largest budget that both had; None without one."""
-    budgets = [
-        {r["budget_cpu_seconds"] for r in results if r["set"] == name and r["recipe"] == recipe}
-        for recipe in (OLD, NEW)
-    ]
-    if not set.intersection(*budgets):
-        return None
-    budget = max(set.intersection(*budgets))
-    same = [r for r in results if r["budget_cpu_seconds"] == budget]
-    old, new = _pick(same, name, OLD), _pick(same, name, NEW)
-    assert old is not None and new is not None
-    return old, new
+    old, new = (
+        [r for r in results if r["set"] == name and r["recipe"] == recipe] for recipe in (OLD, NEW)
+    )
+    pairs = [(a, b) for a in old for b in new if a["budget_cpu_seconds"] == b["budget_cpu_seconds"]]
+    return max(pairs, key=lambda pair: cost(pair[0]), default=None)
 
 
 def _main(results: list[Result]) -> list[str]:

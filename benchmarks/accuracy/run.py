@@ -136,11 +136,12 @@ def _one(plan: Plan, label: str, fold: int, seed: int) -> dict[str, Any]:
 
 def _command(arguments: Sequence[str]) -> str:
     """The command without the options that say where files lie on this machine."""
-    kept: list[str] = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        places = ("--data", "--work", "--out")
-        if before not in places and argument.partition("=")[0] not in places:
-            kept.append(argument)
+    places = ("--data", "--work", "--out")
+    kept = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if before not in places and argument.partition("=")[0] not in places
+    ]
     return shlex.join(["python", "-m", "benchmarks.accuracy", *kept])
 
 

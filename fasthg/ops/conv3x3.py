@@ -20,7 +20,7 @@ channels forward and backward took 1.0 to 1.4 times as long as torch's convoluti
 0.7 to 0.95 times at 64."""
 MOST_PADDING = 1.25
 """Channels are padded to whole panels. To more than so many times their number, as 8 or 24 are, our
-kernel took 1.1 to 2.7 times as long as torch's convolution; with 16, which fill one, 0.9 to 1.1
+kernel took 1.1 to 2.7 times as long as torch's convolution; with 16, which fill one, 0.9 to 1.15
 times where there are 64 tiles or more."""
 PART = 64
 MOST_PARTS = 8

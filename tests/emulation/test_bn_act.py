@@ -133,7 +133,7 @@ def device(switches):
 
 # Of one row for each line of threads and less, and of several batches of rows; a part of a slice,
 # and more than one.
-@cases(["shape"], DTYPES, [(203, 8), (3001, 24), (9001, 16)])
+@cases(["shape"], DTYPES, [(203, 8), (5000, 24), (17001, 16)])
 def test_bn_act_is_the_same_in_every_cluster(
     emulated, monkeypatch, device, order, dtype, error, shape
 ):
