@@ -6,6 +6,8 @@ TORCH := torch==2.13.0
 # Without compiling every module of every package: a module is compiled when it is first imported.
 PIP = $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
+comma := ,
+
 # Each file says when something was last installed.
 TOOLS := $(VENV)/.tools-installed
 EXTENSION := $(VENV)/.extension-installed
@@ -13,7 +15,8 @@ USE := $(VENV)/.use-installed
 DEVELOPMENT := $(VENV)/.development-installed
 
 # What `make train` installs: enough for a DeepLabCut project, and DALI where there is a GPU.
-USE_EXTRAS := train,dlc$(shell command -v nvidia-smi >/dev/null 2>&1 && echo ,dali)
+GPU_TOOL := $(shell command -v nvidia-smi 2>/dev/null)
+USE_EXTRAS := train,dlc$(if $(GPU_TOOL),$(comma)dali)
 
 # What `make gpu` runs by; it needs torch, and no .venv. PYTHON=... names another.
 GPU_PYTHON = $(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))
@@ -51,7 +54,9 @@ $(TOOLS): constraints.txt | $(BIN)/python
 	$(PIP) setuptools pybind11
 	@touch $@
 
-# The extension needs no torch, so it is compiled while packages are downloaded.
+# The extension needs no torch, so it is compiled while packages are downloaded. Its CUDA kernels take
+# nvcc minutes: a machine without a GPU has none, unless FASTHG_CUDA or FASTHG_CUDA_ARCH is set.
+$(EXTENSION): export FASTHG_CUDA := $(or $(FASTHG_CUDA),$(if $(GPU_TOOL)$(FASTHG_CUDA_ARCH),auto,off))
 $(EXTENSION): $(TOOLS) setup.py $(wildcard csrc/*)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
