@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import decoders
-from benchmarks.accuracy.intervals import Interval, measured, ratio, spread_over_seeds
+from benchmarks.accuracy.intervals import METRICS, Interval, measured, ratio, spread_over_seeds
 from benchmarks.accuracy.run import RESULTS
 from benchmarks.accuracy.sets import SETS
 from fasthg.files import write_text
@@ -38,9 +38,13 @@ def load(folder: Path = RESULTS) -> list[Result]:
     return [json.loads(path.read_text()) for path in files]
 
 
-def cost(result: Mapping[str, Any]) -> float:
-    """Processor seconds of a training, mean over a result's runs."""
-    return float(np.mean([run["cpu_seconds"] for run in result["runs"]]))
+def cost(runs: Iterable[Mapping[str, Any]]) -> float:
+    """Processor seconds of a training, mean over runs."""
+    return float(np.mean([run["cpu_seconds"] for run in runs]))
+
+
+def _cost_of(result: Result) -> float:
+    return cost(result["runs"])
 
 
 def shown(interval: Interval, digits: int = 2) -> str:
@@ -53,7 +57,7 @@ def page(results: list[Result], levers: list[Result], decoded: list[Result] | No
     """The whole page; decoded: rows of `decoders.FILE`."""
     machines = sorted({result["processor"] for result in results})
     blocks = [_HEAD.format(machine=" and ".join(machines)), *_main(results), *_sets(results)]
-    blocks += [*_by_cost(results), *_views(results), *_shift(results)]
+    blocks += [*_folds(results), *_by_cost(results), *_views(results), *_shift(results)]
     blocks += [*_levers(levers), *_decoders(decoded or []), *_commands(results)]
     return "\n".join(blocks) + "\n"
 
@@ -67,7 +71,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _pick(results: list[Result], name: str, recipe: str) -> Result | None:
     """The result of a recipe on a set that had the largest budget."""
     found = [r for r in results if r["set"] == name and r["recipe"] == recipe]
-    return max(found, key=cost, default=None)
+    return max(found, key=_cost_of, default=None)
 
 
 def _pair(results: list[Result], name: str) -> tuple[Result, Result] | None:
@@ -76,7 +80,7 @@ def _pair(results: list[Result], name: str) -> tuple[Result, Result] | None:
         [r for r in results if r["set"] == name and r["recipe"] == recipe] for recipe in (OLD, NEW)
     )
     pairs = [(a, b) for a in old for b in new if a["budget_cpu_seconds"] == b["budget_cpu_seconds"]]
-    return max(pairs, key=lambda pair: cost(pair[0]), default=None)
+    return max(pairs, key=lambda pair: _cost_of(pair[0]), default=None)
 
 
 def _main(results: list[Result]) -> list[str]:
@@ -96,7 +100,7 @@ def _main(results: list[Result]) -> list[str]:
                     result["recipe"],
                     *(shown(figures[metric]) for metric in ("mean", "median", "rmse", "p95")),
                     "–" if spread is None else f"±{spread:.2f}",
-                    f"{cost(result):.0f}",
+                    f"{cost(result['runs']):.0f}",
                     "" if result is old else shown(both),
                 ]
             )
@@ -139,24 +143,58 @@ def _sets(results: list[Result]) -> list[str]:
     return ["## The sets\n", _table([*head, "published for such data"], rows)]
 
 
+def _folds(results: list[Result]) -> list[str]:
+    """Sets of which every fold was tested: each fold, and all frames together."""
+    rows = []
+    for name, one in SETS.items():
+        whole = [r for r in results if r["set"] == name and len({x["fold"] for x in r["runs"]}) > 1]
+        for recipe in (OLD, NEW) if one.folds > 1 else ():
+            result = _pick(whole, name, recipe)
+            if result is None:
+                continue
+            parts = [
+                (str(fold + 1), [run for run in result["runs"] if run["fold"] == fold])
+                for fold in range(one.folds)
+            ]
+            for fold, runs in [*parts, ("all", result["runs"])]:
+                figures = measured(runs)
+                frames = {(run["fold"], frame) for run in runs for frame in run["frames"]}
+                cells = [shown(figures[metric]) for metric in ("mean", "median", "rmse")]
+                rows.append([name, recipe, fold, str(len(frames)), *cells, f"{cost(runs):.0f}"])
+    if not rows:
+        return []
+    head = ["set", "recipe", "fold", "test frames", "mean", "median", "RMSE", "processor s"]
+    return [
+        "## Every frame tested once\n",
+        "Each fold is the test of trainings on the others; `all` takes the folds' frames "
+        "together.\n",
+        _table(head, rows),
+    ]
+
+
 def _by_cost(results: list[Result]) -> list[str]:
     rows = []
     for name in SETS:
         for recipe in (OLD, NEW):
             found = sorted(
-                (r for r in results if r["set"] == name and r["recipe"] == recipe), key=cost
+                (r for r in results if r["set"] == name and r["recipe"] == recipe), key=_cost_of
             )
-            for result in found if len(found) > 1 else ():
-                figures = measured(result["runs"])
+            # The same test frames in every row.
+            folds = [{run["fold"] for run in result["runs"]} for result in found]
+            common = set.intersection(*folds) if folds else set()
+            for result in found if len(found) > 1 and common else ():
+                runs = [run for run in result["runs"] if run["fold"] in common]
+                figures = measured(runs)
                 rows.append(
-                    [name, recipe, f"{cost(result):.0f}", *map(shown, list(figures.values())[:2])]
+                    [name, recipe, f"{cost(runs):.0f}", *(shown(figures[m]) for m in METRICS)]
                 )
     if not rows:
         return []
     return [
         "## Error against processor seconds\n",
-        "Each row is a training of its own, whose learning rate falls to zero at its end.\n",
-        _table(["set", "recipe", "processor s", "mean", "median"], rows),
+        "Each row is a training of its own, whose learning rate falls to zero at its end; 120 "
+        "processor seconds are a minute of two cores.\n",
+        _table(["set", "recipe", "processor s", "mean", "median", "RMSE", "p95"], rows),
     ]
 
 

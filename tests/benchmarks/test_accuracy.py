@@ -113,6 +113,27 @@ def test_page_shows_both_recipes_and_levers():
     assert "| openfield | first |" in text and "a processor" in text
 
 
+def test_page_shows_every_fold_and_compares_costs_on_the_same_frames():
+    def result(budget, folds):
+        own = {"set": "openfield", "recipe": "small", "command": "c", "processor": "p"}
+        found = [run | {"fold": fold} for fold, scale in folds for run in runs(scale)]
+        return own | {"budget_cpu_seconds": budget, "runs": found}
+
+    text = page.page([result(120, [(0, 3.0)]), result(600, [(k, k + 1.0) for k in range(5)])], [])
+    table, costs = (
+        text.split(f"## {title}\n")[1]
+        for title in ("Every frame tested once", "Error against processor seconds")
+    )
+    means = [
+        np.mean([e for r in runs(k) for row in r["errors"] for e in row if e is not None])
+        for k in (1, 2, 3, 4, 5)
+    ]
+    for fold, mean in enumerate(means, 1):
+        assert f"| small | {fold} | 40 | {mean:.2f} (" in table
+    assert f"| small | all | 200 | {np.mean(means):.2f} (" in table
+    assert f"| {means[2]:.2f} (" in costs and f"| {means[0]:.2f} (" in costs
+
+
 def test_page_shows_each_view_of_a_picture_and_exchanged_sides():
     own = {"set": "mirror_mouse", "command": "c", "processor": "p", "budget_cpu_seconds": 720}
     results = [own | {"recipe": recipe, "runs": runs()} for recipe in ("first", "small")]
