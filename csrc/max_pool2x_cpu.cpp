@@ -6,9 +6,11 @@
 // written once, needs no zeros first, and threads never write to the same place.
 //
 // Memory traffic in units of x, 4-byte values: forward 1 + 1/4 (y) + 1/16 (index) = 1.3125,
-// backward the same (grad_y and index read, grad_x written). Two bits a result would do for the
-// index, in place of 8, and need packing across neighbouring values. Keeping x and y in place of
-// the index would cost 1.25 more to read in the backward and the memory of x.
+// backward the same (grad_y and index read, grad_x written). With an addend, the gradient of
+// another reader of x, the backward is 2.3125; to add the two afterwards would be 3 more. Two bits
+// a result would do for the index, in place of 8, and need packing across neighbouring values.
+// Keeping x and y in place of the index would cost 1.25 more to read in the backward and the memory
+// of x.
 //
 // bfloat16 is compared as 16-bit integers, so that a vector register holds twice as many values.
 #include <algorithm>
@@ -108,6 +110,34 @@ FASTHG_HD void unpool_row(const T* grad_y, const uint8_t* index, int64_t width, 
     for (int64_t c = 0; c < channels; ++c) grad_x[c] = grad_x[below + c] = T{};
 }
 
+// `unpool_row` plus an addend, which has the two rows' values as grad_x has.
+template <typename T>
+FASTHG_HD void unpool_add_row(const T* grad_y, const uint8_t* index, const T* addend, int64_t width,
+                              int64_t channels, T* grad_x) {
+  using Real = decltype(widen(T{}));
+  const int64_t below = width * channels;
+  const int64_t offsets[] = {0, channels, below, below + channels};
+  for (int64_t column = 0; column < width / 2; ++column) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const Real value = widen(grad_y[c]);
+      const int which = index[c];
+      for (int position = 0; position < 4; ++position)
+        store(widen(addend[offsets[position] + c]) + max_pool_backward(value, which, position),
+              grad_x + offsets[position] + c);
+    }
+    addend += 2 * channels;
+    grad_x += 2 * channels;
+    grad_y += channels;
+    index += channels;
+  }
+  if (width % 2)
+    for (int64_t c = 0; c < channels; ++c) {
+      store(widen(addend[c]) + Real(0), grad_x + c);
+      store(widen(addend[below + c]) + Real(0), grad_x + below + c);
+    }
+}
+
 // target_clones takes plain functions, no templates, so each type has its own. Gradients are copied
 // without arithmetic, so unsigned integers stand for all types of one size.
 #define FASTHG_FORWARD(T)                                                              \
@@ -128,6 +158,15 @@ FASTHG_BACKWARD(uint16_t)
 FASTHG_BACKWARD(uint32_t)
 FASTHG_BACKWARD(uint64_t)
 #undef FASTHG_BACKWARD
+#define FASTHG_BACKWARD_ADD(T)                                                                   \
+  FASTHG_VECTOR_CLONES void backward_add(const T* grad_y, const uint8_t* index, const T* addend, \
+                                         int64_t width, int64_t channels, T* grad_x) {           \
+    unpool_add_row(grad_y, index, addend, width, channels, grad_x);                              \
+  }
+FASTHG_BACKWARD_ADD(float)
+FASTHG_BACKWARD_ADD(double)
+FASTHG_BACKWARD_ADD(BFloat16)
+#undef FASTHG_BACKWARD_ADD
 
 constexpr const char* kWrongDtype = "max_pool2x on the CPU takes float32, float64 and bfloat16";
 
@@ -165,8 +204,25 @@ const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[
 }
 
 const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* grad_y, const uint8_t* index,
-                                           const int64_t shape[4], void* grad_x, int threads) {
+                                           const void* addend, const int64_t shape[4], void* grad_x,
+                                           int threads) {
   using namespace fasthg;
+  const int64_t row = shape[2] * shape[3], image = shape[1] * row;
+  if (addend)
+    return dispatch(dtype, kWrongDtype, [&](auto zero) {
+      using T = decltype(zero);
+      const auto* added = static_cast<const T*>(addend);
+      auto* out = static_cast<T*>(grad_x);
+      each_row(shape, threads, [&](RowOffsets at) {
+        backward_add(static_cast<const T*>(grad_y) + at.pooled, index + at.pooled, added + at.full,
+                     shape[2], shape[3], out + at.full);
+      });
+      // A last odd row: + 0 as everywhere else, which makes 0 of -0.
+      if (shape[1] % 2)
+        for (int64_t i = 1; i <= shape[0]; ++i)
+          for (int64_t at = i * image - row; at < i * image; ++at)
+            store(widen(added[at]) + decltype(widen(zero))(0), out + at);
+    });
   return dispatch(dtype, kWrongDtype, [&](auto zero) {
     using T = typename Bits<sizeof zero>::type;
     auto* out = static_cast<T*>(grad_x);
@@ -174,7 +230,6 @@ const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* grad_y, const 
       backward(static_cast<const T*>(grad_y) + at.pooled, index + at.pooled, shape[2], shape[3],
                out + at.full);
     });
-    const int64_t row = shape[2] * shape[3], image = shape[1] * row;
     if (shape[1] % 2)
       for (int64_t i = 1; i <= shape[0]; ++i) std::fill_n(out + i * image - row, row, T{});
   });

@@ -5,9 +5,10 @@
 // cleared first and nothing is added atomically.
 //
 // Memory traffic in units of x: forward 1.375 in 16 bits (x read, y and one byte of index written),
-// 1.3125 in 32; backward the same (grad_y and index read, grad_x written). Two bits a result would
-// do for the index and need packing across threads. Keeping x and y in place of the index would
-// cost 1.25 more to read in the backward and the memory of x.
+// 1.3125 in 32; backward the same (grad_y and index read, grad_x written), and 1 more for an
+// addend, the gradient of another reader of x: to add the two afterwards would be 3 more. Two bits
+// a result would do for the index and need packing across threads. Keeping x and y in place of the
+// index would cost 1.25 more to read in the backward and the memory of x.
 #include "cuda_utils.cuh"
 #include "max_pool2x_math.h"
 #include "ops.h"
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads)
-    max_pool2x_backward_kernel(const T* grad_y, const uint8_t* index, PoolShape shape, T* grad_x) {
+    max_pool2x_backward_kernel(const T* grad_y, const uint8_t* index, const T* addend,
+                               PoolShape shape, T* grad_x) {
   using Real = typename Accumulate<T>::type;
   using Values = Vector<T, vector>;
   PoolCell cell;
@@ -100,17 +102,21 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     if ((k % 2 && !right) || (k / 2 && !below)) continue;
-    Values values;
+    const int64_t at = full_offset(shape, cell, k);
+    Values values, added;
+    if (addend) added = *reinterpret_cast<const Values*>(addend + at);
 #pragma unroll
-    for (int i = 0; i < vector; ++i)
-      values.value[i] = static_cast<T>(
-          max_pool_backward(static_cast<Real>(grad.value[i]), int{which.value[i]}, k));
-    *reinterpret_cast<Values*>(grad_x + full_offset(shape, cell, k)) = values;
+    for (int i = 0; i < vector; ++i) {
+      Real value = max_pool_backward(static_cast<Real>(grad.value[i]), int{which.value[i]}, k);
+      if (addend) value += static_cast<Real>(added.value[i]);
+      values.value[i] = static_cast<T>(value);
+    }
+    *reinterpret_cast<Values*>(grad_x + at) = values;
   }
 }
 
 struct MaxPool2xCall {
-  const void *x, *grad_y;
+  const void *x, *grad_y, *addend;
   const int64_t* shape;
   void *y, *grad_x;
   uint8_t* index;
@@ -135,7 +141,8 @@ const char* launch(const MaxPool2xCall& a) {
   const dim3 grid(static_cast<unsigned>(batch * rows * blocks)), threads(kThreads);
   if (a.grad_y)
     FASTHG_LAUNCH((max_pool2x_backward_kernel<T, vector>), grid, threads, 0, a.stream,
-                  static_cast<const T*>(a.grad_y), a.index, shape, static_cast<T*>(a.grad_x));
+                  static_cast<const T*>(a.grad_y), a.index, static_cast<const T*>(a.addend), shape,
+                  static_cast<T*>(a.grad_x));
   else
     FASTHG_LAUNCH((max_pool2x_kernel<T, vector>), grid, threads, 0, a.stream,
                   static_cast<const T*>(a.x), shape, static_cast<T*>(a.y), a.index);
@@ -148,7 +155,8 @@ const char* launch(int dtype, const MaxPool2xCall& a, int device) {
     using T = decltype(zero);
     constexpr int vector = kVectorLength<T>;
     const bool vectors = a.shape[3] % vector == 0 && aligned16(a.x) && aligned16(a.grad_y) &&
-                         aligned16(a.y) && aligned16(a.grad_x) && aligned16(a.index);
+                         aligned16(a.addend) && aligned16(a.y) && aligned16(a.grad_x) &&
+                         aligned16(a.index);
     return vectors ? launch<T, vector>(a) : launch<T, 1>(a);
   });
 }
@@ -158,12 +166,13 @@ const char* launch(int dtype, const MaxPool2xCall& a, int device) {
 
 const char* fasthg_max_pool2x_cuda(int dtype, const void* x, const int64_t shape[4], void* y,
                                    uint8_t* index, int device, void* stream) {
-  return fasthg::launch(dtype, {x, nullptr, shape, y, nullptr, index, stream}, device);
+  return fasthg::launch(dtype, {x, nullptr, nullptr, shape, y, nullptr, index, stream}, device);
 }
 
 const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* grad_y, const uint8_t* index,
-                                            const int64_t shape[4], void* grad_x, int device,
-                                            void* stream) {
+                                            const void* addend, const int64_t shape[4],
+                                            void* grad_x, int device, void* stream) {
   auto* read = const_cast<uint8_t*>(index);
-  return fasthg::launch(dtype, {nullptr, grad_y, shape, nullptr, grad_x, read, stream}, device);
+  return fasthg::launch(dtype, {nullptr, grad_y, addend, shape, nullptr, grad_x, read, stream},
+                        device);
 }

@@ -1,6 +1,7 @@
 // The largest of 2 x 2 values, and the gradient:
 //   y = max of x[2i, 2j], x[2i, 2j + 1], x[2i + 1, 2j], x[2i + 1, 2j + 1]  (positions 0, 1, 2, 3)
-//   grad_x at position p = grad_y where p is the position of the largest, else 0
+//   grad_x at position p = grad_y where p is the position of the largest, else 0,
+//                          plus the gradient that another reader of x sends there, if there is one
 #pragma once
 
 #include "portable.h"

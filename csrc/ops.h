@@ -127,16 +127,18 @@ const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* grad_y, i
 // The largest of each two by two values and which of the four it was, counted row by row.
 // x: dtype (batch, height, width, channels), shape: these four; y: dtype, index: uint8, both
 // (batch, height / 2, width / 2, channels), rounded down. The backward writes all of grad_x, 0
-// where nothing was passed on. CPU: float32, float64, bfloat16. CUDA: also float16.
+// where nothing was passed on, plus addend: as grad_x, or null, then nothing is added. CPU: float32,
+// float64, bfloat16. CUDA: also float16.
 const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[4], void* y,
                                   uint8_t* index, int threads);
 const char* fasthg_max_pool2x_cuda(int dtype, const void* x, const int64_t shape[4], void* y,
                                    uint8_t* index, int device, void* stream);
 const char* fasthg_max_pool2x_backward_cpu(int dtype, const void* grad_y, const uint8_t* index,
-                                           const int64_t shape[4], void* grad_x, int threads);
+                                           const void* addend, const int64_t shape[4], void* grad_x,
+                                           int threads);
 const char* fasthg_max_pool2x_backward_cuda(int dtype, const void* grad_y, const uint8_t* index,
-                                            const int64_t shape[4], void* grad_x, int device,
-                                            void* stream);
+                                            const void* addend, const int64_t shape[4],
+                                            void* grad_x, int device, void* stream);
 
 // y = relu?(x * weight + bias), 3x3 taps, stride 1, padding 1. x: dtype (batch, height, width, in),
 // shape: these four; weight: dtype (outputs, in, 3, 3), `strides` elements apart (negative ones

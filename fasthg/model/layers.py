@@ -23,6 +23,7 @@ from fasthg.ops import (
     bn_act_inference,
     conv3x3,
     max_pool2x,
+    max_pool2x_fork,
     residual_block,
     update_statistics,
     upsample2x_add,
@@ -295,6 +296,13 @@ def halve(x: Tensor, fused: str) -> Tensor:
     return F.max_pool2d(x, 2, 2)
 
 
+def fork(x: Tensor, fused: str) -> tuple[Tensor, Tensor]:
+    """x and `halve(x)` for the two paths of an hourglass, whose gradients are added in one pass."""
+    if runs_fused(fused, x, least_on_cpu=FEW_VALUES):
+        return max_pool2x_fork(x)
+    return x, F.max_pool2d(x, 2, 2)
+
+
 class Hourglass(nn.Module):
     """One hourglass: at each level a residual at full size plus a path at half size.
 
@@ -324,16 +332,18 @@ class Hourglass(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` -> the same; sides are multiples of `2 ** levels`."""
         side = self.side_streams.path(x, self._levels) if self.overlap else None
+        if side is not None:
+            side.wait_stream(torch.cuda.current_stream(x.device))  # but not for the pooling
+        skip, half = fork(x, self.fused)
         if side is None:
-            upper: Tensor = self.upper(x)
+            upper: Tensor = self.upper(skip)
         else:
-            side.wait_stream(torch.cuda.current_stream(x.device))
             with torch.cuda.stream(side):
-                upper = self.upper(x)
+                upper = self.upper(skip)
             if torch.is_grad_enabled():
                 # The last reader of x is the backward of `upper`, on the side stream.
                 x.record_stream(side)
-        lower: Tensor = self.lower3(self.lower2(self.lower1(halve(x, self.fused))))
+        lower: Tensor = self.lower3(self.lower2(self.lower1(half)))
         if side is not None:
             torch.cuda.current_stream(x.device).wait_stream(side)
         if runs_fused(self.fused, upper, least_on_cpu=FEW_VALUES):

@@ -14,7 +14,7 @@ from fasthg.ops.conv3x3 import conv3x3
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
 from fasthg.ops.heatmap_mse import heatmap_mse
 from fasthg.ops.heatmap_peaks import heatmap_peaks
-from fasthg.ops.max_pool2x import max_pool2x
+from fasthg.ops.max_pool2x import max_pool2x, max_pool2x_fork
 from fasthg.ops.moving_statistics import moving_statistics
 from fasthg.ops.residual_block import (
     ResidualStatistics,
@@ -39,6 +39,7 @@ __all__ = [
     "heatmap_mse",
     "heatmap_peaks",
     "max_pool2x",
+    "max_pool2x_fork",
     "moving_statistics",
     "paths",
     "residual_block",

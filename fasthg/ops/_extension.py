@@ -226,7 +226,7 @@ def register(
 
     def call(*arguments: Any) -> Any:
         refuse_tangents(name, arguments)
-        if _needs_dispatcher(arguments):
+        if needs_dispatcher(arguments):
             return operator(*arguments)
         if torch.is_grad_enabled() and _requires_grad(arguments):
             return with_gradient(*arguments)
@@ -261,7 +261,7 @@ def _function(
     return cast(Callable[..., Any], function.apply)
 
 
-def _needs_dispatcher(arguments: Sequence[Any]) -> bool:
+def needs_dispatcher(arguments: Sequence[Any]) -> bool:
     """Whether anything but autograd looks at a call: then it goes by torch's dispatcher.
 
     That is a compiler, exporter or tracer, a transform of torch.func, a dispatch mode (which also

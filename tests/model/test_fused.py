@@ -97,7 +97,7 @@ def test_an_hourglass_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch) ->
             module.fused = "off"
     x = torch.randn(2, 8, 8, 12, dtype=torch.float64, requires_grad=True)
     results, calls = [], []
-    for name in ("max_pool2x", "upsample2x_add"):
+    for name in ("max_pool2x_fork", "upsample2x_add"):
         operator = getattr(ops, name)
         monkeypatch.setattr(
             f"fasthg.model.layers.{name}",
@@ -204,7 +204,7 @@ def test_auto_takes_torchs_kernels_for_small_maps_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called: list[str] = []
-    for name in ("conv3x3", "max_pool2x", "upsample2x_add"):
+    for name in ("conv3x3", "max_pool2x_fork", "upsample2x_add"):
         operator = getattr(ops, name)
         monkeypatch.setattr(
             f"fasthg.model.layers.{name}",

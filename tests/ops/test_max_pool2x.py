@@ -8,7 +8,7 @@ from op_testing import LAYOUTS, channels_last, check_registration, dense, some_c
 from pairwise import covering
 from torch.nn import functional
 
-from fasthg.ops import max_pool2x
+from fasthg.ops import max_pool2x, max_pool2x_fork
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # vectors of channels, and where one would not divide them; odd sides
@@ -73,6 +73,56 @@ def test_every_order_of_special_values(device, dtype):
         assert torch.equal(index, expected_index)
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(y.signbit() & ~y.isnan(), expected.signbit() & ~y.isnan())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "layout", "native"), covering(DTYPES, SHAPES, LAYOUTS, [True, False])
+)
+def test_fork_adds_the_gradients_of_both_readers(monkeypatch, device, dtype, shape, layout, native):
+    """Every bit is that of autograd's own sum of the two gradients."""
+    if not native:
+        monkeypatch.setattr("fasthg.ops._extension.has_kernel", lambda tensor: False)
+    x, grad_y = make(shape, dtype, device, layout)
+    grad_skip = -x.detach().cos()
+    grad_skip[..., ::3] = -0.0
+    skip, y = max_pool2x_fork(x)
+    assert skip.data_ptr() == x.data_ptr() and torch.equal(y, plain(x)[0])
+    (actual,) = torch.autograd.grad((skip, y), x, (grad_skip, grad_y))
+    (of_y,) = torch.autograd.grad(max_pool2x(x)[0], x, grad_y)
+    expected = grad_skip + of_y
+    assert actual.dtype == dtype and torch.equal(actual, expected)
+    assert torch.equal(actual.signbit(), expected.signbit())
+
+
+@pytest.mark.parametrize("shape", WITHOUT_RESULTS)
+def test_fork_with_nothing_to_pool(device, shape):
+    x, grad_y = make(shape, torch.float32, device)
+    skip, y = max_pool2x_fork(x)
+    (actual,) = torch.autograd.grad((skip, y), x, (torch.ones_like(x), grad_y))
+    assert torch.equal(actual, torch.ones_like(x))
+
+
+def test_fork_with_one_reader(device):
+    x, grad_y = make((2, 5, 6, 4), torch.float32, device)
+    skip, y = max_pool2x_fork(x)
+    assert torch.equal(torch.autograd.grad(skip, x, x.detach(), retain_graph=True)[0], x)
+    (actual,) = torch.autograd.grad(y, x, grad_y)
+    assert torch.equal(actual, torch.autograd.grad(max_pool2x(x)[0], x, grad_y)[0])
+    with torch.no_grad():
+        assert max_pool2x_fork(x)[0] is x
+    assert not max_pool2x_fork(x.detach())[1].requires_grad
+
+
+def test_fork_under_a_compiler(device):
+    x, _ = make((2, 4, 8, 6), torch.float32, device)
+
+    def total(x):
+        skip, y = max_pool2x_fork(x * 2)
+        return skip.cos().sum() + y.square().sum()
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    results = [torch.autograd.grad(f(x), x)[0] for f in (total, compiled)]
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("shape", WITHOUT_RESULTS)
@@ -152,14 +202,15 @@ def test_gradcheck_and_registration(device, layout):
         x, grad_y = make((2, 3, 5, 4), dtype, device, layout)
         check_registration(torch.ops.fasthg.max_pool2x, (x,))
         index = max_pool2x(x)[1]
-        check_registration(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, 5, 4))
+        check_registration(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, None, 5, 4))
+        check_registration(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, x.detach(), 5, 4))
 
 
 def test_opcheck(device):
     x, grad_y = make((2, 3, 5, 4), torch.float32, device)
     torch.library.opcheck(torch.ops.fasthg.max_pool2x, (x,))
     index = max_pool2x(x)[1]
-    torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, 5, 4))
+    torch.library.opcheck(torch.ops.fasthg.max_pool2x_backward, (grad_y, index, x.detach(), 5, 4))
 
 
 @pytest.mark.parametrize(
@@ -192,5 +243,6 @@ def test_compiles_without_a_graph_break(device, layout, backend):
     ],
 )
 def test_what_is_refused(x, message):
-    with pytest.raises(ValueError, match=message):
-        max_pool2x(x)
+    for operator in (max_pool2x, max_pool2x_fork):
+        with pytest.raises(ValueError, match=message):
+            operator(x)

@@ -21,12 +21,14 @@ def max_pool2x(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, (row % 2 * 2 + column % 2).to(torch.uint8)
 
 
-def max_pool2x_backward(grad_y: Tensor, index: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of x: grad_y where the largest value was, 0 elsewhere."""
+def max_pool2x_backward(
+    grad_y: Tensor, index: Tensor, addend: Tensor | None, height: int, width: int
+) -> Tensor:
+    """The gradient of x: grad_y where the largest value was, 0 elsewhere, plus addend, as x."""
     batch, channels, rows, columns = grad_y.shape
     positions = torch.arange(4, device=grad_y.device)
     grad_x = grad_y.new_zeros(batch, channels, height, width)
     values = torch.where(index[..., None] == positions, grad_y[..., None], 0)
     values = values.unflatten(-1, (2, 2)).permute(0, 1, 2, 4, 3, 5)
     grad_x[:, :, : 2 * rows, : 2 * columns] = values.reshape(batch, channels, 2 * rows, 2 * columns)
-    return grad_x
+    return grad_x if addend is None else grad_x + addend
