@@ -1,11 +1,13 @@
 """One training step on a batch that lies on the device: from the forward to the moving averages.
 
 The rivals start from heatmaps drawn before and images in float32; fasthg starts from bytes and
-keypoints. `step_variants` shows what single keys of fasthg cost, `step_profile` every kernel.
+keypoints. `step_variants` shows what single keys of fasthg cost, `step_pieces` what each part of a
+step gains that no GPU has measured yet, `step_profile` every kernel.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import kernel_profile
@@ -14,7 +16,7 @@ import pytest
 import torch
 from compare import compare
 
-from fasthg.model import build_model
+from fasthg.model import build_model, layers
 from fasthg.runtime.distributed import SINGLE_PROCESS, open_process_group
 from fasthg.runtime.process import configure_process
 from fasthg.training.step import TrainStep
@@ -27,6 +29,15 @@ VARIANTS = {
     "torchrun, one process": {},
     "torchrun, BATCHNORM_SYNC": {"BATCHNORM_SYNC": True},
     "fasthg": {},
+}
+# Each without one piece of a step: what is replaced, and by what.
+WITHOUT = {
+    "norms in three launches": (
+        *(importlib.import_module("fasthg.ops.bn_act"), "_choose_clusters"),
+        lambda *_: (0, 0),
+    ),
+    "7x7 stem": (layers.ConvBN, "takes_blocks", lambda *_: False),
+    "autograd adds at forks": (layers, "fork", lambda x, fused: (x, layers.halve(x, fused))),
 }
 TINY = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
 PORTS = {"torchrun, one process": "29513", "torchrun, BATCHNORM_SYNC": "29514"}
@@ -68,7 +79,7 @@ def bench_training_step(device, stacks, batch):
     return providers | {"fasthg": lambda: Step(cfg, device)}
 
 
-def variant_figures(run, seconds):
+def variant_figures(run, seconds, **values):
     batch = len(run.batch.images)
     return {"loss of step 3": run.loss} | networks.step_figures(run, seconds, batch=batch)
 
@@ -90,6 +101,28 @@ def bench_step_variants(device):
         return step
 
     return {name: lambda name=name: make(name) for name in VARIANTS}
+
+
+@pytest.mark.slow
+@compare(
+    *(*WITHOUT, "fasthg"),
+    rounds=(3, 20),
+    cold=False,
+    own_process=True,
+    figures=variant_figures,
+    batch=[8, 32, 64],
+)
+def bench_step_pieces(device, batch):
+    """8 stacks."""
+    if device.type != "cuda":
+        pytest.skip("pieces for a GPU")
+
+    def make(name):
+        if name in WITHOUT:
+            setattr(*WITHOUT[name])  # in this process, which is this provider's own
+        return Step(networks.config(8, batch, HEAD_INIT_SCALE=0.01), device)
+
+    return {name: lambda name=name: make(name) for name in (*WITHOUT, "fasthg")}
 
 
 def profile_figures(run, seconds, **values):

@@ -58,7 +58,7 @@ STOCK = ("2-8", "8-8")  # stacks and batch
 EAGER = ("reference", "reference, TF32", "eager channels_last")
 CAPTURED = ("captured", "captured, fp16")
 COMPILED = ("torch.compile", "torch.compile, max-autotune")
-VARIANTS = "step_variants and cuda"
+VARIANTS, PIECES = "step_variants and cuda", "step_pieces and cuda"
 # Ignored folders, kept between visits to a machine; files of MADE also serve another machine.
 MADE = ROOT / "build" / "compiled"
 COMPILER = {
@@ -147,11 +147,13 @@ def list_groups(folder: Path, opcheck_needs: str | None = None) -> list[list[Sta
     # One at a time, because these are timed: first what no results file has, last what was measured
     # most often. The proofs have their time in every visit, whatever comes before them takes.
     profiled = names_of("step_profile", (8, 32, 64), ("STEP eager", "fasthg"))
+    pieces = ["benchmarks/bench_training_step.py", "-k", PIECES]
     first = [
         networks("profile", 85, *profiled),
         networks("captured-8", 100, *of_steps(8, ("fasthg", *CAPTURED))),
     ]
     then = [
+        networks("pieces", 150, *pieces),
         networks("compiled", 300, *compiled, compiles=True),
         networks("captured-2", 75, *of_steps(2, ("fasthg", *CAPTURED))),
         networks("autotuned", 500, *of_steps(8, autotuned), compiles=True),
