@@ -27,8 +27,8 @@ _HEAD = """# Accuracy
 
 Errors in image px on test frames that no training saw, in annotated boxes, by the weights that were
 best on the validation frames. In brackets: the 95 % interval of a bootstrap over test frames. Cost
-is processor time, all threads, loading of images included; trainings are compared at equal cost, on
-{machine}.
+is processor time, all threads, loading of images included. Trainings are compared at equal cost on
+one machine: {machine}.
 """
 
 
@@ -41,6 +41,11 @@ def load(folder: Path = RESULTS) -> list[Result]:
 def cost(runs: Iterable[Mapping[str, Any]]) -> float:
     """Processor seconds of a training, mean over runs."""
     return float(np.mean([run["cpu_seconds"] for run in runs]))
+
+
+def machine(result: Result) -> str:
+    """The widest instructions of a result's processor, by which its speed differs most."""
+    return str(result["processor"]).rpartition(", ")[2]
 
 
 def _cost_of(result: Result) -> float:
@@ -56,7 +61,7 @@ def shown(interval: Interval, digits: int = 2) -> str:
 def page(results: list[Result], levers: list[Result], decoded: list[Result] | None = None) -> str:
     """The whole page; decoded: rows of `decoders.FILE`."""
     machines = sorted({result["processor"] for result in results})
-    blocks = [_HEAD.format(machine=" and ".join(machines)), *_main(results), *_sets(results)]
+    blocks = [_HEAD.format(machine="; ".join(machines)), *_main(results), *_sets(results)]
     blocks += [*_folds(results), *_by_cost(results), *_views(results), *_shift(results)]
     blocks += [*_levers(levers), *_decoders(decoded or []), *_commands(results)]
     return "\n".join(blocks) + "\n"
@@ -75,11 +80,12 @@ def _pick(results: list[Result], name: str, recipe: str) -> Result | None:
 
 
 def _pair(results: list[Result], name: str) -> tuple[Result, Result] | None:
-    """Both recipes on a set, at the largest budget that both had; None without one."""
+    """Both recipes on a set, at the largest budget that both had on one machine; None without."""
     old, new = (
         [r for r in results if r["set"] == name and r["recipe"] == recipe] for recipe in (OLD, NEW)
     )
-    pairs = [(a, b) for a in old for b in new if a["budget_cpu_seconds"] == b["budget_cpu_seconds"]]
+    same = ("budget_cpu_seconds", "processor")
+    pairs = [(a, b) for a in old for b in new if all(a[key] == b[key] for key in same)]
     return max(pairs, key=lambda pair: _cost_of(pair[0]), default=None)
 
 
@@ -100,7 +106,7 @@ def _main(results: list[Result]) -> list[str]:
                     result["recipe"],
                     *(shown(figures[metric]) for metric in ("mean", "median", "rmse", "p95")),
                     "–" if spread is None else f"±{spread:.2f}",
-                    f"{cost(result['runs']):.0f}",
+                    f"{cost(result['runs']):.0f} ({machine(result)})",
                     "" if result is old else shown(both),
                 ]
             )
@@ -172,12 +178,19 @@ def _folds(results: list[Result]) -> list[str]:
     ]
 
 
+def _of_one_machine(results: list[Result]) -> list[Result]:
+    """The results of the machine that has most of them, cheapest first: seconds differ between."""
+    machines = [result["processor"] for result in results]
+    most = max(machines, key=machines.count, default="")
+    return sorted((r for r in results if r["processor"] == most), key=_cost_of)
+
+
 def _by_cost(results: list[Result]) -> list[str]:
     rows = []
     for name in SETS:
         for recipe in (OLD, NEW):
-            found = sorted(
-                (r for r in results if r["set"] == name and r["recipe"] == recipe), key=_cost_of
+            found = _of_one_machine(
+                [r for r in results if r["set"] == name and r["recipe"] == recipe]
             )
             # The same test frames in every row.
             folds = [{run["fold"] for run in result["runs"]} for result in found]
