@@ -107,7 +107,8 @@ PYBIND11_MODULE(_C, m) {
     using S = Conv1x1;
     bind_struct(m, "Conv1x1", MEMBER(x), MEMBER(weight), MEMBER(x2), MEMBER(weight2), MEMBER(bias),
                 MEMBER(residual), MEMBER(y), MEMBER(rows), std::pair("in_", &S::in), MEMBER(in2),
-                MEMBER(outputs), MEMBER(relu));
+                MEMBER(outputs), MEMBER(pitch), MEMBER(pitch2), MEMBER(transposed),
+                MEMBER(transposed2), MEMBER(wide), MEMBER(wide2), MEMBER(relu));
   }
   {
     using S = RmspropStep;

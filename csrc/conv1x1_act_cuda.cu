@@ -5,271 +5,193 @@
 // Fused: two pairs of operands are one longer sum over in + in2 inputs, kept in float32 in
 // registers; bias, residual, ReLU and the rounding to y's type follow before anything is written.
 // With separate operators each of them would read and write y once more, and the sum of two
-// convolutions would be rounded in between.
+// convolutions would be rounded in between. Weights may be float32 or transposed: they are rounded
+// and turned on their way to shared memory, so that no operator makes a copy of them before.
 //
 // Memory traffic: in + in2 + 2 outputs values a row (x, x2 and residual read, y written), which is
-// the floor. Above 128 outputs x is read again by the next block, from the L2 cache: blocks that
-// share rows are neighbours in the grid. Weights are read by every block, from L2.
+// the floor. Blocks are persistent (conv1x1_product.cuh): each reads the weights of its outputs
+// once, 128 KiB for 256 x 256, which the L2 cache gives to all. A tile has up to 256 outputs, so
+// that x is read once; where the weights of 256 do not fit (compute capability 8 with more than 192
+// inputs), it has 128, and x is read again from L2 by the neighbour in the grid.
 //
-// A block of 8 warps computes a tile of 128 x 128 results (128 x 64 or 64 x 64 where there would be
-// fewer blocks than an H100 has multiprocessors). The sum runs in steps of 32 inputs; cp.async
-// fills three stages in shared memory in turn, so copies of the next two steps run during the
-// products of the current one. At the end the sums go through shared memory once, so that each row
-// of y is written in vectors of 16 bytes.
+// Rows that are no whole vectors, as of 7 heatmaps, are read in the vectors that they lie in, and
+// their results are put together in shared memory and written as one span.
 //
-// Trade-offs: the sum over inputs is never split between blocks. Splitting would occupy more
-// multiprocessors where rows are few, and needs a second pass or atomics; as it is, the order of
-// the sum is the same for all tile shapes, and results repeat. mma.sync runs on all GPUs from
-// compute capability 8.0 on; Hopper's wgmma would need a kernel of its own and is not used.
-#include "cuda_utils.cuh"
-#include "mma.cuh"
+// Trade-offs: a block of 256 outputs takes most of a multiprocessor's shared memory and all of its
+// registers, so nothing else runs there; few rows take smaller tiles, which keep more
+// multiprocessors at work. Weights that do not fit at all (more than 1300 inputs on an H200) are
+// loaded again for each tile of rows, and waited for. The sum over inputs is never split between
+// blocks: that would occupy more multiprocessors where rows are few, and needs a second pass or
+// atomics. mma.sync runs on all GPUs from compute capability 8.0 on; Hopper's wgmma would need a
+// kernel of its own and is not used.
+//
+// Not yet run on a GPU.
+#include "conv1x1_product.cuh"
 #include "ops.h"
 
 namespace fasthg {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarpsDown = 2, kWarpsAcross = 4;
-constexpr int kStep = 32;  // inputs that one stage holds
-constexpr int kChunk = 8;  // halves in 16 bytes
-// Distance of two rows of a tile, in halves: the eight rows that one ldmatrix reads then start in
-// different banks.
-constexpr int kPitch = kStep + kChunk;
-constexpr int kStages = 3;
-constexpr int64_t kMinimumBlocks = 132;  // an H100's multiprocessors: fewer blocks leave some idle
-
-// One pair of operands; `chunks`: rows can be read 16 bytes at a time.
-template <typename T>
-struct Operands {
-  const T *x, *weight;
-  int64_t in;
-  bool chunks;
-};
-
 template <typename T>
 struct Conv1x1Work {
-  Operands<T> first, second;
-  int64_t steps_of_first, steps;
+  ConvInputs<T> in;
   const float* bias;
   const T* residual;
   T* y;
-  int64_t rows;
-  int outputs;
-  bool relu, chunks;  // chunks: rows of residual and y can be accessed 16 bytes at a time
+  bool relu;
+  bool vectors;  // rows of residual and y can be accessed 16 bytes at a time
 };
 
-// The rectangle of results that a block computes.
-template <int down_, int across_>
-struct Tile {
-  static constexpr int down = down_, across = across_;
-  static constexpr int stage = (down + across) * kPitch;  // halves
-  // Distance of two rows of sums: the pairs that half a warp writes then lie in different banks.
-  static constexpr int pitch = across + 8;
-  static constexpr size_t stages_bytes = size_t{kStages} * stage * 2;
-  static constexpr size_t sums_bytes = size_t{down} * pitch * sizeof(float);
-  static constexpr size_t bytes = stages_bytes > sums_bytes ? stages_bytes : sums_bytes;
-};
-
-// Starts to copy `count` rows of a (rows, in) matrix, inputs k to k + kStep; zeros beyond edges.
-template <int count, typename T>
-__device__ void load_tile(const T* matrix, int64_t row, int64_t rows, int64_t k, int64_t in,
-                          bool chunks, T* tile) {
-  constexpr int across = kStep / kChunk;
-  const int64_t input = k + threadIdx.x % across * kChunk;
-#pragma unroll
-  for (int line = 0; line < count; line += kThreads / across) {
-    const int here = line + threadIdx.x / across;
-    T* to = tile + here * kPitch + threadIdx.x % across * kChunk;
-    const T* from = matrix + (row + here) * in + input;
-    const bool inside = row + here < rows;
-    if (chunks) {
-      const bool valid = inside && input < in;
-      copy_async(to, valid ? from : matrix, valid);
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < kChunk; ++i)
-        to[i] = inside && input + i < in ? from[i] : static_cast<T>(0.0f);
-    }
-  }
+// How many bytes of shared memory the kernel takes besides weights and stages: biases, and results
+// that are written as a span.
+template <typename Tile>
+size_t bytes_of_results(bool vectors) {
+  return Tile::across * sizeof(float) + (vectors ? 0 : size_t{2} * Tile::down * Tile::across);
 }
 
-// Starts the copies of a step. Beyond the last step it commits an empty group, because
-// wait_for_copies counts groups.
+// Adds bias and residual to a lane's sums, applies the ReLU, and writes the results in vectors.
 template <typename Tile, typename T>
-__device__ void load_stage(const Conv1x1Work<T>& work, int64_t step, int64_t row, int output,
-                           T* tiles) {
-  if (step < work.steps) {
-    const bool second = step >= work.steps_of_first;
-    const Operands<T> pair = second ? work.second : work.first;
-    const int64_t k = (second ? step - work.steps_of_first : step) * kStep;
-    T* x = tiles + step % kStages * Tile::stage;
-    load_tile<Tile::down>(pair.x, row, work.rows, k, pair.in, pair.chunks, x);
-    load_tile<Tile::across>(pair.weight, output, work.outputs, k, pair.in, pair.chunks,
-                            x + Tile::down * kPitch);
-  }
-  commit_copies();
-}
-
-// Adds bias and residual to the sums of the block, applies the ReLU, and writes the result,
-// `vector` neighbouring outputs a thread.
-template <typename Tile, int vector, typename T>
-__device__ void finish(const Conv1x1Work<T>& work, int64_t row, int output, const float* sums) {
-  constexpr int across = Tile::across / vector;
-  constexpr int part = vector < 4 ? vector : 4;  // 16 bytes of floats
+__device__ void write_vectors(const Conv1x1Work<T>& work, int64_t first_row, int first_output,
+                              const float* bias, const ConvSums<Tile>& sums) {
+  constexpr int vector = Tile::vector, pieces = 2 * Tile::products_down * Tile::groups;
   using Values = Vector<T, vector>;
-  using SumVector = Vector<float, part>;
-  const int column = threadIdx.x % across * vector;
-  if (output + column >= work.outputs) return;
-  float bias[vector];
-#pragma unroll
-  for (int i = 0; i < vector; ++i) bias[i] = work.bias ? work.bias[output + column + i] : 0;
-  // The residuals of a few rows are loaded before the first result is stored. The compiler cannot
+  // The residuals of a few pieces are loaded before the first result is stored. The compiler cannot
   // reorder them itself: y might alias the residual.
-  constexpr int lines = kThreads / across;
-  constexpr int ahead = Tile::down / lines < 4 ? Tile::down / lines : 4;
-  for (int first = threadIdx.x / across; first < Tile::down; first += ahead * lines) {
+  constexpr int most = Tile::blocks == 1 ? 8 : 4, ahead = pieces < most ? pieces : most;
+  const LanePlace<Tile> place;
+  const int outputs = work.in.outputs;
+  const int64_t offset = (first_row + place.row) * outputs + first_output + place.output;
+  const T* residual = work.residual + offset;
+  T* y = work.y + offset;
+  const int64_t rows_left = work.in.rows - first_row - place.row;
+  const int outputs_left = outputs - first_output - place.output;
+#pragma unroll
+  for (int first = 0; first < pieces; first += ahead) {
     Values added[ahead];
 #pragma unroll
     for (int a = 0; a < ahead; ++a) {
-      const int64_t here = row + first + a * lines;
-      if (work.residual && here < work.rows)
-        added[a] =
-            *reinterpret_cast<const Values*>(work.residual + here * work.outputs + output + column);
+      const int line = (first + a) / Tile::groups * 8;
+      const int column = (first + a) % Tile::groups * Tile::group;
+      if (work.residual && line < rows_left && column < outputs_left)
+        added[a] = *reinterpret_cast<const Values*>(residual + line * outputs + column);
     }
 #pragma unroll
     for (int a = 0; a < ahead; ++a) {
-      const int line = first + a * lines;
-      if (row + line >= work.rows) return;
+      const int piece = first + a, line = piece / Tile::groups * 8;
+      const int column = piece % Tile::groups * Tile::group;
+      if (line >= rows_left || column >= outputs_left) continue;
+      const Vector<float, 4>* biases =
+          reinterpret_cast<const Vector<float, 4>*>(bias + place.output + column);
       Values result;
 #pragma unroll
-      for (int i = 0; i < vector; i += part) {
-        const SumVector sum =
-            *reinterpret_cast<const SumVector*>(sums + line * Tile::pitch + column + i);
-#pragma unroll
-        for (int j = 0; j < part; ++j) {
-          float value = sum.value[j] + bias[i + j];
-          if (work.residual) value += static_cast<float>(added[a].value[i + j]);
-          if (work.relu && value < 0) value = 0;  // NaN passes, as in torch
-          result.value[i + j] = static_cast<T>(value);
-        }
+      for (int k = 0; k < vector; ++k) {
+        float value = lane_sum<Tile>(sums, line / 16, line / 8 % 2, piece % Tile::groups, k);
+        value += biases[k / 4].value[k % 4];
+        if (work.residual) value += static_cast<float>(added[a].value[k]);
+        if (work.relu && value < 0) value = 0;  // NaN passes, as in torch
+        result.value[k] = static_cast<T>(value);
       }
-      T* to = work.y + (row + line) * work.outputs + output + column;
-      *reinterpret_cast<Values*>(to) = result;
+      store_whole(result, y + line * outputs + column);
     }
   }
 }
 
+// The same where rows are no whole vectors: the block puts its results together in shared memory.
+// Those of whole rows are one span of y, written in vectors.
+template <typename Tile, typename T>
+__device__ void write_span(const Conv1x1Work<T>& work, int64_t first_row, int first_output,
+                           const float* bias, const ConvSums<Tile>& sums, T* results) {
+  const LanePlace<Tile> place;
+  const int64_t rows_left = work.in.rows - first_row;
+  const int lines = rows_left < Tile::down ? static_cast<int>(rows_left) : Tile::down;
+  const int width = min(work.in.outputs - first_output, Tile::across);
+  const int64_t offset = first_row * work.in.outputs + first_output;
+#pragma unroll
+  for (int line = 0; line < Tile::products_down * 16; line += 8)
+#pragma unroll
+    for (int q = 0; q < Tile::groups; ++q)
+#pragma unroll
+      for (int k = 0; k < Tile::vector; ++k) {
+        const int row = place.row + line, column = place.output + q * Tile::group + k;
+        if (row >= lines || column >= width) continue;
+        float value = lane_sum<Tile>(sums, line / 16, line / 8 % 2, q, k) + bias[column];
+        const int64_t at = offset + static_cast<int64_t>(row) * work.in.outputs + column;
+        if (work.residual) value += static_cast<float>(work.residual[at]);
+        if (work.relu && value < 0) value = 0;
+        results[row * width + column] = static_cast<T>(value);
+      }
+  __syncthreads();  // a vector of the span has the results of several warps
+  const int count = lines * width;
+  const bool span = width == work.in.outputs && values_off(work.y + offset) == 0;
+  const int in_vectors = span ? count / kChunk * kChunk : 0;
+  using Values = Vector<T, kChunk>;
+  for (int i = threadIdx.x * kChunk; i < in_vectors; i += kConvThreads * kChunk)
+    store_whole(load_whole(reinterpret_cast<const Values*>(results + i)), work.y + offset + i);
+  for (int i = in_vectors + threadIdx.x; i < count; i += kConvThreads)
+    work.y[offset + static_cast<int64_t>(i / width) * work.in.outputs + i % width] = results[i];
+}
+
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(kThreads, 2) conv1x1_act_kernel(Conv1x1Work<T> work) {
-  constexpr int kDown = Tile::down / kWarpsDown / 16, kAcross = Tile::across / kWarpsAcross / 16;
+__global__ void __launch_bounds__(kConvThreads, Tile::blocks)
+    conv1x1_act_kernel(Conv1x1Work<T> work) {
   FASTHG_SHARED(shared);
-  T* tiles = reinterpret_cast<T*>(shared);
-  const int blocks_across = (work.outputs + Tile::across - 1) / Tile::across;
-  // Neighbouring blocks share rows of x, which the second then finds in the second-level cache.
-  const int64_t row = static_cast<int64_t>(blockIdx.x / blocks_across) * Tile::down;
-  const int output = static_cast<int>(blockIdx.x % blocks_across) * Tile::across;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int warp_row = warp / kWarpsAcross * kDown * 16;
-  const int warp_output = warp % kWarpsAcross * kAcross * 16;
-  // Where the rows that this lane gives to ldmatrix start, in halves from the start of a tile.
-  const int in_x = (warp_row + lane % 16) * kPitch + lane / 16 * 8;
-  const int in_weight = (warp_output + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
-
-  float sums[kDown][kAcross][2][4] = {};
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) load_stage<Tile>(work, step, row, output, tiles);
-  for (int64_t step = 0; step < work.steps; ++step) {
-    wait_for_copies<kStages - 2>();  // what this thread copied for the step has arrived
-    __syncthreads();  // everyone's copies have, and nobody reads the stage that is filled next
-    load_stage<Tile>(work, step + kStages - 1, row, output, tiles);
-    const T* x = tiles + step % kStages * Tile::stage;
-    const T* weight = x + Tile::down * kPitch;
-#pragma unroll
-    for (int k = 0; k < kStep; k += 16) {
-      uint32_t a[kDown][4];
-#pragma unroll
-      for (int i = 0; i < kDown; ++i) load_matrices<false>(x + in_x + i * 16 * kPitch + k, a[i]);
-#pragma unroll
-      for (int j = 0; j < kAcross; ++j) {
-        uint32_t b[4];
-        load_matrices<false>(weight + in_weight + j * 16 * kPitch + k, b);
-        const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-#pragma unroll
-        for (int i = 0; i < kDown; ++i) {
-          mma_16x8x16<T>(a[i], left, sums[i][j][0]);
-          mma_16x8x16<T>(a[i], right, sums[i][j][1]);
-        }
-      }
-    }
-  }
-
-  __syncthreads();  // nobody reads tiles any more: the sums take their place
-  float* all = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int i = 0; i < kDown; ++i)
-#pragma unroll
-    for (int j = 0; j < kAcross * 2; ++j)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int line = warp_row + i * 16 + half * 8 + lane / 4;
-        const int column = warp_output + j * 8 + lane % 4 * 2;
-        const float* pair = sums[i][j / 2][j % 2] + half * 2;
-        float* to = all + line * Tile::pitch + column;
-        *reinterpret_cast<Vector<float, 2>*>(to) = {pair[0], pair[1]};
-      }
-  __syncthreads();  // a row of the result takes the sums of several warps
-  if (work.chunks)
-    finish<Tile, kChunk>(work, row, output, all);
-  else
-    finish<Tile, 1>(work, row, output, all);
-}
-
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-template <typename Tile>
-int64_t count_blocks(const Conv1x1& conv) {
-  return divide_up(conv.rows, Tile::down) * divide_up(conv.outputs, Tile::across);
+  const int output = static_cast<int>(blockIdx.x) % work.in.columns * Tile::across;
+  float* bias =
+      reinterpret_cast<float*>(shared + Tile::bytes(work.in.first.depth + work.in.second.depth));
+  T* results = reinterpret_cast<T*>(bias + Tile::across);
+  // Read after the barriers of the first step.
+  for (int i = threadIdx.x; i < Tile::across; i += kConvThreads)
+    bias[i] = work.bias && output + i < work.in.outputs ? work.bias[output + i] : 0;
+  walk_tiles<Tile>(work.in, shared, [&](int64_t row, const ConvSums<Tile>& sums) {
+    if (Tile::whole_vectors || work.vectors)
+      write_vectors<Tile>(work, row, output, bias, sums);
+    else
+      write_span<Tile>(work, row, output, bias, sums, results);
+  });
 }
 
 template <typename T, typename Tile>
-const char* run(const Conv1x1Work<T>& work, int64_t blocks, void* stream) {
-  if (blocks > INT32_MAX) return "conv1x1_act: more than 2^31 blocks: use smaller batches";
-  if (const char* refusal = allow_shared(conv1x1_act_kernel<T, Tile>, Tile::bytes)) return refusal;
-  FASTHG_LAUNCH((conv1x1_act_kernel<T, Tile>), dim3(blocks), dim3(kThreads), Tile::bytes, stream,
+const char* run(Conv1x1Work<T> work, const ConvDevice& device, void* stream) {
+  const size_t bytes = Tile::bytes(work.in.first.depth + work.in.second.depth) +
+                       bytes_of_results<Tile>(work.vectors);
+  if (const char* refusal = allow_shared(conv1x1_act_kernel<T, Tile>, bytes)) return refusal;
+  const int blocks = share_tiles<Tile>(work.in, device, conv1x1_act_kernel<T, Tile>, bytes);
+  FASTHG_LAUNCH((conv1x1_act_kernel<T, Tile>), dim3(blocks), dim3(kConvThreads), bytes, stream,
                 work);
   return launch_status();
 }
 
 template <typename T>
 const char* launch(const Conv1x1& conv, void* stream) {
-  const auto pair = [](const void* x, const void* weight, int64_t in) {
-    return Operands<T>{static_cast<const T*>(x), static_cast<const T*>(weight), in,
-                       in % kChunk == 0 && aligned16(x) && aligned16(weight)};
+  const ConvInputs<T> in = conv_inputs<T>(conv);
+  const bool vectors = conv.outputs % kChunk == 0 && aligned16(conv.residual) && aligned16(conv.y);
+  const Conv1x1Work<T> work{in,
+                            static_cast<const float*>(conv.bias),
+                            static_cast<const T*>(conv.residual),
+                            static_cast<T*>(conv.y),
+                            conv.relu,
+                            vectors};
+
+  const ConvDevice device;
+  const auto fits = [&](auto tile) {
+    using Tile = decltype(tile);
+    return (vectors || !Tile::whole_vectors) &&
+           device.fits<Tile>(in, bytes_of_results<Tile>(vectors));
   };
-  const int64_t steps = divide_up(conv.in, kStep);
-  const Conv1x1Work<T> work{
-      pair(conv.x, conv.weight, conv.in),
-      pair(conv.x2, conv.weight2, conv.in2),
-      steps,
-      steps + divide_up(conv.in2, kStep),
-      static_cast<const float*>(conv.bias),
-      static_cast<const T*>(conv.residual),
-      static_cast<T*>(conv.y),
-      conv.rows,
-      static_cast<int>(conv.outputs),
-      conv.relu,
-      conv.outputs % kChunk == 0 && aligned16(conv.residual) && aligned16(conv.y)};
+  const auto suits = [&](auto tile) { return fits(tile) && device.filled_by<decltype(tile)>(in); };
   // The largest tile reads the least; few rows or outputs take smaller ones.
-  using Large = Tile<128, 128>;
-  using Narrow = Tile<128, 64>;
-  using Small = Tile<64, 64>;
-  if (conv.outputs > Narrow::across && count_blocks<Large>(conv) >= kMinimumBlocks)
-    return run<T, Large>(work, count_blocks<Large>(conv), stream);
-  if (count_blocks<Narrow>(conv) >= kMinimumBlocks)
-    return run<T, Narrow>(work, count_blocks<Narrow>(conv), stream);
-  return run<T, Small>(work, count_blocks<Small>(conv), stream);
+  using Wide = Tile<128, 256, 2, 1>;
+  using Large = Tile<128, 128, 4, 1>;
+  using Narrow = Tile<128, 64, 4, 2>;
+  using Few = Tile<128, 16, 8, 2>;
+  using Small = Tile<64, 64, 4, 2>;
+  using InSteps = Tile<128, 64, 4, 1, false>;
+  if (conv.outputs <= Few::across && suits(Few{})) return run<T, Few>(work, device, stream);
+  if (conv.outputs > Large::across && suits(Wide{})) return run<T, Wide>(work, device, stream);
+  if (conv.outputs > Narrow::across && suits(Large{})) return run<T, Large>(work, device, stream);
+  if (suits(Narrow{})) return run<T, Narrow>(work, device, stream);
+  if (fits(Small{})) return run<T, Small>(work, device, stream);
+  return run<T, InSteps>(work, device, stream);
 }
 
 }  // namespace

@@ -120,13 +120,13 @@ __device__ V shuffle_xor(V value, int mask) {
   return words.value;
 }
 
-// copy_async copies 16 bytes from global to shared memory while the thread goes on; if not `valid`
-// it writes 16 zeros and does not read `from`. Both addresses are multiples of 16. A thread's
-// copies since its last commit are a group. wait_for_copies returns when all groups of this thread
-// but the `pending` latest have arrived; other threads' copies need a barrier as well.
+// copy_async copies `bytes` bytes, at most 16, from global to shared memory while the thread goes
+// on, and fills them up to 16 with zeros. Both addresses are multiples of 16. A thread's copies
+// since its last commit are a group. wait_for_copies returns when all groups of this thread but the
+// `pending` latest have arrived; other threads' copies need a barrier as well.
 #ifdef FASTHG_CUDA_EMULATION
-inline void copy_async(void* to, const void* from, bool valid) {
-  emulation::copy_async(to, from, valid);
+inline void copy_async(void* to, const void* from, int bytes) {
+  emulation::copy_async(to, from, bytes);
 }
 inline void commit_copies() {
   emulation::commit_copies();
@@ -136,11 +136,11 @@ void wait_for_copies() {
   emulation::wait_for_copies(pending);
 }
 #else
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
+__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(address), "l"(from), "r"(valid ? 16 : 0)
+               : "r"(address), "l"(from), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() {
@@ -212,6 +212,18 @@ const char* allow_shared(Kernel* kernel, size_t bytes) {
       raise_attribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
     return nullptr;
   return "the maps are too large for the GPU's shared memory: use fewer parts or smaller maps";
+}
+
+// An attribute of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
+}
+
+constexpr int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
 }
 
 inline const char* launch_status() {

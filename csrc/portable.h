@@ -107,6 +107,11 @@ struct Conv1x1 {
   int64_t in;
   int64_t in2;  // 0: x2 and weight2 are not read
   int64_t outputs;
+  // How weights lie: their rows have no gaps and are so many values apart or, transposed, their
+  // columns; they are of the operator's dtype or, wide, float32 and rounded to it.
+  int64_t pitch, pitch2;
+  bool transposed, transposed2;
+  bool wide, wide2;
   bool relu;
 };
 

@@ -41,6 +41,22 @@ def _real(x: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.to(reference.arithmetic_dtype(x.dtype)).contiguous()
 
 
+def _readable_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight as the kernel reads it: `dtype` or float32, rows or columns without gaps."""
+    if weight.dtype not in (dtype, torch.float32):
+        weight = weight.to(dtype)
+    gaps = all(weight.stride(axis) != 1 and weight.shape[axis] != 1 for axis in (0, 1))
+    return weight.contiguous() if gaps else weight
+
+
+def _layout_of(weight: Tensor | None) -> tuple[int, bool, bool]:
+    """`pitch`, `transposed` and `wide` of a readable weight; see Conv1x1 in csrc/portable.h."""
+    if weight is None:
+        return 0, False, False
+    transposed = weight.stride(1) != 1 and weight.shape[1] != 1
+    return weight.stride(int(transposed)), transposed, weight.dtype == torch.float32
+
+
 def _on_tensor_cores(
     x: Tensor,
     weight: Tensor,
@@ -52,13 +68,21 @@ def _on_tensor_cores(
 ) -> Tensor:
     y = _empty_y(x, weight.shape[0])
     maps = [None if t is None else _rows(t, x.dtype) for t in (x, x2, residual)]
-    weights = [None if t is None else t.to(x.dtype).contiguous() for t in (weight, weight2)]
-    # The kernel gets bare addresses: these lists must live until the launch.
+    weights = [None if t is None else _readable_weight(t, x.dtype) for t in (weight, weight2)]
+    # The kernel gets bare addresses: this list must live until the launch.
     read = [*maps, *weights, _real(x, bias)]
     addresses = [0 if t is None else t.data_ptr() for t in read]
+    pitch, transposed, wide = _layout_of(weights[0])
+    pitch2, transposed2, wide2 = _layout_of(weights[1])
     described = _extension.native.Conv1x1(
         **dict(zip(("x", "x2", "residual", "weight", "weight2", "bias"), addresses, strict=True)),
         y=y.data_ptr(),
+        pitch=pitch,
+        pitch2=pitch2,
+        transposed=transposed,
+        transposed2=transposed2,
+        wide=wide,
+        wide2=wide2,
         rows=y.numel() // y.shape[1],
         in_=x.shape[1],
         in2=0 if x2 is None else x2.shape[1],
@@ -255,7 +279,8 @@ def conv1x1_act(
     every run.
 
     Memory: on CUDA in half types x, x2 and residual are read and y is written once, `in + in2 +
-    2 out` values a pixel: all of it the floor. (Outputs beyond 128 read x again, from the cache.)
+    2 out` values a pixel: all of it the floor. (Outputs beyond 256 read x again, from the cache; on
+    compute capability 8 those beyond 128 may.) Weights are read as they lie, float32 or transposed.
 
     Raises:
         ValueError: wrong shape, mixed devices, not floating, half of a second pair.

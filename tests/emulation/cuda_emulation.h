@@ -57,7 +57,7 @@ constexpr unsigned char kPoison = 0x7f;  // huge numbers in every type, true as 
 struct Copy {
   void* to;
   const void* from;
-  bool in_bounds;  // else zeros arrive
+  int bytes;  // of 16; the others are zeros
   int group;
 };
 
@@ -288,16 +288,14 @@ inline const dim3& blockDim = emulation::machine.block_size;
 namespace emulation {
 
 inline void arrive(const Copy& copy) {
-  if (copy.in_bounds)
-    std::memcpy(copy.to, copy.from, 16);
-  else
-    std::memset(copy.to, 0, 16);
+  std::memset(copy.to, 0, 16);
+  std::memcpy(copy.to, copy.from, copy.bytes);
 }
 
-inline void copy_async(void* to, const void* from, bool in_bounds) {
+inline void copy_async(void* to, const void* from, int bytes) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     machine.problem = "emulation: an asynchronous copy that is not aligned to 16 bytes";
-  const Copy copy{to, from, in_bounds, machine.self().groups};
+  const Copy copy{to, from, bytes, machine.self().groups};
   if (machine.order == kNatural)
     arrive(copy);
   else
@@ -450,7 +448,11 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
   cudaFuncAttributeNonPortableClusterSizeAllowed
 };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount
+};
 struct cudaFuncAttributes {
   int ptxVersion;
 };
@@ -487,8 +489,19 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const emulation::Machine& machine = emulation::machine;
-  *value =
-      attribute == cudaDevAttrComputeCapabilityMajor ? machine.capability : machine.most_shared;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? machine.capability
+           : attribute == cudaDevAttrMultiProcessorCount  ? machine.multiprocessors
+                                                          : machine.most_shared;
+  return cudaSuccess;
+}
+// As if registers never were the limit.
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int threads,
+                                                          size_t bytes) {
+  constexpr int reserved = 1024;  // bytes that each block takes besides its own
+  const int by_shared =
+      (emulation::machine.most_shared + reserved) / (static_cast<int>(bytes) + reserved);
+  *blocks = std::min(by_shared, 2048 / threads);
   return cudaSuccess;
 }
 template <typename Kernel>
@@ -560,6 +573,16 @@ EMULATION_EXPORT int emulation_launches() {
 // The blocks of a cluster of the last launch.
 EMULATION_EXPORT int emulation_cluster() {
   return emulation::machine.cluster;
+}
+
+// The blocks of the last launch, whose grid had one dimension.
+EMULATION_EXPORT int emulation_blocks() {
+  return static_cast<int>(emulation::machine.block.x) + emulation::machine.cluster;
+}
+
+// A device with another number of multiprocessors than an H200.
+EMULATION_EXPORT void emulation_multiprocessors(int count) {
+  emulation::machine.multiprocessors = count;
 }
 
 // Another device than an H200: its compute capability's first number, the blocks of its largest

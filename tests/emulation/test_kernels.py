@@ -11,10 +11,9 @@ import pytest
 import torch
 from emulated_cases import DTYPES, FLAG, HALVES, WIDE, as_maps, cases, unaligned, widened
 from emulated_extension import ORDERS
-from pairwise import covering
 
 from fasthg import ops
-from fasthg.ops import _extension, reference
+from fasthg.ops import reference
 
 pytestmark = pytest.mark.slow  # a minute to compile
 
@@ -203,111 +202,6 @@ def test_bn_fold_takes_wide_types_only(emulated):
     half = torch.zeros(1, 1).half()
     with emulated("natural"), pytest.raises(RuntimeError, match="takes float32 and float64"):
         BN_FOLD.run(half, half[0], half, half[0], 1e-3, torch.half)
-
-
-def rows_of(*shapes, dtype, seed=5):
-    """Random matrices whose products are of order 1."""
-    random = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(shape, generator=random) / max(shape[1], 1) ** 0.5).to(dtype)
-        for shape in shapes
-    ]
-
-
-def check_conv1x1(emulated, order, error, x, weight, bias, residual, x2, weight2, relu):
-    """Against two convolutions and what follows them, in float64; returns the result."""
-    with emulated(order):
-        y = ops.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
-    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == x.dtype
-    weight, weight2 = (t if t is None else t.to(x.dtype) for t in (weight, weight2))
-    x, weight, bias, residual, x2, weight2 = (
-        t if t is None else t.double() for t in (x, weight, bias, residual, x2, weight2)
-    )
-    expected = reference.conv1x1_act(x, weight, bias, residual, x2=x2, weight2=weight2, relu=relu)
-    torch.testing.assert_close(y.double(), expected, rtol=error, atol=1e-6)
-
-
-# rows, in, in of the second pair, out
-CONVOLUTIONS = [
-    (64, 64, 0, 64),  # one block
-    (77, 104, 24, 88),  # edges
-    (65, 35, 7, 13),  # no vectors
-    (1, 1, 0, 1),
-    (70, 96, 7, 136),  # vectors in the first pair alone
-]
-
-
-@cases(["shape", "relu"], HALVES, CONVOLUTIONS, FLAG)
-def test_conv1x1_act(emulated, order, dtype, error, shape, relu):
-    rows, inputs, inputs2, outputs = shape
-    shapes = ((rows, inputs), (outputs, inputs), (rows, inputs2), (outputs, inputs2))
-    x, weight, x2, weight2 = rows_of(*shapes, dtype=dtype)
-    second = (as_maps(x2), weight2) if inputs2 else (None, None)
-    bias = residual = None
-    if relu:
-        bias = torch.linspace(-1, 1, outputs)
-        residual = as_maps(rows_of((rows, outputs), dtype=dtype, seed=6)[0])
-    check_conv1x1(emulated, order, error, as_maps(x), weight, bias, residual, *second, relu)
-
-
-# Enough rows for the larger blocks, with the edges of each.
-@pytest.mark.slow
-@pytest.mark.parametrize(("order", "outputs"), covering(ORDERS, [64, 136]))
-def test_conv1x1_act_in_larger_blocks(emulated, order, outputs):
-    rows = 132 * 128 + 5 if outputs == 64 else 66 * 128 + 5
-    x, weight, residual = rows_of((rows, 40), (outputs, 40), (rows, outputs), dtype=torch.bfloat16)
-    maps = as_maps(x), weight, None, as_maps(residual)
-    check_conv1x1(emulated, order, 2.0**-8, *maps, None, None, True)
-
-
-@pytest.mark.parametrize(("order", "shifted"), covering(ORDERS, ["x", "weight", "residual"]))
-def test_conv1x1_act_of_unaligned_rows(emulated, order, shifted):
-    tensors = rows_of((70, 48), (40, 48), (70, 40), dtype=torch.bfloat16)
-    values = dict(zip(("x", "weight", "residual"), tensors, strict=True))
-    values[shifted] = unaligned(values[shifted])
-    maps = as_maps(values["x"]), values["weight"], None, as_maps(values["residual"])
-    check_conv1x1(emulated, order, 2.0**-8, *maps, None, None, True)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_conv1x1_act_into_unaligned_rows(emulation, switches, order):
-    """The wrapper's own result is always aligned, so this one calls the launcher."""
-    x, weight = rows_of((70, 48), (40, 48), dtype=torch.bfloat16)
-    y = torch.full((70 * 40 + 1,), torch.nan, dtype=x.dtype)[1:]
-    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "y": y.data_ptr()}
-    absent = dict.fromkeys(("x2", "weight2", "bias", "residual"), 0)
-    sizes = {"rows": 70, "in_": 48, "in2": 0, "outputs": 40}
-    conv = emulation.Conv1x1(**addresses, **absent, **sizes, relu=True)
-    switches.emulation_order(ORDERS.index(order))
-    emulation.conv1x1_act_cuda(_extension.DTYPE_CODES[x.dtype], conv, 0, 0)
-    expected = (x.double() @ weight.double().t()).relu()
-    torch.testing.assert_close(y.view(70, 40).double(), expected, rtol=2.0**-8, atol=1e-6)
-
-
-@pytest.mark.parametrize(("order", "relu"), covering(ORDERS, FLAG))
-def test_conv1x1_act_of_other_layouts(emulated, order, relu):
-    weight, weight2 = rows_of((24, 16), (24, 5), dtype=torch.float32)
-    x, x2, residual = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(shape[1])).to(torch.bfloat16)
-        for shape in ((1, 32, 5, 7), (1, 5, 5, 7), (1, 24, 1, 1))
-    )
-    # A slice, channels first, stride 0; weights to be cast, one of them transposed.
-    inputs = (x[:, ::2], weight.t().contiguous().t(), torch.linspace(-1, 1, 24))
-    inputs += (residual.expand(1, 24, 5, 7), x2, weight2)
-    check_conv1x1(emulated, order, 2.0**-8, *inputs, relu)
-
-
-def test_conv1x1_act_lets_nan_pass_and_refuses_float32(emulated, emulation):
-    x, weight, residual = rows_of((9, 16), (8, 16), (9, 8), dtype=torch.float16)
-    residual[4, 3] = torch.nan
-    with emulated("natural"):
-        y = ops.conv1x1_act(as_maps(x), weight, None, as_maps(residual), relu=True)
-    assert torch.equal(y.isnan(), as_maps(residual).isnan())
-    names = ("x", "weight", "x2", "weight2", "bias", "residual", "y")
-    names += ("rows", "in_", "in2", "outputs")
-    conv = emulation.Conv1x1(**dict.fromkeys(names, 0), relu=False)
-    with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
-        emulation.conv1x1_act_cuda(0, conv, 0, 0)
 
 
 @cases(
