@@ -11,19 +11,19 @@
 // Memory traffic: in + in2 + 2 outputs values a row (x, x2 and residual read, y written), which is
 // the floor. Blocks are persistent (conv1x1_product.cuh): each reads the weights of its outputs
 // once, 128 KiB for 256 x 256, which the L2 cache gives to all. A tile has up to 256 outputs, so
-// that x is read once; where the weights of 256 do not fit (compute capability 8 with more than 192
-// inputs), it has 128, and x is read again from L2 by the neighbour in the grid.
+// that x is read once; where the weights of 256 do not fit beside the stages (more than 288 inputs
+// on an H200, 160 on an A100), it has 128, and x is read again from L2 by the next block.
 //
 // Rows that are no whole vectors, as of 7 heatmaps, are read in the vectors that they lie in, and
 // their results are put together in shared memory and written as one span.
 //
 // Trade-offs: a block of 256 outputs takes most of a multiprocessor's shared memory and all of its
 // registers, so nothing else runs there; few rows take smaller tiles, which keep more
-// multiprocessors at work. Weights that do not fit at all (more than 1300 inputs on an H200) are
-// loaded again for each tile of rows, and waited for. The sum over inputs is never split between
-// blocks: that would occupy more multiprocessors where rows are few, and needs a second pass or
-// atomics. mma.sync runs on all GPUs from compute capability 8.0 on; Hopper's wgmma would need a
-// kernel of its own and is not used.
+// multiprocessors at work. Weights that do not fit at all (some 1500 inputs on an H200) are loaded
+// again for each tile of rows, and waited for. The sum over inputs is never split between blocks:
+// that would occupy more multiprocessors where rows are few, and needs a second pass or atomics.
+// mma.sync runs on all GPUs from compute capability 8.0 on; Hopper's wgmma would need a kernel of
+// its own and is not used.
 //
 // Not yet run on a GPU.
 #include "conv1x1_product.cuh"

@@ -104,8 +104,8 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
                                          void* grad_weight, void* back, void* mix, void* constant,
                                          int device, void* stream);
 
-// y = relu?(x weight^T + x2 weight2^T + bias + residual); see Conv1x1. float16 and bfloat16. torch
-// computes on the CPU and in the other types, where its product is the faster.
+// y = relu?(x weight^T + x2 weight2^T + bias + residual), of at least one row; see Conv1x1. float16
+// and bfloat16. torch computes on the CPU and in the other types, where its product is the faster.
 const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int device,
                                     void* stream);
 

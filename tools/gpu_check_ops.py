@@ -159,6 +159,16 @@ def cases() -> Iterator[tuple[str, Case]]:
                 )
                 case = Case(call, (*maps, *weights), (normal(outputs),), gradients=not relu)
                 yield "conv1x1_act", case
+    # Of each tile of the kernel, where 132 multiprocessors have enough rows; then more weights than
+    # stay in shared memory.
+    for inputs, inputs2, outputs, side in (
+        *((64, 7, 256, 113), (24, 8, 128, 113), (24, 8, 64, 113), (40, 13, 7, 113)),
+        (1536, 8, 72, 7),
+    ):
+        maps = tuple(normal(1, c, side, side) for c in (inputs, inputs2, outputs))
+        weights = tuple(normal(outputs, c) / c**0.5 for c in (inputs, inputs2))
+        call = lambda x, x2, r, w, w2: ops.conv1x1_act(x, w, None, r, x2=x2, weight2=w2)  # noqa: E731
+        yield "conv1x1_act", Case(call, (*maps, *weights), gradients=False)
     for shape in NORM_SHAPES:
         for relu in (True, False):
             call = partial(lambda x, r, b, relu: ops.bn_act(x, b, None, r, relu=relu), relu=relu)

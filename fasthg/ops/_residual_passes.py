@@ -210,7 +210,7 @@ def gradients(
             grad_weight_skip, skip_gradient = folded_gradients(
                 read, weight_skip, moments[2:], others[2:]
             )
-        back1 = weight1.flatten(1).t().to(x.dtype).contiguous()
+        back1 = weight1.flatten(1).t()
         grad_x = conv1x1_act(grad_y1, back1, None, skip_gradient, None, None, False)
         grad_weight1 = _product(grad_y1, read)
         grad_weight2 = grad_weight2.to(total.dtype).contiguous()
