@@ -37,7 +37,8 @@ WITHOUT = {
         lambda *_: (0, 0),
     ),
     "7x7 stem": (layers.ConvBN, "takes_blocks", lambda *_: False),
-    "autograd adds at forks": (layers, "fork", lambda x, fused: (x, layers.halve(x, fused))),
+    "autograd adds in hourglasses": (layers, "fork", lambda x, fused: (x, layers.halve(x, fused))),
+    "autograd adds in residuals": (layers.Residual, "forks", lambda *_: False),
 }
 TINY = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
 PORTS = {"torchrun, one process": "29513", "torchrun, BATCHNORM_SYNC": "29514"}

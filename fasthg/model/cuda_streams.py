@@ -10,11 +10,13 @@ effect: kernels that are launched one by one would hardly overlap.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fasthg.ops import conv1x1_act
 
 
 def _is_capturing(x: Tensor) -> bool:
@@ -106,6 +108,19 @@ class SideStreams:
             y = _OverlappedConvolution.apply(x, weight, conv.stride, conv.padding, self)
         return y
 
+    def convolve_fork(self, conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x for another reader, and the 1x1 convolution of it: one pass adds both gradients.
+
+        The gradient of x is a matrix product to which the other reader's is added before it is
+        written; autograd would write the product, read both and write the sum.
+
+        Args:
+            conv: 1x1, stride 1, no bias; its weight has the dtype of x.
+            x: `(batch, in, height, width)`.
+        """
+        skip, y = _ForkedConvolution.apply(x, conv.weight, self)
+        return skip, y
+
 
 class _JoinWeightGradients(torch.autograd.Function):
     @staticmethod
@@ -119,6 +134,54 @@ class _JoinWeightGradients(torch.autograd.Function):
         if weight_gradients is not None:
             weight_gradients.join()
         return grad_y, None
+
+
+def _gradient_of_weight(
+    side_streams: SideStreams, x: Tensor, grad_y: Tensor, compute: Callable[[], Tensor | None]
+) -> Tensor | None:
+    """`compute()` on the side stream, where there is one; x and grad_y are what it reads."""
+    side = side_streams._weight_gradients
+    if side is None:
+        return compute()
+    side.stream.wait_stream(torch.cuda.current_stream(side.device))
+    with torch.cuda.stream(side.stream):
+        grad_weight = compute()
+    side.read += (x, grad_y)
+    return grad_weight
+
+
+class _ForkedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, side_streams: SideStreams
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.side_streams = side_streams
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), torch.conv2d(x, weight)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_skip: Tensor | None, grad_y: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_y is None:
+            return grad_skip, None, None
+        x, weight = ctx.saved_tensors
+
+        def of_weight() -> Tensor | None:
+            result: list[Tensor | None] = torch.ops.aten.convolution_backward(
+                *(grad_y, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1),
+                (False, True, False),
+            )
+            return result[1]
+
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        grad_x = grad_weight = None
+        if needs_weight:
+            grad_weight = _gradient_of_weight(ctx.side_streams, x, grad_y, of_weight)
+        if needs_x:
+            grad_x = conv1x1_act(grad_y, weight.flatten(1).t(), residual=grad_skip)
+        return grad_x, grad_weight, None
 
 
 class _OverlappedConvolution(torch.autograd.Function):
@@ -150,13 +213,11 @@ class _OverlappedConvolution(torch.autograd.Function):
             )
             return result
 
-        side = ctx.side_streams._weight_gradients
-        if side is None:
+        if ctx.side_streams._weight_gradients is None:
             grad_x, grad_weight = gradients(needs_x, needs_weight)[:2]
         else:
-            side.stream.wait_stream(torch.cuda.current_stream(side.device))
-            with torch.cuda.stream(side.stream):
-                grad_weight = gradients(False, needs_weight)[1]
-            side.read += (x, grad_y)
+            grad_weight = _gradient_of_weight(
+                ctx.side_streams, x, grad_y, lambda: gradients(False, needs_weight)[1]
+            )
             grad_x = gradients(needs_x, False)[0]
         return grad_x, grad_weight, None, None, None
