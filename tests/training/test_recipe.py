@@ -111,10 +111,13 @@ def test_given_keys_stay_and_decide_those_that_follow():
 
 def test_animals_that_turn_all_ways_start_from_rendered_mice():
     turning, network = Facts(100, 150.0, 90.0, 0.1), "FEATURES: 64\nSTEM_FEATURES: 16\n"
-    assert chosen(config(network), turning)["INIT.WEIGHTS"] == "rendered_mice"
-    assert "INIT.WEIGHTS" not in chosen(config(network))  # a fixed camera
+    mouse = "PARTS.NAMES=[snout, left_ear, right_ear, tail_base]"
+    assert chosen(config(network, mouse), turning)["INIT.WEIGHTS"] == "rendered_mice"
+    assert "INIT.WEIGHTS" not in chosen(config(network, mouse))  # a fixed camera
     for given in ("FEATURES=32", "STEM_FEATURES=8", "INIT.WEIGHTS=null"):
-        assert "INIT.WEIGHTS" not in chosen(config(network, given), turning)
+        assert "INIT.WEIGHTS" not in chosen(config(network, mouse, given), turning)
+    fly = "PARTS.NAMES=[head, wingL, wingR, abdomen]"
+    assert "INIT.WEIGHTS" not in chosen(config(network, fly), turning)
 
 
 def test_animals_seen_from_one_side_have_narrower_targets():
