@@ -150,6 +150,7 @@ PYBIND11_MODULE(_C, m) {
   LAUNCHER(bn_fold_backward_cuda);
   LAUNCHER(channel_covariance_cuda);
   LAUNCHER(conv1x1_act_cuda);
+  LAUNCHER(conv1x1_bn_cuda);
   LAUNCHER(rmsprop_ema_cuda);
   LAUNCHER(moving_statistics_cuda);
   LAUNCHER(upsample2x_add_cuda);

@@ -35,10 +35,7 @@ namespace {
 template <typename T>
 struct Conv1x1Work {
   ConvInputs<T> in;
-  const float* bias;
-  const T* residual;
-  T* y;
-  bool relu;
+  ConvResults<T> out;
   bool vectors;  // rows of residual and y can be accessed 16 bytes at a time
 };
 
@@ -49,55 +46,8 @@ size_t bytes_of_results(bool vectors) {
   return Tile::across * sizeof(float) + (vectors ? 0 : size_t{2} * Tile::down * Tile::across);
 }
 
-// Adds bias and residual to a lane's sums, applies the ReLU, and writes the results in vectors.
-template <typename Tile, typename T>
-__device__ void write_vectors(const Conv1x1Work<T>& work, int64_t first_row, int first_output,
-                              const float* bias, const ConvSums<Tile>& sums) {
-  constexpr int vector = Tile::vector, pieces = 2 * Tile::products_down * Tile::groups;
-  using Values = Vector<T, vector>;
-  // The residuals of a few pieces are loaded before the first result is stored. The compiler cannot
-  // reorder them itself: y might alias the residual.
-  constexpr int most = Tile::blocks == 1 ? 8 : 4, ahead = pieces < most ? pieces : most;
-  const LanePlace<Tile> place;
-  const int outputs = work.in.outputs;
-  const int64_t offset = (first_row + place.row) * outputs + first_output + place.output;
-  const T* residual = work.residual + offset;
-  T* y = work.y + offset;
-  const int64_t rows_left = work.in.rows - first_row - place.row;
-  const int outputs_left = outputs - first_output - place.output;
-#pragma unroll
-  for (int first = 0; first < pieces; first += ahead) {
-    Values added[ahead];
-#pragma unroll
-    for (int a = 0; a < ahead; ++a) {
-      const int line = (first + a) / Tile::groups * 8;
-      const int column = (first + a) % Tile::groups * Tile::group;
-      if (work.residual && line < rows_left && column < outputs_left)
-        added[a] = *reinterpret_cast<const Values*>(residual + line * outputs + column);
-    }
-#pragma unroll
-    for (int a = 0; a < ahead; ++a) {
-      const int piece = first + a, line = piece / Tile::groups * 8;
-      const int column = piece % Tile::groups * Tile::group;
-      if (line >= rows_left || column >= outputs_left) continue;
-      const Vector<float, 4>* biases =
-          reinterpret_cast<const Vector<float, 4>*>(bias + place.output + column);
-      Values result;
-#pragma unroll
-      for (int k = 0; k < vector; ++k) {
-        float value = lane_sum<Tile>(sums, line / 16, line / 8 % 2, piece % Tile::groups, k);
-        value += biases[k / 4].value[k % 4];
-        if (work.residual) value += static_cast<float>(added[a].value[k]);
-        if (work.relu && value < 0) value = 0;  // NaN passes, as in torch
-        result.value[k] = static_cast<T>(value);
-      }
-      store_whole(result, y + line * outputs + column);
-    }
-  }
-}
-
-// The same where rows are no whole vectors: the block puts its results together in shared memory.
-// Those of whole rows are one span of y, written in vectors.
+// write_results where rows are no whole vectors: the block puts its results together in shared
+// memory. Those of whole rows are one span of y, written in vectors.
 template <typename Tile, typename T>
 __device__ void write_span(const Conv1x1Work<T>& work, int64_t first_row, int first_output,
                            const float* bias, const ConvSums<Tile>& sums, T* results) {
@@ -116,19 +66,19 @@ __device__ void write_span(const Conv1x1Work<T>& work, int64_t first_row, int fi
         if (row >= lines || column >= width) continue;
         float value = lane_sum<Tile>(sums, line / 16, line / 8 % 2, q, k) + bias[column];
         const int64_t at = offset + static_cast<int64_t>(row) * work.in.outputs + column;
-        if (work.residual) value += static_cast<float>(work.residual[at]);
-        if (work.relu && value < 0) value = 0;
+        if (work.out.residual) value += static_cast<float>(work.out.residual[at]);
+        if (work.out.relu && value < 0) value = 0;
         results[row * width + column] = static_cast<T>(value);
       }
   __syncthreads();  // a vector of the span has the results of several warps
   const int count = lines * width;
-  const bool span = width == work.in.outputs && values_off(work.y + offset) == 0;
+  const bool span = width == work.in.outputs && values_off(work.out.y + offset) == 0;
   const int in_vectors = span ? count / kChunk * kChunk : 0;
   using Values = Vector<T, kChunk>;
   for (int i = threadIdx.x * kChunk; i < in_vectors; i += kConvThreads * kChunk)
-    store_whole(load_whole(reinterpret_cast<const Values*>(results + i)), work.y + offset + i);
+    store_whole(load_whole(reinterpret_cast<const Values*>(results + i)), work.out.y + offset + i);
   for (int i = in_vectors + threadIdx.x; i < count; i += kConvThreads)
-    work.y[offset + static_cast<int64_t>(i / width) * work.in.outputs + i % width] = results[i];
+    work.out.y[offset + static_cast<int64_t>(i / width) * work.in.outputs + i % width] = results[i];
 }
 
 template <typename T, typename Tile>
@@ -141,13 +91,16 @@ __global__ void __launch_bounds__(kConvThreads, Tile::blocks)
   T* results = reinterpret_cast<T*>(bias + Tile::across);
   // Read after the barriers of the first step.
   for (int i = threadIdx.x; i < Tile::across; i += kConvThreads)
-    bias[i] = work.bias && output + i < work.in.outputs ? work.bias[output + i] : 0;
-  walk_tiles<Tile>(work.in, shared, [&](int64_t row, const ConvSums<Tile>& sums) {
-    if (Tile::whole_vectors || work.vectors)
-      write_vectors<Tile>(work, row, output, bias, sums);
-    else
-      write_span<Tile>(work, row, output, bias, sums, results);
-  });
+    bias[i] = work.out.bias && output + i < work.in.outputs ? work.out.bias[output + i] : 0;
+  walk_tiles<Tile>(
+      work.in, shared, [](const StepInputs<T>&, T*) {},
+      [&](int64_t row, ConvSums<Tile>& sums) {
+        if (Tile::whole_vectors || work.vectors)
+          write_results<Tile, Tile::blocks == 1 ? 8 : 4>(work.in, work.out, row, output, bias,
+                                                         sums);
+        else
+          write_span<Tile>(work, row, output, bias, sums, results);
+      });
 }
 
 template <typename T, typename Tile>
@@ -165,12 +118,7 @@ template <typename T>
 const char* launch(const Conv1x1& conv, void* stream) {
   const ConvInputs<T> in = conv_inputs<T>(conv);
   const bool vectors = conv.outputs % kChunk == 0 && aligned16(conv.residual) && aligned16(conv.y);
-  const Conv1x1Work<T> work{in,
-                            static_cast<const float*>(conv.bias),
-                            static_cast<const T*>(conv.residual),
-                            static_cast<T*>(conv.y),
-                            conv.relu,
-                            vectors};
+  const Conv1x1Work<T> work{in, conv_results<T>(conv), vectors};
 
   const ConvDevice device;
   const auto fits = [&](auto tile) {

@@ -142,9 +142,11 @@ __device__ void add_step(const ConvInputs<T>& in, const StepInputs<T>& part, int
 }
 
 // Runs a block: calls finish(row, sums) for each of its tiles, with the sums of this thread. The
-// block is at no barrier then, and stages are being filled. memory: Tile::bytes(...) of it.
-template <typename Tile, typename T, typename Finish>
-__device__ void walk_tiles(const ConvInputs<T>& in, unsigned char* memory, const Finish& finish) {
+// block is at no barrier then, and stages are being filled. Before that, prepare(part, stage) for
+// each step: a thread may change there what it copied itself. memory: Tile::bytes(...) of it.
+template <typename Tile, typename T, typename Prepare, typename Finish>
+__device__ void walk_tiles(const ConvInputs<T>& in, unsigned char* memory, const Prepare& prepare,
+                           const Finish& finish) {
   const int pitch = Tile::weight_pitch(in.first.depth + in.second.depth);
   T* weights = reinterpret_cast<T*>(memory);
   T* stages = weights + Tile::across * pitch;
@@ -175,10 +177,11 @@ __device__ void walk_tiles(const ConvInputs<T>& in, unsigned char* memory, const
   for (int64_t row = start; row < in.rows; row += in.stride) {
     ConvSums<Tile> sums = {};
     for (int step = 0; step < in.steps; ++step) {
+      const StepInputs<T> part(in, step);
       wait_for_copies<kStages - 2>();  // what this thread copied for the step has arrived
+      prepare(part, stages + stage * Tile::stage);
       __syncthreads();  // everyone's copies have, and nobody reads the stage that is filled next
       copy_ahead((stage + kStages - 1) % kStages);
-      const StepInputs<T> part(in, step);
       if (!Tile::resident) {
         load_weights<Tile>(part.pair, in.outputs, output, part.k, part.width, weights, pitch);
         __syncthreads();  // every thread's weights of the step must lie there
@@ -217,6 +220,12 @@ ConvInputs<T> conv_inputs(const Conv1x1& conv) {
   in.steps_of_first = static_cast<int>(divide_up(conv.in, kStep));
   in.steps = in.steps_of_first + static_cast<int>(divide_up(conv.in2, kStep));
   return in;
+}
+
+template <typename T>
+ConvResults<T> conv_results(const Conv1x1& conv) {
+  return {static_cast<const float*>(conv.bias), static_cast<const T*>(conv.residual),
+          static_cast<T*>(conv.y), conv.relu};
 }
 
 // What of a device decides how a persistent kernel is launched.

@@ -44,6 +44,15 @@ struct ConvInputs {
   int64_t stride;  // rows from a tile of a block to its next
 };
 
+// What is added to the sums, and where they go.
+template <typename T>
+struct ConvResults {
+  const float* bias;  // (outputs,) or null
+  const T* residual;  // (rows, outputs) or null
+  T* y;               // (rows, outputs)
+  bool relu;
+};
+
 // The rectangle of results that a block computes at a time, and its warps' parts. `blocks`: of a
 // multiprocessor, for which the registers suffice.
 template <int down_, int across_, int warps_down, int blocks_, bool resident_ = true>
@@ -93,8 +102,8 @@ struct LanePlace {
 };
 
 // The value k of a lane's results, row `half` of products in row i and group q.
-template <typename Tile>
-__device__ float lane_sum(const ConvSums<Tile>& sums, int i, int half, int q, int k) {
+template <typename Tile, typename Sums>
+__device__ auto& lane_sum(Sums& sums, int i, int half, int q, int k) {
   return sums[i][q * (Tile::vector / 2) + k / 2][half * 2 + k % 2];
 }
 
@@ -180,6 +189,55 @@ __device__ void load_weights(const Operands<T>& pair, int outputs, int output, i
     load_weights_of<float, Tile>(pair, outputs, output, k, width, to, pitch);
   else
     load_weights_of<T, Tile>(pair, outputs, output, k, width, to, pitch);
+}
+
+// Adds bias and residual to a lane's sums, applies the ReLU, and writes the results in vectors.
+// bias: of the tile's outputs, in shared memory, or null. The sums become the results as rounded.
+// most: vectors of the residual that a thread loads before it stores the first result; the compiler
+// cannot reorder them itself, as y might alias the residual.
+template <typename Tile, int most, typename T>
+__device__ void write_results(const ConvInputs<T>& in, const ConvResults<T>& out, int64_t first_row,
+                              int first_output, const float* bias, ConvSums<Tile>& sums) {
+  constexpr int vector = Tile::vector, pieces = 2 * Tile::products_down * Tile::groups;
+  using Values = Vector<T, vector>;
+  constexpr int ahead = pieces < most ? pieces : most;
+  const LanePlace<Tile> place;
+  const int outputs = in.outputs;
+  const int64_t offset = (first_row + place.row) * outputs + first_output + place.output;
+  const T* residual = out.residual + offset;
+  T* y = out.y + offset;
+  const int64_t rows_left = in.rows - first_row - place.row;
+  const int outputs_left = outputs - first_output - place.output;
+#pragma unroll
+  for (int first = 0; first < pieces; first += ahead) {
+    Values added[ahead];
+#pragma unroll
+    for (int a = 0; a < ahead; ++a) {
+      const int line = (first + a) / Tile::groups * 8;
+      const int column = (first + a) % Tile::groups * Tile::group;
+      if (out.residual && line < rows_left && column < outputs_left)
+        added[a] = *reinterpret_cast<const Values*>(residual + line * outputs + column);
+    }
+#pragma unroll
+    for (int a = 0; a < ahead; ++a) {
+      const int piece = first + a, line = piece / Tile::groups * 8, q = piece % Tile::groups;
+      if (line >= rows_left || q * Tile::group >= outputs_left) continue;
+      const Vector<float, 4>* biases =
+          reinterpret_cast<const Vector<float, 4>*>(bias + place.output + q * Tile::group);
+      Values result;
+#pragma unroll
+      for (int k = 0; k < vector; ++k) {
+        float& sum = lane_sum<Tile>(sums, line / 16, line / 8 % 2, q, k);
+        float value = sum;
+        if (bias) value += biases[k / 4].value[k % 4];
+        if (out.residual) value += static_cast<float>(added[a].value[k]);
+        if (out.relu && value < 0) value = 0;  // NaN passes, as in torch
+        result.value[k] = static_cast<T>(value);
+        sum = static_cast<float>(result.value[k]);
+      }
+      store_whole(result, y + line * outputs + q * Tile::group);
+    }
+  }
 }
 
 }  // namespace fasthg

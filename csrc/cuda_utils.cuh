@@ -222,7 +222,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-constexpr int64_t divide_up(int64_t a, int64_t b) {
+FASTHG_HD int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 

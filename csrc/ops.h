@@ -109,6 +109,15 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
 const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int device,
                                     void* stream);
 
+// y = a weight^T + residual, where a is x or, if norm->mean is not null, bn_act_inference of it by
+// norm (rows, channels and parts are not read), and the statistics of y. conv: no second pair, bias
+// or ReLU; in and outputs are multiples of 8, and x, residual and y start at multiples of 16 bytes.
+// workspace: real (rows / 128 rounded up, 2, outputs); mean, var (biased): real (outputs,). At
+// least one row. float16 and bfloat16.
+const char* fasthg_conv1x1_bn_cuda(int dtype, const fasthg::Conv1x1* conv,
+                                   const fasthg::BatchNorm* norm, void* workspace, void* mean,
+                                   void* var, int device, void* stream);
+
 // y = high + low, each value of low for two by two of high; and the gradient with respect to low.
 // low: dtype (rows, width, channels), where rows are those of all images; high, y: dtype
 // (2 rows, 2 width, channels). CPU: float32, float64, bfloat16. CUDA: also float16.

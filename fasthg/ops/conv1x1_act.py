@@ -11,10 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from fasthg.ops import _extension, _layout, reference
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+"""The dtypes that the kernels on tensor cores take."""
 
 
-def _empty_y(x: Tensor, channels: int) -> Tensor:
+def empty_y(x: Tensor, channels: int) -> Tensor:
+    """Allocate a result for maps x, (batch, channels, height, width)."""
     return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
@@ -57,7 +59,7 @@ def _layout_of(weight: Tensor | None) -> tuple[int, bool, bool]:
     return weight.stride(int(transposed)), transposed, weight.dtype == torch.float32
 
 
-def _on_tensor_cores(
+def describe(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -65,17 +67,25 @@ def _on_tensor_cores(
     x2: Tensor | None,
     weight2: Tensor | None,
     relu: bool,
-) -> Tensor:
-    y = _empty_y(x, weight.shape[0])
+    y: Tensor,
+) -> tuple[Any, list[Tensor | None]]:
+    """What the launchers take as Conv1x1, and the tensors that it reads: bare addresses stand in
+    it, so they must live until the launch.
+    """
     maps = [None if t is None else _rows(t, x.dtype) for t in (x, x2, residual)]
     weights = [None if t is None else _readable_weight(t, x.dtype) for t in (weight, weight2)]
-    # The kernel gets bare addresses: this list must live until the launch.
     read = [*maps, *weights, _real(x, bias)]
     addresses = [0 if t is None else t.data_ptr() for t in read]
     pitch, transposed, wide = _layout_of(weights[0])
     pitch2, transposed2, wide2 = _layout_of(weights[1])
     described = _extension.native.Conv1x1(
-        **dict(zip(("x", "x2", "residual", "weight", "weight2", "bias"), addresses, strict=True)),
+        **dict(
+            zip(
+                ("x", "x2", "residual", "weight", "weight2", "bias"),
+                addresses,
+                strict=True,
+            )
+        ),
         y=y.data_ptr(),
         pitch=pitch,
         pitch2=pitch2,
@@ -89,6 +99,12 @@ def _on_tensor_cores(
         outputs=y.shape[1],
         relu=relu,
     )
+    return described, read
+
+
+def _on_tensor_cores(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    y = empty_y(x, weight.shape[0])
+    described, _read = describe(x, weight, *others, y)
     _extension.call_kernel("conv1x1_act", x, described)
     return y
 
@@ -119,7 +135,10 @@ def _in_onednn(
     if x2 is not None and weight2 is not None:
         rows2, weight2 = _rows(x2, x.dtype), weight2.to(x.dtype)
         if x.dtype == torch.float32:
-            added = rows2, weight2.t()  # later: writing y twice is less than copying x and x2
+            added = (
+                rows2,
+                weight2.t(),
+            )  # later: writing y twice is less than copying x and x2
         else:
             # One product: a sum of two would be rounded in between.
             rows, weight = torch.cat([rows, rows2], 1), torch.cat([weight, weight2], 1)
@@ -148,7 +167,7 @@ def run(
     arguments = (x, weight, bias, residual, x2, weight2, relu)
     if not x.numel() or not weight.shape[0]:
         pass
-    elif _extension.backend(x) == "cuda" and x.dtype in _HALVES and _extension.has_kernel(x):
+    elif _extension.backend(x) == "cuda" and x.dtype in HALVES and _extension.has_kernel(x):
         return _on_tensor_cores(*arguments)
     elif _onednn_has_kernel(x):
         return _in_onednn(*arguments)
@@ -166,7 +185,7 @@ def _whole_chunks(rows: Tensor) -> Tensor:
 
 def _grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`grad_y^T x` of rows, in the weight's dtype."""
-    wide = x.device.type == "cuda" and x.dtype in _HALVES
+    wide = x.device.type == "cuda" and x.dtype in HALVES
     if x.device.type == "cpu" and x.dtype == torch.float16:
         grad_y, x = grad_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
@@ -178,7 +197,7 @@ def _grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def _sum(rows: Tensor) -> Tensor:
     """The sum of rows, at least in float32."""
-    if rows.device.type == "cuda" and rows.dtype in _HALVES and _layout.KEEPS_SUMS:
+    if rows.device.type == "cuda" and rows.dtype in HALVES and _layout.KEEPS_SUMS:
         # A product is several times quicker there than torch's sum over rows.
         return _layout.wide_product(rows.new_ones(len(rows), 1), rows)[0]
     return rows.sum(0, dtype=reference.arithmetic_dtype(rows.dtype))
@@ -224,7 +243,7 @@ _operator = _extension.register(
     "conv1x1_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? x2,"
     " Tensor? weight2, bool relu) -> Tensor",
     run,
-    lambda x, weight, *others: _empty_y(x, weight.shape[0]),
+    lambda x, weight, *others: empty_y(x, weight.shape[0]),
     setup_context=_setup,
     backward=_backward,
     cpu="torch's own product is the faster",

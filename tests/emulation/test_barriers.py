@@ -19,6 +19,7 @@ from fasthg.ops import (
     bn_act,
     channel_covariance,
     conv1x1_act,
+    conv1x1_bn,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
@@ -112,6 +113,13 @@ def multiply_to_heatmaps(scene):
     return [conv1x1_act(rows.t()[None, :, :, None], rows[:7])]
 
 
+def multiply_after_norm(scene):
+    rows = (maps().view(-1, 56) > 0.5).to(torch.bfloat16)
+    zeros, ones = torch.zeros(56), torch.ones(56)
+    norm = conv1x1_bn.Norm(zeros, ones, (torch.arange(56) % 2).float(), ones, True, 0.0)
+    return list(conv1x1_bn.run(rows.t()[None, :, :, None], rows[:8], norm))
+
+
 def late_peak(scene):
     heatmaps = maps()
     heatmaps[..., -1, -1] = 2.0  # a peak that the first warp does not find by itself
@@ -138,6 +146,7 @@ SHOWN_BY = {
     "bn_fold_cuda.cu": [fold],
     "channel_covariance_cuda.cu": [relate],
     "conv1x1_act_cuda.cu": [multiply_to_heatmaps],
+    "conv1x1_bn_cuda.cu": [multiply_after_norm],
     "conv1x1_product.cuh": [multiply, multiply_in_steps],
     "heatmap_peaks_cuda.cu": [late_peak, dark, plateau],
 }
