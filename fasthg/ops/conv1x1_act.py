@@ -60,6 +60,7 @@ def _layout_of(weight: Tensor | None) -> tuple[int, bool, bool]:
 
 
 def describe(
+    y: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -67,7 +68,6 @@ def describe(
     x2: Tensor | None,
     weight2: Tensor | None,
     relu: bool,
-    y: Tensor,
 ) -> tuple[Any, list[Tensor | None]]:
     """What the launchers take as Conv1x1, and the tensors that it reads: bare addresses stand in
     it, so they must live until the launch.
@@ -104,7 +104,7 @@ def describe(
 
 def _on_tensor_cores(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
     y = empty_y(x, weight.shape[0])
-    described, _read = describe(x, weight, *others, y)
+    described, _read = describe(y, x, weight, *others)
     _extension.call_kernel("conv1x1_act", x, described)
     return y
 

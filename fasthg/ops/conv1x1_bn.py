@@ -75,9 +75,10 @@ def _in_one_pass(
     tiles = -(-(y.numel() // outputs) // _TILE_ROWS)
     workspace = y.new_empty((tiles, 2, outputs), dtype=real)
     mean, var = (y.new_empty(outputs, dtype=real) for _ in range(2))
-    maps = [t if t is None else _aligned(_layout.readable(t, x.dtype)) for t in (x, residual)]
-    # The kernel gets bare addresses: `_read` and `values` must live until the launch.
-    conv, _read = describe(maps[0], weight, None, maps[1], None, None, False, y)
+    read = _aligned(_layout.readable(x, x.dtype))
+    added = None if residual is None else _aligned(_layout.readable(residual, x.dtype))
+    # The kernel gets bare addresses: `_tensors` and `values` must live until the launch.
+    conv, _tensors = describe(y, read, weight, None, added, None, None, False)
     of_x = (None,) * 4 if norm is None else (norm.mean, norm.var, norm.beta, norm.gamma)
     values = [None if t is None else t.to(real).contiguous() for t in of_x]
     names = ("mean", "var", "beta", "gamma")
