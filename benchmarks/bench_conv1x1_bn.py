@@ -1,5 +1,5 @@
-"""A 1x1 convolution between two batch norms, 32 images, 64 x 64, bfloat16, on a GPU: in one pass, and
-by the norm's result, cuBLAS and the next norm's statistics in turn.
+"""A 1x1 convolution between two batch norms, 32 images, 64 x 64, bfloat16, on a GPU: in one pass,
+and by the norm's result, cuBLAS and the next norm's statistics in turn.
 
 No path of the network takes it yet: these times say whether its gradients are worth writing, which
 they are from 3.2 TB/s on.

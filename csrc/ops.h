@@ -136,8 +136,8 @@ const char* fasthg_upsample2x_add_backward_cuda(int dtype, const void* grad_y, i
 // The largest of each two by two values and which of the four it was, counted row by row.
 // x: dtype (batch, height, width, channels), shape: these four; y: dtype, index: uint8, both
 // (batch, height / 2, width / 2, channels), rounded down. The backward writes all of grad_x, 0
-// where nothing was passed on, plus addend: as grad_x, or null, then nothing is added. CPU: float32,
-// float64, bfloat16. CUDA: also float16.
+// where nothing was passed on, plus addend: as grad_x, or null, then nothing is added. CPU:
+// float32, float64, bfloat16. CUDA: also float16.
 const char* fasthg_max_pool2x_cpu(int dtype, const void* x, const int64_t shape[4], void* y,
                                   uint8_t* index, int threads);
 const char* fasthg_max_pool2x_cuda(int dtype, const void* x, const int64_t shape[4], void* y,

@@ -108,14 +108,18 @@ MAY_INCLUDE: dict[str, str] = {
     r"\w+_rows\.h": rf"\w+_math\.h|portable\.h|{STANDARD_HEADERS}",
     r"\w+_(tables|maps)\.cuh": rf"\w+_math\.h|portable\.h|cuda_utils\.cuh|{STANDARD_HEADERS}",
     r"(cluster|mma)\.cuh": r"cuda_utils\.cuh",
+    r"conv1x1_tile\.cuh": r"cuda_utils\.cuh",
+    r"conv1x1_product\.cuh": rf"(conv1x1_tile|mma)\.cuh|{STANDARD_HEADERS}",
     r"cuda_utils\.cuh": rf"portable\.h|cuda_emulation\.h|{CUDA_HEADERS}|{STANDARD_HEADERS}",
     r"(?P<op>\w+)_cpu\.cpp": (
         r"ops\.h|{op}_math\.h|portable\.h|parallel\.h|bfloat16\.h|\w+_rows\.h|"
         rf"{STANDARD_HEADERS}"
     ),
+    # It has a batch norm in it.
+    r"(?P<op>conv1x1_bn)_cuda\.cu": r"ops\.h|(bn_act|{op})_math\.h|conv1x1_product\.cuh",
     r"(?P<op>\w+?)(_cluster|_on_chip)?_cuda\.cu": (
         r"ops\.h|{op}_math\.h|portable\.h|{op}_maps\.cuh|"
-        rf"(cuda_utils|cluster|mma|\w+_tables)\.cuh|{STANDARD_HEADERS}"
+        rf"(cuda_utils|cluster|mma|conv1x1_product|\w+_tables)\.cuh|{STANDARD_HEADERS}"
     ),
     r"bindings\.cpp": rf"ops\.h|<pybind11/\w+\.h>|{STANDARD_HEADERS}",
 }
