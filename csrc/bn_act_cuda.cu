@@ -257,16 +257,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int divide_up(int64_t a, int64_t b) {
-  return static_cast<int>((a + b - 1) / b);
-}
-
 template <typename T, int vector>
 const char* launch(const BnActCall& call) {
   using Real = typename Accumulate<T>::type;
   const BatchNorm& norm = call.norm;
   const BnActMaps<T> maps(call);
-  const int vectors = divide_up(norm.channels, vector);
+  const int vectors = static_cast<int>(divide_up(norm.channels, vector));
   int across = 1;
   while (across < vectors && across < kAcross) across *= 2;
   const int down = kThreads / across;

@@ -250,10 +250,6 @@ __global__ void __launch_bounds__(kThreads)
   constant[row] = -through_mix - (in.rows ? through_back / static_cast<Real>(in.rows) : Real(0));
 }
 
-unsigned divide_up(int64_t a, int64_t b) {
-  return static_cast<unsigned>((a + b - 1) / b);
-}
-
 // Calls body(Real{}, Out{}) with the types of the statistics and of the folded matrices.
 template <typename Body>
 const char* dispatch_both(int dtype, int folded_dtype, const Body& body) {
@@ -291,7 +287,7 @@ const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, 
   return dispatch_both(dtype, fold->folded_dtype, [&](auto real, auto out) {
     using Real = decltype(real);
     using Out = decltype(out);
-    const unsigned columns = divide_up(fold->inputs, kWidth);
+    const auto columns = static_cast<unsigned>(divide_up(fold->inputs, kWidth));
     const OutputGradSums<Real> in{static_cast<const Real*>(product),
                                   static_cast<const Real*>(total), rows,
                                   static_cast<Real*>(workspace)};

@@ -109,6 +109,7 @@ def test_page_shows_both_recipes_and_levers():
     ]
     text = page.page(results, levers)
     assert "geometric mean of the ratios is **0.5" in text
+    assert "Not measured with both recipes yet: mirror_mouse, homecage" in text
     assert "| wider sigma | 0.9" in text
     assert "| openfield | first |" in text and "a processor" in text
 
