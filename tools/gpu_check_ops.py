@@ -141,7 +141,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         weight = normal(2 * channels, channels, 3, 3) / (3 * channels**0.5)
         yield "conv3x3", Case(ops.conv3x3, (normal(*shape), weight, normal(2 * channels)))
         yield "max_pool2x", Case(ops.max_pool2x, (normal(*shape),), factor=0)
-        yield "max_pool2x_fork", Case(ops.max_pool2x_fork, (normal(*shape),))
+        yield "max_pool2x", Case(ops.max_pool2x_fork, (normal(*shape),))
         high = normal(batch, channels, 2 * height, 2 * width)
         yield "upsample2x_add", Case(ops.upsample2x_add, (normal(*shape), high))
         values = (normal(channels), normal(channels).exp(), normal(channels))

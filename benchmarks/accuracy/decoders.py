@@ -25,6 +25,7 @@ from fasthg.inference.predictor import Forward
 from fasthg.ops import reference
 from fasthg.runs.run_folder import RunFolder
 from fasthg.runs.weights import load_model
+from fasthg.runtime.device import choose_precision
 
 FILE = RESULTS / "decoders.json"
 USUAL = "dark, blur 1"
@@ -50,12 +51,15 @@ def errors(run: RunFolder) -> dict[str, Any]:
     model, _ = load_model(run.best, config)
     index = open_index(config, config.DATA.TEST)
     sampler = BatchSampler(index, config, training=False, seed=config.RANDOM_SEED, final=True)
-    loader = make_loader(sampler, config, torch.device("cpu"))
-    forward = Forward(model, config, torch.float32)
+    device = torch.device("cpu")
+    loader = make_loader(sampler, config, device)
+    # That of the evaluation, whose maps these are.
+    precision = choose_precision(config.PRECISION, device, config.FEATURES).dtype
+    forward = Forward(model, config, precision)
     found: dict[str, list[Any]] = {name: [] for name in decoders()}
     try:
         for batch in loader.batches(0, sampler.batches_per_epoch):
-            maps = forward(batch.images)[-1]
+            maps = forward(batch.images)[-1].float()
             instance = batch.instance.numpy()
             truth, visibility = index.keypoints[instance], index.visibility[instance]
             for name, decode in decoders().items():
