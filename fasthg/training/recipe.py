@@ -27,7 +27,9 @@ _LEAST_LABELS = 3
 """Of a pose whose direction is measured."""
 _SIZES = ((128, 170.0), (192, 330.0))
 """INPUT_SIZE, px, for crops up to so many image px; `_LARGEST` for wider ones."""
-_LARGEST = 256
+_LARGEST = {"cpu": 192, "cuda": 256}
+"""By device: the cost of a step grows with the square, and on a CPU more steps gain more than more
+pixels (benchmarks/results/accuracy/levers)."""
 _FIXED = 15.0
 """Animals that turn less, degrees, are filmed from one side by a camera that does not move."""
 _UNEXPLAINED = 0.9
@@ -167,7 +169,8 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
             chosen.append(Choice(key, new, why))
 
     crop = facts.side * (1 + config.LOOSE_BBOX_PAD_FACTOR * config.LOOSE_BBOX_CROP)
-    size = next((size for size, most in _SIZES if crop <= most), _LARGEST)
+    largest = _LARGEST["cuda" if device.type == "cuda" else "cpu"]
+    size = next((size for size, most in _SIZES if crop <= most), largest)
     if "HEATMAP_SIZE" in config.model_fields_set:
         take("INPUT_SIZE", 4 * config.HEATMAP_SIZE, "4 HEATMAP_SIZE")
     take("INPUT_SIZE", size, f"crops are about {crop:.0f} px wide in the image")

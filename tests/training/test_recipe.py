@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,16 @@ def test_a_fixed_camera_turns_little_and_mirrors_nothing():
     found = chosen(config(), Facts(100, 150.0, 90.0, 0.1))
     assert found["RANDOM_ROTATION_DELTA"] == 180
     assert found["DO_RANDOM_FLIP_LEFT_RIGHT"] == 0.5
+
+
+def test_the_input_follows_the_animals_size_and_the_device():
+    gpu = torch.device("cuda")
+    for side, on_cpu, on_gpu in ((90.0, 128, 128), (150.0, 192, 192), (400.0, 192, 256)):
+        found = [
+            {choice.key: choice.value for choice in choose(replace(FACTS, side=side), config(), on)}
+            for on in (CPU, gpu)
+        ]
+        assert [choices["INPUT_SIZE"] for choices in found] == [on_cpu, on_gpu]
 
 
 def test_given_keys_stay_and_decide_those_that_follow():
