@@ -113,10 +113,9 @@ PYBIND11_MODULE(_C, m) {
   {
     using S = RmspropStep;
     bind_struct(m, "RmspropStep", MEMBER(values), MEMBER(gradient), MEMBER(squares),
-                MEMBER(momenta), MEMBER(averages), MEMBER(bfloat16), MEMBER(rate),
-                MEMBER(average_weight), MEMBER(found_inf), MEMBER(total), MEMBER(weights),
-                MEMBER(decayed), MEMBER(weight_decay), MEMBER(decay), MEMBER(momentum),
-                MEMBER(eps));
+                MEMBER(momenta), MEMBER(averages), MEMBER(rate), MEMBER(average_weight),
+                MEMBER(found_inf), MEMBER(total), MEMBER(weights), MEMBER(decayed),
+                MEMBER(weight_decay), MEMBER(decay), MEMBER(momentum), MEMBER(eps));
   }
 
 #define LAUNCHER(name) m.def(#name, &Call<fasthg_##name>::run)

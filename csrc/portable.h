@@ -123,7 +123,6 @@ struct RmspropStep {
   void* squares;               // (weights,): moving mean of the squared gradient
   void* momenta;               // (weights,); null = no momentum
   void* averages;              // (total,): moving mean of the values; null = none
-  uint16_t* bfloat16;          // (weights,): copy of the new weights, as bits; null = none
   const void* rate;            // (1,): learning rate
   const void* average_weight;  // (1,): share of the value in its new average
   const float* found_inf;      // (1,): not 0 = leave all but the averages as it is; null = 0

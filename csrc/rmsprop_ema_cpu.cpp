@@ -1,14 +1,14 @@
 // One step of RMSProp and moving averages on the CPU, threads over blocks of the values. Formulas:
 // rmsprop_ema_math.h.
 //
-// Fused: average, L2, mean square, momentum, weight and the bfloat16 copy in one pass over flat
-// buffers. As single operations on whole tensors each of them would read and write memory again.
+// Fused: average, L2, mean square, momentum and weight in one pass over flat buffers. As single
+// operations on whole tensors each of them would read and write memory again.
 //
 // Memory traffic, in weights: 5 (gradient read, values and squares read and written), 2 more each
-// for momenta and averages, half for the bfloat16 copy, which is the floor.
+// for momenta and averages, which is the floor.
 //
-// A block of 1024 values stays in the first-level cache, so the loops over it (averages, update,
-// rounding), each of which vectorises, cost one pass over memory together. One loop with all cases
+// A block of 1024 values stays in the first-level cache, so the loops over it (averages, update),
+// each of which vectorises, cost one pass over memory together. One loop with all cases
 // inside would branch for every value.
 #include <algorithm>
 
@@ -26,15 +26,13 @@ struct Buffers {
   T* values;
   const T* gradient;
   T *squares, *momenta, *averages;
-  uint16_t* bfloat16;
 
   explicit Buffers(const RmspropStep& step)
       : values(static_cast<T*>(step.values)),
         gradient(static_cast<const T*>(step.gradient)),
         squares(static_cast<T*>(step.squares)),
         momenta(static_cast<T*>(step.momenta)),
-        averages(static_cast<T*>(step.averages)),
-        bfloat16(step.bfloat16) {}
+        averages(static_cast<T*>(step.averages)) {}
 };
 
 template <typename T>
@@ -66,12 +64,6 @@ FASTHG_HD void momentum_block(const T* __restrict__ gradient, T weight_decay,
   }
 }
 
-template <typename T>
-FASTHG_HD void round_block(const T* __restrict__ weights, int64_t begin, int64_t end,
-                           uint16_t* __restrict__ bfloat16) {
-  for (int64_t i = begin; i < end; ++i) bfloat16[i] = bfloat16_bits(static_cast<float>(weights[i]));
-}
-
 // One block: values from `begin` on, as many as `kBlock` or up to `total`.
 template <typename T>
 FASTHG_HD void update(const Buffers<T>& b, const RmspropStep& step, const RmspropConstants<T>& c,
@@ -89,7 +81,6 @@ FASTHG_HD void update(const Buffers<T>& b, const RmspropStep& step, const Rmspro
         momentum_block(b.gradient, weight_decay, c, begin, stop, b.values, b.squares, b.momenta);
       else
         plain_block(b.gradient, weight_decay, c, begin, stop, b.values, b.squares);
-      if (b.bfloat16) round_block(b.values, begin, stop, b.bfloat16);
     }
     begin = stop;
   }

@@ -1,10 +1,10 @@
 // One step of RMSProp and moving averages on the GPU. Formulas: rmsprop_ema_math.h.
 //
-// Fused: average, L2, mean square, momentum, weight and the bfloat16 copy of all tensors in one
-// launch over flat buffers, 16 bytes a thread.
+// Fused: average, L2, mean square, momentum and weight of all tensors in one launch over flat
+// buffers, 16 bytes a thread.
 //
 // Memory traffic, in weights: 5 (gradient read, values and squares read and written), 2 more each
-// for momenta and averages, half for the bfloat16 copy, which is the floor.
+// for momenta and averages, which is the floor.
 //
 // Rate, average weight and found_inf are read on the device: a captured CUDA graph can be replayed
 // with others, and a step skipped after an overflow costs no synchronisation with the host. Flat
@@ -58,13 +58,6 @@ __global__ void __launch_bounds__(kThreads) rmsprop_ema_kernel(RmspropStep step)
 #pragma unroll
   for (int k = 0; k < vector; ++k) values.value[k] -= changes.value[k];
   *at_buffer(step.values) = values;
-  if (step.bfloat16) {
-    Vector<uint16_t, vector> rounded;
-#pragma unroll
-    for (int k = 0; k < vector; ++k)
-      rounded.value[k] = bfloat16_bits(static_cast<float>(values.value[k]));
-    *reinterpret_cast<Vector<uint16_t, vector>*>(step.bfloat16 + at) = rounded;
-  }
 }
 
 template <typename T, int vector>
@@ -82,7 +75,7 @@ const char* launch(const RmspropStep& step, void* stream) {
   for (const void* buffer :
        {static_cast<const void*>(step.values), step.gradient,
         static_cast<const void*>(step.squares), static_cast<const void*>(step.momenta),
-        static_cast<const void*>(step.averages), static_cast<const void*>(step.bfloat16)})
+        static_cast<const void*>(step.averages)})
     vectors = vectors && aligned16(buffer);
   return vectors ? launch<T, vector>(step, stream) : launch<T, 1>(step, stream);
 }

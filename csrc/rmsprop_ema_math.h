@@ -45,14 +45,4 @@ FASTHG_HD T rmsprop_change(T weight, T gradient, T weight_decay, const RmspropCo
   return c.rate * gradient / std::sqrt(square + c.eps);
 }
 
-// The nearest bfloat16, ties to even, as its bits.
-FASTHG_HD uint16_t bfloat16_bits(float value) {
-  union {
-    float real;
-    uint32_t bits;
-  } word{value};
-  const bool nan = (word.bits & 0x7fffffffu) > 0x7f800000u;
-  return nan ? 0x7fff : (word.bits + 0x7fffu + (word.bits >> 16 & 1u)) >> 16;
-}
-
 }  // namespace fasthg

@@ -14,7 +14,6 @@ def _run(
     squares: Tensor,
     momenta: Tensor | None,
     averages: Tensor | None,
-    bfloat16: Tensor | None,
     rate: Tensor,
     average_weight: Tensor | None,
     found_inf: Tensor | None,
@@ -24,7 +23,7 @@ def _run(
     momentum: float,
     eps: float,
 ) -> None:
-    buffers = (values, gradient, squares, momenta, averages, bfloat16)
+    buffers = (values, gradient, squares, momenta, averages)
     scalars = (rate, average_weight, found_inf)
     if not _extension.has_kernel(values):
         reference.rmsprop_ema(*buffers, *scalars, decayed, weight_decay, decay, momentum, eps)
@@ -49,7 +48,7 @@ def _run(
 
 
 _NAMES = (
-    *("values", "gradient", "squares", "momenta", "averages", "bfloat16"),
+    *("values", "gradient", "squares", "momenta", "averages"),
     *("rate", "average_weight", "found_inf"),
 )
 
@@ -60,14 +59,13 @@ def _written(
     squares: Tensor,
     momenta: Tensor | None,
     averages: Tensor | None,
-    bfloat16: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    return values, squares, momenta, averages, bfloat16
+    return values, squares, momenta, averages
 
 
 _operator = _extension.register(
     "rmsprop_ema(Tensor(a!) values, Tensor gradient, Tensor(b!) squares, Tensor(c!)? momenta,"
-    " Tensor(d!)? averages, Tensor(e!)? bfloat16, Tensor rate, Tensor? average_weight,"
+    " Tensor(d!)? averages, Tensor rate, Tensor? average_weight,"
     " Tensor? found_inf, int decayed, float weight_decay, float decay, float momentum, float eps)"
     " -> ()",
     _run,
@@ -89,7 +87,6 @@ def rmsprop_ema(
     decayed: int | None = None,
     averages: Tensor | None = None,
     average_weight: Tensor | None = None,
-    bfloat16: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
     """One step of moving averages and RMSProp over flat buffers, all in place.
@@ -111,7 +108,6 @@ def rmsprop_ema(
         weight_decay, decayed: L2 of the first `decayed` weights (all, if None).
         averages, average_weight: (total,), and the share of the value in its new average, in the
             dtype of values; None = no averages.
-        bfloat16: (weights,) bfloat16, receives a copy of the new weights.
         found_inf: float32; unless it is 0, only the averages move.
 
     Equivalent to:
@@ -122,7 +118,7 @@ def rmsprop_ema(
         weights -= momenta
 
     Memory, in units of the weights: 5 (gradient read, values and squares read and written), 2 more
-    each for momenta and averages, half for the bfloat16 copy; the floor, in one pass.
+    each for momenta and averages; the floor, in one pass.
 
     Error: a few roundings of each result. Without autograd. The number of threads changes no bit.
 
@@ -153,7 +149,6 @@ def rmsprop_ema(
         ("squares", squares, weights, dtype),
         ("momenta", momenta, weights, dtype),
         ("averages", averages, total, dtype),
-        ("bfloat16", bfloat16, weights, torch.bfloat16),
         ("rate", rate, None, dtype),
         ("average_weight", average_weight, None, dtype),
         ("found_inf", found_inf, None, torch.float32),
@@ -161,7 +156,7 @@ def rmsprop_ema(
         if tensor is not None:
             _check(name, tensor, length, expected, values.device)
     _operator(
-        *(values, gradient, squares, momenta, averages, bfloat16, rate, average_weight, found_inf),
+        *(values, gradient, squares, momenta, averages, rate, average_weight, found_inf),
         *(decayed, weight_decay, decay, momentum, eps),
     )
 

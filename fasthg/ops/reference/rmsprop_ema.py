@@ -12,7 +12,6 @@ def rmsprop_ema(
     squares: Tensor,
     momenta: Tensor | None,
     averages: Tensor | None,
-    bfloat16: Tensor | None,
     rate: Tensor,
     average_weight: Tensor | None,
     found_inf: Tensor | None,
@@ -35,7 +34,6 @@ def rmsprop_ema(
     # Chosen on the device: asking for the number would wait for the GPU.
     kept = torch.zeros((), device=values.device) if found_inf is None else found_inf.reshape(())
     updated = [(squares, new_squares), (momenta, change), (weights, weights - change)]
-    updated += [(bfloat16, (weights - change).to(torch.bfloat16))]
     for old, new in updated:
         if old is not None:
             old.copy_(torch.where(kept == 0, new, old))
