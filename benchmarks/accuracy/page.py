@@ -63,7 +63,7 @@ def page(results: list[Result], levers: list[Result], decoded: list[Result] | No
     machines = sorted({result["processor"] for result in results})
     blocks = [_HEAD.format(machine="; ".join(machines)), *_main(results), *_sets(results)]
     blocks += [*_folds(results), *_by_cost(results), *_views(results), *_shift(results)]
-    blocks += [*_levers(levers), *_decoders(decoded or []), *_commands(results)]
+    blocks += [*_levers(levers), *_others(levers), *_decoders(decoded or []), *_commands(results)]
     return "\n".join(blocks) + "\n"
 
 
@@ -90,14 +90,14 @@ def _pair(results: list[Result], name: str) -> tuple[Result, Result] | None:
 
 
 def _main(results: list[Result]) -> list[str]:
-    rows, logs = [], []
+    rows, ratios = [], []
     for name in SETS:
         pair = _pair(results, name)
         if pair is None or name == "shift":
             continue
         old, new = pair
         both = ratio(new["runs"], old["runs"])
-        logs.append(np.log(both.value))
+        ratios.append(both.value)
         for result in (old, new):
             figures, spread = measured(result["runs"]), spread_over_seeds(result["runs"])
             rows.append(
@@ -113,7 +113,7 @@ def _main(results: list[Result]) -> list[str]:
     if not rows:
         return []
     head = ["set", "recipe", "mean", "median", "RMSE", "p95", "seeds", "processor s", "ratio"]
-    overall = float(np.exp(np.mean(logs)))
+    overall = _geometric_mean(ratios)
     others = [name for name in SETS if name != "shift" and _pair(results, name) is None]
     missing = f" Not measured with both recipes yet: {', '.join(others)}." if others else ""
     return [
@@ -122,7 +122,7 @@ def _main(results: list[Result]) -> list[str]:
         f"(`benchmarks/accuracy/recipes/{OLD}.yaml`), `{NEW}` the preset as it is now, which "
         "chooses its keys from the data. Ratio: mean error of the second over that of the first on "
         "the same frames. Seeds: standard deviation of the mean over seeds. Over these "
-        f"{len(logs)} sets, the geometric mean of the ratios is **{overall:.2f}**.{missing}\n",
+        f"{len(ratios)} sets, the geometric mean of the ratios is **{overall:.2f}**.{missing}\n",
         _table(head, rows),
     ]
 
@@ -263,21 +263,57 @@ def _levers(results: list[Result]) -> list[str]:
     }
     rows = []
     for name in dict.fromkeys(r["lever"] for r in results if r.get("lever", "base") != "base"):
-        own = [r for r in results if r.get("lever") == name]
-        ratios = {
-            r["set"]: ratio(r["runs"], base[r["set"], r["series"]]["runs"])
-            for r in own
-            if (r["set"], r["series"]) in base
-        }
-        mean = float(np.exp(np.mean([np.log(found.value) for found in ratios.values()])))
+        own = [r for r in results if r.get("lever") == name and (r["set"], r["series"]) in base]
+        pairs = {r["set"]: _of_common_seeds(r, base[r["set"], r["series"]]) for r in own}
+        ratios = {one: ratio(*pair) for one, pair in pairs.items()}
+        overall = _geometric_mean(found.value for found in ratios.values())
+        costs = _geometric_mean(cost(new) / cost(old) for new, old in pairs.values())
         cells = [shown(ratios[one]) if one in ratios else "" for one in SETS if one != "shift"]
-        rows.append([name, f"{mean:.2f}", *cells])
+        rows.append([f"`{name}`", f"{overall:.2f}", f"{costs:.2f}", *cells])
     if not rows:
         return []
-    head = ["lever", "all", *(name for name in SETS if name != "shift")]
+    head = ["lever", "all", "cost", *(name for name in SETS if name != "shift")]
     return [
         "## Levers, each alone\n",
-        "Mean error with the lever over that without it, all else equal; below 1 it helps.\n",
+        "Mean error with the lever over that without it, on the same frames with the same seeds; "
+        "below 1 it helps. All: geometric mean over the sets. Cost: processor seconds over those "
+        "without. `benchmarks/results/accuracy/levers` has each training's command and keys.\n",
+        _table(head, rows),
+    ]
+
+
+def _of_common_seeds(new: Result, old: Result) -> tuple[list[Any], list[Any]]:
+    """Runs of both with the seeds that both have."""
+    seeds = {run["seed"] for run in new["runs"]} & {run["seed"] for run in old["runs"]}
+    a, b = ([run for run in r["runs"] if run["seed"] in seeds] for r in (new, old))
+    return a, b
+
+
+def _geometric_mean(ratios: Iterable[float]) -> float:
+    return float(np.exp(np.mean(np.log(list(ratios)))))
+
+
+def _others(results: list[Result]) -> list[str]:
+    """Recipes that were tried at the cost of the main table and are not the preset of today."""
+    rows = []
+    for name in SETS:
+        for result in results:
+            if result["set"] != name or "series" in result:
+                continue
+            figures = measured(result["runs"])
+            keys = ", ".join(f"{key}: {value}" for key, value in result["overrides"].items())
+            keys = keys.replace("None", "null") or "none"
+            commit = result["git"]["commit"][:7]
+            cells = [name, f"`{result['of']}` at {commit}", keys]
+            cells += [shown(figures[m]) for m in ("mean", "median")]
+            seeds = len({run["seed"] for run in result["runs"]})
+            rows.append([*cells, str(seeds), f"{cost(result['runs']):.0f}"])
+    if not rows:
+        return []
+    head = ["set", "recipe", "other keys", "mean", "median", "seeds", "processor s"]
+    return [
+        "## Other recipes that were tried\n",
+        "Where a preset stands at an older commit, it chose other keys then.\n",
         _table(head, rows),
     ]
 

@@ -105,12 +105,15 @@ def test_page_shows_both_recipes_and_levers():
     results.append(result("small", 0.2, budget_cpu_seconds=1200))  # no equal of `first`
     levers = [
         result("base", 1.0, lever="base", series="a"),
-        result("x", 0.9, lever="wider sigma", series="a"),
+        result("x", 0.9, lever="wider sigma", series="a", runs=runs(0.9, seeds=(2, 3))),
+        result("x", 0.7, of="small", git={"commit": 40 * "a"}, overrides={"INIT.WEIGHTS": None}),
     ]
     text = page.page(results, levers)
     assert "geometric mean of the ratios is **0.5" in text
     assert "Not measured with both recipes yet: mirror_mouse, homecage" in text
-    assert "| wider sigma | 0.9" in text
+    alone = ratio(runs(0.9, seeds=(2,)), runs(seeds=(2,))).value
+    assert f"| `wider sigma` | {alone:.2f} | 1.00 | {alone:.2f} (" in text, "seed 2 is in both"
+    assert "| openfield | `small` at aaaaaaa | INIT.WEIGHTS: null | 2." in text
     assert "| openfield | first |" in text and "a processor" in text
 
 
