@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.synchronize import Lock
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,14 @@ class Worker:
     """A `Provider` in a process of its own: its memory, threads and settings are its users'."""
 
     def __init__(
-        self, comparison: Comparison, device: torch.device, values: dict[str, Any], name: str
+        self,
+        comparison: Comparison,
+        device: torch.device,
+        values: dict[str, Any],
+        name: str,
+        turn: Lock,
     ) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _take_turns, (turn,))
         build, threads = comparison.build, torch.get_num_threads()
         arguments = (build.__code__.co_filename, build.__name__, device, values, name, threads)
         self._started = self._pool.submit(_start, *arguments)
@@ -212,7 +218,13 @@ class Worker:
 
 # Of a worker's process alone.
 _cleanup = contextlib.ExitStack()
+_turn: Lock
 _provider: Provider
+
+
+def _take_turns(turn: Lock) -> None:
+    global _turn
+    _turn = turn
 
 
 def _start(
@@ -226,7 +238,9 @@ def _start(
     spec.loader.exec_module(module)
     comparison = getattr(module, name).comparison
     make = _cleanup.enter_context(comparison.built(device, values))[provider]
-    _provider = Provider(comparison, device, values, make())
+    # The first calls choose algorithms by their times, which others at work would disturb.
+    with _turn:
+        _provider = Provider(comparison, device, values, make())
 
 
 def _seconds() -> float:
@@ -309,11 +323,12 @@ class Comparison:
         with contextlib.ExitStack() as stack:
             timers: dict[str, Provider | Worker] = {}
             built = stack.enter_context(self.built(device, values))
+            turn = get_context("spawn").Lock()
             for name in self.providers if chosen is None else chosen:
                 if isinstance(built[name], str):
                     result.absent[name] = built[name]
                 elif self.own_process:
-                    timers[name] = Worker(self, device, values, name)
+                    timers[name] = Worker(self, device, values, name, turn)
                     stack.callback(timers[name].close)
                 else:
                     timers[name] = Provider(self, device, values, built[name])

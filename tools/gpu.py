@@ -54,6 +54,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # racecheck ends with an error of its own ("failed to handle a hardware exception"; 2025.3.1, H200)
 # at the asynchronous copies of these; the other tools find nothing in them.
 WITH_ASYNC_COPIES = ("conv1x1_act", "residual_block")
+BUILD = "build"
+# Tests of the kernels that few visits have proved: before the others, which may take all the time.
+LEAST_PROVED = ("test_bn_act", "test_conv1x1_act", "test_conv1x1_bn", "test_max_pool2x")
 STOCK = ("2-8", "8-8")  # stacks and batch
 EAGER = ("reference", "reference, TF32", "eager channels_last")
 CAPTURED = ("captured", "captured, fp16")
@@ -108,13 +111,20 @@ class Result:
     output: str = ""
 
 
-def list_groups(folder: Path, opcheck_needs: str | None = None) -> list[list[Stage]]:
+def list_groups(
+    folder: Path, opcheck_needs: str | None = None, capability: str = "9.0"
+) -> list[list[Stage]]:
     """Groups of stages, which run side by side; groups run one after the other.
 
-    folder: for what they write. opcheck_needs: a package that torch's opcheck lacks.
+    folder: for what they write. opcheck_needs: a package that torch's opcheck lacks. capability:
+    the GPU's, for which alone the kernels are compiled.
     """
     script = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
-    build = Stage("build", LIMIT_CHECKS, script, {"FASTHG_CUDA": "on"}, ("pybind11", "setuptools"))
+    architecture = {"9.0": "90a"}.get(capability, capability.replace(".", ""))
+    environment = {"FASTHG_CUDA": "on", "FASTHG_CUDA_ARCH": architecture} | {
+        key: os.environ[key] for key in ("FASTHG_CUDA_ARCH",) if key in os.environ
+    }
+    build = Stage(BUILD, LIMIT_CHECKS, script, environment, ("pybind11", "setuptools"))
     check = [sys.executable, str(ROOT / "tools" / "gpu_check_ops.py")]
     checks = [Stage("operators", LIMIT_CHECKS, check, ONE_THREAD)]
     for tool in ("memcheck", "racecheck", "synccheck"):
@@ -187,7 +197,22 @@ def gpu_tests() -> list[str]:
         sources = [path, *path.parent.glob("conftest.py")]
         if any("mark.gpu" in source.read_text(encoding="utf-8") for source in sources):
             files.append(str(path.relative_to(ROOT)))
-    return files
+    return sorted(files, key=lambda file: not Path(file).stem.startswith(LEAST_PROVED))
+
+
+def kernels_problem() -> str | None:
+    """Why fasthg has no kernels on this GPU, None if it has; in a process of its own, anew."""
+    code = (
+        "import json; from fasthg.ops import _extension as e; print(json.dumps(e.choose('cuda')))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        return done.stderr.strip()[-300:]
+    works, reason = json.loads(done.stdout.splitlines()[-1])
+    return None if works else reason
 
 
 def find_sanitizer() -> str | None:
@@ -297,9 +322,14 @@ def run(groups: list[list[Stage]], facts: dict[str, Any], limit: float) -> bool:
                 report = json.loads(stage.report.read_text(encoding="utf-8"))
                 rows += report["benchmarks"]
                 content |= {"machine_info": report["machine_info"], "benchmarks": rows}
+        if any(stage.name == BUILD for stage in group) and (problem := kernels_problem()):
+            # What follows would measure and check torch's operators in the kernels' name.
+            results.append(Result("kernels", "FAILED", note=problem, output=problem))
         content["passed"] = all(result.status != "FAILED" for result in results)
         content["stages"] = [vars(result) for result in results]
         write(file, content)
+        if results[-1].name == "kernels":
+            break
     if (out := os.environ.get("OUT")) and MADE.is_dir():
         shutil.copytree(MADE, Path(out) / MADE.name, dirs_exist_ok=True)
     for row in rows:
@@ -421,7 +451,9 @@ def main() -> int:
         print(f"gpu: {facts['problem']}", file=sys.stderr)
         return NO_GPU
     with tempfile.TemporaryDirectory() as folder:
-        groups = list_groups(Path(folder), facts.get("opcheck_needs"))
+        capability = facts.get("gpu", {}).get("capability", "9.0")
+        groups = list_groups(Path(folder), facts.get("opcheck_needs"), capability)
+        builds = groups[0]
         if arguments.only:
             words, stages = arguments.only, [stage.name for group in groups for stage in group]
             if unknown := [
@@ -438,6 +470,9 @@ def main() -> int:
                 for stage in group:
                     print(f"{number:2} {stage.limit:4.0f} s  {stage.name}")
             return 0
+        if groups[0] != builds and (problem := kernels_problem()):
+            print(f"built first: {problem}")
+            groups.insert(0, builds)
         if facts["missing"]:
             print(f"not installed: {', '.join(facts['missing'])}")
         return int(not run(groups, facts, arguments.limit))

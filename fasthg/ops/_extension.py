@@ -261,18 +261,20 @@ def _function(
     return cast(Callable[..., Any], function.apply)
 
 
-def needs_dispatcher(arguments: Sequence[Any]) -> bool:
+def needs_dispatcher(arguments: Sequence[Any], *, profiled: bool = True) -> bool:
     """Whether anything but autograd looks at a call: then it goes by torch's dispatcher.
 
     That is a compiler, exporter or tracer, a transform of torch.func, a dispatch mode (which also
     has fake tensors), a profiler, which shows operators by their names, and subclasses of Tensor.
+
+    profiled: whether a profiler counts. It does not where the call would do other work for it.
     """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
+        or (profiled and torch.autograd._profiler_enabled())
     ):
         return True
     return any(isinstance(value, torch.Tensor) and type(value) not in _PLAIN for value in arguments)

@@ -172,7 +172,8 @@ def max_pool2x_fork(x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: wrong shape, not floating.
     """
     _layout.check("max_pool2x", "x", x)
-    if _extension.needs_dispatcher((x,)) or not (torch.is_grad_enabled() and x.requires_grad):
+    watched = _extension.needs_dispatcher((x,), profiled=False)
+    if watched or not (torch.is_grad_enabled() and x.requires_grad):
         return x, max_pool2x(x)[0]
     _extension.refuse_tangents("max_pool2x", (x,))
     skip, y = _Fork.apply(x)

@@ -131,6 +131,48 @@ def test_stages_are_judged_by_their_ends(
     assert capsys.readouterr().out.splitlines()[-1] == str(file)
 
 
+def test_without_kernels_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A build that fails, or none on a fresh machine, would time torch's operators as fasthg's."""
+    monkeypatch.setenv("GPU_RESULTS", str(tmp_path))
+    facts: dict[str, Any] = {"gpu": {"name": "x", "capability": "9.0"}, "missing": []}
+    groups = [[python(gpu.BUILD, "")], [python("profile", "print('measured')")]]
+    problems = [None, "no nvcc"]
+    monkeypatch.setattr(gpu, "kernels_problem", lambda: problems.pop())
+    assert not gpu.run(groups, facts, 60)
+    said = capsys.readouterr().out
+    assert "no nvcc" in said and "profile" not in said
+    assert gpu.run(groups, facts, 60) and "profile" in capsys.readouterr().out
+    ran: list[list[str]] = []
+    monkeypatch.setattr(gpu, "read_facts", lambda: facts)
+    monkeypatch.setattr(gpu, "run", lambda groups, *_: not ran.append([g[0].name for g in groups]))
+    problems[:] = [None, "not built"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", "pieces"])
+    assert gpu.main() == gpu.main() == 0
+    assert ran == [["build", "pieces"], ["pieces"]]
+
+
+def test_what_is_said_of_missing_kernels() -> None:
+    """The answer of a process without a GPU."""
+    problem = gpu.kernels_problem()
+    assert problem is None or "CUDA" in problem or "extension" in problem
+
+
+def test_the_build_is_for_the_gpu_at_hand_and_new_kernels_are_tested_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FASTHG_CUDA_ARCH", raising=False)
+    for capability, expected in (("9.0", "90a"), ("8.0", "80"), ("8.9", "89")):
+        (build,), *_ = gpu.list_groups(tmp_path, None, capability)
+        assert build.environment["FASTHG_CUDA_ARCH"] == expected
+    monkeypatch.setenv("FASTHG_CUDA_ARCH", "80;90a")
+    assert gpu.list_groups(tmp_path)[0][0].environment["FASTHG_CUDA_ARCH"] == "80;90a"
+    files = [Path(file).stem for file in gpu.gpu_tests()]
+    first = sorted(files, key=lambda name: not name.startswith(gpu.LEAST_PROVED))
+    assert files == first and files[0].startswith(gpu.LEAST_PROVED)
+
+
 def test_no_time_left_is_a_failure_unless_only_measuring() -> None:
     now = time.monotonic()
     stages = [python("proof", ""), python("measure", "", measures=True)]
@@ -141,10 +183,13 @@ def test_no_time_left_is_a_failure_unless_only_measuring() -> None:
 def test_every_operator_is_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {name for name, _ in gpu_check_ops.cases()} == {row.op for row in ops.paths()}
-    monkeypatch.setattr(
-        sys, "argv", ["x", "--device", "cpu", "--only", "heatmap_mse", "max_pool2x"]
-    )
+    checked = dict(reversed(list(gpu_check_ops.cases())))  # the first case of each
+    # conv1x1_bn is on no operator's path yet.
+    assert set(checked) == {row.op for row in ops.paths()} | {"conv1x1_bn"}
+    for case in checked.values():
+        assert gpu_check_ops.results(case, torch.float64, torch.device("cpu"), exact=False)
+    only = ["heatmap_mse", "max_pool2x", "rmsprop_ema"]
+    monkeypatch.setattr(sys, "argv", ["x", "--device", "cpu", "--only", *only])
     native = all(row.path != "torch reference" for row in ops.paths() if row.device == "cpu")
     assert gpu_check_ops.main() == (0 if native else 1)
     right = ops.heatmap_mse
@@ -156,3 +201,12 @@ def test_every_operator_is_checked(
     capsys.readouterr()
     assert gpu_check_ops.main() == 1
     assert "heatmap_mse in torch.float32: result 0 is off by" in capsys.readouterr().out
+
+    def raises(*tensors: torch.Tensor) -> None:
+        raise TypeError("an argument too many")
+
+    monkeypatch.setattr(ops, "heatmap_mse", raises)
+    assert gpu_check_ops.main() == 1
+    said = capsys.readouterr().out
+    assert "heatmap_mse in torch.float16: TypeError: an argument too many" in said
+    assert "rmsprop_ema in torch.float32" in said, "those after it are checked"

@@ -68,6 +68,37 @@ def test_a_residual_adds_both_gradients_of_its_input(monkeypatch, dtype, capturi
     assert forked == [x.shape]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_fork_on_a_gpu_gives_the_gradient_of_both_readers(captured):
+    """By kernels of half types, which no CPU has; captured, with its weight's gradient apart."""
+    torch.manual_seed(0)
+    layer = Residual(256, 256).conv1.cuda().train()
+    layer.conv.to(torch.bfloat16, memory_format=torch.channels_last)
+    maps = torch.randn(2, 8, 256, 64, 64, device="cuda", dtype=torch.bfloat16)
+    x, grad_skip = (one.to(memory_format=torch.channels_last) for one in maps)
+    x.requires_grad_()
+
+    def gradients(fork):
+        skip, y = layer.fork(x) if fork else (x * 1, layer(x))
+        inputs = (x, layer.conv.weight, layer.bn.bias)
+        return torch.autograd.grad((skip, y), inputs, (grad_skip, grad_skip[:, :128]))
+
+    expected = gradients(fork=False)
+    gradients(fork=True)
+    if captured:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = gradients(fork=True)
+        graph.replay()
+    else:
+        found = gradients(fork=True)
+    for actual, right in zip(found, expected, strict=True):
+        assert actual.dtype == right.dtype
+        assert (actual.float() - right.float()).norm() / right.float().norm() < 0.01
+
+
 def test_a_fork_with_one_reader_and_with_a_frozen_weight():
     block = Residual(8, 8)
     x = torch.randn(1, 8, 4, 4, requires_grad=True)

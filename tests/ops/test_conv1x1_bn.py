@@ -27,6 +27,26 @@ def test_norm_convolution_and_statistics(device, dtype, normed, layout):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+# Of each width of tile, and more inputs than weights stay on chip for. On a GPU a block takes more
+# than one tile of 128 rows.
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 256), (40, 128), (40, 64), (1536, 72)])
+def test_blocks_that_take_several_tiles(device, inputs, outputs):
+    random = torch.Generator().manual_seed(0)
+    side = 230 if device.type == "cuda" else 13
+    x = (torch.randn(1, inputs, side, side, generator=random) * 2 + 3).to(device, torch.bfloat16)
+    weight = torch.randn(outputs, inputs, generator=random).to(device) / inputs**0.5
+    mean, var, beta = (torch.rand(3, inputs, generator=random) + 0.5).to(device)
+    y, *moments = conv1x1_bn.run(x, weight, conv1x1_bn.Norm(mean, var, beta, None, True, 1e-3))
+    a = infer(x, mean, var, beta, None, None, True, 1e-3)
+    assert torch.equal(y, conv1x1_act(a, weight, None, None, None, None, False))
+    # cuBLAS and oneDNN sum in another order.
+    exact = torch.einsum("bchw,oc->bohw", a.double(), weight.to(x.dtype).double())
+    torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2)
+    exact = y.double().mean((0, 2, 3)), y.double().var((0, 2, 3), correction=0)
+    for actual, expected in zip(moments, exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_empty_batch(device):
     x, weight = torch.zeros(0, 8, 4, 4, device=device), torch.ones(8, 8, device=device)
     y, mean, var = conv1x1_bn.run(x, weight, None)

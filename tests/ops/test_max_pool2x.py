@@ -94,6 +94,15 @@ def test_fork_adds_the_gradients_of_both_readers(monkeypatch, device, dtype, sha
     assert torch.equal(actual.signbit(), expected.signbit())
 
 
+def test_a_fork_does_the_same_work_under_a_profiler():
+    """Otherwise a profile would show additions that no step has."""
+    x, grad_y = make((2, 16, 8, 10), torch.float32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.autograd.grad(max_pool2x_fork(x), x, (x.detach(), grad_y))
+    names = {event.name for event in profile.events()}
+    assert "fasthg::max_pool2x_backward" in names and not {"aten::add", "aten::add_"} & names
+
+
 @pytest.mark.parametrize("shape", WITHOUT_RESULTS)
 def test_fork_with_nothing_to_pool(device, shape):
     x, grad_y = make(shape, torch.float32, device)
