@@ -1,8 +1,11 @@
 """What errors of several trainings say: means with intervals over frames, spread over seeds.
 
-An interval is the 2.5th to 97.5th percentile of a bootstrap over the test frames: frames are drawn
-with replacement, each with all its labels in all seeds. It says how far another draw of such frames
-could move the figure. The spread over seeds is the standard deviation of the trainings' own means.
+An interval is the 2.5th to 97.5th percentile of a bootstrap. That of a figure is over the test
+frames: frames are drawn with replacement, each with all its labels in all seeds. It says how far
+another draw of such frames could move the figure. That of a ratio of two recipes is over frames,
+which both share, and over the trainings of each, which they do not: where trainings differ more
+than frames, frames alone would make a difference of chance look sure. The spread over seeds is the
+standard deviation of the trainings' own means.
 """
 
 from __future__ import annotations
@@ -61,9 +64,13 @@ class Errors(NamedTuple):
                 table[place, column, : len(row[seed])] = row[seed]
         return cls(table, tuple(found))
 
-    def of_frames(self, chosen: NDArray[np.intp] | slice = slice(None)) -> Floats:
-        """All errors of some frames, `(n,)`."""
-        errors = self.by_frame[chosen].ravel()
+    def of_frames(
+        self,
+        chosen: NDArray[np.intp] | slice = slice(None),
+        seeds: NDArray[np.intp] | slice = slice(None),
+    ) -> Floats:
+        """All errors of some frames by some trainings, `(n,)`."""
+        errors = self.by_frame[chosen][:, seeds].ravel()
         return errors[np.isfinite(errors)]
 
 
@@ -93,7 +100,9 @@ def spread_over_seeds(runs: Sequence[Mapping[str, Any]]) -> float | None:
 def ratio(
     new: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]], metric: str = "mean"
 ) -> Interval:
-    """A metric of one recipe over that of another, on the same frames, drawn together.
+    """A metric of one recipe over that of another, on the same frames.
+
+    Frames are drawn for both together, trainings for each.
 
     Raises:
         ValueError: the recipes were measured on other frames.
@@ -101,13 +110,18 @@ def ratio(
     a, b, compute = Errors.of(new), Errors.of(old), METRICS[metric]
     if a.frames != b.frames:
         raise ValueError("the two were measured on other frames")
-    ratios = [
-        compute(a.of_frames(draw)) / compute(b.of_frames(draw)) for draw in _draws(len(a.frames))
-    ]
+    rng, ratios = np.random.default_rng(1), []
+    for frames in _draws(len(a.frames)):
+        drawn = [one.of_frames(frames, _drawn(rng, one.by_frame.shape[1])) for one in (a, b)]
+        ratios.append(compute(drawn[0]) / compute(drawn[1]))
     value = compute(a.of_frames()) / compute(b.of_frames())
     return Interval(float(value), *map(float, np.percentile(ratios, [2.5, 97.5])))
 
 
 def _draws(count: int) -> list[NDArray[np.intp]]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, count, count) for _ in range(DRAWS)]
+    return [_drawn(rng, count) for _ in range(DRAWS)]
+
+
+def _drawn(rng: np.random.Generator, count: int) -> NDArray[np.intp]:
+    return rng.integers(0, count, count)

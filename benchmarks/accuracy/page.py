@@ -26,9 +26,9 @@ _HEAD = """# Accuracy
 <!-- Written by `python -m benchmarks.accuracy page` from benchmarks/results/accuracy. -->
 
 Errors in image px on test frames that no training saw, in annotated boxes, by the weights that were
-best on the validation frames. In brackets: the 95 % interval of a bootstrap over test frames. Cost
-is processor time, all threads, loading of images included. Trainings are compared at equal cost on
-one machine: {machine}.
+best on the validation frames. In brackets: the 95 % interval of a bootstrap over test frames; of
+ratios, over test frames and trainings. Cost is processor time, all threads, loading of images
+included. Trainings are compared at equal cost on one machine: {machine}.
 """
 
 

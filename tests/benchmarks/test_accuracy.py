@@ -84,11 +84,18 @@ def test_a_frame_s_animals_are_drawn_together():
 
 
 def test_a_paired_ratio_is_sharper_than_its_parts():
-    found = ratio(runs(0.8), runs())
+    found = ratio(runs(0.8, seeds=(1,)), runs(seeds=(1,)))
     assert found.value == pytest.approx(0.8, abs=0.02)
     assert found.high - found.low < 0.03
     with pytest.raises(ValueError, match="other frames"):
         ratio(runs(frames=39), runs())
+
+
+def test_a_ratio_of_trainings_that_differ_is_as_unsure_as_they_are():
+    """Two recipes alike, each with a good and a bad training."""
+    alike = [[*runs(1.0, seeds=(1,)), *runs(scale, seeds=(2,))] for scale in (1.5, 1.6)]
+    found = ratio(*alike)
+    assert found.low < 0.75 and found.high > 1.3
 
 
 def test_spread_over_seeds():
