@@ -152,6 +152,7 @@ PYBIND11_MODULE(_C, m) {
   LAUNCHER(conv1x1_act_cuda);
   LAUNCHER(conv1x1_bn_cuda);
   LAUNCHER(conv1x1_bn_grad_cuda);
+  LAUNCHER(conv1x1_bn_weight_cuda);
   LAUNCHER(rmsprop_ema_cuda);
   LAUNCHER(moving_statistics_cuda);
   LAUNCHER(upsample2x_add_cuda);

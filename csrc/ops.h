@@ -132,6 +132,18 @@ const char* fasthg_conv1x1_bn_grad_cuda(int dtype, const fasthg::Conv1x1* conv,
                                         void* workspace, void* below_grad_beta,
                                         void* below_grad_gamma, int device, void* stream);
 
+// g^T a, the gradient of a convolution's weight: g as above, of grad and z, dtype (norm->rows,
+// norm->channels); a is x, dtype (rows, norm_of_x->channels), or its norm as of conv1x1_bn.
+// workspace: real (parts, outputs, inputs), products of the rows of each part, at least one row;
+// their number alone decides the order of summation. grad_weight: (outputs, inputs), of dtype or,
+// wide, float32. float16 and bfloat16.
+const char* fasthg_conv1x1_bn_weight_cuda(int dtype, const void* grad,
+                                          const fasthg::BatchNorm* norm, const void* z,
+                                          const void* grad_beta, const void* grad_gamma,
+                                          const fasthg::BatchNorm* norm_of_x, const void* x,
+                                          int64_t parts, void* workspace, bool wide,
+                                          void* grad_weight, int device, void* stream);
+
 // y = high + low, each value of low for two by two of high; and the gradient with respect to low.
 // low: dtype (rows, width, channels), where rows are those of all images; high, y: dtype
 // (2 rows, 2 width, channels). CPU: float32, float64, bfloat16. CUDA: also float16.

@@ -13,6 +13,11 @@ from fasthg.ops.conv1x1_act import as_rows, describe, empty_y, grad_weight_of
 from fasthg.ops.conv1x1_act import run as conv1x1_act
 from fasthg.ops.conv1x1_bn import Norm, describe_norm, has_kernel, readable, tiles_of
 
+# Rows whose products are summed by themselves before the parts are added in order: their number,
+# which depends on the rows alone, decides the order of summation.
+_ROWS_PER_PART = 256
+_MAXIMUM_PARTS = 128  # one block for nearly each multiprocessor of an H200
+
 
 class NormGradient(NamedTuple):
     """The gradient of a batch norm's input z, but for the gradient of its result.
@@ -101,11 +106,38 @@ def of_weight(
         norm: of x, with known statistics; None: a is x.
 
     Returns:
-        (out, in), weight's dtype; sums are float32 at least.
+        (out, in), weight's dtype; sums are float32 at least and, where a kernel does it, the same
+        in every run and on every GPU.
+
+    Memory: where a kernel does it (`has_kernel`), grad, z and x are read once, and float32 products
+    of each part of the rows written and read. Elsewhere g and a are written, and then multiplied.
     """
+    if has_kernel(x, len(weight)):
+        return _weight_in_one_pass(grad, of, weight, x, norm)
     a = x if norm is None else bn_infer(x, *norm[:4], None, norm.relu, norm.eps)
     dtype = of.z.dtype
     return grad_weight_of(as_rows(of.of_input(grad), dtype), as_rows(a, dtype), weight)
+
+
+def _weight_in_one_pass(
+    grad: Tensor, of: NormGradient, weight: Tensor, x: Tensor, norm: Norm | None
+) -> Tensor:
+    real, rows = reference.arithmetic_dtype(x.dtype), x.numel() // x.shape[1]
+    parts = min(_MAXIMUM_PARTS, -(-rows // _ROWS_PER_PART))
+    workspace = x.new_empty((parts, *weight.shape), dtype=real)
+    wide = weight.dtype != x.dtype
+    made = x.new_empty(weight.shape, dtype=real if wide else x.dtype)
+    # The kernel gets bare addresses: what is read must live until the launch.
+    maps = [readable(x, t) for t in (grad, of.z, x)]
+    sums = [t.to(real).contiguous() for t in of[2:]]
+    of_z, _values = describe_norm(of.z, of.norm)
+    of_x, _values_of_x = describe_norm(x, norm)
+    grad_read, z, x_read, *totals = (t.data_ptr() for t in (*maps, *sums))
+    written = parts, workspace.data_ptr(), wide, made.data_ptr()
+    _extension.call_kernel(
+        "conv1x1_bn_weight", x, grad_read, of_z, z, *totals, of_x, x_read, *written
+    )
+    return made.to(weight.dtype)
 
 
 def _in_one_pass(

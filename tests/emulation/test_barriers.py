@@ -131,8 +131,9 @@ def multiply_between_norms(scene):
     of = conv1x1_bn_grad.NormGradient(maps_of[1], norm, *sums)
     x = maps_of[1][:, :8]
     below = conv1x1_bn.Norm(zeros[:8], ones[:8], norm.beta[:8] - 0.5, None, True, 0.0)
+    weight = conv1x1_bn_grad.of_weight(maps_of[0], of, rows[:56, :8].float(), x, below)
     out, made = conv1x1_bn_grad.of_normalised_input(maps_of[0], of, rows[:56, :8], x, below)
-    return [out, made.grad_beta, made.grad_gamma]
+    return [out, made.grad_beta, made.grad_gamma, weight]
 
 
 def late_peak(scene):
@@ -163,6 +164,7 @@ SHOWN_BY = {
     "conv1x1_act_cuda.cu": [multiply_to_heatmaps],
     "conv1x1_bn_cuda.cu": [multiply_after_norm],
     "conv1x1_bn_grad_cuda.cu": [multiply_between_norms],
+    "conv1x1_bn_weight_cuda.cu": [multiply_between_norms],
     "conv1x1_norms.cuh": [multiply_after_norm],
     "conv1x1_product.cuh": [multiply, multiply_in_steps],
     "heatmap_peaks_cuda.cu": [late_peak, dark, plateau],

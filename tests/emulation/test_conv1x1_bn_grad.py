@@ -17,9 +17,10 @@ from emulated_cases import (
 from emulated_extension import ORDERS
 
 from fasthg.ops import conv1x1_bn_grad
+from fasthg.ops.bn_act import infer
 from fasthg.ops.conv1x1_act import run as conv1x1_act
 from fasthg.ops.conv1x1_bn import Norm
-from fasthg.ops.conv1x1_bn_grad import NormGradient, of_input, of_normalised_input
+from fasthg.ops.conv1x1_bn_grad import NormGradient, of_input, of_normalised_input, of_weight
 from fasthg.ops.reference import bn_act_backward, normalise
 
 pytestmark = pytest.mark.slow  # a minute to compile
@@ -95,6 +96,46 @@ def test_gradient_of_a_normalised_input(
     check_below(emulated, order, grad, of, weight, x, norm._replace(relu=relu_below))
 
 
+def check_weight(emulated, order, error, grad, of, weight, x, norm):
+    """Against products in float64 of what bn_act writes; returns the result."""
+    with emulated(order):
+        made = of_weight(grad, of, weight, x, norm)
+        g = of.of_input(grad)
+        a = x if norm is None else infer(x, *norm[:4], None, norm.relu, norm.eps)
+    g, a = (t[0, :, :, 0].double() for t in (g, a))
+    exact, size = g @ a.t(), g.abs() @ a.abs().t()
+    rounding = 0 if made.dtype == torch.float32 else error
+    assert made.shape == weight.shape and made.dtype == weight.dtype
+    assert ((made - exact).abs() <= rounding * exact.abs() + 1e-6 * size).all()
+    return made
+
+
+# rows, in, out: a row; less than a step; two parts and edges of both; both large tiles.
+WEIGHT_SHAPES = [(1, 8, 8), (21, 24, 72), (291, 40, 48), (130, 136, 72), (45, 72, 136)]
+
+
+@cases(["shape", "normed", "gamma", "relu", "wide"], HALVES, WEIGHT_SHAPES, *[FLAG] * 4)
+def test_gradient_of_the_weight(
+    emulated, switches, order, dtype, error, shape, normed, gamma, relu, wide
+):
+    grad, of, weight, _, x, norm = inputs_of(*shape, dtype, gamma, relu)
+    weight = weight.float() if wide else weight
+    switches.emulation_launches()
+    check_weight(emulated, order, error, grad, of, weight, x, norm if normed else None)
+    assert switches.emulation_launches() == (4 if normed else 3)  # two, and what they stand for
+
+
+@pytest.mark.parametrize("shape", [(290, 72, 136), (290, 136, 72)])
+def test_all_tiles_of_the_weight_give_the_same_result(emulated, switches, gpu, shape):
+    """Of 256 x 128 or 128 x 256, 128 x 128, and 64 x 64 products."""
+    grad, of, weight, _, x, norm = inputs_of(*shape, torch.bfloat16)
+    results = []
+    for multiprocessors, kibibytes in ((132, 227), (7, 227), (132, 100), (132, 64)):
+        gpu(multiprocessors, kibibytes)
+        results.append(check_weight(emulated, "natural", 0, grad, of, weight.float(), x, norm))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 # What makes the launcher take its tiles: multiprocessors, and kibibytes that a block may have; then
 # the blocks of a launch with an addend.
 TILES = {
@@ -130,11 +171,17 @@ def test_what_the_kernel_does_not_take(emulated, emulation):
         with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
             described = conv1x1(emulation), batch_norm(emulation)
             emulation.conv1x1_bn_grad_cuda(0, *described, 0, 0, 0, described[1], *[0] * 6)
+        with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
+            norms = described[1], 0, 0, 0, described[1]
+            emulation.conv1x1_bn_weight_cuda(0, 0, *norms, 0, 0, 0, False, 0, 0, 0)
+        with pytest.raises(RuntimeError, match="takes rows of whole vectors"):
+            conv1x1_bn_grad._weight_in_one_pass(*inputs_of(40, 16, 12, torch.bfloat16)[:3], x, norm)
         with pytest.raises(RuntimeError, match="an addend or a norm below"):
             below = (x, norm)
             conv1x1_bn_grad._in_one_pass(grad, of, weight, addend, below)
     moved = [as_maps(unaligned(t[0, :, :, 0].t().contiguous())) for t in (grad, of.z, x)]
     unaligned_of = of._replace(z=moved[1])
     check_below(emulated, "natural", moved[0], unaligned_of, weight, moved[2], norm)
+    check_weight(emulated, "natural", 0, moved[0], unaligned_of, weight.float(), moved[2], norm)
     grad, of, weight, _, x, norm = inputs_of(40, 12, 8, torch.bfloat16)
     check_below(emulated, "natural", grad, of, weight, x, norm)
