@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fasthg import ops
+from fasthg.ops.residual_chain import residual_chain
 
 # dtype -> error allowed, relative to the largest value.
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -100,6 +101,12 @@ def residual(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """residual_block with its statistics, where it has them."""
     y, statistics = ops.residual_block(x, *values)
     return y, *(t for t in statistics if t.numel())
+
+
+def chain(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """residual_chain with its statistics."""
+    y, statistics = residual_chain(x, *values)
+    return y, *(t for pair in statistics for t in pair)
 
 
 def move(running: Tensor, *others: Tensor) -> Tensor:
@@ -205,6 +212,16 @@ def cases() -> Iterator[tuple[str, Case]]:
         values = tuple(normal(*size) / size[0] ** 0.5 for size in sizes)
         case = Case(residual, (normal(2, channels, 13, 7),), values, factor=10, in_norm=True)
         yield "residual_block", case
+    # Of each form of the kernels; then of their largest tiles, where 132 multiprocessors have rows
+    # enough, and some ReLUs round to the other side.
+    for channels, side in ((16, 13), (48, 17), (5, 5), (256, 113)):
+        half = channels // 2
+        sizes = [(half, channels, 1, 1), (half,), (half, half, 3, 3), (half,)]
+        sizes += [(channels, half, 1, 1), (channels,)]
+        values = tuple(normal(*size) / size[0] ** 0.5 for size in sizes)
+        x = normal(1, channels, side, side)
+        case = Case(chain, (x,), values, factor=10, in_norm=True, gradients=side < 100)
+        yield "residual_chain", case
     third, tenth = torch.tensor([0.3, 0.1], dtype=torch.float64)
     for count in (1, 1027, 2052):
         values = (normal(count), normal(count) + 1, normal(count) + 2, third)

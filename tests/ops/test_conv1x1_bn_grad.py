@@ -87,3 +87,27 @@ def test_an_empty_batch(device):
     out, below = of_normalised_input(x, of, weight, x, of.norm)
     assert of_input(x, of, weight, x).shape == out.shape == x.shape
     assert not below.grad_gamma.any() and not of_weight(x, of, weight, x, None).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("channels", "outputs"), [(128, 256), (256, 128)])
+def test_the_largest_tiles_equal_norms_and_convolutions(monkeypatch, dtype, channels, outputs):
+    """Of rows that fill a GPU and end within a tile; both round g, a and results alike."""
+    shapes = ((1, channels, 117, 131), (outputs, channels), (1, outputs, 117, 131), (channels,))
+    shapes += ((1, outputs, 117, 131), (outputs,))
+    x, weight, grad, beta, z, beta_z = leaves(*shapes, dtype=dtype, device="cuda")
+    x, grad, z = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad, z))
+    of = NormGradient.of(grad, z, statistics(z, beta_z, channels > outputs))
+    norm = statistics(x, beta, True)
+
+    def results():
+        masked, below = of_normalised_input(grad, of, weight, x, norm)
+        made = [masked, below.grad_beta, below.grad_gamma, of_input(grad, of, weight, x)]
+        return [*made, of_weight(grad, of, weight, x, norm), of_weight(grad, of, weight, x, None)]
+
+    one_pass, again = results(), results()
+    assert all(torch.equal(a, b) for a, b in zip(one_pass, again, strict=True))
+    monkeypatch.setattr("fasthg.ops.conv1x1_bn_grad.has_kernel", lambda x, outputs: False)
+    for actual, expected in zip(one_pass, results(), strict=True):
+        assert relative_error(actual, expected) < 2e-3
