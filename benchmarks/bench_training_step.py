@@ -2,7 +2,7 @@
 
 The rivals start from heatmaps drawn before and images in float32; fasthg starts from bytes and
 keypoints. `step_variants` shows what single keys of fasthg cost, `step_pieces` what each part of a
-step gains that no GPU has measured yet, `step_profile` every kernel.
+step gains, or would gain, that no GPU has measured yet, `step_profile` every kernel.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ WITHOUT = {
     "autograd adds in hourglasses": (layers, "fork", lambda x, fused: (x, layers.halve(x, fused))),
     "autograd adds in residuals": (layers.Residual, "forks", lambda *_: False),
 }
+# Each with one piece more, which no path takes yet: what is set, and to what.
+WITH = {"residuals with norms in their convolutions": (layers.Residual, "chained", True)}
+PIECES = WITHOUT | WITH
 TINY = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
 PORTS = {"torchrun, one process": "29513", "torchrun, BATCHNORM_SYNC": "29514"}
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -106,7 +109,7 @@ def bench_step_variants(device):
 
 @pytest.mark.slow
 @compare(
-    *(*WITHOUT, "fasthg"),
+    *(*PIECES, "fasthg"),
     rounds=(3, 20),
     cold=False,
     own_process=True,
@@ -119,11 +122,11 @@ def bench_step_pieces(device, batch):
         pytest.skip("pieces for a GPU")
 
     def make(name):
-        if name in WITHOUT:
-            setattr(*WITHOUT[name])  # in this process, which is this provider's own
+        if name in PIECES:
+            setattr(*PIECES[name])  # in this process, which is this provider's own
         return Step(networks.config(8, batch, HEAD_INIT_SCALE=0.01), device)
 
-    return {name: lambda name=name: make(name) for name in (*WITHOUT, "fasthg")}
+    return {name: lambda name=name: make(name) for name in (*PIECES, "fasthg")}
 
 
 def profile_figures(run, seconds, **values):

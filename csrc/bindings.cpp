@@ -94,8 +94,8 @@ PYBIND11_MODULE(_C, m) {
     using S = BatchNorm;
     bind_struct(m, "BatchNorm", MEMBER(beta), MEMBER(gamma), MEMBER(mean), MEMBER(var),
                 MEMBER(workspace), MEMBER(rows), MEMBER(channels), MEMBER(parts), MEMBER(eps),
-                MEMBER(relu), MEMBER(frozen), MEMBER(on_chip), MEMBER(cluster_blocks),
-                MEMBER(cluster_vectors));
+                MEMBER(relu), MEMBER(frozen), MEMBER(sums_given), MEMBER(on_chip),
+                MEMBER(cluster_blocks), MEMBER(cluster_vectors));
   }
   {
     using S = BnFold;
@@ -150,6 +150,8 @@ PYBIND11_MODULE(_C, m) {
   LAUNCHER(channel_covariance_cuda);
   LAUNCHER(conv1x1_act_cuda);
   LAUNCHER(conv1x1_bn_cuda);
+  LAUNCHER(conv1x1_bn_grad_cuda);
+  LAUNCHER(conv1x1_bn_weight_cuda);
   LAUNCHER(rmsprop_ema_cuda);
   LAUNCHER(moving_statistics_cuda);
   LAUNCHER(upsample2x_add_cuda);

@@ -336,15 +336,18 @@ const char* backward(const BatchNorm& norm, const void* x, const void* y, const 
   pass.grad_y = static_cast<const T*>(grad_y);
   pass.result = static_cast<T*>(grad_x);
   pass.grad_residual = static_cast<T*>(grad_residual);
-  const auto sums = work.sums([&](int64_t begin, int64_t end, Real<T>* first, Real<T>* second) {
-    add_grad_sums(pass, begin, end, first, second);
-  });
   auto* out_beta = static_cast<Real<T>*>(grad_beta);
   auto* out_gamma = static_cast<Real<T>*>(grad_gamma);
-  for (int64_t c = 0; c < norm.channels; ++c) {
-    out_beta[c] = static_cast<Real<T>>(sums[c]);
-    out_gamma[c] = static_cast<Real<T>>(sums[norm.channels + c] * channel.inv_std(c));
+  if (!norm.sums_given) {
+    const auto sums = work.sums([&](int64_t begin, int64_t end, Real<T>* first, Real<T>* second) {
+      add_grad_sums(pass, begin, end, first, second);
+    });
+    for (int64_t c = 0; c < norm.channels; ++c) {
+      out_beta[c] = static_cast<Real<T>>(sums[c]);
+      out_gamma[c] = static_cast<Real<T>>(sums[norm.channels + c] * channel.inv_std(c));
+    }
   }
+  if (!grad_x) return nullptr;
   const auto coefficients = [&](int64_t c) {
     return bn_grad_coefficients(channel.scale(c), channel.inv_std(c), out_beta[c], out_gamma[c],
                                 norm.rows, norm.frozen);

@@ -10,13 +10,14 @@
 // mean), (2) the parts again, which are grad_beta and grad_gamma, (3) grad_x.
 //
 // Memory traffic, in maps: forward 3 (x read twice, y written), 1 more with a residual, 1 less with
-// frozen statistics, which need no sums. Backward 5 (x and grad_y read twice, grad_x written), with
-// residual and ReLU 8 (y read twice, grad_residual written). The sums add 2 * parts * channels real
-// numbers written and read, with at most 324 parts (fasthg/ops/bn_act.py: three blocks on each of
-// an A100's 108 multiprocessors, one wave). Two reads are needed because mean and variance are
-// known only after the last row: a block would have to keep its rows meanwhile, which
-// bn_act_on_chip_cuda.cu does for few rows. The last pass walks backwards through the rows: what
-// the first pass read last may still be in the L2 cache.
+// frozen statistics, which need no sums. The sums of either direction are also found alone, and the
+// backward's third pass runs alone where they are known. Backward 5 (x and grad_y read twice,
+// grad_x written), with residual and ReLU 8 (y read twice, grad_residual written). The sums add 2 *
+// parts * channels real numbers written and read, with at most 324 parts (fasthg/ops/bn_act.py:
+// three blocks on each of an A100's 108 multiprocessors, one wave). Two reads are needed because
+// mean and variance are known only after the last row: a block would have to keep its rows
+// meanwhile, which bn_act_on_chip_cuda.cu does for few rows. The last pass walks backwards through
+// the rows: what the first pass read last may still be in the L2 cache.
 //
 // Trade-off: sums go through a workspace and a second launch instead of atomics. Atomic additions
 // would need one launch less but come in any order, and floating-point sums would differ from run
@@ -276,12 +277,15 @@ const char* launch(const BnActCall& call) {
   if (call.grad_y) {
     auto* grad_beta = static_cast<Real*>(call.grad_beta);
     auto* grad_gamma = static_cast<Real*>(call.grad_gamma);
-    FASTHG_LAUNCH((bn_act_grad_sums_kernel<T, vector>), parts, threads, sums, call.stream, norm,
-                  shape, maps);
-    if (const char* refusal = launch_status()) return refusal;
-    FASTHG_LAUNCH(bn_act_grad_params_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream,
-                  norm, grad_beta, grad_gamma);
-    if (const char* refusal = launch_status()) return refusal;
+    if (!norm.sums_given) {
+      FASTHG_LAUNCH((bn_act_grad_sums_kernel<T, vector>), parts, threads, sums, call.stream, norm,
+                    shape, maps);
+      if (const char* refusal = launch_status()) return refusal;
+      FASTHG_LAUNCH(bn_act_grad_params_kernel<T>, finish, dim3(kFinishThreads), pairs, call.stream,
+                    norm, grad_beta, grad_gamma);
+      if (const char* refusal = launch_status()) return refusal;
+    }
+    if (!call.result) return nullptr;
     FASTHG_LAUNCH((bn_act_grad_x_kernel<T, vector>), pass, threads, 0, call.stream, norm, shape,
                   maps, grad_beta, grad_gamma);
     return launch_status();
@@ -303,7 +307,7 @@ const char* launch(const BnActCall& call) {
 const char* launch(int dtype, const BnActCall& call, int device) {
   const DeviceGuard guard(device);
   const char* refusal = nullptr;
-  if (call.result &&
+  if (call.result && !call.norm.sums_given &&
       (bn_act_on_chip(dtype, call, &refusal) || bn_act_in_clusters(dtype, call, &refusal)))
     return refusal;
   return dispatch(dtype, [&](auto zero) {

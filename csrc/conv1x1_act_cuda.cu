@@ -126,20 +126,11 @@ const char* launch(const Conv1x1& conv, void* stream) {
     return (vectors || !Tile::whole_vectors) &&
            device.fits<Tile>(in, bytes_of_results<Tile>(vectors));
   };
-  const auto suits = [&](auto tile) { return fits(tile) && device.filled_by<decltype(tile)>(in); };
-  // The largest tile reads the least; few rows or outputs take smaller ones.
-  using Wide = Tile<128, 256, 2, 1>;
-  using Large = Tile<128, 128, 4, 1>;
-  using Narrow = Tile<128, 64, 4, 2>;
+  const auto run_tile = [&](auto tile) { return run<T, decltype(tile)>(work, device, stream); };
   using Few = Tile<128, 16, 8, 2>;
-  using Small = Tile<64, 64, 4, 2>;
-  using InSteps = Tile<128, 64, 4, 1, false>;
-  if (conv.outputs <= Few::across && suits(Few{})) return run<T, Few>(work, device, stream);
-  if (conv.outputs > Large::across && suits(Wide{})) return run<T, Wide>(work, device, stream);
-  if (conv.outputs > Narrow::across && suits(Large{})) return run<T, Large>(work, device, stream);
-  if (suits(Narrow{})) return run<T, Narrow>(work, device, stream);
-  if (fits(Small{})) return run<T, Small>(work, device, stream);
-  return run<T, InSteps>(work, device, stream);
+  if (conv.outputs <= Few::across && fits(Few{}) && device.filled_by<Few>(in))
+    return run_tile(Few{});
+  return run_largest_tile<1, Tile<64, 64, 4, 2>>(in, device, fits, run_tile);
 }
 
 }  // namespace

@@ -3,8 +3,9 @@
 //   sums = x W^T + x2 W2^T,  x: (rows, in), W: (outputs, in), half types; sums in float32 registers
 //
 // A block of 8 warps owns a tile of outputs. It copies their weights to shared memory once, then
-// walks over tiles of rows, a stride of the grid apart. x comes in steps of 64 inputs through four
-// stages in shared memory, which cp.async fills in turn. Steps go on over the border between two
+// walks over tiles of rows, a stride of the grid apart. x, and a map of its shape beside it that a
+// kernel may want, come in steps of 64 inputs through four stages in shared memory (three for two
+// maps), which cp.async fills in turn. Steps go on over the border between two
 // tiles of rows: while a block computes a tile and does with its sums what the kernel wants, the
 // first inputs of the next tile are on their way. Where the weights of all inputs do not fit
 // (`resident` false), those of a step are loaded before its products, in each tile of rows anew.
@@ -15,6 +16,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "conv1x1_tile.cuh"
 #include "mma.cuh"
@@ -59,7 +61,10 @@ __device__ void copy_step(const ConvInputs<T>& in, int64_t row, int step, T* sta
       const int line = first + threadIdx.x / across;
       const bool valid = row + line < in.rows && part.k + column < pair.in;
       const T* from = pair.x + (row + line) * pair.in + part.k + column;
-      copy_async(stage + line * kPitch + column, valid ? from : pair.x, valid ? 16 : 0);
+      T* to = stage + line * kPitch + column;
+      copy_async(to, valid ? from : pair.x, valid ? 16 : 0);
+      if constexpr (Tile::maps == 2)
+        copy_async(to + Tile::map, valid ? pair.beside + (from - pair.x) : pair.x, valid ? 16 : 0);
     }
   } else {
     constexpr int across = kPitch / kChunk;
@@ -166,7 +171,7 @@ __device__ void walk_tiles(const ConvInputs<T>& in, unsigned char* memory, const
     }
   };
 #pragma unroll 1
-  for (int stage = 0; stage < kStages - 1; ++stage) copy_ahead(stage);
+  for (int stage = 0; stage < Tile::stages - 1; ++stage) copy_ahead(stage);
   if (Tile::resident) {
     load_weights<Tile>(in.first, in.outputs, output, 0, in.first.depth, weights, pitch);
     if (in.second.in)
@@ -178,17 +183,17 @@ __device__ void walk_tiles(const ConvInputs<T>& in, unsigned char* memory, const
     ConvSums<Tile> sums = {};
     for (int step = 0; step < in.steps; ++step) {
       const StepInputs<T> part(in, step);
-      wait_for_copies<kStages - 2>();  // what this thread copied for the step has arrived
+      wait_for_copies<Tile::stages - 2>();  // what this thread copied for the step has arrived
       prepare(part, stages + stage * Tile::stage);
       __syncthreads();  // everyone's copies have, and nobody reads the stage that is filled next
-      copy_ahead((stage + kStages - 1) % kStages);
+      copy_ahead((stage + Tile::stages - 1) % Tile::stages);
       if (!Tile::resident) {
         load_weights<Tile>(part.pair, in.outputs, output, part.k, part.width, weights, pitch);
         __syncthreads();  // every thread's weights of the step must lie there
       }
       add_step<Tile>(in, part, row, stages + stage * Tile::stage,
                      weights + (Tile::resident ? part.column : 0), pitch, sums);
-      stage = (stage + 1) % kStages;
+      stage = (stage + 1) % Tile::stages;
     }
     finish(row, sums);
   }
@@ -258,6 +263,28 @@ int share_tiles(ConvInputs<T>& in, const ConvDevice& device, Kernel* kernel, siz
   const int64_t walkers = std::min(down, room);
   in.stride = walkers * Tile::down;
   return static_cast<int>(walkers) * in.columns;
+}
+
+// Returns run(Tile{}) for the largest tile of 128 rows for which fits(Tile{}) and which fills the
+// device: it reads the least. Few outputs or rows take smaller ones; Smaller has fewer rows, or is
+// void: then no other tile keeps more multiprocessors at work.
+template <int maps, typename Smaller, typename T, typename Fits, typename Run>
+const char* run_largest_tile(const ConvInputs<T>& in, const ConvDevice& device, const Fits& fits,
+                             const Run& run) {
+  using Wide = Tile<128, 256, 2, 1, true, maps>;
+  using Large = Tile<128, 128, 4, 1, true, maps>;
+  using Narrow = Tile<128, 64, 4, maps == 1 ? 2 : 1, true, maps>;
+  using InSteps = Tile<128, 64, 4, 1, false, maps>;
+  const auto suits = [&](auto tile) { return fits(tile) && device.filled_by<decltype(tile)>(in); };
+  if (in.outputs > Large::across && suits(Wide{})) return run(Wide{});
+  if (in.outputs > Narrow::across && suits(Large{})) return run(Large{});
+  if constexpr (std::is_void_v<Smaller>) {
+    if (fits(Narrow{})) return run(Narrow{});
+  } else {
+    if (suits(Narrow{})) return run(Narrow{});
+    if (fits(Smaller{})) return run(Smaller{});
+  }
+  return run(InSteps{});
 }
 
 }  // namespace fasthg

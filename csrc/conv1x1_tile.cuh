@@ -17,12 +17,12 @@ constexpr int kChunk = 8;   // half values in 16 bytes
 // Distance of two rows in a stage. Like that of two rows of weights it is an odd multiple of 16
 // bytes: the eight rows that an ldmatrix reads then lie in different banks.
 constexpr int kPitch = kStep + kChunk;
-constexpr int kStages = 4;
 
 // One pair of operands.
 template <typename T>
 struct Operands {
   const T* x;          // (rows, in)
+  const T* beside;     // (rows, in), where a tile has two maps
   const void* weight;  // (outputs, in); rows or, transposed, columns are `pitch` values apart
   int64_t pitch;
   int in;
@@ -54,10 +54,11 @@ struct ConvResults {
 };
 
 // The rectangle of results that a block computes at a time, and its warps' parts. `blocks`: of a
-// multiprocessor, for which the registers suffice.
-template <int down_, int across_, int warps_down, int blocks_, bool resident_ = true>
+// multiprocessor, for which the registers suffice. `maps`: of the first pair, in a stage after each
+// other: x and, if two, the map beside it.
+template <int down_, int across_, int warps_down, int blocks_, bool resident_ = true, int maps_ = 1>
 struct Tile {
-  static constexpr int down = down_, across = across_, blocks = blocks_;
+  static constexpr int down = down_, across = across_, blocks = blocks_, maps = maps_;
   static constexpr bool resident = resident_;
   static constexpr bool whole_vectors = across > 64;  // no code for results one by one
   static constexpr int warps_across = kConvThreads / kWarp / warps_down;
@@ -68,7 +69,8 @@ struct Tile {
   static constexpr int vector = products_across % 4 ? 4 : 8;
   static constexpr int group = 4 * vector;
   static constexpr int groups = products_across * 8 / group;
-  static constexpr int stage = down * kPitch;
+  static constexpr int map = down * kPitch, stage = maps * map;
+  static constexpr int stages = maps == 1 ? 4 : 3;  // two of the latter hold more than three
 
   // The row of shared memory where an output's weights lie.
   static FASTHG_HD int position(int output) {
@@ -79,7 +81,7 @@ struct Tile {
   static FASTHG_HD int weight_pitch(int depth) { return (resident ? depth : kStep) + kChunk; }
   // Bytes of shared memory for weights and stages.
   static FASTHG_HD size_t bytes(int depth) {
-    return 2 * (size_t{across} * weight_pitch(depth) + size_t{kStages} * stage);
+    return 2 * (size_t{across} * weight_pitch(depth) + size_t{stages} * stage);
   }
 };
 

@@ -62,9 +62,10 @@ const char* fasthg_bn_act_cpu(int dtype, const fasthg::BatchNorm* norm, const vo
 const char* fasthg_bn_act_cuda(int dtype, const fasthg::BatchNorm* norm, const void* x,
                                const void* residual, void* y, int device, void* stream);
 
-// Its gradients. grad_y, grad_x: dtype (rows, channels); grad_beta, grad_gamma: real (channels,),
-// both always written. Where relu follows a residual, y (the forward's result) says where it let
-// values through and grad_residual is written, both dtype (rows, channels); else they are null.
+// Its gradients. grad_y, grad_x (or null: the sums alone): dtype (rows, channels); grad_beta,
+// grad_gamma: real (channels,), both written, or read if norm->sums_given. Where relu follows a
+// residual, y (the forward's result) says where it let values through and grad_residual is written,
+// both dtype (rows, channels); else they are null.
 const char* fasthg_bn_act_backward_cpu(int dtype, const fasthg::BatchNorm* norm, const void* x,
                                        const void* y, const void* grad_y, void* grad_x,
                                        void* grad_residual, void* grad_beta, void* grad_gamma,
@@ -117,6 +118,31 @@ const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int 
 const char* fasthg_conv1x1_bn_cuda(int dtype, const fasthg::Conv1x1* conv,
                                    const fasthg::BatchNorm* norm, void* workspace, void* mean,
                                    void* var, int device, void* stream);
+
+// out = g weight^T + conv->residual, the gradient of a convolution's input: conv->x is the gradient
+// of norm's result, norm with mean and var, z its input, dtype (rows, in), and g the gradient of z
+// by norm and its sums grad_beta and grad_gamma, real (in,). x: null, or dtype (rows, outputs),
+// what the norm `below` was made of; then there is no residual, out is 0 where that norm's ReLU (if
+// any) let nothing through, and below_grad_beta and below_grad_gamma, real (outputs,), are written.
+// conv, workspace: as above. float16 and bfloat16.
+const char* fasthg_conv1x1_bn_grad_cuda(int dtype, const fasthg::Conv1x1* conv,
+                                        const fasthg::BatchNorm* norm, const void* z,
+                                        const void* grad_beta, const void* grad_gamma,
+                                        const fasthg::BatchNorm* below, const void* x,
+                                        void* workspace, void* below_grad_beta,
+                                        void* below_grad_gamma, int device, void* stream);
+
+// g^T a, the gradient of a convolution's weight: g as above, of grad and z, dtype (norm->rows,
+// norm->channels); a is x, dtype (rows, norm_of_x->channels), or its norm as of conv1x1_bn.
+// workspace: real (parts, outputs, inputs), products of the rows of each part, at least one row;
+// their number alone decides the order of summation. grad_weight: (outputs, inputs), of dtype or,
+// wide, float32. float16 and bfloat16.
+const char* fasthg_conv1x1_bn_weight_cuda(int dtype, const void* grad,
+                                          const fasthg::BatchNorm* norm, const void* z,
+                                          const void* grad_beta, const void* grad_gamma,
+                                          const fasthg::BatchNorm* norm_of_x, const void* x,
+                                          int64_t parts, void* workspace, bool wide,
+                                          void* grad_weight, int device, void* stream);
 
 // y = high + low, each value of low for two by two of high; and the gradient with respect to low.
 // low: dtype (rows, width, channels), where rows are those of all images; high, y: dtype

@@ -69,7 +69,8 @@ struct BatchNorm {
   int64_t parts;  // of the rows: alone decides the order of summation
   double eps;     // added to var
   bool relu;
-  bool frozen;  // mean and var are given, and constants to the backward
+  bool frozen;      // mean and var are given, and constants to the backward
+  bool sums_given;  // grad_beta and grad_gamma are read by the backward, which writes grad_x alone
   // A CUDA block may keep its channels in shared memory, to need one launch instead of three and no
   // workspace: 8 bytes a row, in the backward 16.
   bool on_chip;

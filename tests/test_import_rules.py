@@ -115,8 +115,10 @@ MAY_INCLUDE: dict[str, str] = {
         r"ops\.h|{op}_math\.h|portable\.h|parallel\.h|bfloat16\.h|\w+_rows\.h|"
         rf"{STANDARD_HEADERS}"
     ),
-    # It has a batch norm in it.
-    r"(?P<op>conv1x1_bn)_cuda\.cu": r"ops\.h|(bn_act|{op})_math\.h|conv1x1_product\.cuh",
+    # They have batch norms in them.
+    r"conv1x1_norms\.cuh": r"bn_act_math\.h|conv1x1_product\.cuh",
+    r"(?P<op>conv1x1_bn)_cuda\.cu": r"ops\.h|{op}_math\.h|conv1x1_norms\.cuh",
+    r"conv1x1_bn_(grad|weight)_cuda\.cu": r"ops\.h|conv1x1_norms\.cuh|mma\.cuh",
     r"(?P<op>\w+?)(_cluster|_on_chip)?_cuda\.cu": (
         r"ops\.h|{op}_math\.h|portable\.h|{op}_maps\.cuh|"
         rf"(cuda_utils|cluster|mma|conv1x1_product|\w+_tables)\.cuh|{STANDARD_HEADERS}"

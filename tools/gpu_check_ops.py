@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fasthg import ops
 from fasthg.ops import conv1x1_bn
+from fasthg.ops.residual_chain import residual_chain
 
 # dtype -> error allowed, relative to the largest value.
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -112,6 +113,12 @@ def between_norms(x: Tensor, weight: Tensor, residual: Tensor, *norm: Tensor) ->
     """The 1x1 convolution with a norm before and statistics after; x's norm where there is one."""
     of_x = conv1x1_bn.Norm(*norm, None, relu=True, eps=1e-3) if norm else None
     return conv1x1_bn.run(x.detach(), weight.detach(), of_x, residual.detach())
+
+
+def chain(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """residual_chain with its statistics."""
+    y, statistics = residual_chain(x, *values)
+    return y, *(t for pair in statistics for t in pair)
 
 
 def move(running: Tensor, *others: Tensor) -> Tensor:
@@ -206,7 +213,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 def conv1x1_cases() -> Iterator[tuple[str, Case]]:
-    """1x1 convolutions: odd rows and channels, every tile, more weights than stay on chip."""
+    """1x1 convolutions, and residuals of them: odd rows and channels, every tile, many weights."""
     for batch, channels, height, width in (*SHAPES, (3, 7, 64, 64)):
         for inputs, inputs2, outputs in ((40, channels, 72), (channels, 8, 136)):
             maps = tuple(normal(batch, c, height, width) for c in (inputs, inputs2, outputs))
@@ -236,6 +243,16 @@ def conv1x1_cases() -> Iterator[tuple[str, Case]]:
         norm = normal(inputs), normal(inputs).exp(), normal(inputs)
         for values in ((), norm):
             yield "conv1x1_bn", Case(between_norms, maps, values, gradients=False)
+    # Of each form of the kernels; then of their largest tiles, where 132 multiprocessors have rows
+    # enough, and some ReLUs round to the other side.
+    for channels, side in ((16, 13), (48, 17), (5, 5), (256, 113)):
+        half = channels // 2
+        sizes = [(half, channels, 1, 1), (half,), (half, half, 3, 3), (half,)]
+        sizes += [(channels, half, 1, 1), (channels,)]
+        values = tuple(normal(*size) / size[0] ** 0.5 for size in sizes)
+        x = normal(1, channels, side, side)
+        case = Case(chain, (x,), values, factor=10, in_norm=True, gradients=side < 100)
+        yield "residual_chain", case
 
 
 def results(case: Case, dtype: torch.dtype, device: torch.device, *, exact: bool) -> list[Tensor]:

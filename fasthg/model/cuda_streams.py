@@ -10,13 +10,15 @@ effect: kernels that are launched one by one would hardly overlap.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fasthg.ops import conv1x1_act
+
+T = TypeVar("T")
 
 
 def _is_capturing(x: Tensor) -> bool:
@@ -99,6 +101,17 @@ class SideStreams:
         y: Tensor = _JoinWeightGradients.apply(x, self)
         return y
 
+    def gradient_of_weight(self, read: Sequence[Tensor], compute: Callable[[], T]) -> T:
+        """`compute()` on the side stream, where there is one; `read`: the tensors that it reads."""
+        side = self._weight_gradients
+        if side is None:
+            return compute()
+        side.stream.wait_stream(torch.cuda.current_stream(side.device))
+        with torch.cuda.stream(side.stream):
+            gradient = compute()
+        side.read += read
+        return gradient
+
     def convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """A convolution without bias; see `overlap_weight_gradients` for its weight's gradient."""
         weight = conv.weight
@@ -136,20 +149,6 @@ class _JoinWeightGradients(torch.autograd.Function):
         return grad_y, None
 
 
-def _gradient_of_weight(
-    side_streams: SideStreams, x: Tensor, grad_y: Tensor, compute: Callable[[], Tensor | None]
-) -> Tensor | None:
-    """`compute()` on the side stream, where there is one; x and grad_y are what it reads."""
-    side = side_streams._weight_gradients
-    if side is None:
-        return compute()
-    side.stream.wait_stream(torch.cuda.current_stream(side.device))
-    with torch.cuda.stream(side.stream):
-        grad_weight = compute()
-    side.read += (x, grad_y)
-    return grad_weight
-
-
 class _ForkedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -178,7 +177,7 @@ class _ForkedConvolution(torch.autograd.Function):
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         grad_x = grad_weight = None
         if needs_weight:
-            grad_weight = _gradient_of_weight(ctx.side_streams, x, grad_y, of_weight)
+            grad_weight = ctx.side_streams.gradient_of_weight((x, grad_y), of_weight)
         if needs_x:
             grad_x = conv1x1_act(grad_y, weight.flatten(1).t(), residual=grad_skip)
         return grad_x, grad_weight, None
@@ -216,8 +215,8 @@ class _OverlappedConvolution(torch.autograd.Function):
         if ctx.side_streams._weight_gradients is None:
             grad_x, grad_weight = gradients(needs_x, needs_weight)[:2]
         else:
-            grad_weight = _gradient_of_weight(
-                ctx.side_streams, x, grad_y, lambda: gradients(False, needs_weight)[1]
+            grad_weight = ctx.side_streams.gradient_of_weight(
+                (x, grad_y), lambda: gradients(False, needs_weight)[1]
             )
             grad_x = gradients(needs_x, False)[0]
         return grad_x, grad_weight, None, None, None

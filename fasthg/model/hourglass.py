@@ -175,6 +175,8 @@ class StackedHourglass(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, BatchNorm):
                 module.eps, module.decay = bn_eps, bn_decay
+            elif isinstance(module, Residual):
+                module.recomputed = recompute == "stack"
         self.collector = share_collector(self)
         self.side_streams = SideStreams()
         for module in self.modules():

@@ -29,6 +29,8 @@ from fasthg.ops import (
     upsample2x_add,
 )
 from fasthg.ops.conv3x3 import has_own_kernel
+from fasthg.ops.residual_chain import has_kernels as has_chain_kernels
+from fasthg.ops.residual_chain import residual_chain
 
 HOURGLASS_LEVELS = 4
 BLOCK_ROWS = 1 << 15
@@ -267,11 +269,20 @@ class ConvBN(nn.Module):
 
 
 class Residual(nn.Module):
-    """1x1 to half the width, 3x3, 1x1 to the full width, plus the input; no ReLU after the sum."""
+    """1x1 to half the width, 3x3, 1x1 to the full width, plus the input; no ReLU after the sum.
+
+    Attributes:
+        chained: whether `residual_chain` does the block in training, where `chains`. Off: no GPU
+            has measured it.
+        recomputed: whether the forward runs again in the backward (RECOMPUTE).
+    """
+
+    chained = False
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         half = channels_out // 2
+        self.recomputed = False
         self.conv1 = ConvBN(channels_in, half)
         self.conv2 = ConvBN(half, half, kernel=3)
         self.conv3 = ConvBN(half, channels_out, relu=False)
@@ -283,6 +294,8 @@ class Residual(nn.Module):
         """`(batch, in, height, width)` -> `(batch, out, height, width)`."""
         if self.training and self.fused_for(x):
             return self._fused(x)
+        if self.chains(x):
+            return self._chain(x)
         if self.forks(x):
             skip, inner = self.conv1.fork(x)
         else:
@@ -300,6 +313,32 @@ class Residual(nn.Module):
         if x.dtype != self.conv1.conv.weight.dtype or torch.compiler.is_compiling():
             return False
         return x.is_cuda and x.element_size() == 2 and runs_fused(self.conv1.bn.fused, x)
+
+    def chains(self, x: Tensor) -> bool:
+        """Whether the norms are made in the kernels of the 1x1 convolutions.
+
+        Where the backward of the first convolution could add the gradient of the identity path, but
+        not with FREEZE, BATCHNORM_SYNC, DETERMINISTIC or RECOMPUTE.
+        """
+        if not (self.chained and self.training and self.forks(x)) or self.recomputed:
+            return False
+        if torch.are_deterministic_algorithms_enabled() or self.conv1.bn.process_group is not None:
+            return False
+        trained = all(weight.requires_grad for weight in self._weights())
+        return trained and has_chain_kernels(x, len(self.conv1.bn.bias))
+
+    def _weights(self) -> list[Tensor]:
+        """Weight and offset of each layer but the skip convolution."""
+        layers = (self.conv1, self.conv2, self.conv3)
+        return [t for layer in layers for t in (layer.conv.weight, layer.bn.bias)]
+
+    def _chain(self, x: Tensor) -> Tensor:
+        aside = self.conv1.side_streams.gradient_of_weight
+        y, statistics = residual_chain(x, *self._weights(), eps=self.conv1.bn.eps, aside=aside)
+        layers = (self.conv1, self.conv2, self.conv3)
+        for layer, (mean, var) in zip(layers, statistics, strict=True):
+            layer.bn.report_stats(mean, var, x.numel() // x.shape[1])
+        return y
 
     def fused_for(self, x: Tensor) -> bool:
         """Whether one operator does the whole block in training."""

@@ -80,8 +80,13 @@ def _call_kernel(
     frozen: bool,
     eps: float,
     *others: Tensor | None,
+    one_pass: bool = False,
+    sums_given: bool = False,
 ) -> None:
-    """Run a kernel over readable maps x; `others` are the launcher's further tensors or nulls."""
+    """Run a kernel over readable maps x; `others` are the launcher's further tensors or nulls.
+
+    one_pass: statistics or sums alone, or a result from known ones.
+    """
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     parts = min(_MAXIMUM_PARTS, -(-rows // _ROWS_PER_PART))
     # The kernels get bare addresses: these must live until the launch.
@@ -90,10 +95,8 @@ def _call_kernel(
         for t in (beta, gamma)
     )
     workspace = mean.new_empty(parts * 2 * channels)
-    # Statistics alone, and frozen ones, need no second pass over the maps.
-    two_passes = not frozen and others[-1] is not None
     blocks, vectors = 0, 0
-    if rows > _ON_CHIP_ROWS and two_passes and _extension.backend(x) == "cuda":
+    if rows > _ON_CHIP_ROWS and not (frozen or one_pass) and _extension.backend(x) == "cuda":
         backward, device = name == "bn_act_backward", x.device.index or 0
         blocks, vectors = _choose_clusters(x.dtype, backward, rows, channels, device)
     norm = _extension.native.BatchNorm(
@@ -108,6 +111,7 @@ def _call_kernel(
         eps=eps,
         relu=relu,
         frozen=frozen,
+        sums_given=sums_given,
         on_chip=rows <= _ON_CHIP_ROWS,
         cluster_blocks=blocks,
         cluster_vectors=vectors,
@@ -154,8 +158,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return mean.zero_(), var.zero_()
     if not _extension.has_kernel(x):
         return reference.moments(x)
+    maps = (None, None)
     _call_kernel(
-        "bn_act", _layout.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, None, None
+        *("bn_act", _layout.readable(x, x.dtype), None, None, mean, var, False, False, 0.0, *maps),
+        one_pass=True,
     )
     return mean, var
 
@@ -227,6 +233,63 @@ def gradients(
     _call_kernel("bn_act_backward", read, beta, gamma, mean, var, relu, frozen, eps, *maps)
     grad_x, grad_residual = (_extension.as_dtype(t, x.dtype) for t in (grad_x, grad_residual))
     return grad_x, grad_beta, grad_gamma, grad_residual
+
+
+def gradient_sums(
+    grad_y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of beta and gamma without a residual, as `gradients` finds them, in one pass."""
+    grad_beta, grad_gamma = _channel_values(x), _channel_values(x)
+    if not x.numel():
+        return grad_beta.zero_(), grad_gamma.zero_()
+    mean, var = (_extension.as_dtype(t, grad_beta.dtype).contiguous() for t in (mean, var))
+    if not _extension.has_kernel(x):
+        _, *sums, _ = reference.bn_act_backward(
+            grad_y, x, None, mean, var, beta, gamma, relu=relu, frozen=False, eps=eps
+        )
+        return sums[0], sums[1]
+    read, grad_y_read = _layout.readable(x, x.dtype), _layout.readable(grad_y, x.dtype)
+    maps = (None, grad_y_read, None, None, grad_beta, grad_gamma)
+    numbers = (beta, gamma, mean, var, relu, False, eps)
+    _call_kernel("bn_act_backward", read, *numbers, *maps, one_pass=True)
+    return grad_beta, grad_gamma
+
+
+def gradient_from_sums(
+    grad_y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    beta: Tensor,
+    gamma: Tensor | None,
+    sums: tuple[Tensor, Tensor],
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    """Gradient of x without a residual, given those of beta and gamma (`sums`), in one pass."""
+    if not x.numel():
+        return _layout.empty_like(x)
+    work = reference.arithmetic_dtype(x.dtype)
+    mean, var, *totals = (_extension.as_dtype(t, work).contiguous() for t in (mean, var, *sums))
+    if not _extension.has_kernel(x):
+        by = mean, var, beta, gamma
+        grad_x, *_ = reference.bn_act_backward(
+            grad_y, x, None, *by, relu=relu, frozen=False, eps=eps, sums=(totals[0], totals[1])
+        )
+        return _layout.empty_like(x).copy_(grad_x)
+    read, grad_y_read = _layout.readable(x, x.dtype), _layout.readable(grad_y, x.dtype)
+    grad_x = _layout.empty_like(read)
+    maps = (None, grad_y_read, grad_x, None, *totals)
+    numbers = (beta, gamma, mean, var, relu, False, eps)
+    _call_kernel("bn_act_backward", read, *numbers, *maps, one_pass=True, sums_given=True)
+    return _extension.as_dtype(grad_x, x.dtype)
 
 
 def _empty_grad_residual(x: Tensor, y: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ def empty_y(x: Tensor, channels: int) -> Tensor:
     return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
-def _rows(maps: Tensor, dtype: torch.dtype) -> Tensor:
+def as_rows(maps: Tensor, dtype: torch.dtype) -> Tensor:
     """Maps as a matrix (rows, channels), without gaps; a view where they lie channels last."""
     maps = maps.to(dtype).contiguous(memory_format=torch.channels_last)
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
@@ -72,7 +72,7 @@ def describe(
     """What the launchers take as Conv1x1, and the tensors that it reads: bare addresses stand in
     it, so they must live until the launch.
     """
-    maps = [None if t is None else _rows(t, x.dtype) for t in (x, x2, residual)]
+    maps = [None if t is None else as_rows(t, x.dtype) for t in (x, x2, residual)]
     weights = [None if t is None else _readable_weight(t, x.dtype) for t in (weight, weight2)]
     read = [*maps, *weights, _real(x, bias)]
     addresses = [0 if t is None else t.data_ptr() for t in read]
@@ -131,9 +131,9 @@ def _in_onednn(
     relu: bool,
 ) -> Tensor:
     product = torch.ops.mkldnn._linear_pointwise
-    rows, weight, added = _rows(x, x.dtype), weight.to(x.dtype), None
+    rows, weight, added = as_rows(x, x.dtype), weight.to(x.dtype), None
     if x2 is not None and weight2 is not None:
-        rows2, weight2 = _rows(x2, x.dtype), weight2.to(x.dtype)
+        rows2, weight2 = as_rows(x2, x.dtype), weight2.to(x.dtype)
         if x.dtype == torch.float32:
             added = (
                 rows2,
@@ -147,7 +147,7 @@ def _in_onednn(
     else:
         # This one takes no bias of another dtype.
         bias = None if bias is None else bias.to(x.dtype)
-        y = product.binary(rows, _rows(residual, x.dtype), weight, bias, "add")
+        y = product.binary(rows, as_rows(residual, x.dtype), weight, bias, "add")
     if added is not None:
         y.addmm_(*added)
     # oneDNN's own ReLU makes 0 of NaN.
@@ -183,7 +183,7 @@ def _whole_chunks(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def _grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def grad_weight_of(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`grad_y^T x` of rows, in the weight's dtype."""
     wide = x.device.type == "cuda" and x.dtype in HALVES
     if x.device.type == "cpu" and x.dtype == torch.float16:
@@ -214,9 +214,9 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, x2, weight2, y = ctx.saved_tensors
     bias_dtype, residual_dtype = ctx.dtypes
     needed = ctx.needs_input_grad
-    rows = _rows(grad_y, x.dtype)
+    rows = as_rows(grad_y, x.dtype)
     if y is not None:
-        rows = torch.ops.aten.threshold_backward(rows, _rows(y, x.dtype), 0)
+        rows = torch.ops.aten.threshold_backward(rows, as_rows(y, x.dtype), 0)
     maps = _as_maps(rows, x)
 
     def pair_gradients(
@@ -224,7 +224,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     ) -> list[Tensor | None]:
         return [
             _operator(maps, weight.t(), None, None, None, None, False) if needs_x else None,
-            _grad_weight(rows, _rows(x, x.dtype), weight) if needs_weight else None,
+            grad_weight_of(rows, as_rows(x, x.dtype), weight) if needs_weight else None,
         ]
 
     grad_bias = None

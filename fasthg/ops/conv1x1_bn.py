@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from fasthg.ops.bn_act import moments
 from fasthg.ops.conv1x1_act import HALVES, describe, empty_y
 from fasthg.ops.conv1x1_act import run as conv1x1_act
 
-_TILE_ROWS = 128  # kTileRows in csrc/conv1x1_bn_cuda.cu
+_TILE_ROWS = 128  # kTileRows in csrc/conv1x1_norms.cuh
 _CHUNK = 8  # half values in a vector of 16 bytes
 
 
@@ -67,37 +67,50 @@ def run(
     return y, *moments(y)
 
 
-def _in_one_pass(
-    x: Tensor, weight: Tensor, norm: Norm | None, residual: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, outputs = empty_y(x, len(weight)), len(weight)
-    real = reference.arithmetic_dtype(x.dtype)
-    tiles = -(-(y.numel() // outputs) // _TILE_ROWS)
-    workspace = y.new_empty((tiles, 2, outputs), dtype=real)
-    mean, var = (y.new_empty(outputs, dtype=real) for _ in range(2))
-    read = _aligned(_layout.readable(x, x.dtype))
-    added = None if residual is None else _aligned(_layout.readable(residual, x.dtype))
-    # The kernel gets bare addresses: `_tensors` and `values` must live until the launch.
-    conv, _tensors = describe(y, read, weight, None, added, None, None, False)
+def tiles_of(y: Tensor) -> int:
+    """Tiles of rows of a map y, which a kernel reduces one by one."""
+    return -(-(y.numel() // y.shape[1]) // _TILE_ROWS)
+
+
+def describe_norm(x: Tensor, norm: Norm | None) -> tuple[Any, list[Tensor | None]]:
+    """What the launchers take as BatchNorm of maps x, and the tensors that it reads: bare addresses
+    stand in it, so they must live until the launch.
+    """
     of_x = (None,) * 4 if norm is None else (norm.mean, norm.var, norm.beta, norm.gamma)
-    values = [None if t is None else t.to(real).contiguous() for t in of_x]
+    real = reference.arithmetic_dtype(x.dtype)
+    values = [None if t is None else _extension.as_dtype(t, real).contiguous() for t in of_x]
     names = ("mean", "var", "beta", "gamma")
     addresses = (0 if t is None else t.data_ptr() for t in values)
     described = _extension.native.BatchNorm(
         **dict(zip(names, addresses, strict=True)),
         **dict.fromkeys(("workspace", "parts", "cluster_blocks", "cluster_vectors"), 0),
-        rows=y.numel() // outputs,
+        **dict.fromkeys(("on_chip", "sums_given"), False),
+        rows=x.numel() // x.shape[1],
         channels=x.shape[1],
         eps=0.0 if norm is None else norm.eps,
         relu=norm is not None and norm.relu,
         frozen=True,
-        on_chip=False,
     )
+    return described, values
+
+
+def readable(x: Tensor, maps: Tensor) -> Tensor:
+    """Maps as the kernels read them: x's dtype, channels last, in whole vectors of 16 bytes."""
+    maps = _layout.readable(maps, x.dtype)
+    return maps.clone(memory_format=torch.channels_last) if maps.data_ptr() % 16 else maps
+
+
+def _in_one_pass(
+    x: Tensor, weight: Tensor, norm: Norm | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, outputs = empty_y(x, len(weight)), len(weight)
+    real = reference.arithmetic_dtype(x.dtype)
+    workspace = y.new_empty((tiles_of(y), 2, outputs), dtype=real)
+    mean, var = (y.new_empty(outputs, dtype=real) for _ in range(2))
+    added = None if residual is None else readable(x, residual)
+    # The kernel gets bare addresses: `_tensors` and `_values` must live until the launch.
+    conv, _tensors = describe(y, readable(x, x), weight, None, added, None, None, False)
+    described, _values = describe_norm(x, norm)
     others = (workspace.data_ptr(), mean.data_ptr(), var.data_ptr())
     _extension.call_kernel("conv1x1_bn", x, conv, described, *others)
     return y, mean, var
-
-
-def _aligned(maps: Tensor) -> Tensor:
-    """The maps, copied where they do not start at a multiple of 16 bytes."""
-    return maps.clone(memory_format=torch.channels_last) if maps.data_ptr() % 16 else maps

@@ -61,6 +61,19 @@ def emulated(
     return context
 
 
+@pytest.fixture
+def gpu(switches: ctypes.CDLL) -> Iterator[Callable[..., None]]:
+    """A function that emulates another GPU for the rest of the test: its multiprocessors, and the
+    kibibytes of shared memory that a block may have."""
+
+    def become(multiprocessors: int, kibibytes: int = 227) -> None:
+        switches.emulation_multiprocessors(multiprocessors)
+        switches.emulation_device(9, 16, kibibytes << 10)
+
+    yield become
+    become(132)
+
+
 @pytest.fixture(scope="session")
 def scene() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Keypoints (NaN and far off the map among them), sigmas and visibility."""

@@ -20,6 +20,7 @@ from fasthg.ops import (
     channel_covariance,
     conv1x1_act,
     conv1x1_bn,
+    conv1x1_bn_grad,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
@@ -120,6 +121,21 @@ def multiply_after_norm(scene):
     return list(conv1x1_bn.run(rows.t()[None, :, :, None], rows[:8], norm))
 
 
+def multiply_between_norms(scene):
+    """Of values that make every sum exact."""
+    rows = (maps().view(-1, 56) > 0.5).to(torch.bfloat16)
+    zeros, ones = torch.zeros(56), torch.ones(56)
+    norm = conv1x1_bn.Norm(zeros, ones, (torch.arange(56) % 2).float(), ones, True, 0.0)
+    sums = torch.arange(56) % 2 * 32.0, ones * 16
+    maps_of = [t[None, :, :, None] for t in (rows.t(), rows.flip(0).t())]
+    of = conv1x1_bn_grad.NormGradient(maps_of[1], norm, *sums)
+    x = maps_of[1][:, :8]
+    below = conv1x1_bn.Norm(zeros[:8], ones[:8], norm.beta[:8] - 0.5, None, True, 0.0)
+    weight = conv1x1_bn_grad.of_weight(maps_of[0], of, rows[:56, :8].float(), x, below)
+    out, made = conv1x1_bn_grad.of_normalised_input(maps_of[0], of, rows[:56, :8], x, below)
+    return [out, made.grad_beta, made.grad_gamma, weight]
+
+
 def late_peak(scene):
     heatmaps = maps()
     heatmaps[..., -1, -1] = 2.0  # a peak that the first warp does not find by itself
@@ -147,6 +163,9 @@ SHOWN_BY = {
     "channel_covariance_cuda.cu": [relate],
     "conv1x1_act_cuda.cu": [multiply_to_heatmaps],
     "conv1x1_bn_cuda.cu": [multiply_after_norm],
+    "conv1x1_bn_grad_cuda.cu": [multiply_between_norms],
+    "conv1x1_bn_weight_cuda.cu": [multiply_between_norms],
+    "conv1x1_norms.cuh": [multiply_after_norm],
     "conv1x1_product.cuh": [multiply, multiply_in_steps],
     "heatmap_peaks_cuda.cu": [late_peak, dark, plateau],
 }

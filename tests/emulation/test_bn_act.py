@@ -212,3 +212,23 @@ def test_statistics_alone(emulated, monkeypatch, order, dtype, error, path):
         rtol = max(error, 1e-6)
         torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=rtol, atol=1e-6)
     torch.testing.assert_close(stats[1].double(), exact[1], rtol=1e-5, atol=1e-6)
+
+
+@cases(["path", "relu"], DTYPES, [THREE_LAUNCHES, ON_CHIP, (2, 2)], FLAG)
+def test_the_backward_in_two_halves(
+    emulated, monkeypatch, switches, order, dtype, error, path, relu
+):
+    take(monkeypatch, path)
+    x, _, grad_y, beta, gamma = bn_act_case((61, 16), dtype)
+    by = *BN_ACT.moments(x), beta, gamma
+    whole = BN_ACT.gradients(grad_y, x, None, *by, relu, False, 1e-3)
+    with emulated(order):
+        switches.emulation_launches()
+        sums = BN_ACT.gradient_sums(grad_y, x, *by, relu, 1e-3)
+        assert switches.emulation_launches() == 2
+        grad_x = BN_ACT.gradient_from_sums(grad_y, x, *by, whole[1:3], relu, 1e-3)
+        assert switches.emulation_launches() == 1
+    for actual, expected in zip(sums, whole[1:3], strict=True):
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=1e-5, atol=1e-5)
+    rtol = max(error, 1e-5)
+    torch.testing.assert_close(grad_x.double(), whole[0].double(), rtol=rtol, atol=1e-6)

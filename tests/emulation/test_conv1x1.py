@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulated_cases import FLAG, HALVES, as_maps, cases, unaligned
+from emulated_cases import FLAG, HALVES, as_maps, cases, conv1x1, unaligned
 from emulated_extension import ORDERS
 from pairwise import covering
 
@@ -65,18 +65,6 @@ def test_conv1x1_act(emulated, order, dtype, error, shape, relu):
         bias = torch.linspace(-1, 1, outputs)
         residual = as_maps(rows_of((rows, outputs), dtype=dtype, seed=6)[0])
     check(emulated, order, error, as_maps(x), weight, bias, residual, second, relu)
-
-
-@pytest.fixture
-def gpu(switches):
-    """A function that emulates another GPU for the rest of the test."""
-
-    def become(multiprocessors, kibibytes=227):
-        switches.emulation_multiprocessors(multiprocessors)
-        switches.emulation_device(9, 16, kibibytes << 10)
-
-    yield become
-    become(132)
 
 
 # What makes the launcher take its tiles: multiprocessors, and kibibytes that a block may have.
@@ -200,10 +188,8 @@ def test_into_unaligned_rows(emulation, switches, order, outputs):
     x, weight = rows_of((70, 48), (outputs, 48), dtype=torch.bfloat16)
     y = torch.full((70 * outputs + 2,), torch.nan, dtype=x.dtype)
     addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "y": y[1:].data_ptr()}
-    absent = dict.fromkeys(("x2", "weight2", "bias", "residual"), 0)
-    sizes = {"rows": 70, "in_": 48, "in2": 0, "outputs": outputs, "pitch": 48, "pitch2": 0}
-    flags = dict.fromkeys(("transposed", "transposed2", "wide", "wide2"), False)
-    conv = emulation.Conv1x1(**addresses, **absent, **sizes, **flags, relu=True)
+    sizes = {"rows": 70, "in_": 48, "outputs": outputs, "pitch": 48}
+    conv = conv1x1(emulation, **addresses, **sizes, relu=True)
     switches.emulation_order(ORDERS.index(order))
     emulation.conv1x1_act_cuda(_extension.DTYPE_CODES[x.dtype], conv, 0, 0)
     expected = (x.double() @ weight.double().t()).relu()
@@ -233,9 +219,5 @@ def test_nan_passes_and_float32_is_refused(emulated, emulation):
     with emulated("natural"):
         y = ops.conv1x1_act(as_maps(x), weight, None, as_maps(residual), relu=True)
     assert torch.equal(y.isnan(), as_maps(residual).isnan())
-    names = ("x", "weight", "x2", "weight2", "bias", "residual", "y", "pitch", "pitch2")
-    names += ("rows", "in_", "in2", "outputs")
-    flags = dict.fromkeys(("transposed", "transposed2", "wide", "wide2", "relu"), False)
-    conv = emulation.Conv1x1(**dict.fromkeys(names, 0), **flags)
     with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
-        emulation.conv1x1_act_cuda(0, conv, 0, 0)
+        emulation.conv1x1_act_cuda(0, conv1x1(emulation), 0, 0)

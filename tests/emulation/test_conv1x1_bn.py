@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulated_cases import FLAG, HALVES, as_maps, cases, unaligned
+from emulated_cases import (
+    FLAG,
+    HALVES,
+    as_maps,
+    batch_norm,
+    cases,
+    conv1x1,
+    norm_inputs,
+    unaligned,
+)
 from emulated_extension import ORDERS
 
 from fasthg.ops import conv1x1_bn
@@ -16,14 +25,9 @@ pytestmark = pytest.mark.slow  # a minute to compile
 
 def inputs_of(rows, channels, outputs, dtype, residual=False, gamma=False, relu=True):
     """x, weight, its norm and a residual; means are large, so that sums of squares would fail."""
-    random = torch.Generator().manual_seed(rows)
-    x = (torch.randn(rows, channels, generator=random) * 2 + 3).to(dtype)
-    weight = torch.randn(outputs, channels, generator=random) / channels**0.5
-    weight = (weight + 4 / channels).to(dtype)
-    mean, var, beta, scale = torch.rand(4, channels, generator=random) + 0.5
-    norm = conv1x1_bn.Norm(mean * 3, var * 4, beta + 1, scale if gamma else None, relu, 1e-3)
-    added = torch.randn(rows, outputs, generator=random).to(dtype)
-    return as_maps(x), weight, norm, as_maps(added) if residual else None
+    x, weight, norm = norm_inputs(rows, channels, outputs, dtype, gamma, relu)
+    added = torch.randn(rows, outputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
+    return as_maps(x), weight, conv1x1_bn.Norm(*norm), as_maps(added) if residual else None
 
 
 def check(emulated, order, x, weight, norm, residual):
@@ -59,18 +63,6 @@ def test_conv1x1_bn(emulated, switches, order, dtype, error, shape, norm, residu
     assert switches.emulation_launches() == (4 if norm else 3)  # two, and those that it stands for
 
 
-@pytest.fixture
-def gpu(switches):
-    """A function that emulates another GPU for the rest of the test."""
-
-    def become(multiprocessors, kibibytes=227):
-        switches.emulation_multiprocessors(multiprocessors)
-        switches.emulation_device(9, 16, kibibytes << 10)
-
-    yield become
-    become(132)
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_all_tiles_give_the_same_result(emulated, gpu, order):
     """Of 256, 128 and 64 outputs, the last with and without the weights of all inputs."""
@@ -89,42 +81,10 @@ def test_what_the_kernel_does_not_take(emulated, emulation):
             inputs = inputs_of(40, channels, outputs, torch.bfloat16)
             assert not conv1x1_bn.has_kernel(inputs[0], outputs)
         with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
-            names = (
-                "x",
-                "weight",
-                "x2",
-                "weight2",
-                "bias",
-                "residual",
-                "y",
-                "pitch",
-                "pitch2",
-            )
-            names += ("rows", "in_", "in2", "outputs")
-            flags = ("transposed", "transposed2", "wide", "wide2", "relu")
-            conv = emulation.Conv1x1(**dict.fromkeys(names, 0), **dict.fromkeys(flags, False))
-            names = (
-                "beta",
-                "gamma",
-                "mean",
-                "var",
-                "workspace",
-                "rows",
-                "channels",
-                "parts",
-            )
-            names += ("cluster_blocks", "cluster_vectors")
-            flags = dict.fromkeys(("relu", "frozen", "on_chip"), False)
-            norm = emulation.BatchNorm(**dict.fromkeys(names, 0), **flags, eps=0.0)
-            emulation.conv1x1_bn_cuda(0, conv, norm, 0, 0, 0, 0, 0)
+            described = conv1x1(emulation), batch_norm(emulation)
+            emulation.conv1x1_bn_cuda(0, *described, 0, 0, 0, 0, 0)
     x, weight, norm, _ = inputs_of(40, 12, 8, torch.bfloat16)
     check(emulated, "natural", x, weight, norm, None)
     x, weight, norm, _ = inputs_of(40, 16, 8, torch.bfloat16)
-    check(
-        emulated,
-        "natural",
-        as_maps(unaligned(x[0, :, :, 0].t().contiguous())),
-        weight,
-        norm,
-        None,
-    )
+    x = as_maps(unaligned(x[0, :, :, 0].t().contiguous()))
+    check(emulated, "natural", x, weight, norm, None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fasthg.model import StackedHourglass
+from fasthg.model import StackedHourglass, layers
 from fasthg.model.layers import ConvBN, Residual, conv_on_blocks
 
 
@@ -117,3 +119,84 @@ def test_a_residual_forks_where_a_gpu_gains(monkeypatch):
     block, x = Residual(8, 8), torch.zeros(1, 8, 4, 4, requires_grad=True)
     assert not block.forks(x)  # on a CPU
     assert not Residual(8, 16).forks(x)  # a convolution in place of the identity
+
+
+@pytest.fixture
+def chained(monkeypatch):
+    """Every residual without a skip convolution is a chain, also on a CPU; holds their inputs."""
+    taken = []
+    monkeypatch.setattr(Residual, "chained", True)
+    monkeypatch.setattr(Residual, "forks", lambda block, x: block.skip is None)
+    monkeypatch.setattr(layers, "has_chain_kernels", lambda x, half: not taken.append(x.shape))
+    return taken
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-11), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("capturing", [False, True])
+def test_a_chained_residual_is_the_same(monkeypatch, request, dtype, error, capturing):
+    torch.manual_seed(0)
+    block = Residual(16, 16).to(dtype, memory_format=torch.channels_last)
+    x = torch.randn(4, 16, 16, 24, dtype=dtype).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    monkeypatch.setattr("fasthg.model.cuda_streams._is_capturing", lambda _: capturing)
+    grad_y = torch.randn_like(x)
+
+    def results():
+        own = copy.deepcopy(block)
+        y = own(x)
+        gradients = torch.autograd.grad(y, (x, *own.parameters()), grad_y)
+        return [y.detach(), *own.buffers(), *gradients]
+
+    plain = results()
+    taken = request.getfixturevalue("chained")
+    for actual, expected in zip(results(), plain, strict=True):
+        assert actual.dtype == expected.dtype
+        assert (actual - expected).norm() <= error * expected.norm()
+    assert taken == [x.shape]
+
+
+def test_where_a_residual_is_chained(chained):
+    x = torch.randn(2, 16, 8, 8)
+    block = Residual(16, 16)
+    assert block.chains(x)
+    assert not Residual(16, 8).chains(x)
+    assert not block.eval().chains(x)
+    block.train().conv2.bn.bias.requires_grad_(False)  # FREEZE
+    assert not block.chains(x)
+    block.requires_grad_(True).conv1.bn.process_group = object()  # BATCHNORM_SYNC
+    assert not block.chains(x)
+    block.conv1.bn.process_group = None
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not block.chains(x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert block.chains(x)
+    for recompute in ("none", "stack"):
+        network = StackedHourglass(1, 2, features=8, stem_features=4, recompute=recompute).train()
+        blocks = [m for m in network.modules() if isinstance(m, Residual) and m.skip is None]
+        assert blocks and all(b.chains(x) == (recompute == "none") for b in blocks)
+
+
+def test_no_residual_is_chained_unless_asked(monkeypatch):
+    monkeypatch.setattr(Residual, "forks", lambda block, x: True)
+    monkeypatch.setattr(layers, "has_chain_kernels", lambda x, half: True)
+    assert not Residual(16, 16).chains(torch.randn(2, 16, 8, 8))
+
+
+def test_a_network_of_chains_has_the_same_gradients(monkeypatch, request):
+    torch.manual_seed(0)
+    network = StackedHourglass(stacks=1, parts=2, features=8, stem_features=4).double().train()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64) * 2 - 1
+
+    def results():
+        own = copy.deepcopy(network)
+        heatmaps = own(images)
+        gradients = torch.autograd.grad(heatmaps.square().sum(), list(own.parameters()))
+        return [heatmaps.detach(), *own.buffers(), *gradients]
+
+    plain = results()
+    taken = request.getfixturevalue("chained")
+    for actual, expected in zip(results(), plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9)
+    assert len(taken) > 10

@@ -160,6 +160,25 @@ def test_the_fallback_equals_the_kernels(monkeypatch, case):
     torch.testing.assert_close(y, native[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_the_backward_in_two_halves(monkeypatch, device, dtype, relu, kernels):
+    """The sums alone, then the gradient from them: what the whole backward returns."""
+    module, random = importlib.import_module("fasthg.ops.bn_act"), torch.Generator().manual_seed(0)
+    if not kernels:
+        monkeypatch.setattr("fasthg.ops._extension.has_kernel", lambda tensor: False)
+    x, grad_y = (torch.randn(2, 24, 9, 7, generator=random).to(device, dtype) for _ in range(2))
+    mean, var, beta, gamma = torch.rand(4, 24, generator=random, dtype=torch.float64).to(device)
+    whole = module.gradients(grad_y, x, None, mean, var, beta, gamma, relu, False, 1e-3)
+    sums = module.gradient_sums(grad_y, x, mean, var, beta, gamma, relu, 1e-3)
+    grad_x = module.gradient_from_sums(grad_y, x, mean, var, beta, gamma, whole[1:3], relu, 1e-3)
+    assert grad_x.dtype == x.dtype and sums[0].dtype == whole[1].dtype
+    for actual, expected in zip((grad_x, *sums), whole, strict=False):
+        bound = 1e-12 if dtype == torch.float64 else 1e-6
+        assert relative_error(actual, expected) < bound
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_and_any_incoming_gradient(device, layout):
     x, beta, gamma, residual, _ = make((2, 6, 8, 9), torch.float32, device, layout)

@@ -38,3 +38,44 @@ def as_maps(rows):
     """(rows, channels) or (rows, width, channels) as one image, channels last in memory."""
     rows = rows[:, None] if rows.dim() == 2 else rows
     return rows[None].permute(0, 3, 1, 2)
+
+
+# Members of the structs that launchers take: numbers (addresses among them), flags.
+CONV1X1 = (
+    (
+        *("x", "weight", "x2", "weight2", "bias", "residual", "y", "pitch", "pitch2", "rows"),
+        *("in_", "in2", "outputs"),
+    ),
+    ("transposed", "transposed2", "wide", "wide2", "relu"),
+)
+BATCH_NORM = (
+    (
+        *("beta", "gamma", "mean", "var", "workspace", "rows", "channels", "parts"),
+        *("cluster_blocks", "cluster_vectors"),
+    ),
+    ("relu", "frozen", "sums_given", "on_chip"),
+)
+
+
+def conv1x1(emulation, **members):
+    """A Conv1x1 whose other members are 0."""
+    return emulation.Conv1x1(**_zeros(*CONV1X1) | members)
+
+
+def batch_norm(emulation, **members):
+    """A BatchNorm whose other members are 0."""
+    return emulation.BatchNorm(**_zeros(*BATCH_NORM) | {"eps": 0.0} | members)
+
+
+def _zeros(numbers, flags):
+    return dict.fromkeys(numbers, 0) | dict.fromkeys(flags, False)
+
+
+def norm_inputs(rows, channels, outputs, dtype, gamma=False, relu=True):
+    """x (rows, channels), weight and a norm of x, as `Norm` takes it; its means are large."""
+    random = torch.Generator().manual_seed(rows)
+    x = (torch.randn(rows, channels, generator=random) * 2 + 3).to(dtype)
+    weight = torch.randn(outputs, channels, generator=random) / channels**0.5
+    weight = (weight + 4 / channels).to(dtype)
+    mean, var, beta, scale = torch.rand(4, channels, generator=random) + 0.5
+    return x, weight, (mean * 3, var * 4, beta + 1, scale if gamma else None, relu, 1e-3)

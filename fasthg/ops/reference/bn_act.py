@@ -69,11 +69,12 @@ def bn_act_backward(
     relu: bool,
     frozen: bool,
     eps: float,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, beta and gamma, and grad_y after the ReLU mask, in the arithmetic dtype.
 
     y: the forward's result, read where it says what the ReLU let through; None: x says so.
-    frozen: mean and var are constants.
+    frozen: mean and var are constants. sums: grad_beta and grad_gamma, where they are known.
     """
     work = arithmetic_dtype(x.dtype)
     grad_y = grad_y.to(work)
@@ -82,7 +83,7 @@ def bn_act_backward(
         grad_y = torch.where(before <= 0, 0, grad_y)
     deviation = torch.rsqrt(var + eps)[:, None, None]
     standard = (x.to(work) - mean[:, None, None]) * deviation
-    grad_beta, grad_gamma = grad_y.sum((0, 2, 3)), (grad_y * standard).sum((0, 2, 3))
+    grad_beta, grad_gamma = sums or (grad_y.sum((0, 2, 3)), (grad_y * standard).sum((0, 2, 3)))
     grad_x = grad_y
     if not frozen:
         count = x.numel() // x.shape[1]

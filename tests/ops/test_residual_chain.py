@@ -1,0 +1,173 @@
+"""The residual with norms in its 1x1 convolutions, against torch's own operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_testing import LAYOUTS, channels_last, relative_error
+from torch.nn import functional
+
+from fasthg.ops import _extension
+from fasthg.ops.bn_act import bn_act
+from fasthg.ops.residual_chain import has_kernels, residual_chain
+
+ERRORS = {torch.float64: 1e-11, torch.float32: 1e-4}
+
+
+def case(channels, dtype, device, size=(2, 7, 9), weights=None):
+    """x, three pairs of weights and offsets, and the gradient of y."""
+    half, random = channels // 2, torch.Generator().manual_seed(channels)
+    batch, height, width = size
+    maps = (batch, channels, height, width)
+    shapes = ((half, channels, 1, 1), (half,), (half, half, 3, 3), (half,))
+    shapes += ((channels, half, 1, 1), (channels,))
+    x, grad_y = (torch.randn(maps, generator=random).to(device, dtype) for _ in range(2))
+    made = (torch.randn(s, generator=random) / max(s[0], 1) ** 0.5 for s in shapes)
+    return channels_last(x), [w.to(device, weights or dtype) for w in made], channels_last(grad_y)
+
+
+def norm(x, beta):
+    return functional.batch_norm(x, None, None, None, beta, training=True, eps=1e-3)
+
+
+def by_torch(x, weight1, beta1, weight2, beta2, weight3, beta3):
+    """y and what the three norms normalise."""
+    z1 = functional.conv2d(x, weight1)
+    z2 = functional.conv2d(norm(z1, beta1).relu(), weight2, padding=1)
+    z3 = functional.conv2d(norm(z2, beta2).relu(), weight3)
+    return norm(z3, beta3) + x, (z1, z2, z3)
+
+
+def by_bn_act(x, weight1, beta1, weight2, beta2, weight3, beta3):
+    """As the layers do where no operator has the whole residual."""
+    inner = bn_act(functional.conv2d(x, weight1), beta1, relu=True)[0]
+    inner = bn_act(functional.conv2d(inner, weight2, padding=1), beta2, relu=True)[0]
+    return bn_act(functional.conv2d(inner, weight3), beta3, residual=x)[0]
+
+
+def gradients(function, x, weights, grad_y):
+    """y and the gradients of x and the weights, of copies."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, *weights)]
+    y = function(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad_y.to(y.dtype))]
+
+
+def chain(*inputs):
+    return residual_chain(*inputs)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [2, 10, 16])
+@pytest.mark.parametrize("dtype", list(ERRORS))
+def test_against_torch(device, dtype, channels, layout):
+    x, weights, grad_y = case(channels, dtype, device)
+    x, grad_y = layout(x), layout(grad_y)
+    exact = [t.double() for t in (x, *weights)]
+    expected = gradients(lambda *t: by_torch(*t)[0], exact[0], exact[1:], grad_y.double())
+    actual = gradients(chain, x, weights, grad_y)
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+    for one, right in zip(actual, expected, strict=True):
+        assert one.dtype == dtype and one.shape == right.shape
+        assert relative_error(one, right) < ERRORS[dtype]
+    with torch.no_grad():
+        _, statistics = residual_chain(x, *weights)
+        _, inputs = by_torch(*exact)
+    for pair, z in zip(statistics, inputs, strict=True):
+        exact_pair = z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)
+        for actual_one, right in zip(pair, exact_pair, strict=True):
+            assert relative_error(actual_one, right) < ERRORS[dtype]
+
+
+@pytest.mark.parametrize("weights", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_no_farther_than_bn_act_after_convolutions(device, dtype, weights):
+    """Within 1.3 times their error: every map is rounded as there, but for sums on the way."""
+    x, values, grad_y = case(32, dtype, device, (2, 14, 25), weights)
+    exact = [t.to(dtype).double() if t.dim() == 4 else t.double() for t in (x, *values)]
+    expected = gradients(lambda *t: by_torch(*t)[0], exact[0], exact[1:], grad_y.double())
+    rounded = [t.to(dtype) if t.dim() == 4 else t for t in values]
+    usual = gradients(by_bn_act, x, rounded, grad_y)
+    actual = gradients(chain, x, values, grad_y)
+    for one, other, right, leaf in zip(actual, usual, expected, (x, x, *values), strict=True):
+        assert one.dtype == leaf.dtype
+        assert relative_error(one, right) < 1.3 * relative_error(other, right) + 1e-3
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_gradcheck(monkeypatch, device, kernels):
+    if not kernels:
+        monkeypatch.setattr(_extension, "has_kernel", lambda tensor: False)
+    x, weights, _ = case(4, torch.float64, device, (1, 3, 4))
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    assert torch.autograd.gradcheck(chain, leaves, eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", range(7))
+def test_what_needs_no_gradient_gets_none(device, frozen):
+    x, weights, grad_y = case(8, torch.float32, device)
+    leaves = [t.requires_grad_(i != frozen) for i, t in enumerate((x, *weights))]
+    expected = gradients(chain, x, weights, grad_y)[1:]
+    chain(*leaves).backward(grad_y)
+    for i, (leaf, right) in enumerate(zip(leaves, expected, strict=True)):
+        assert (leaf.grad is None) == (i == frozen)
+        assert i == frozen or torch.equal(leaf.grad, right)
+
+
+def test_weights_are_differentiated_aside(device):
+    """Each in one call, which names all that it reads; y and x are not delayed by them."""
+    x, weights, grad_y = case(8, torch.float32, device)
+    calls = []
+
+    def aside(read, compute):
+        made = compute()
+        calls.append((len(read), tuple(made.shape)))
+        return made
+
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    y, _ = residual_chain(*leaves, aside=aside)
+    y.backward(grad_y)
+    assert calls == [(11, (8, 4)), (2, (4, 4, 3, 3)), (8, (4, 8))]
+
+
+def test_what_is_kept_for_the_backward(device):
+    """x, the results of three convolutions and a1: 3.5 times x, where bn_act keeps 4."""
+    x, weights, _ = case(8, torch.float32, device)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        residual_chain(x.requires_grad_(), *weights)
+    assert sum(n for n in kept if n >= x.numel() // 2) == 3.5 * x.numel()
+
+
+def test_an_empty_batch_and_an_unused_result(device):
+    x, weights, _ = case(8, torch.float32, device, (0, 4, 4))
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    y, statistics = residual_chain(*leaves)
+    assert y.shape == x.shape and not any(t.any() for pair in statistics for t in pair)
+    y.sum().backward()
+    assert all(t.grad is not None and not t.grad.any() for t in leaves)
+    assert not any(t.requires_grad for pair in statistics for t in pair)
+
+
+def test_kernels_are_of_half_types_on_a_gpu():
+    assert not has_kernels(torch.zeros(1, 16, 2, 2), 8)
+    assert not has_kernels(torch.zeros(1, 16, 2, 2, dtype=torch.bfloat16), 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({0: torch.zeros(2, 8, 3)}, "x: expected floating"),
+        ({0: torch.zeros(1, 8, 3, 3, dtype=torch.int32)}, "x: expected floating"),
+        ({1: torch.zeros(4, 7, 1, 1)}, r"weight1: expected \(4, 8, 1, 1\)"),
+        ({3: torch.zeros(4, 4, 1, 1)}, r"weight2: expected \(4, 4, 3, 3\)"),
+        ({6: torch.zeros(4)}, r"beta3: expected \(8,\)"),
+        ({4: torch.zeros(4, device="meta")}, "beta2 is on meta, x on cpu"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    x, weights, _ = case(8, torch.float32, "cpu")
+    inputs = [changes.get(i, t) for i, t in enumerate((x, *weights))]
+    with pytest.raises(ValueError, match=message):
+        residual_chain(*inputs)
