@@ -30,6 +30,9 @@ _SIZES = ((128, 170.0), (192, 330.0))
 _LARGEST = {"cpu": 192, "cuda": 256}
 """By device: the cost of a step grows with the square, and on a CPU more steps gain more than more
 pixels (benchmarks/results/accuracy/levers)."""
+_FEW_ANIMALS = 30
+"""Below so many, the smallest of _SIZES. With 15 to 24 labelled frames of one film the mean error on
+another was a quarter below that at 192 px (benchmarks/results/accuracy, homecage-small*)."""
 _FIXED = 15.0
 """Animals that turn less, degrees, are filmed from one side by a camera that does not move."""
 _UNEXPLAINED = 0.9
@@ -171,9 +174,12 @@ def choose(facts: Facts, config: Config, device: torch.device) -> list[Choice]:
     crop = facts.side * (1 + config.LOOSE_BBOX_PAD_FACTOR * config.LOOSE_BBOX_CROP)
     largest = _LARGEST["cuda" if device.type == "cuda" else "cpu"]
     size = next((size for size, most in _SIZES if crop <= most), largest)
+    why = f"crops are about {crop:.0f} px wide in the image"
+    if facts.animals < _FEW_ANIMALS:
+        size, why = _SIZES[0][0], f"{facts.animals} animals are few"
     if "HEATMAP_SIZE" in config.model_fields_set:
         take("INPUT_SIZE", 4 * config.HEATMAP_SIZE, "4 HEATMAP_SIZE")
-    take("INPUT_SIZE", size, f"crops are about {crop:.0f} px wide in the image")
+    take("INPUT_SIZE", size, why)
     take("HEATMAP_SIZE", value("INPUT_SIZE") // 4, "INPUT_SIZE / 4")
     turns = facts.turned > _FIXED
     angle = 180.0 if turns else float(np.ceil(max(2 * facts.turned, _LEAST_TURN)))

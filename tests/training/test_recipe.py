@@ -103,7 +103,7 @@ def test_a_fixed_camera_turns_little_and_mirrors_nothing():
     assert found["DO_RANDOM_FLIP_LEFT_RIGHT"] == 0.5
 
 
-def test_the_input_follows_the_animals_size_and_the_device():
+def test_the_input_follows_size_and_number_of_animals_and_the_device():
     gpu = torch.device("cuda")
     for side, on_cpu, on_gpu in ((90.0, 128, 128), (150.0, 192, 192), (400.0, 192, 256)):
         found = [
@@ -111,6 +111,7 @@ def test_the_input_follows_the_animals_size_and_the_device():
             for on in (CPU, gpu)
         ]
         assert [choices["INPUT_SIZE"] for choices in found] == [on_cpu, on_gpu]
+    assert chosen(config(), replace(FACTS, animals=20, side=400.0))["INPUT_SIZE"] == 128
 
 
 def test_given_keys_stay_and_decide_those_that_follow():
