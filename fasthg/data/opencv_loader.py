@@ -11,9 +11,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -392,6 +394,7 @@ def _start_worker(parent: int | None, _: int) -> None:
     # workers end. It may have to insist: the second SIGTERM ends a worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    sys.excepthook = _report_fault
     for name in ("SIGUSR1", "SIGHUP"):  # not on Windows
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -400,6 +403,17 @@ def _start_worker(parent: int | None, _: int) -> None:
     else:
         # A worker that waits to hand over a batch would not notice the end of its parent.
         end_with_parent(parent)
+
+
+def _report_fault(
+    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+) -> None:
+    """A worker's `sys.excepthook`, which multiprocessing calls where handing over a batch fails.
+
+    A parent that ends, as at Ctrl-C, may do so while it takes one: no fault of the worker.
+    """
+    if not isinstance(fault, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, fault, trace)
 
 
 def _unchanged(rendered: Any) -> Any:

@@ -339,3 +339,25 @@ def test_a_users_handler_of_sigchld_stays_and_a_dead_worker_raises_nothing_elsew
     finally:
         loader.close()
         signal.signal(signal.SIGCHLD, before)
+
+
+_LEFT_ALONE = """
+import os, socket, time
+from multiprocessing import resource_sharer
+from fasthg.data.opencv_loader import _start_worker
+
+_start_worker(os.getppid(), 0)
+resource_sharer.DupFd(0)  # what hands over a batch's memory; its thread waits for the parent
+parent = socket.socket(socket.AF_UNIX)
+parent.connect(resource_sharer._resource_sharer._address)
+parent.close()
+time.sleep(0.5)
+raise ValueError("a fault of its own")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets of the file system")
+def test_a_worker_says_nothing_of_a_parent_that_ends_while_it_takes_a_batch():
+    done = subprocess.run([sys.executable, "-c", _LEFT_ALONE], capture_output=True, text=True)
+    assert "ValueError: a fault of its own" in done.stderr
+    assert "resource_sharer" not in done.stderr
