@@ -39,9 +39,9 @@ def test_blocks_that_take_several_tiles(device, inputs, outputs):
     y, *moments = conv1x1_bn.run(x, weight, conv1x1_bn.Norm(mean, var, beta, None, True, 1e-3))
     a = infer(x, mean, var, beta, None, None, True, 1e-3)
     assert torch.equal(y, conv1x1_act(a, weight, None, None, None, None, False))
-    # cuBLAS and oneDNN sum in another order.
+    # On processors without instructions for it, torch rounds sums of bfloat16 on the way.
     exact = torch.einsum("bchw,oc->bohw", a.double(), weight.to(x.dtype).double())
-    torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2)
+    assert (y.double() - exact).norm() < 0.01 * exact.norm()
     exact = y.double().mean((0, 2, 3)), y.double().var((0, 2, 3), correction=0)
     for actual, expected in zip(moments, exact, strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
