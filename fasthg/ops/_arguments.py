@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,24 @@ def height_width(op: str, size: Any) -> tuple[Any, Any]:
     if height < 0 or width < 0:
         raise ValueError(f"{op}: size: expected >= 0, got {(height, width)}")
     return height, width
+
+
+def check_like(
+    op: str, x: Tensor, expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]
+) -> None:
+    """Raise ValueError where an argument has another shape than its own here, or x's device not.
+
+    expected: name -> tensor and shape; None is an argument that was not given.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{op}: {name}: expected {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device}, x on {x.device}: move them to one device"
+            )
 
 
 def _described(value: Any) -> str:

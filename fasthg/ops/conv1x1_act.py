@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _extension, _layout, reference
+from fasthg.ops import _arguments, _extension, _layout, reference
 
 HALVES = (torch.float16, torch.bfloat16)
 """The dtypes that the kernels on tensor cores take."""
@@ -78,14 +78,9 @@ def describe(
     addresses = [0 if t is None else t.data_ptr() for t in read]
     pitch, transposed, wide = _layout_of(weights[0])
     pitch2, transposed2, wide2 = _layout_of(weights[1])
+    names = ("x", "x2", "residual", "weight", "weight2", "bias")
     described = _extension.native.Conv1x1(
-        **dict(
-            zip(
-                ("x", "x2", "residual", "weight", "weight2", "bias"),
-                addresses,
-                strict=True,
-            )
-        ),
+        **dict(zip(names, addresses, strict=True)),
         y=y.data_ptr(),
         pitch=pitch,
         pitch2=pitch2,
@@ -135,10 +130,8 @@ def _in_onednn(
     if x2 is not None and weight2 is not None:
         rows2, weight2 = as_rows(x2, x.dtype), weight2.to(x.dtype)
         if x.dtype == torch.float32:
-            added = (
-                rows2,
-                weight2.t(),
-            )  # later: writing y twice is less than copying x and x2
+            # Later: writing y twice is less than copying x and x2.
+            added = rows2, weight2.t()
         else:
             # One product: a sum of two would be rounded in between.
             rows, weight = torch.cat([rows, rows2], 1), torch.cat([weight, weight2], 1)
@@ -319,15 +312,6 @@ def conv1x1_act(
         "x2": (x2, (batch, 0 if x2 is None else x2.shape[1], height, width)),
         "weight2": (weight2, (outputs, 0 if x2 is None else x2.shape[1])),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"conv1x1_act: {name}: expected {shape}, got {tuple(tensor.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(
-                f"conv1x1_act: {name} is on {tensor.device}, x on {x.device}: move them to one"
-                " device"
-            )
+    _arguments.check_like("conv1x1_act", x, expected)
     y: Tensor = _operator(x, weight, bias, residual, x2, weight2, relu)
     return y

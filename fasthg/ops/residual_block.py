@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _extension
+from fasthg.ops import _arguments, _extension
 from fasthg.ops._residual_passes import empty_gradients, empty_results, gradients, train
 from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.conv3x3 import conv3x3
@@ -101,18 +101,8 @@ def _check(x: Tensor, arguments: dict[str, Tensor | None]) -> None:
         "weight_skip": (full, x.shape[1], 1, 1),
         "beta_skip": (full,),
     }
-    for name, tensor in arguments.items():
-        if tensor is None:
-            continue
-        if tensor.shape != expected[name]:
-            raise ValueError(
-                f"residual_block: {name}: expected {expected[name]}, got {tuple(tensor.shape)}"
-            )
-        if tensor.device != x.device:
-            raise ValueError(
-                f"residual_block: {name} is on {tensor.device}, x on {x.device}: move them to one"
-                " device"
-            )
+    named = {name: (tensor, expected[name]) for name, tensor in arguments.items()}
+    _arguments.check_like("residual_block", x, named)
     if (arguments["weight_skip"] is None) != (arguments["beta_skip"] is None):
         raise ValueError("residual_block: weight_skip and beta_skip: give both or neither")
     if arguments["weight_skip"] is None and full != x.shape[1]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fasthg.ops import _extension, conv1x1_bn
+from fasthg.ops import _arguments, _extension, conv1x1_bn
 from fasthg.ops.bn_act import infer, moments
 from fasthg.ops.conv1x1_bn import Norm
 from fasthg.ops.conv1x1_bn_grad import (
@@ -209,11 +209,5 @@ def _check(x: Tensor, weights: tuple[Tensor, ...]) -> None:
         *((full, half, 1, 1), (full,)),
     )
     names = ("weight1", "beta1", "weight2", "beta2", "weight3", "beta3")
-    for name, tensor, shape in zip(names, weights, expected, strict=True):
-        if tensor.shape != shape:
-            raise ValueError(f"residual_chain: {name}: expected {shape}, got {tuple(tensor.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(
-                f"residual_chain: {name} is on {tensor.device}, x on {x.device}: move them to one"
-                " device"
-            )
+    named = dict(zip(names, zip(weights, expected, strict=True), strict=True))
+    _arguments.check_like("residual_chain", x, named)
