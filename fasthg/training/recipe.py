@@ -32,7 +32,8 @@ _LARGEST = {"cpu": 192, "cuda": 256}
 pixels (benchmarks/results/accuracy/levers)."""
 _FEW_ANIMALS = 30
 """Below so many, the smallest of _SIZES. With 15 to 24 labelled frames of one film the mean error
-on another was a quarter below that at 192 px (benchmarks/results/accuracy, homecage-small*)."""
+on another was 31 px, and 50 px at 192 px (homecage-small-120s.json in benchmarks/results/accuracy
+and in its levers)."""
 _FIXED = 15.0
 """Animals that turn less, degrees, are filmed from one side by a camera that does not move."""
 _UNEXPLAINED = 0.9
