@@ -53,10 +53,6 @@ def residual(device):
     return maps((1, 1, 2, 2), *weights)(device)
 
 
-def fold(device):
-    return tuple(torch.ones(s, device=device) for s in ((1, 1), (1,), (1, 1), (1,)))
-
-
 @functools.cache
 def one(device):
     """A scale, without which torch finds no gradient of the offset on a GPU."""
@@ -71,18 +67,6 @@ def plain_residual(x, weight1, beta1, weight2, beta2, weight3, beta3):
     y = F.relu(norm_of(F.conv2d(x, weight1), beta1))
     y = F.relu(norm_of(F.conv2d(y, weight2, padding=1), beta2))
     return norm_of(F.conv2d(y, weight3), beta3) + x
-
-
-def plain_covariance(x):
-    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
-    centred = rows - rows.mean(0)
-    return centred.t() @ centred / len(rows)
-
-
-def plain_fold(weight, mean, covariance, beta):
-    var = ((weight @ covariance) * weight).sum(1)
-    scale = torch.rsqrt(var + 1e-3)
-    return scale[:, None] * weight, beta - scale * (weight @ mean)
 
 
 def draw(points, sigmas):
@@ -125,10 +109,6 @@ CASES = {
         lambda x, beta, mean, var: F.relu(F.batch_norm(x, mean, var, one(x.device), beta)),
         norm,
     ),
-    "channel_covariance": Case(
-        lambda x: ops.channel_covariance(x)[1], plain_covariance, maps((1, 1, 2, 2))
-    ),
-    "bn_fold": Case(ops.bn_fold, plain_fold, fold),
     "conv1x1_act": Case(
         lambda x, w, y: ops.conv1x1_act(x, w, None, y, relu=True),
         lambda x, w, y: F.relu(F.conv2d(x, w) + y),

@@ -1,60 +1,45 @@
-"""A residual of the hourglass with gradients: 8 x 256 channels x 64 x 64, bfloat16."""
+"""A residual of the hourglass with gradients: 32 images of 256 channels, bfloat16, on a GPU.
+
+Each by torch's modules, by `bn_act` after each convolution, as the network runs it, and as one
+operator, which it runs with FUSED: on.
+"""
 
 from __future__ import annotations
 
+import pytest
 import torch
-import torch.nn.functional as F
 from compare import compare
 
-from fasthg.ops import bn_act, residual_block
+from fasthg.model.layers import BatchNorm, Residual
 
-SHAPE, HALF = (8, 256, 64, 64), 128
-# As the operator's docstring counts: 5.5 maps forward and 9.5 backward are the least possible.
-BYTES = 15 * 8 * 256 * 64 * 64 * 2
+FUSED = {"torch": "off", "bn_act": "auto", "fasthg": "on"}
 
 
-# Seconds a call where the processor does not multiply bfloat16.
-@compare("torch", "bn_act", "fasthg", bytes_moved=BYTES, rounds=(7, 7))
-def bench_residual_block(device):
-    random = torch.Generator().manual_seed(0)
-    x, grad_y = (
-        torch.randn(SHAPE, generator=random)
-        .to(device, torch.bfloat16)
-        .contiguous(memory_format=torch.channels_last)
-        for _ in range(2)
-    )
-    sizes = [(HALF, SHAPE[1], 1, 1), (HALF, HALF, 3, 3), (SHAPE[1], HALF, 1, 1)]
-    weights = [
-        (torch.randn(size, generator=random) / 20)
-        .to(device)
-        .contiguous(memory_format=torch.channels_last)
-        for size in sizes
-    ]
-    offsets = [torch.zeros(size[0], device=device) for size in sizes]
-    # Without a scale, torch finds no gradient of an offset on a GPU.
-    scales = {size[0]: torch.ones(size[0], device=device) for size in sizes}
-    inputs = [t.requires_grad_() for t in (x, *weights, *offsets)]
+def bytes_moved(size):
+    """The least: each map read and written once, 5.5 of x's size forward and 9.5 backward."""
+    return 15 * 32 * 256 * size**2 * 2
 
-    def layers(norm):
-        halves = [weight.to(torch.bfloat16) for weight in weights]
-        inner = norm(F.conv2d(x, halves[0]), offsets[0], None, True)
-        inner = norm(F.conv2d(inner, halves[1], padding=1), offsets[1], None, True)
-        return norm(F.conv2d(inner, halves[2]), offsets[2], x, False)
 
-    def plain(y, offset, residual, relu):
-        y = F.batch_norm(y, None, None, scales[len(offset)], offset, True, eps=1e-3)
-        y = y if residual is None else y + residual
-        return F.relu(y, inplace=True) if relu else y
+@compare(*FUSED, bytes_moved=bytes_moved, size=[64, 32, 16, 8, 4])
+def bench_residual_block(device, size):
+    if device.type != "cuda":
+        pytest.skip("a GPU alone has the kernels")
 
-    def fused_norm(y, offset, residual, relu):
-        return bn_act(y, offset, None, residual, relu=relu)[0]
+    def maps():
+        x = torch.randn(32, 256, size, size, device=device, dtype=torch.bfloat16)
+        return x.contiguous(memory_format=torch.channels_last)
 
-    def block():
-        pairs = zip(weights, offsets, strict=True)
-        return residual_block(x, *(t for pair in pairs for t in pair))[0]
+    def run(fused):
+        torch.manual_seed(0)
+        block = Residual(256, 256).to(device, memory_format=torch.channels_last)
+        for module in block.modules():
+            if isinstance(module, BatchNorm):
+                module.fused = fused
+            elif isinstance(module, torch.nn.Conv2d):
+                module.to(torch.bfloat16)
+        x, grad_y = maps().requires_grad_(), maps()
+        assert block.fuses(x) == (fused == "on")
+        leaves = [x, *block.parameters()]
+        return lambda: torch.autograd.grad(block(x), leaves, grad_y)
 
-    return {
-        "torch": lambda: torch.autograd.grad(layers(plain), inputs, grad_y),
-        "bn_act": lambda: torch.autograd.grad(layers(fused_norm), inputs, grad_y),
-        "fasthg": lambda: torch.autograd.grad(block(), inputs, grad_y),
-    }
+    return {name: run(fused) for name, fused in FUSED.items()}

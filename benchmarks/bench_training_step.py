@@ -23,7 +23,6 @@ from fasthg.training.step import TrainStep
 
 VARIANTS = {
     "STEP eager": {"STEP": "eager"},
-    "FUSED on": {"FUSED": "on"},
     "RECOMPUTE stack": {"RECOMPUTE": "stack"},
     "DETERMINISTIC": {"DETERMINISTIC": True},
     "torchrun, one process": {},
@@ -40,9 +39,7 @@ WITHOUT = {
     "autograd adds in hourglasses": (layers, "fork", lambda x, fused: (x, layers.halve(x, fused))),
     "autograd adds in residuals": (layers.Residual, "forks", lambda *_: False),
 }
-# Each with one piece more, which no path takes yet: what is set, and to what.
-WITH = {"residuals with norms in their convolutions": (layers.Residual, "chained", True)}
-PIECES = WITHOUT | WITH
+FUSED_ON = "FUSED on"  # whole residuals as one operator, which FUSED: auto does not take
 TINY = {"INPUT_SIZE": 64, "HEATMAP_SIZE": 16, "FEATURES": 8, "STEM_FEATURES": 4}
 PORTS = {"torchrun, one process": "29513", "torchrun, BATCHNORM_SYNC": "29514"}
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -109,7 +106,7 @@ def bench_step_variants(device):
 
 @pytest.mark.slow
 @compare(
-    *(*PIECES, "fasthg"),
+    *(*WITHOUT, FUSED_ON, "fasthg"),
     rounds=(3, 20),
     cold=False,
     own_process=True,
@@ -122,11 +119,12 @@ def bench_step_pieces(device, batch):
         pytest.skip("pieces for a GPU")
 
     def make(name):
-        if name in PIECES:
-            setattr(*PIECES[name])  # in this process, which is this provider's own
-        return Step(networks.config(8, batch, HEAD_INIT_SCALE=0.01), device)
+        if name in WITHOUT:
+            setattr(*WITHOUT[name])  # in this process, which is this provider's own
+        keys = {"FUSED": "on"} if name == FUSED_ON else {}
+        return Step(networks.config(8, batch, HEAD_INIT_SCALE=0.01, **keys), device)
 
-    return {name: lambda name=name: make(name) for name in (*PIECES, "fasthg")}
+    return {name: lambda name=name: make(name) for name in (*WITHOUT, FUSED_ON, "fasthg")}
 
 
 def profile_figures(run, seconds, **values):

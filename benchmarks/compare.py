@@ -437,6 +437,11 @@ def all_comparisons() -> list[Comparison]:
     return [each for each in found if isinstance(each, Comparison)]
 
 
+def known_groups() -> dict[str, set[str]]:
+    """The providers of each group that there is now; results may hold others."""
+    return {group: set(one.providers) for one in all_comparisons() for group in one.groups()}
+
+
 def compare(
     *providers: str,
     bytes_moved: int | Callable[..., int] | None = None,

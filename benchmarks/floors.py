@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compare import FLOORS, FOLDER, OURS, all_comparisons
+from compare import FLOORS, FOLDER, OURS, all_comparisons, known_groups
 
 RESULTS = FOLDER / "results"
 SHARE, ELSEWHERE = 0.65, 0.4
@@ -41,6 +41,15 @@ def medians(folder: Path = RESULTS) -> Medians:
         machine: {key: statistics.median(ratios) for key, ratios in sorted(of.items())}
         for machine, of in sorted(found.items())
         if of
+    }
+
+
+def current_medians() -> Medians:
+    """Those of RESULTS, of groups and providers that there still are."""
+    known = known_groups()
+    return {
+        machine: {key: ratio for key, ratio in of.items() if key[1] in known.get(key[0], ())}
+        for machine, of in medians().items()
     }
 
 
@@ -115,7 +124,7 @@ def _rounded(ratio: float) -> float:
 def text() -> str:
     """What floors.yaml should hold."""
     lines = [_HEAD.rstrip()]
-    for machine, groups in floors(medians()).items():
+    for machine, groups in floors(current_medians()).items():
         lines.append(f"\n{machine}:")
         for group, providers in sorted(groups.items()):
             row = yaml.safe_dump(providers, default_flow_style=True, width=1000).strip()

@@ -16,7 +16,7 @@ import torch
 OTHER = "other"
 # The first that matches counts. inductor names a kernel after the operators fused in it.
 CLASSES = {
-    "norms": r"bn_act|bn_fold|covariance|batch_?norm|\bbn_(fw|bw)|moving_statistics",
+    "norms": r"bn_act|batch_?norm|\bbn_(fw|bw)|moving_statistics",
     "loss": r"heatmap_mse|gaussian_heatmaps",
     "pool and upsample": r"max_?pool|upsample|nearest",
     "copies and casts": (

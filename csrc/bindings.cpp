@@ -40,7 +40,6 @@ struct FromPython<const int64_t*> {
   };
 FASTHG_STRUCT(Targets)
 FASTHG_STRUCT(BatchNorm)
-FASTHG_STRUCT(BnFold)
 FASTHG_STRUCT(Conv1x1)
 FASTHG_STRUCT(RmspropStep)
 #undef FASTHG_STRUCT
@@ -98,12 +97,6 @@ PYBIND11_MODULE(_C, m) {
                 MEMBER(cluster_blocks), MEMBER(cluster_vectors));
   }
   {
-    using S = BnFold;
-    bind_struct(m, "BnFold", MEMBER(weight), MEMBER(mean), MEMBER(covariance), MEMBER(mean_out),
-                MEMBER(var_out), MEMBER(outputs), MEMBER(inputs), MEMBER(eps),
-                MEMBER(folded_dtype));
-  }
-  {
     using S = Conv1x1;
     bind_struct(m, "Conv1x1", MEMBER(x), MEMBER(weight), MEMBER(x2), MEMBER(weight2), MEMBER(bias),
                 MEMBER(residual), MEMBER(y), MEMBER(rows), std::pair("in_", &S::in), MEMBER(in2),
@@ -125,7 +118,6 @@ PYBIND11_MODULE(_C, m) {
   LAUNCHER(heatmap_peaks_cpu);
   LAUNCHER(bn_act_cpu);
   LAUNCHER(bn_act_backward_cpu);
-  LAUNCHER(channel_covariance_cpu);
   LAUNCHER(rmsprop_ema_cpu);
   LAUNCHER(moving_statistics_cpu);
   LAUNCHER(upsample2x_add_cpu);
@@ -145,9 +137,6 @@ PYBIND11_MODULE(_C, m) {
   LAUNCHER(bn_act_cuda);
   LAUNCHER(bn_act_backward_cuda);
   m.def("bn_act_clusters_cuda", &fasthg_bn_act_clusters_cuda);
-  LAUNCHER(bn_fold_cuda);
-  LAUNCHER(bn_fold_backward_cuda);
-  LAUNCHER(channel_covariance_cuda);
   LAUNCHER(conv1x1_act_cuda);
   LAUNCHER(conv1x1_bn_cuda);
   LAUNCHER(conv1x1_bn_grad_cuda);

@@ -79,32 +79,6 @@ const char* fasthg_bn_act_backward_cuda(int dtype, const fasthg::BatchNorm* norm
 // it has no clusters of this size. Unlike all others this is no launcher.
 int fasthg_bn_act_clusters_cuda(int dtype, bool backward, int blocks, int device);
 
-// Mean and biased covariance of channels over rows, at least one. x: dtype (rows, channels);
-// workspace: real (parts, channels + 1, channels), products and sums over the rows of each part;
-// mean: real (channels,); covariance: real (channels, channels), symmetric.
-// CPU: float32, float64, bfloat16. CUDA: float16, bfloat16.
-const char* fasthg_channel_covariance_cpu(int dtype, const void* x, int64_t rows, int64_t channels,
-                                          int64_t parts, void* workspace, void* mean,
-                                          void* covariance, int threads);
-const char* fasthg_channel_covariance_cuda(int dtype, const void* x, int64_t rows, int64_t channels,
-                                           int64_t parts, void* workspace, void* mean,
-                                           void* covariance, int device, void* stream);
-
-// Statistics and folded weights of a batch norm after a 1 x 1 convolution; see BnFold. float32 and
-// float64. beta, offset: real (outputs,); folded: folded dtype (outputs, inputs).
-const char* fasthg_bn_fold_cuda(int dtype, const fasthg::BnFold* fold, const void* beta,
-                                void* folded, void* offset, int device, void* stream);
-
-// The gradients of both. With d (rows, outputs) the gradient of the batch norm's result and a
-// (rows, inputs) the convolution's input: product: real (outputs, inputs), d^T a; total: real
-// (outputs,), sums of d; workspace: real (2, outputs); grad_weight: real (outputs, inputs). The
-// gradient of a is d back^T + a mix^T + constant: folded dtype (inputs, outputs) and (inputs,
-// inputs), real (inputs,).
-const char* fasthg_bn_fold_backward_cuda(int dtype, const fasthg::BnFold* fold, const void* product,
-                                         const void* total, int64_t rows, void* workspace,
-                                         void* grad_weight, void* back, void* mix, void* constant,
-                                         int device, void* stream);
-
 // y = relu?(x weight^T + x2 weight2^T + bias + residual), of at least one row; see Conv1x1. float16
 // and bfloat16. torch computes on the CPU and in the other types, where its product is the faster.
 const char* fasthg_conv1x1_act_cuda(int dtype, const fasthg::Conv1x1* conv, int device,

@@ -80,20 +80,6 @@ struct BatchNorm {
   int cluster_vectors;
 };
 
-// Batch norm after a 1 x 1 convolution, known by the moments of the convolution's input. Real
-// numbers are of the operator's dtype.
-struct BnFold {
-  const void* weight;      // (outputs, inputs)
-  const void* mean;        // (inputs,)
-  const void* covariance;  // (inputs, inputs), biased
-  void* mean_out;          // (outputs,), written by the forward
-  void* var_out;           // (outputs,), likewise; biased
-  int64_t outputs;
-  int64_t inputs;
-  double eps;        // added to var_out
-  int folded_dtype;  // of matrices that a product of half types takes
-};
-
 // Up to two 1x1 convolutions over rows of channels (image batches with channels last, without
 // gaps), and what is added to their sum.
 struct Conv1x1 {

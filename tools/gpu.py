@@ -53,7 +53,7 @@ WHOLE_NETWORK = ("pytest", "pytest_benchmark", "pydantic", "yaml", "cv2", "googl
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # racecheck ends with an error of its own ("failed to handle a hardware exception"; 2025.3.1, H200)
 # at the asynchronous copies of these; the other tools find nothing in them.
-WITH_ASYNC_COPIES = ("conv1x1_act", "conv1x1_bn", "residual_block", "residual_chain")
+WITH_ASYNC_COPIES = ("conv1x1_act", "conv1x1_bn", "residual_block")
 BUILD = "build"
 # Tests of the kernels that few visits have proved: before the others, which may take all the time.
 LEAST_PROVED = (

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fasthg import ops
 from fasthg.ops import conv1x1_bn
-from fasthg.ops.residual_chain import residual_chain
 
 # dtype -> error allowed, relative to the largest value.
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -88,22 +87,6 @@ def draw(like: Tensor, *of: Tensor, subpixel: bool, layout: torch.memory_format)
     return ops.gaussian_heatmaps(*of[:2], tuple(like.shape[2:]), of[2], **options)
 
 
-def fold(like: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """bn_fold into the dtype of `like`."""
-    return ops.bn_fold(*(t.detach() for t in values), 1e-3, like.dtype)
-
-
-def fold_backward(like: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """bn_fold_backward of 97 rows, in the dtype of `like`."""
-    return ops.bn_fold_backward(*(t.detach() for t in values), 97, 1e-3, like.dtype)
-
-
-def residual(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """residual_block with its statistics, where it has them."""
-    y, statistics = ops.residual_block(x, *values)
-    return y, *(t for t in statistics if t.numel())
-
-
 def fork(x: Tensor) -> Tensor:
     """max_pool2x_fork; both results as one, so that both have gradients."""
     return torch.cat([y.flatten(1) for y in ops.max_pool2x_fork(x)], 1)
@@ -115,10 +98,10 @@ def between_norms(x: Tensor, weight: Tensor, residual: Tensor, *norm: Tensor) ->
     return conv1x1_bn.run(x.detach(), weight.detach(), of_x, residual.detach())
 
 
-def chain(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """residual_chain with its statistics."""
-    y, statistics = residual_chain(x, *values)
-    return y, *(t for pair in statistics for t in pair)
+def residual(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """residual_block with its statistics."""
+    y, statistics = ops.residual_block(x, *values)
+    return y, *statistics
 
 
 def move(running: Tensor, *others: Tensor) -> Tensor:
@@ -182,25 +165,6 @@ def cases() -> Iterator[tuple[str, Case]]:
             )
             case = Case(call, maps[:1], values[:1], gradients=False, clusters=clusters)
             yield "bn_act", case
-    for shape in (*SHAPES, (2, 24, 31, 37), (2, 200, 9, 5), (1, 131, 5, 5)):
-        case = Case(ops.channel_covariance, (normal(*shape),), gradients=False)
-        yield "channel_covariance", case
-    for outputs, inputs in ((1, 1), (7, 13), (40, 130), (6, 300)):
-        a, d = normal(97, inputs) + 0.5, normal(97, outputs)
-        moments = a.mean(0), torch.cov(a.mT, correction=0).view(inputs, inputs)
-        weight = normal(outputs, inputs) / inputs
-        numbers = (weight, *moments, normal(outputs))
-        yield "bn_fold", Case(fold, (normal(1),), numbers, factor=50, gradients=False)
-        statistics = ops.bn_fold(*numbers, 1e-3, torch.float64)[2:]
-        numbers = (d.mT @ a / 97, d.sum(0) / 97, weight, *moments, *statistics)
-        yield "bn_fold", Case(fold_backward, (normal(1),), numbers, factor=50, gradients=False)
-    for channels, out in ((16, 16), (16, 40), (5, 5)):
-        half = out // 2
-        sizes = [(half, channels, 1, 1), (half,), (half, half, 3, 3), (half,), (out, half, 1, 1)]
-        sizes += [(out,)] + ([] if out == channels else [(out, channels, 1, 1), (out,)])
-        values = tuple(normal(*size) / size[0] ** 0.5 for size in sizes)
-        case = Case(residual, (normal(2, channels, 13, 7),), values, factor=10, in_norm=True)
-        yield "residual_block", case
     third, tenth = torch.tensor([0.3, 0.1], dtype=torch.float64)
     for count in (1, 1027, 2052):
         values = (normal(count), normal(count) + 1, normal(count) + 2, third)
@@ -251,8 +215,8 @@ def conv1x1_cases() -> Iterator[tuple[str, Case]]:
         sizes += [(channels, half, 1, 1), (channels,)]
         values = tuple(normal(*size) / size[0] ** 0.5 for size in sizes)
         x = normal(1, channels, side, side)
-        case = Case(chain, (x,), values, factor=10, in_norm=True, gradients=side < 100)
-        yield "residual_chain", case
+        case = Case(residual, (x,), values, factor=10, in_norm=True, gradients=side < 100)
+        yield "residual_block", case
 
 
 def results(case: Case, dtype: torch.dtype, device: torch.device, *, exact: bool) -> list[Tensor]:

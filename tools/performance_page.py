@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ Results = dict[str, list[tuple[str, dict[str, Any]]]]
 """Device, `cpu` or `cuda` -> name and content of files, newest first, each group in one of them."""
 
 
-def newest(folder: Path) -> Results:
-    """The newest results of every group that the machine of the newest file has measured."""
+def newest(folder: Path, known: Collection[str] | None = None) -> Results:
+    """The newest results of every group that the machine of the newest file has measured.
+
+    known: groups, without their device, of benchmarks that there still are; None: all are.
+    """
     files = [(f.name, json.loads(f.read_text(encoding="utf-8"))) for f in folder.glob("*.json")]
     # A visit of `make gpu` that ran none has no benchmarks.
     files = [(name, content) for name, content in files if "benchmarks" in content]
@@ -62,8 +66,9 @@ def newest(folder: Path) -> Results:
         chosen = found.setdefault(device, [])
         if chosen and _machine(content) != _machine(chosen[0][1]):
             continue
-        known = {_key(row) for _, other in chosen for row in other["benchmarks"]}
-        rows = [row for row in rows_of(content, device) if _key(row) not in known]
+        newer = {_key(row) for _, other in chosen for row in other["benchmarks"]}
+        rows = [row for row in rows_of(content, device) if _key(row) not in newer]
+        rows = [row for row in rows if known is None or _group(row) in known]
         if device == "cuda":  # fasthg is in every part
             first = {_key(row): row for row in reversed(rows)}
             rows = [row for row in rows if first[_key(row)] is row]
@@ -76,6 +81,11 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
     """What the newest file has once: a group, of which on a GPU files may hold a part each."""
     part = row["params"]["provider"] if row["params"]["device"] == "cuda" else ""
     return row["group"], part
+
+
+def _group(row: dict[str, Any]) -> str:
+    """A row's group without its device."""
+    return str(row["group"].rpartition(", ")[0])
 
 
 def _machine(content: dict[str, Any]) -> tuple[Any, ...]:
@@ -91,7 +101,7 @@ def groups_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows by group without its device."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["group"].rpartition(", ")[0], []).append(row)
+        found.setdefault(_group(row), []).append(row)
     return found
 
 
@@ -267,9 +277,9 @@ def _of_visits(folder: Path, group: str) -> Iterator[Panel]:
             return
 
 
-def write(results: Path, docs: Path) -> None:
-    """The page and both pictures in `docs`, from the files in `results`."""
-    found = newest(results)
+def write(results: Path, docs: Path, known: Collection[str] | None = None) -> None:
+    """The page and both pictures in `docs`, from the files in `results`; known: as of `newest`."""
+    found = newest(results, known)
     if not found:
         raise SystemExit(f"performance_page: no results in {results}; see `make bench`")
     (docs / "performance.md").write_text(page(found), encoding="utf-8")
@@ -281,4 +291,7 @@ def write(results: Path, docs: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(ROOT / "benchmarks" / "results", ROOT / "docs")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import compare
+
+    write(ROOT / "benchmarks" / "results", ROOT / "docs", compare.known_groups())

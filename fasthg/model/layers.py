@@ -29,16 +29,9 @@ from fasthg.ops import (
     upsample2x_add,
 )
 from fasthg.ops.conv3x3 import has_own_kernel
-from fasthg.ops.residual_chain import has_kernels as has_chain_kernels
-from fasthg.ops.residual_chain import residual_chain
+from fasthg.ops.residual_block import has_kernels as has_block_kernels
 
 HOURGLASS_LEVELS = 4
-BLOCK_ROWS = 1 << 15
-"""Pixels of a batch from which FUSED: auto takes `residual_block` on a CPU in float32: it keeps
-half the memory, which saves time there. On a GPU auto never takes it: on an H200 it makes a step of
-8 stacks a third longer. There FUSED: on is for memory, 0.6 to 0.85 of that without."""
-
-
 UNBIASED = 1 << 62
 """A count of values at which biased and unbiased variance are equal: `var` is unbiased already."""
 
@@ -271,13 +264,8 @@ class ConvBN(nn.Module):
 class Residual(nn.Module):
     """1x1 to half the width, 3x3, 1x1 to the full width, plus the input; no ReLU after the sum.
 
-    Attributes:
-        chained: whether `residual_chain` does the block in training, where `chains`. Off: no GPU
-            has measured it.
-        recomputed: whether the forward runs again in the backward (RECOMPUTE).
+    Attribute `recomputed`: whether the forward runs again in the backward (RECOMPUTE).
     """
-
-    chained = False
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -292,10 +280,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, in, height, width)` -> `(batch, out, height, width)`."""
-        if self.training and self.fused_for(x):
+        if self.fuses(x):
             return self._fused(x)
-        if self.chains(x):
-            return self._chain(x)
         if self.forks(x):
             skip, inner = self.conv1.fork(x)
         else:
@@ -314,54 +300,33 @@ class Residual(nn.Module):
             return False
         return x.is_cuda and x.element_size() == 2 and runs_fused(self.conv1.bn.fused, x)
 
-    def chains(self, x: Tensor) -> bool:
-        """Whether the norms are made in the kernels of the 1x1 convolutions.
+    def fuses(self, x: Tensor) -> bool:
+        """Whether one operator, `residual_block`, does the whole residual.
 
-        Where the backward of the first convolution could add the gradient of the identity path, but
-        not with FREEZE, BATCHNORM_SYNC, DETERMINISTIC or RECOMPUTE.
+        With FUSED: on, where the backward of the first convolution could add the gradient of the
+        identity path, but not with FREEZE, BATCHNORM_SYNC, DETERMINISTIC or RECOMPUTE. FUSED: auto
+        leaves it out: no GPU has measured it.
         """
-        if not (self.chained and self.training and self.forks(x)) or self.recomputed:
+        norm = self.conv1.bn
+        if norm.fused != "on" or not (self.training and self.forks(x)) or self.recomputed:
             return False
-        if torch.are_deterministic_algorithms_enabled() or self.conv1.bn.process_group is not None:
+        if torch.are_deterministic_algorithms_enabled() or norm.process_group is not None:
             return False
         trained = all(weight.requires_grad for weight in self._weights())
-        return trained and has_chain_kernels(x, len(self.conv1.bn.bias))
+        return trained and has_block_kernels(x, len(norm.bias))
 
     def _weights(self) -> list[Tensor]:
         """Weight and offset of each layer but the skip convolution."""
-        layers = (self.conv1, self.conv2, self.conv3)
-        return [t for layer in layers for t in (layer.conv.weight, layer.bn.bias)]
+        return [t for layer in self._layers() for t in (layer.conv.weight, layer.bn.bias)]
 
-    def _chain(self, x: Tensor) -> Tensor:
-        aside = self.conv1.side_streams.gradient_of_weight
-        y, statistics = residual_chain(x, *self._weights(), eps=self.conv1.bn.eps, aside=aside)
-        layers = (self.conv1, self.conv2, self.conv3)
-        for layer, (mean, var) in zip(layers, statistics, strict=True):
-            layer.bn.report_stats(mean, var, x.numel() // x.shape[1])
-        return y
-
-    def fused_for(self, x: Tensor) -> bool:
-        """Whether one operator does the whole block in training."""
-        if self.conv1.bn.process_group is not None:
-            return False
-        fused = self.conv1.bn.fused
-        rows = x.numel() // x.shape[1]
-        if fused == "auto" and (x.is_cuda or rows < BLOCK_ROWS):
-            return False
-        return runs_fused(fused, x, slower_on_cpu=(torch.bfloat16, torch.float16))
+    def _layers(self) -> tuple[ConvBN, ConvBN, ConvBN]:
+        return self.conv1, self.conv2, self.conv3
 
     def _fused(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
-        layers = [self.conv1, self.conv2, self.conv3] + ([self.skip] if self.skip else [])
-        # The norm's scale goes into some weights before they are rounded: take float32 weights.
-        masters = (getattr(layer.conv.weight, "master", layer.conv.weight) for layer in layers)
-        weights = [t for w, layer in zip(masters, layers, strict=True) for t in (w, layer.bn.bias)]
-        y, statistics = residual_block(x, *weights, eps=self.conv1.bn.eps)
-        count = x.numel() // x.shape[1]
-        for layer, mean, var in zip(layers, statistics[::2], statistics[1::2], strict=False):
-            layer.bn.report_stats(mean, var, count)
+        aside = self.conv1.side_streams.gradient_of_weight
+        y, statistics = residual_block(x, *self._weights(), eps=self.conv1.bn.eps, aside=aside)
+        for layer, mean, var in zip(self._layers(), statistics[::2], statistics[1::2], strict=True):
+            layer.bn.report_stats(mean, var, x.numel() // x.shape[1])
         return y
 
 

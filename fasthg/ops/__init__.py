@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from fasthg.ops._extension import OpPath, has_kernel, paths
 from fasthg.ops.bn_act import bn_act, bn_act_inference, update_statistics
-from fasthg.ops.bn_fold import bn_fold, bn_fold_backward
-from fasthg.ops.channel_covariance import channel_covariance
 from fasthg.ops.conv1x1_act import conv1x1_act
 from fasthg.ops.conv3x3 import conv3x3
 from fasthg.ops.gaussian_heatmaps import gaussian_heatmaps
@@ -29,9 +27,6 @@ __all__ = [
     "ResidualStatistics",
     "bn_act",
     "bn_act_inference",
-    "bn_fold",
-    "bn_fold_backward",
-    "channel_covariance",
     "conv1x1_act",
     "conv3x3",
     "gaussian_heatmaps",

@@ -59,6 +59,12 @@ def _empty_maps(x: Tensor, channels: int) -> Tensor:
     return _layout.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x.device)
 
 
+def _laid(made: Tensor, like: Tensor) -> Tensor:
+    """`made`, in dtype and strides of `like`, which is written where they differ."""
+    same = made.dtype == like.dtype and made.stride() == like.stride()
+    return made if same else like.copy_(made)
+
+
 def _convolve(
     x: Tensor, weight: Tensor, outputs: int, first: int, strides: Any, bias: Any, relu: bool
 ) -> Tensor:
@@ -93,8 +99,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = Fals
         y = y if bias is None else y.add_(bias.to(x.dtype)[:, None, None])
         return y.relu_() if relu else y
     if not has_own_kernel(x, weight):
-        y, empty = reference.conv3x3(x, weight, bias, relu=relu), _empty_maps(x, outputs)
-        return y if y.stride() == empty.stride() else empty.copy_(y)
+        return _laid(reference.conv3x3(x, weight, bias, relu=relu), _empty_maps(x, outputs))
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     return _convolve(x, weight, outputs, 0, weight.stride(), bias, relu)
@@ -124,7 +129,7 @@ def grad_x(grad_y: Tensor, weight: Tensor) -> Tensor:
         return _empty_maps(grad_y, inputs).zero_()
     if not has_own_kernel(grad_y, weight):
         like = _empty_maps(grad_y, inputs)
-        return like.copy_(_torch_backward(grad_y, like, weight, [True, False, False])[0])
+        return _laid(_torch_backward(grad_y, like, weight, [True, False, False])[0], like)
     weight = weight.to(grad_y.dtype)
     outer, inner, row, column = weight.stride()
     strides = (inner, outer, -row, -column)
@@ -137,7 +142,7 @@ def grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if not (grad_y.numel() and x.numel()):
         return result.zero_()
     if not has_own_kernel(x, weight):
-        return result.copy_(_torch_backward(grad_y, x, weight, [False, True, False])[1])
+        return _laid(_torch_backward(grad_y, x, weight, [False, True, False])[1], result)
     read = [_layout.readable(t, x.dtype) for t in (x, grad_y)]
     out = _extension.as_dtype(result, x.dtype)
     outputs = grad_y.shape[1]

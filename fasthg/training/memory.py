@@ -10,7 +10,6 @@ import torch
 
 from fasthg.config import Config
 from fasthg.errors import FasthgError
-from fasthg.ops import paths
 from fasthg.runtime.process import peak_bytes
 
 GIB = 2.0**30
@@ -79,11 +78,8 @@ def _facts(device: torch.device) -> list[str]:
 def _remedy(config: Config, device: torch.device) -> str:
     """The keys that help: first those that keep network and batch, then those that help most."""
     settings = []
-    if config.STEP != "compile":
-        if config.RECOMPUTE != "stack":
-            settings.append("RECOMPUTE=stack")
-        if config.FUSED != "on" and _has_kernels(device):
-            settings.append("FUSED=on")
+    if config.STEP != "compile" and config.RECOMPUTE != "stack":
+        settings.append("RECOMPUTE=stack")
     if device.type == "cuda" and config.PRECISION == "fp32":
         settings.append("PRECISION=auto")
     lower = [f"BATCH_SIZE (now {config.BATCH_SIZE})"] if config.BATCH_SIZE > 1 else []
@@ -92,7 +88,3 @@ def _remedy(config: Config, device: torch.device) -> str:
     *first, last = lower
     smaller = f"lower {', '.join(first)} or {last}" if first else f"lower {last}"
     return f"set {' or '.join(settings)}, or {smaller}" if settings else smaller
-
-
-def _has_kernels(device: torch.device) -> bool:
-    return any(row.device == device.type and row.path == "native" for row in paths())

@@ -142,9 +142,7 @@ def test_floors_are_those_of_the_machine_s_class(monkeypatch: pytest.MonkeyPatch
 def test_floors_are_those_of_the_results() -> None:
     """And every one is of a group and a provider that there still are."""
     assert floors.FLOORS.read_text() == floors.text(), "run python benchmarks/floors.py"
-    known = {
-        group: set(one.providers) for one in compare.all_comparisons() for group in one.groups()
-    }
+    known = compare.known_groups()
     for machine, groups in compare.read_floors().items():
         for group, providers in groups.items():
             assert set(providers) <= known[group] - {compare.OURS}, (machine, group)
@@ -152,7 +150,7 @@ def test_floors_are_those_of_the_results() -> None:
 
 def test_half_the_speed_of_any_result_is_below_its_floor() -> None:
     given = compare.read_floors()
-    for machine, ratios in floors.medians().items():
+    for machine, ratios in floors.current_medians().items():
         assert ratios, machine
         for (group, provider), ratio in ratios.items():
             assert ratio / 2 < given[machine][group][provider] < 0.7 * ratio, (group, provider)

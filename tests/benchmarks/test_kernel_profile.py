@@ -15,7 +15,6 @@ AT = "void at::native::"
 NAMES = {
     # fasthg
     "void fasthg::(anonymous namespace)::bn_act_grad_x_kernel<__nv_bfloat16, 8>(fasthg::": "norms",
-    "void fasthg::(anonymous namespace)::covariance_parts_kernel<float>(fasthg::": "norms",
     "void fasthg::(anonymous namespace)::moving_statistics_kernel<float, 4>(float*": "norms",
     "void fasthg::(anonymous namespace)::heatmap_mse_backward_kernel<__nv_bfloat16>": "loss",
     "void fasthg::(anonymous namespace)::rmsprop_ema_kernel<4>(fasthg::RmspropStep)": "optimiser",

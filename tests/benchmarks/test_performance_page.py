@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
+import compare
 import numpy as np
 import performance_page
 import pytest
@@ -82,6 +83,12 @@ def test_the_page_says_what_the_files_say(folder):
     assert {"Model X, 2 cores", "heatmap_peaks, dark: torch", "12.3x"} <= set(texts)
 
 
+def test_groups_that_no_benchmark_has_any_more_are_left_out(folder):
+    performance_page.write(folder, folder, {"heatmap_peaks, dark"})
+    page = (folder / "performance.md").read_text(encoding="utf-8")
+    assert "heatmap_peaks, dark" in page and "| old" not in page and "old.json" not in page
+
+
 def test_bars_of_both_machines_say_what_the_files_say(tmp_path):
     group, ratio = "training_step, stacks 2, batch 8", {"x fasthg": 3.06, "x fasthg q1 q3": [2, 4]}
     cpu = [row(group, "fasthg", 1.0), row(group, "reference", 3.0, **ratio)]
@@ -157,5 +164,6 @@ def test_the_page_in_the_tree_is_that_of_the_results_in_the_tree(repository):
     file = repository / "docs" / "performance.md"
     if not file.exists():
         pytest.skip("docs/performance.md is not there: no results have been kept yet")
-    found = performance_page.newest(repository / "benchmarks" / "results")
+    results = repository / "benchmarks" / "results"
+    found = performance_page.newest(results, compare.known_groups())
     assert file.read_text(encoding="utf-8") == performance_page.page(found)

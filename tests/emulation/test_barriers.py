@@ -17,14 +17,12 @@ from emulated_extension import ORDERS
 
 from fasthg.ops import (
     bn_act,
-    channel_covariance,
     conv1x1_act,
     conv1x1_bn,
     conv1x1_bn_grad,
     gaussian_heatmaps,
     heatmap_mse,
     heatmap_peaks,
-    reference,
 )
 
 pytestmark = pytest.mark.slow  # a minute to compile
@@ -73,28 +71,6 @@ def normalise(on_chip, clusters, channels, scene):
         leaves += [torch.ones(channels).requires_grad_()]
         y, *stats = bn_act(*leaves)
         return [y.detach(), *stats, *torch.autograd.grad(y, leaves, grad_y)]
-
-
-def fold(scene):
-    module = sys.modules["fasthg.ops.bn_fold"]
-    rows = maps().double().view(-1, 7).repeat(1, 40)
-    weight, a = rows[:6], rows[6:206]
-    mean, covariance = a.mean(0), torch.cov(a.mT, correction=0)
-    # Computed by plain torch, so that the backward's inputs are right where the forward is not.
-    moments = reference.bn_fold(weight, mean, covariance, a[0, :6], 1e-3, torch.float64)[2:]
-    results = (weight * 2, a[1, :6], weight, mean, covariance, *moments)
-    return [
-        *module.run(weight, mean, covariance, a[0, :6], 1e-3, torch.float64),
-        *module.gradients(*results, len(a), 1e-3, torch.float64),
-    ]
-
-
-def relate(scene):
-    with pytest.MonkeyPatch.context() as patch:
-        parts = sys.modules["fasthg.ops.channel_covariance"]._PARTS
-        patch.setitem(parts, "cuda", (21, 128))
-        rows = maps().view(1, 224, 1, 16).half()
-        return list(channel_covariance(rows.permute(0, 3, 1, 2)))
 
 
 def multiply(scene):
@@ -159,8 +135,6 @@ SHOWN_BY = {
     "bn_act_on_chip_cuda.cu": [functools.partial(normalise, True, (0, 0), 16)],
     # Pieces of several warps' rows, and several rounds: the barrier between these must show, too.
     "bn_act_cluster_cuda.cu": [functools.partial(normalise, False, (2, 4), 4)],
-    "bn_fold_cuda.cu": [fold],
-    "channel_covariance_cuda.cu": [relate],
     "conv1x1_act_cuda.cu": [multiply_to_heatmaps],
     "conv1x1_bn_cuda.cu": [multiply_after_norm],
     "conv1x1_bn_grad_cuda.cu": [multiply_between_norms],

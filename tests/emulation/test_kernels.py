@@ -5,22 +5,17 @@ Cases are covering pairs: each dtype meets each shape, each flag and each order 
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
-from emulated_cases import DTYPES, FLAG, HALVES, WIDE, as_maps, cases, unaligned, widened
+from emulated_cases import DTYPES, FLAG, WIDE, as_maps, cases, unaligned, widened
 from emulated_extension import ORDERS
 
 from fasthg import ops
-from fasthg.ops import reference
 
 pytestmark = pytest.mark.slow  # a minute to compile
 
 # batch, parts, height, width: with vector loads, and where a vector would not divide an image
 SHAPES = [(2, 7, 16, 16), (3, 5, 9, 7), (1, 1, 1, 1)]
-BN_FOLD = sys.modules["fasthg.ops.bn_fold"]
-COVARIANCE = sys.modules["fasthg.ops.channel_covariance"]
 
 
 @cases(["shape", "channels_last"], DTYPES, SHAPES, FLAG)
@@ -84,124 +79,6 @@ def test_heatmap_peaks(scene, emulated, order, dtype, error, shape, method):
         xy, score = ops.heatmap_peaks(maps, method)
     torch.testing.assert_close(xy, expected_xy, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(score, expected_score, rtol=0, atol=0, equal_nan=True)
-
-
-# With vector loads and without; a tile, a part of one, and several tiles; in one part and in more.
-@cases(
-    ["shape", "rows_per_part"],
-    HALVES,
-    [(203, 24), (61, 13), (1, 1), (150, 136), (70, 131), (9, 264)],
-    (68, 256),
-)
-def test_channel_covariance(emulated, monkeypatch, order, dtype, error, shape, rows_per_part):
-    monkeypatch.setitem(COVARIANCE._PARTS, "cuda", (rows_per_part, 128))
-    random = torch.Generator().manual_seed(shape[0])
-    check_covariance(emulated, order, (torch.randn(shape, generator=random) + 0.5).to(dtype))
-
-
-def check_covariance(emulated, order, rows):
-    x = as_maps(rows)
-    expected_mean, expected = ops.channel_covariance(x.double())
-    with emulated(order):
-        mean, covariance = ops.channel_covariance(x)
-    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(covariance.double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(covariance, covariance.mT)
-    assert (covariance.diagonal() >= 0).all()
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_channel_covariance_of_many_parts_off_the_vectors(emulated, monkeypatch, order):
-    monkeypatch.setitem(COVARIANCE._PARTS, "cuda", (85, 128))
-    rows = torch.randn(1601, 24, generator=torch.Generator().manual_seed(0)).half()
-    check_covariance(emulated, order, unaligned(rows))
-
-
-def test_channel_covariance_leaves_wide_types_to_torch(emulation):
-    with pytest.raises(RuntimeError, match="takes float16 and bfloat16"):
-        emulation.channel_covariance_cuda(0, 0, 2, 8, 1, 0, 0, 0, 0, 0)
-
-
-# A part of a block, several of them, and inner products in several chunks.
-@cases(
-    ["folded", "shape"],
-    [(torch.float32, 3e-6), (torch.float64, 1e-13)],
-    [torch.bfloat16, torch.float16, None],
-    [(1, 1), (7, 13), (40, 130), (6, 300), (261, 5)],
-)
-def test_bn_fold(emulated, order, dtype, error, folded, shape):
-    dtype, real = folded or dtype, dtype
-    (outputs, inputs), random = shape, torch.Generator().manual_seed(7)
-    a = torch.randn(64, inputs, generator=random, dtype=torch.float64) + 0.3
-    d = torch.randn(64, outputs, generator=random, dtype=torch.float64)
-    weight = torch.randn(shape, generator=random, dtype=torch.float64) / inputs**0.5
-    moments = a.mean(0), torch.cov(a.mT, correction=0).view(inputs, inputs)
-    # The kernel and the reference start from the same rounded numbers.
-    rounded = [t.to(real) for t in (weight, *moments, d[0], d.mT @ a, d.sum(0))]
-    weight, mean, covariance, beta, product, total = rounded
-    with emulated(order):
-        forward = BN_FOLD.run(weight, mean, covariance, beta, 1e-3, dtype)
-        results = (product, total, weight, mean, covariance, *forward[2:], len(a), 1e-3, dtype)
-        backward = BN_FOLD.gradients(*results)
-    weight, mean, covariance, beta, product, total = (t.double() for t in rounded)
-    wide = (1e-3, torch.float64)
-    expected = reference.bn_fold(weight, mean, covariance, beta, *wide)
-    results = (product, total, weight, mean, covariance, *expected[2:], len(a), *wide)
-    grads = reference.bn_fold_backward(*results)
-    rounding = torch.finfo(dtype).eps if dtype != real else 0
-    # Offset and constant belong to the rounded matrices.
-    back, mix = (t.double() for t in backward[1:3])
-    expected = [expected[0], beta - forward[0].double() @ mean, *expected[2:]]
-    grads = [*grads[:3], -(mix @ mean) - back @ (total / len(a))]
-    # Of the weights' gradient, what the norm takes off again may be nearly all.
-    sizes = [*expected, product, *grads[1:3], back.abs() @ (total.abs() / len(a))]
-    everything = zip([*forward, *backward], [*expected, *grads], sizes, strict=True)
-    for actual, right, size in everything:
-        scale = float(size.abs().max())
-        narrow = rounding if actual.dtype == dtype else 0
-        torch.testing.assert_close(
-            actual.double(), right, rtol=error + narrow, atol=20 * error * scale + narrow * scale
-        )
-
-
-def test_bn_fold_of_no_rows(emulated):
-    weight, mean, covariance = torch.ones(3, 5), torch.zeros(5), torch.zeros(5, 5)
-    nothing = torch.zeros(3)
-    with emulated("natural"):
-        _, _, *moments = BN_FOLD.run(weight, mean, covariance, nothing, 1e-3, torch.float32)
-        results = (0 * weight, nothing, weight, mean, covariance, *moments, 0, 1e-3, torch.float32)
-        grad_weight, back, mix, constant = BN_FOLD.gradients(*results)
-    assert not any(t.any() for t in (grad_weight, mix, constant))
-    torch.testing.assert_close(back, torch.full((5, 3), 1e-3**-0.5))
-
-
-def test_bn_fold_of_a_variance_that_overflows(emulated):
-    weight = torch.tensor([[1.0, -1.0], [2.0, 1.0], [0.5, 0.0]])
-    mean, beta = torch.tensor([1e30, -1e30]), torch.tensor([1.0, 2.0, 3.0])
-    covariance = torch.tensor([[torch.inf, torch.nan], [torch.nan, torch.inf]])
-    product, total = torch.full((3, 2), 1e30), torch.ones(3)
-    for variances, var_out in (((torch.inf, torch.inf), torch.inf), ((1.0, torch.nan), torch.nan)):
-        covariance.diagonal().copy_(torch.tensor(variances))
-        arguments = (weight, mean, covariance, beta, 1e-3, torch.bfloat16)
-        with emulated("natural"):
-            forward = BN_FOLD.run(*arguments)
-            backward = BN_FOLD.gradients(
-                *(product, total, weight, mean, covariance, *forward[2:]),
-                *(9, 1e-3, torch.bfloat16),
-            )
-        expected = reference.bn_fold(*arguments)
-        # A weight of 0 is no weight of an infinite variance: NaN, which is seen.
-        assert torch.equal(forward[3].nan_to_num(7.0), expected[3].nan_to_num(7.0))
-        torch.testing.assert_close(forward[3][:2], torch.full((2,), var_out), equal_nan=True)
-        if var_out == torch.inf:
-            assert not forward[0][:2].any() and torch.equal(forward[1][:2], beta[:2])
-            assert not backward[0][:2].any()
-
-
-def test_bn_fold_takes_wide_types_only(emulated):
-    half = torch.zeros(1, 1).half()
-    with emulated("natural"), pytest.raises(RuntimeError, match="takes float32 and float64"):
-        BN_FOLD.run(half, half[0], half, half[0], 1e-3, torch.half)
 
 
 @cases(

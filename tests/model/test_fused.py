@@ -126,21 +126,6 @@ def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs == ["fused"]
 
 
-def test_auto_takes_whole_blocks_where_they_gain() -> None:
-    block = Residual(4, 4)
-    small, large = torch.zeros(1, 4, 16, 16), torch.zeros(8, 4, 64, 64)
-    cases = [(small, False), (large, True), (large.bfloat16(), False)]
-    if not ops.has_kernel(small):
-        cases = [(x, False) for x, _ in cases]
-    assert [block.fused_for(x) for x, _ in cases] == [expected for _, expected in cases]
-    if torch.cuda.is_available():
-        assert not block.fused_for(large.cuda())
-    block.conv1.bn.fused = "on"
-    assert all(block.fused_for(x) for x, _ in cases)
-    block.conv1.bn.fused = "off"
-    assert not any(block.fused_for(x) for x, _ in cases)
-
-
 @pytest.mark.slow
 def test_a_fused_block_compiles_without_a_graph_break() -> None:
     block = Residual(4, 8).double()

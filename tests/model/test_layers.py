@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fasthg.model import StackedHourglass, layers
-from fasthg.model.layers import ConvBN, Residual, conv_on_blocks
+from fasthg.model.layers import BatchNorm, ConvBN, Residual, conv_on_blocks
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 24), (1, 3, 2, 2), (1, 4, 6, 10), (1, 1, 8, 4)])
@@ -122,19 +122,26 @@ def test_a_residual_forks_where_a_gpu_gains(monkeypatch):
 
 
 @pytest.fixture
-def chained(monkeypatch):
-    """Every residual without a skip convolution is a chain, also on a CPU; holds their inputs."""
+def taken(monkeypatch):
+    """Shapes of the inputs of residuals that FUSED: on runs as one operator, here on a CPU, too."""
     taken = []
-    monkeypatch.setattr(Residual, "chained", True)
     monkeypatch.setattr(Residual, "forks", lambda block, x: block.skip is None)
-    monkeypatch.setattr(layers, "has_chain_kernels", lambda x, half: not taken.append(x.shape))
+    monkeypatch.setattr(layers, "has_block_kernels", lambda x, half: not taken.append(x.shape))
     return taken
+
+
+def switch(network, fused):
+    """The network or block, with another value of FUSED."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.fused = fused
+    return network
 
 
 # One rounding of a value that is stored.
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float64, 1e-11), (torch.bfloat16, 2.0**-8)])
 @pytest.mark.parametrize("capturing", [False, True])
-def test_a_chained_residual_is_the_same(monkeypatch, request, dtype, step, capturing):
+def test_a_fused_residual_is_the_same(monkeypatch, taken, dtype, step, capturing):
     """As near to the exact results as the layers one by one, whatever these run."""
     torch.manual_seed(0)
     block = Residual(16, 16).to(dtype, memory_format=torch.channels_last)
@@ -143,63 +150,58 @@ def test_a_chained_residual_is_the_same(monkeypatch, request, dtype, step, captu
     monkeypatch.setattr("fasthg.model.cuda_streams._is_capturing", lambda _: capturing)
     grad_y = torch.randn_like(x)
 
-    def results(dtype):
-        own, given = copy.deepcopy(block).to(dtype), x.detach().to(dtype).requires_grad_()
+    def results(dtype, fused="auto"):
+        own = switch(copy.deepcopy(block).to(dtype), fused)
+        given = x.detach().to(dtype).requires_grad_()
         y = own(given)
         gradients = torch.autograd.grad(y, (given, *own.parameters()), grad_y.to(dtype))
         return [y.detach(), *own.buffers(), *gradients]
 
     exact, plain = results(torch.float64), results(dtype)
-    taken = request.getfixturevalue("chained")
-    for actual, layers_, right in zip(results(dtype), plain, exact, strict=True):
+    assert not taken
+    for actual, layers_, right in zip(results(dtype, "on"), plain, exact, strict=True):
         assert actual.dtype == layers_.dtype
         error, error_of_layers = ((y.double() - right).norm() for y in (actual, layers_))
         assert error <= 1.3 * error_of_layers + step * right.norm()
     assert taken == [x.shape]
 
 
-def test_where_a_residual_is_chained(chained):
+def test_where_a_residual_is_fused(taken):
     x = torch.randn(2, 16, 8, 8)
-    block = Residual(16, 16)
-    assert block.chains(x)
-    assert not Residual(16, 8).chains(x)
-    assert not block.eval().chains(x)
+    assert not Residual(16, 16).fuses(x)  # FUSED: auto
+    assert not switch(Residual(16, 8), "on").fuses(x)
+    block = switch(Residual(16, 16), "on")
+    assert block.fuses(x)
+    assert not block.eval().fuses(x)
     block.train().conv2.bn.bias.requires_grad_(False)  # FREEZE
-    assert not block.chains(x)
+    assert not block.fuses(x)
     block.requires_grad_(True).conv1.bn.process_group = object()  # BATCHNORM_SYNC
-    assert not block.chains(x)
+    assert not block.fuses(x)
     block.conv1.bn.process_group = None
     torch.use_deterministic_algorithms(True)
     try:
-        assert not block.chains(x)
+        assert not block.fuses(x)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert block.chains(x)
+    assert block.fuses(x)
+    keys = {"features": 8, "stem_features": 4, "fused": "on"}
     for recompute in ("none", "stack"):
-        network = StackedHourglass(1, 2, features=8, stem_features=4, recompute=recompute).train()
+        network = StackedHourglass(1, 2, **keys, recompute=recompute).train()
         blocks = [m for m in network.modules() if isinstance(m, Residual) and m.skip is None]
-        assert blocks and all(b.chains(x) == (recompute == "none") for b in blocks)
+        assert blocks and all(b.fuses(x) == (recompute == "none") for b in blocks)
 
 
-def test_no_residual_is_chained_unless_asked(monkeypatch):
-    monkeypatch.setattr(Residual, "forks", lambda block, x: True)
-    monkeypatch.setattr(layers, "has_chain_kernels", lambda x, half: True)
-    assert not Residual(16, 16).chains(torch.randn(2, 16, 8, 8))
-
-
-def test_a_network_of_chains_has_the_same_gradients(monkeypatch, request):
+def test_a_network_of_fused_residuals_has_the_same_gradients(taken):
     torch.manual_seed(0)
     network = StackedHourglass(stacks=1, parts=2, features=8, stem_features=4).double().train()
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64) * 2 - 1
 
-    def results():
-        own = copy.deepcopy(network)
+    def results(fused):
+        own = switch(copy.deepcopy(network), fused)
         heatmaps = own(images)
         gradients = torch.autograd.grad(heatmaps.square().sum(), list(own.parameters()))
         return [heatmaps.detach(), *own.buffers(), *gradients]
 
-    plain = results()
-    taken = request.getfixturevalue("chained")
-    for actual, expected in zip(results(), plain, strict=True):
+    for actual, expected in zip(results("on"), results("off"), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9)
     assert len(taken) > 10

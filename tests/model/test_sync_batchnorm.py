@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fasthg.model import StackedHourglass
-from fasthg.model.layers import BatchNorm, Residual
+from fasthg.model.layers import BatchNorm
 from fasthg.model.sync_batchnorm import sync_norm
 
 
@@ -144,12 +144,10 @@ def test_moving_statistics_are_those_of_both_batches() -> None:
         torch.testing.assert_close(var, whole.running_var, rtol=1e-5, atol=1e-6)
 
 
-def test_every_norm_of_a_network_takes_part_and_whole_residuals_do_not() -> None:
-    model = StackedHourglass(1, 2, 8, 4, fused="on")
+def test_every_norm_of_a_network_takes_part() -> None:
+    model = StackedHourglass(1, 2, 8, 4)
     model.set_process_group(Thread(0, Barrier(1), []))
     norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     assert norms and all(norm.process_group is not None for norm in norms)
-    residuals = [m for m in model.modules() if isinstance(m, Residual)]
-    assert not any(block.fused_for(torch.zeros(1, 8, 16, 16)) for block in residuals)
     model.set_process_group(None)
-    assert all(block.fused_for(torch.zeros(1, 8, 16, 16)) for block in residuals)
+    assert all(norm.process_group is None for norm in norms)

@@ -30,7 +30,7 @@ needs_extension = pytest.mark.skipif(
 )
 
 OPERATORS = ("bn_act", "bn_act_inference", "gaussian_heatmaps", "heatmap_mse", "heatmap_peaks")
-OPERATORS += ("bn_fold", "channel_covariance", "conv1x1_act", "conv3x3", "moving_statistics")
+OPERATORS += ("conv1x1_act", "conv3x3", "moving_statistics")
 OPERATORS += ("max_pool2x", "residual_block", "rmsprop_ema", "upsample2x_add")
 
 RUN_ALL = """
@@ -42,14 +42,8 @@ from fasthg.ops import (
     heatmap_peaks,
     paths,
 )
-from fasthg.ops import (
-    bn_fold,
-    channel_covariance,
-    conv1x1_act,
-    moving_statistics,
-    rmsprop_ema,
-)
-from fasthg.ops import conv3x3, max_pool2x, upsample2x_add
+from fasthg.ops import conv1x1_act, conv3x3, max_pool2x, residual_block, upsample2x_add
+from fasthg.ops import moving_statistics, rmsprop_ema
 assert "torch._dynamo" not in sys.modules, "its import takes seconds"
 torch.manual_seed(0)
 keypoints, sigmas = torch.rand(2, 3, 2) * 16, torch.rand(2, 3) + 1
@@ -59,10 +53,9 @@ loss = heatmap_mse(predictions, keypoints, sigmas)
 loss.sum().backward()
 results = [maps, loss.detach(), predictions.grad]
 results += [t.detach() for t in bn_act(predictions[0], torch.zeros(3), relu=True)]
-moments = channel_covariance(predictions[0])
-results += [t.detach() for t in moments]
-with torch.no_grad():
-    results += bn_fold(torch.eye(3), *moments, torch.zeros(3))
+shapes = (1, 3, 1, 1), (1,), (1, 1, 3, 3), (1,), (3, 1, 1, 1), (3,)
+y, statistics = residual_block(predictions[0], *(torch.randn(s) for s in shapes))
+results += [t.detach() for t in (y, *statistics)]
 results += [conv1x1_act(predictions[0], torch.randn(8, 3), relu=True).detach()]
 results += [conv3x3(predictions[0], torch.randn(8, 3, 3, 3), relu=True).detach()]
 for method in ("argmax", "quarter", "dark", "plateau"):
@@ -183,7 +176,7 @@ def test_paths_name_every_operator_once_a_device():
     assert len({(row.op, row.device) for row in rows}) == len(rows) == 2 * len(OPERATORS)
     assert all(row.path in ("native", "torch", "torch reference") and row.reason for row in rows)
     by_torch = [row[:2] for row in rows if row.path == "torch"]
-    assert by_torch == [("bn_fold", "cpu"), ("conv1x1_act", "cpu"), ("conv3x3", "cuda")]
+    assert by_torch == [("conv1x1_act", "cpu"), ("conv3x3", "cuda"), ("residual_block", "cpu")]
 
 
 def test_other_devices_are_not_served():

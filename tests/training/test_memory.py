@@ -12,8 +12,6 @@ from saved_activations import saved_bytes
 
 from fasthg.config import Config
 from fasthg.model import build_model
-from fasthg.ops import OpPath
-from fasthg.training import memory
 from fasthg.training.memory import explained_out_of_memory, is_out_of_memory, out_of_memory
 from fasthg.training.step import TrainStep
 
@@ -32,23 +30,22 @@ def small(**keys: Any) -> Config:
 
 
 def test_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "paths", lambda: [OpPath("bn_act", "cuda", "native", "")])
     stats = {"allocated_bytes.all.peak": 3 << 29, "reserved_bytes.all.current": 2 << 30}
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 8 << 30))
     assert str(out_of_memory(small(BATCH_SIZE=32), GPU, FULL)) == (
         "the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB), tensors took "
         "1.5 GiB at most, torch holds 2.0, the GPU has 8.0, 5.0 of it taken by others; set "
-        "RECOMPUTE=stack or FUSED=on or PRECISION=auto, or lower BATCH_SIZE (now 32), NUM_STACKS "
+        "RECOMPUTE=stack or PRECISION=auto, or lower BATCH_SIZE (now 32), NUM_STACKS "
         "(now 2) or INPUT_SIZE (now 64)"
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 << 30, 8 << 30))
     text = str(out_of_memory(small(PRECISION="bf16"), GPU, FULL))
-    assert "the GPU has 8.0; set RECOMPUTE=stack or FUSED=on, or lower" in text
+    assert "the GPU has 8.0; set RECOMPUTE=stack, or lower" in text
 
 
 def test_a_full_machine() -> None:
-    least = {"RECOMPUTE": "stack", "FUSED": "on", "BATCH_SIZE": 1, "NUM_STACKS": 1}
+    least = {"RECOMPUTE": "stack", "BATCH_SIZE": 1, "NUM_STACKS": 1}
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
     text = str(out_of_memory(small(**least), CPU, error))
     assert re.fullmatch(
@@ -87,11 +84,10 @@ def test_what_counts_as_full_memory() -> None:
 @pytest.mark.slow
 def test_the_keys_that_the_error_names_help() -> None:
     def needed(**keys: Any) -> int:
-        config = small(**{"FUSED": "off", **keys})
+        config = small(**keys)
         return saved_bytes(TrainStep(config, build_model(config), CPU), batch(0))
 
-    off, on = needed(), needed(FUSED="on")
-    recomputed, smaller = needed(RECOMPUTE="stack"), needed(NUM_STACKS=1)
-    assert on < 0.7 * off
-    assert recomputed < 0.6 * off
-    assert smaller < 0.8 * off
+    stock = needed()
+    assert needed(RECOMPUTE="stack") < 0.6 * stock
+    assert needed(NUM_STACKS=1) < 0.8 * stock
+    assert needed(PRECISION="bf16") < 0.6 * stock

@@ -8,8 +8,6 @@ where there is no compiled kernel. Shapes, units and errors are those of the ope
 from __future__ import annotations
 
 from fasthg.ops.reference.bn_act import bn_act, bn_act_backward, moments, normalise
-from fasthg.ops.reference.bn_fold import bn_fold, bn_fold_backward
-from fasthg.ops.reference.channel_covariance import channel_covariance
 from fasthg.ops.reference.conv1x1_act import conv1x1_act
 from fasthg.ops.reference.conv3x3 import conv3x3
 from fasthg.ops.reference.dtypes import arithmetic_dtype
@@ -26,9 +24,6 @@ __all__ = [
     "arithmetic_dtype",
     "bn_act",
     "bn_act_backward",
-    "bn_fold",
-    "bn_fold_backward",
-    "channel_covariance",
     "conv1x1_act",
     "conv3x3",
     "gaussian_heatmaps",
