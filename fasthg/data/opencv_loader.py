@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, NamedTuple, cast
 
@@ -257,6 +258,10 @@ class PortableLoader:
         self._pass = 0
         self._dataset = _Batches(sampler)
         self.workers = _affordable(workers, sampler)
+        self._running: list[Any] = []  # the iterator that has the workers, if there are any
+        # At its end a process of multiprocessing sends the workers of a loader that nobody closed
+        # one SIGTERM, which does not end them, and waits. 20: before its queues are closed (10).
+        Finalize(self, _end_workers, (self._running,), exitpriority=20)
         self._data: DataLoader[_Rendered] | None = self._with_new_workers()
 
     def _with_new_workers(self) -> DataLoader[_Rendered]:
@@ -324,6 +329,8 @@ class PortableLoader:
         self._pass += 1
         with _one_opencv_thread():
             iterator = iter(self._data)
+        if self.workers:
+            self._running[:] = [iterator]
         # torch's handler of SIGCHLD raises for a dead worker wherever the main thread is, inside a
         # training step as well. It is told to leave these workers alone; one that died is noticed
         # where its batch is waited for.
@@ -347,11 +354,15 @@ class PortableLoader:
 
     def close(self) -> None:
         """End the workers; the loader is not used afterwards."""
-        data, self._data = self._data, None
+        self._data = None
         self._pass += 1
-        running = getattr(data, "_iterator", None)
-        if running is not None:
-            running._shutdown_workers()
+        _end_workers(self._running)
+
+
+def _end_workers(running: list[Any]) -> None:
+    """End the workers of a DataLoader's iterator, and empty the list that holds it."""
+    while running:
+        running.pop()._shutdown_workers()
 
 
 def _affordable(workers: int, sampler: BatchSampler) -> int:

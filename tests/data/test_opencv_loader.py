@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import forked
 import numpy as np
 import pytest
 import torch
@@ -259,6 +260,33 @@ def test_ctrl_c_leaves_no_worker_and_no_traceback(mice: RecordIndex, repository:
         run.kill()
     assert run.returncode == 130
     assert errors == ""
+    _all_gone(workers)
+
+
+LEFT_OPEN = """
+import sys
+from fasthg.config import Config
+from fasthg.data.index.record_index import RecordIndex
+from fasthg.data.opencv_loader import PortableLoader
+from fasthg.data.sampler import BatchSampler
+
+cfg = Config(BATCH_SIZE=4, INPUT_SIZE=64, HEATMAP_SIZE=16)
+sampler = BatchSampler(RecordIndex.build([sys.argv[1]], 7), cfg, training=True, seed=0)
+sys.kept = loader = PortableLoader(sampler, 2)  # which nothing collects
+next(loader.batches(0, 10**6))
+print(*(worker.pid for worker in loader._data._iterator._workers))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked there")
+def test_a_process_that_leaves_a_loader_open_ends(mice: RecordIndex) -> None:
+    """One of multiprocessing, which waits for its children and runs no `atexit`."""
+    run = forked.python(LEFT_OPEN, mice.files[0])
+    status, out, errors = run.ended(60)
+    assert (status, errors) == (0, "")
+    workers = [int(pid) for pid in out.split()]
+    assert len(workers) == 2
     _all_gone(workers)
 
 
