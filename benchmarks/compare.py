@@ -212,7 +212,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         with contextlib.suppress(RuntimeError):  # it may have ended itself
-            self._pool.submit(_cleanup.close)
+            self._pool.submit(_clean_up).result()
         self._pool.shutdown()
 
 
@@ -241,6 +241,10 @@ def _start(
     # The first calls choose algorithms by their times, which others at work would disturb.
     with _turn:
         _provider = Provider(comparison, device, values, make())
+
+
+def _clean_up() -> None:
+    _cleanup.close()
 
 
 def _seconds() -> float:
