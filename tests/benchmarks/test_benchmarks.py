@@ -218,6 +218,7 @@ def test_an_operator_without_its_kernel_fails(monkeypatch: pytest.MonkeyPatch) -
 
 OWN_PROCESS = """
 import os, time
+from pathlib import Path
 from compare import compare
 
 @compare("slow", "fasthg", "absent", "broken", cold=False, own_process=True,
@@ -229,8 +230,11 @@ def bench_processes(device):
         def __call__(self):
             time.sleep(self.seconds)
             assert self.seconds, "no sleep"
-    return {"slow": lambda: Sleep(0.06), "fasthg": lambda: Sleep(FASTHG), "absent": "not here",
-            "broken": lambda: 1 / 0}
+    try:
+        yield {"slow": lambda: Sleep(0.06), "fasthg": lambda: Sleep(FASTHG), "absent": "not here",
+               "broken": lambda: 1 / 0}
+    finally:
+        Path(__file__).with_name(f"cleaned {os.getpid()}").touch()
 """
 
 
@@ -252,7 +256,7 @@ def own_process(tmp_path: Path) -> Callable[[float], compare.Comparison]:
 
 @pytest.mark.slow
 def test_providers_have_processes_of_their_own(
-    own_process: Callable[[float], compare.Comparison],
+    own_process: Callable[[float], compare.Comparison], tmp_path: Path
 ) -> None:
     result = own_process(0.02).measure(CPU, {}, 3)
     assert result.absent == {"absent": "not here"}
@@ -260,6 +264,8 @@ def test_providers_have_processes_of_their_own(
     assert result.failed == {"broken": "ZeroDivisionError: division by zero"}
     pids = {figures["pid"] for figures in result.figures.values()}
     assert len(pids) == 2 and os.getpid() not in pids
+    cleaned = {int(path.name.split()[1]) for path in tmp_path.glob("cleaned *")}
+    assert pids < cleaned and os.getpid() in cleaned, "each cleans up what it has built"
     assert 1.5 < result.ratios()["slow"][1] < 4.5
 
 
