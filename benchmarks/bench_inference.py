@@ -8,7 +8,6 @@ from compare import compare
 
 from fasthg.inference import predictor
 from fasthg.model import build_model
-from fasthg.runtime.device import choose_precision
 
 
 @pytest.mark.slow
@@ -27,9 +26,9 @@ def bench_inference(device, stacks, batch):
     example = networks.example(cfg, device)
     images, _ = networks.as_reference(example, cfg)
     providers = networks.rivals(cfg, device, lambda one: lambda: one.predict(images))
-    precision = choose_precision(cfg.PRECISION, device, cfg.FEATURES).dtype
 
     def ours():
+        precision = networks.precision_of(cfg, device)
         forward = predictor.Forward(build_model(cfg).eval().to(device), cfg, precision)
         return lambda: forward(example.images)[-1]
 

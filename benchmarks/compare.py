@@ -417,11 +417,16 @@ def read_floors() -> dict[str, dict[str, dict[str, float]]]:
     return yaml.safe_load(FLOORS.read_text(encoding="utf-8"))
 
 
+def instructions() -> str:
+    """What torch finds this processor's to be: `avx2`, `avx512`, `avx512 bf16`."""
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.cpu.get_cpu_capability().lower() + " bf16" * bf16
+
+
 def floors_of(group: str, device: str) -> dict[str, float]:
     """Floors by provider: those of this class of machine, or of any other processor."""
     floors = read_floors()
-    own = f"{device} {torch.backends.cpu.get_cpu_capability().lower()}"
-    return floors.get(own, floors.get(device, {})).get(group, {})
+    return floors.get(f"{device} {instructions()}", floors.get(device, {})).get(group, {})
 
 
 def below_floors(group: str, device: str, ratios: dict[str, float]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare import RESULTS
+from compare import RESULTS, instructions
 
 from fasthg import __version__
 
@@ -52,7 +52,7 @@ def pytest_benchmark_update_machine_info(machine_info):
     machine_info.clear()
     machine_info |= {
         "cpu": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability().lower(),
+        "capability": instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": round(LOAD, 2),

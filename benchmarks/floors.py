@@ -1,6 +1,6 @@
 """Floors of the ratios, from committed results: `python benchmarks/floors.py` writes floors.yaml.
 
-A machine class is a kind of processor (`cpu avx2`: what torch finds its instructions to be) or
+A machine class is a kind of processor (`cpu avx2`, `cpu avx512 bf16`: by its instructions) or
 `cuda`. The floor of a ratio is SHARE of the median of what results of its class measured: below
 that, noise passes, and an operator of half the speed does not. `cpu` holds for processors of other
 classes: ELSEWHERE of the lowest median of all.

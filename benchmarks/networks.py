@@ -76,12 +76,16 @@ def skip_large(device: torch.device, batch: int) -> None:
         pytest.skip("a GPU's batch")
 
 
+def precision_of(cfg: Config, device: torch.device) -> torch.dtype:
+    """What PRECISION means here: on a CPU by a timing, so a provider asks when it has its turn."""
+    return choose_precision(cfg.PRECISION, device, cfg.FEATURES).dtype
+
+
 def rivals(
     cfg: Config, device: torch.device, use: Callable[[ReferenceTraining], Run]
 ) -> dict[str, Callable[[], Run] | str]:
     """Functions that make each of RIVALS, `use` of a training, or why there is none here."""
     gpu = device.type == "cuda"
-    precision = choose_precision(cfg.PRECISION, device, cfg.FEATURES).dtype
 
     def with_tf32() -> Run:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
@@ -94,7 +98,8 @@ def rivals(
 
     def compiled(name: str) -> Run:
         compile_cache.load()
-        training = TunedTraining(cfg, device, precision, captured=gpu, compiled=COMPILED[name])
+        half = precision_of(cfg, device)
+        training = TunedTraining(cfg, device, half, captured=gpu, compiled=COMPILED[name])
         run = use(training)
         run()
         compile_cache.save(f"{name}, batch {cfg.BATCH_SIZE}")
@@ -105,8 +110,8 @@ def rivals(
     makers: dict[str, Callable[[], Run] | str] = {
         "reference": lambda: use(ReferenceTraining(cfg, device)),
         "reference, TF32": with_tf32 if gpu else ON_GPU,
-        "eager channels_last": lambda: use(TunedTraining(cfg, device, precision)),
-        "captured": (lambda: captured(precision)) if gpu else ON_GPU,
+        "eager channels_last": lambda: use(TunedTraining(cfg, device, precision_of(cfg, device))),
+        "captured": (lambda: captured(precision_of(cfg, device))) if gpu else ON_GPU,
         "captured, fp16": (lambda: captured(torch.float16)) if gpu else ON_GPU,
     }
     for name in COMPILED:

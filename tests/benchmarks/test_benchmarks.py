@@ -127,8 +127,14 @@ def test_what_pytest_deselects_is_not_measured() -> None:
 
 
 def test_floors_are_those_of_the_machine_s_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"cpu": {"x, a": {"torch": 1.0}}, "cpu avx2": {"x, a": {"torch": 3.0}}}
+    given = {
+        "cpu": {"x, a": {"torch": 1.0}},
+        "cpu avx2": {"x, a": {"torch": 3.0}},
+        "cpu avx512 bf16": {"x, a": {"torch": 4.0}},
+    }
     monkeypatch.setattr(compare, "read_floors", lambda: given)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert compare.floors_of("x, a", "cpu") == {"torch": 3.0}
     assert compare.floors_of("x, b", "cpu") == {} == compare.floors_of("x, a", "cuda")
@@ -137,6 +143,8 @@ def test_floors_are_those_of_the_machine_s_class(monkeypatch: pytest.MonkeyPatch
     ]
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert compare.floors_of("x, a", "cpu") == {"torch": 1.0}
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert compare.floors_of("x, a", "cpu") == {"torch": 4.0}
 
 
 def test_floors_are_those_of_the_results() -> None:
