@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 
 from fasthg.errors import EnvironmentFault
 
-BF16_GAIN = 1.2
-"""Times by which bfloat16 has to beat float32 on a CPU for PRECISION: auto to take it."""
+BF16_GAIN = 1.4
+"""How many times as fast torch's convolution has to be in bfloat16 as in float32 on a CPU for
+PRECISION: auto to take it. More than once, because float32 has a quicker one of ours (`conv3x3`):
+where torch's was 2.05 times as fast, a training step was 1.45 times."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,8 +50,8 @@ def choose_precision(name: str, device: torch.device, width: int = 256) -> Preci
     auto on a GPU takes bfloat16 where the hardware multiplies it, float16 elsewhere. On a CPU
     "supported" does not mean "fast": with avx512_bf16 alone, steps in bfloat16 take up to 1.6 times
     as long as in float32; with AMX they gain. So a convolution is timed in both types, once for a
-    process and a width. bfloat16 has to win by BF16_GAIN, so that noise does not decide. A CPU
-    without such instructions takes float32 untimed.
+    process and a width, and bfloat16 has to win by BF16_GAIN. A CPU without such instructions takes
+    float32 untimed.
 
     Several processes of one training, or two halves of one run, may measure differently: one choice
     has to serve all of them, see `TrainStep` and `Training.resume`.
@@ -77,9 +80,26 @@ def choose_precision(name: str, device: torch.device, width: int = 256) -> Preci
 def _convolution_seconds(width: int) -> tuple[float, float]:
     """Seconds of one 3x3 convolution, forward and backward, in float32 and bfloat16.
 
-    It is the convolution of a residual block on one image's maps of 64 x 64 cells. The types take
-    turns, and the fastest of a few runs counts, so that other work on the machine disturbs little.
+    It is the convolution of a residual block on one image's maps of 64 x 64 cells, by one thread,
+    in that thread's processor time: of several, each would wait for one that other work holds up.
+    With three such processes on two cores the ratio of both stayed within a tenth; of the time that
+    passed it was between 0.8 and 2. The types take turns, and the fastest of a few runs counts.
     """
+    threads = torch.get_num_threads()
+
+    def alone() -> tuple[float, float]:
+        torch.set_num_threads(1)
+        try:
+            return _time_convolutions(width)
+        finally:
+            torch.set_num_threads(threads)  # which threads that begin later take over
+
+    # A thread of its own, which leaves the number of threads of all others as it is.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(alone).result()
+
+
+def _time_convolutions(width: int) -> tuple[float, float]:
     channels = max(width // 2, 1)
     runs: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     with torch.enable_grad():
@@ -87,10 +107,10 @@ def _convolution_seconds(width: int) -> tuple[float, float]:
             x = torch.ones(1, channels, 64, 64, dtype=dtype, requires_grad=True)
             weight = torch.ones(channels, channels, 3, 3, dtype=dtype, requires_grad=True)
             x_last, weight_last = (t.to(memory_format=torch.channels_last) for t in (x, weight))
-            begin = time.perf_counter()
+            begin = time.thread_time()
             y = F.conv2d(x_last, weight_last, padding=1)
             torch.autograd.grad(y, (x_last, weight_last), torch.ones_like(y))
-            runs[dtype].append(time.perf_counter() - begin)
+            runs[dtype].append(time.thread_time() - begin)
     # The first run of a type chooses and compiles its kernels.
     return min(runs[torch.float32][1:]), min(runs[torch.bfloat16][1:])
 

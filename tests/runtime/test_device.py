@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -79,8 +80,19 @@ def test_a_named_type_is_taken(monkeypatch: pytest.MonkeyPatch, name: str, dtype
     assert (precision.name, precision.reason) == (dtype, f"PRECISION is {name}") and not widths
 
 
-def test_the_timing_is_made_once_for_a_width() -> None:
+def test_the_timing_is_made_once_for_a_width_and_changes_no_number_of_threads() -> None:
     module._convolution_seconds.cache_clear()
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, before):
+            torch.set_num_threads(threads)
+            module._convolution_seconds(16)
+            with ThreadPoolExecutor(1) as later:
+                numbers = torch.get_num_threads(), later.submit(torch.get_num_threads).result()
+            assert numbers == (threads, threads)
+            module._convolution_seconds.cache_clear()
+    finally:
+        torch.set_num_threads(before)
     first = module._convolution_seconds(16)
     assert module._convolution_seconds(16) is first and min(first) > 0
     assert module._convolution_seconds.cache_info().misses == 1
