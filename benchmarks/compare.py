@@ -22,7 +22,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.synchronize import Lock
@@ -211,9 +211,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        with contextlib.suppress(RuntimeError):  # it may have ended itself
+        with self._pool, contextlib.suppress(BrokenExecutor):  # it may have ended itself
             self._pool.submit(_clean_up).result()
-        self._pool.shutdown()
 
 
 # Of a worker's process alone.
