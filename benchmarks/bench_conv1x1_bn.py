@@ -1,7 +1,7 @@
 """1x1 convolutions between batch norms, 32 images, bfloat16, on a GPU: in one pass, and by norms,
 cuBLAS and sums in turn.
 
-`residual_block` is made of them. They are worth having from 3.2 TB/s on at 64 x 64.
+`residual_block` is made of these convolutions, which are worth having from 3.2 TB/s on at 64 x 64.
 """
 
 from __future__ import annotations

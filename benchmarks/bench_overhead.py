@@ -48,25 +48,10 @@ def norm(device):
     return x, beta, torch.zeros(1, device=device), torch.ones(1, device=device)
 
 
-def residual(device):
-    weights = ((1, 1, 1, 1), (1,), (1, 1, 3, 3), (1,), (1, 1, 1, 1), (1,))
-    return maps((1, 1, 2, 2), *weights)(device)
-
-
 @functools.cache
 def one(device):
     """A scale, without which torch finds no gradient of the offset on a GPU."""
     return torch.ones(1, device=device)
-
-
-def norm_of(x, beta):
-    return F.batch_norm(x, None, None, one(x.device), beta, True, eps=1e-3)
-
-
-def plain_residual(x, weight1, beta1, weight2, beta2, weight3, beta3):
-    y = F.relu(norm_of(F.conv2d(x, weight1), beta1))
-    y = F.relu(norm_of(F.conv2d(y, weight2, padding=1), beta2))
-    return norm_of(F.conv2d(y, weight3), beta3) + x
 
 
 def draw(points, sigmas):
@@ -113,9 +98,6 @@ CASES = {
         lambda x, w, y: ops.conv1x1_act(x, w, None, y, relu=True),
         lambda x, w, y: F.relu(F.conv2d(x, w) + y),
         maps((1, 1, 2, 2), (1, 1, 1, 1), (1, 1, 2, 2)),
-    ),
-    "residual_block": Case(
-        lambda *tensors: ops.residual_block(*tensors)[0], plain_residual, residual
     ),
     "moving_statistics": Case(
         lambda running, batch, correction, other, weight: ops.moving_statistics(

@@ -1,7 +1,7 @@
 """A residual of the hourglass with gradients: 32 images of 256 channels, bfloat16, on a GPU.
 
-Each by torch's modules, by `bn_act` after each convolution, as the network runs it, and as one
-operator, which it runs with FUSED: on.
+The providers are the three values of FUSED: torch's modules (off), `bn_act` after each convolution
+(auto) and one operator (on).
 """
 
 from __future__ import annotations

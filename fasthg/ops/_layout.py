@@ -9,9 +9,6 @@ from torch import Tensor
 
 from fasthg.ops import _extension
 
-KEEPS_SUMS = hasattr(torch.ops.aten.mm, "dtype")
-"""Whether a product of half types can give its float32 sums unrounded; not in every torch."""
-
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Maps (batch, channels, height, width) to be written, channels last."""
@@ -28,13 +25,6 @@ def readable(values: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float16 and _extension.backend(values) == "cpu":
         dtype = torch.float32
     return _extension.as_dtype(values, dtype).contiguous(memory_format=torch.channels_last)
-
-
-def wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """`a^T b`, float32, of matrices of half types on CUDA."""
-    if KEEPS_SUMS:
-        return torch.ops.aten.mm.dtype(a.t(), b, torch.float32)
-    return torch.mm(a.t(), b).float()
 
 
 def check(op: str, name: str, x: Tensor) -> None:

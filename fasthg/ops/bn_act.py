@@ -174,7 +174,7 @@ def train(
     relu: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`bn_act` without checks and gradients, for operators that contain it."""
+    """`bn_act` without checks and gradients."""
     mean, var = _channel_values(x), _channel_values(x)
     return _run(x, beta, gamma, residual, mean, var, relu, False, eps), mean, var
 

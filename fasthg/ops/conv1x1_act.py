@@ -13,6 +13,8 @@ from fasthg.ops import _arguments, _extension, _layout, reference
 
 HALVES = (torch.float16, torch.bfloat16)
 """The dtypes that the kernels on tensor cores take."""
+_KEEPS_SUMS = hasattr(torch.ops.aten.mm, "dtype")
+"""Whether a product of half types can give its float32 sums unrounded; not in every torch."""
 
 
 def empty_y(x: Tensor, channels: int) -> Tensor:
@@ -176,6 +178,13 @@ def _whole_chunks(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, missing)) if missing else rows
 
 
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a^T b`, float32, of matrices of half types on CUDA."""
+    if _KEEPS_SUMS:
+        return torch.ops.aten.mm.dtype(a.t(), b, torch.float32)
+    return torch.mm(a.t(), b).float()
+
+
 def grad_weight_of(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`grad_y^T x` of rows, in the weight's dtype."""
     wide = x.device.type == "cuda" and x.dtype in HALVES
@@ -183,16 +192,16 @@ def grad_weight_of(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         grad_y, x = grad_y.float(), x.float()  # which torch multiplies far faster there
     with torch.autocast(x.device.type, enabled=False):
         if wide and weight.dtype == torch.float32:
-            product = _layout.wide_product(_whole_chunks(grad_y), _whole_chunks(x))
+            product = _wide_product(_whole_chunks(grad_y), _whole_chunks(x))
             return product[: grad_y.shape[1], : x.shape[1]].contiguous()
         return torch.mm(grad_y.t(), x).to(weight.dtype)
 
 
 def _sum(rows: Tensor) -> Tensor:
     """The sum of rows, at least in float32."""
-    if rows.device.type == "cuda" and rows.dtype in HALVES and _layout.KEEPS_SUMS:
+    if rows.device.type == "cuda" and rows.dtype in HALVES and _KEEPS_SUMS:
         # A product is several times quicker there than torch's sum over rows.
-        return _layout.wide_product(rows.new_ones(len(rows), 1), rows)[0]
+        return _wide_product(rows.new_ones(len(rows), 1), rows)[0]
     return rows.sum(0, dtype=reference.arithmetic_dtype(rows.dtype))
 
 

@@ -60,7 +60,7 @@ def _empty_maps(x: Tensor, channels: int) -> Tensor:
 
 
 def _laid(made: Tensor, like: Tensor) -> Tensor:
-    """`made`, in dtype and strides of `like`, which is written where they differ."""
+    """`made` where its dtype and strides are those of `like`; else `like`, with its values."""
     same = made.dtype == like.dtype and made.stride() == like.stride()
     return made if same else like.copy_(made)
 

@@ -1,7 +1,7 @@
 """A whole residual of the hourglass, norms made in the kernels of its 1x1 convolutions.
 
-In training, forward and backward: on a GPU in half types, where FUSED: on takes it; not yet run on
-a GPU. In inference, with the norms folded into the convolutions, everywhere.
+In training half types on a GPU have kernels for it, forward and backward, which no GPU has run yet.
+In inference the norms are folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -113,10 +113,14 @@ def _backward(ctx: Any, grad_y: Tensor | None, *others: None) -> tuple[Tensor | 
 
 
 def _gradients(grad_y: Tensor, *arguments: Any, aside: Aside = _in_turn) -> tuple[Tensor, ...]:
-    """Of x, and of weights and offsets in their order; arguments: what `_keep` keeps, and eps.
+    """Gradients of x, and of weights and offsets in their order.
 
-    The gradients of weights, on which nothing waits, are each computed behind the gradient of the
-    input, on which all does.
+    The backward of other layers waits for the gradients of inputs, and nothing for those of
+    weights: each of these comes after the gradient of the same convolution's input.
+
+    Args:
+        grad_y: gradient of y.
+        arguments: x, weights and offsets; statistics and maps as `_train` returns them; eps.
     """
     x, weight1, beta1, weight2, beta2, weight3, beta3, *values, eps = arguments
     mean1, var1, mean2, var2, mean3, var3, z1, a1, z2, z3 = values
@@ -157,6 +161,12 @@ def _gradients(grad_y: Tensor, *arguments: Any, aside: Aside = _in_turn) -> tupl
     )
 
 
+def _empty_gradients(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    weight2 = others[2]
+    made = (w.new_empty(w.shape) if w is not weight2 else torch.empty_like(w) for w in others[:6])
+    return _layout.empty_like(x), *made
+
+
 _INPUTS = (
     "Tensor x, Tensor weight1, Tensor beta1, Tensor weight2, Tensor beta2, Tensor weight3,"
     " Tensor beta3"
@@ -174,10 +184,7 @@ _backward_operator = _extension.register(
     f"residual_block_backward(Tensor grad_y, {_INPUTS}, {', '.join(f'Tensor {n}' for n in _KEPT)},"
     " float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gradients,
-    lambda grad_y, x, *others: (
-        _layout.empty_like(x),
-        *(torch.empty_like(weight) for weight in others[:6]),
-    ),
+    _empty_gradients,
 )
 
 
@@ -225,7 +232,8 @@ def residual_block(
             1); any floating dtype, rounded to x's.
         beta1, beta2, beta3: (half,), (half,), (channels,): the norms' offsets.
         eps: added to each variance.
-        aside: runs what computes the gradient of a weight; not in a graph that torch compiles.
+        aside: runs what computes the gradient of a weight; only where autograd alone looks at the
+            call, not where torch compiles, traces or transforms it.
 
     Returns:
         y, shaped as x, x's dtype, channels last, once differentiable with respect to all tensors;
@@ -252,7 +260,7 @@ def residual_block(
     weights = (weight1, beta1, weight2, beta2, weight3, beta3)
     _check(x, weights)
     arguments = (x, *weights, eps)
-    if aside is _in_turn or _extension.needs_dispatcher(arguments):
+    if aside is _in_turn or _extension.needs_dispatcher(arguments, profiled=False):
         y, *values = _operator(*arguments)
     else:
         _extension.refuse_tangents("residual_block", arguments)

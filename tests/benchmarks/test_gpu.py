@@ -184,7 +184,7 @@ def test_every_operator_is_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checked = dict(reversed(list(gpu_check_ops.cases())))  # the first case of each
-    # The last two are on no path of the network yet.
+    # conv1x1_bn is no operator of its own, but a part of residual_block.
     assert set(checked) == {row.op for row in ops.paths()} | {"conv1x1_bn"}
     for case in checked.values():
         assert gpu_check_ops.results(case, torch.float64, torch.device("cpu"), exact=False)

@@ -127,7 +127,7 @@ def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_fused_block_compiles_without_a_graph_break() -> None:
+def test_a_residual_of_our_operators_compiles_without_a_graph_break() -> None:
     block = Residual(4, 8).double()
     for layer in block.modules():
         if isinstance(layer, BatchNorm):
@@ -144,7 +144,7 @@ def test_half_precision_follows_autocast() -> None:
     assert y.dtype == torch.bfloat16 and layer.bn.running_mean.dtype == torch.float32
 
 
-def test_a_fused_block_follows_autocast() -> None:
+def test_a_residual_of_our_operators_follows_autocast() -> None:
     block = Residual(4, 8)
     for layer in block.modules():
         if isinstance(layer, BatchNorm):

@@ -142,7 +142,7 @@ def switch(network, fused):
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float64, 1e-11), (torch.bfloat16, 2.0**-8)])
 @pytest.mark.parametrize("capturing", [False, True])
 def test_a_fused_residual_is_the_same(monkeypatch, taken, dtype, step, capturing):
-    """As near to the exact results as the layers one by one, whatever these run."""
+    """As near to the exact results as layers that take turns, and the first of which forks."""
     torch.manual_seed(0)
     block = Residual(16, 16).to(dtype, memory_format=torch.channels_last)
     x = torch.randn(4, 16, 16, 24, dtype=dtype).to(memory_format=torch.channels_last)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_testing import LAYOUTS, channels_last, check_registration, relative_error
+from op_testing import LAYOUTS, channels_last, check_registration, dense, relative_error
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fasthg.ops import _extension
+from fasthg.ops import _extension, reference
 from fasthg.ops.bn_act import bn_act
 from fasthg.ops.residual_block import has_kernels, residual_block, residual_block_inference
 
@@ -26,16 +28,8 @@ def case(channels, dtype, device, size=(2, 7, 9), weights=None):
     return channels_last(x), [w.to(device, weights or dtype) for w in made], channels_last(grad_y)
 
 
-def norm(x, beta):
-    return functional.batch_norm(x, None, None, None, beta, training=True, eps=1e-3)
-
-
-def by_torch(x, weight1, beta1, weight2, beta2, weight3, beta3):
-    """y and what the three norms normalise."""
-    z1 = functional.conv2d(x, weight1)
-    z2 = functional.conv2d(norm(z1, beta1).relu(), weight2, padding=1)
-    z3 = functional.conv2d(norm(z2, beta2).relu(), weight3)
-    return norm(z3, beta3) + x, (z1, z2, z3)
+def by_reference(*inputs):
+    return reference.residual_block(*inputs)[0]
 
 
 def by_bn_act(x, weight1, beta1, weight2, beta2, weight3, beta3):
@@ -63,17 +57,15 @@ def test_against_torch(device, dtype, channels, layout):
     x, weights, grad_y = case(channels, dtype, device)
     x, grad_y = layout(x), layout(grad_y)
     exact = [t.double() for t in (x, *weights)]
-    expected = gradients(lambda *t: by_torch(*t)[0], exact[0], exact[1:], grad_y.double())
+    expected = gradients(by_reference, exact[0], exact[1:], grad_y.double())
     actual = gradients(block, x, weights, grad_y)
     assert actual[0].is_contiguous(memory_format=torch.channels_last)
     for one, right in zip(actual, expected, strict=True):
         assert one.dtype == dtype and one.shape == right.shape
         assert relative_error(one, right) < ERRORS[dtype]
     with torch.no_grad():
-        _, statistics = residual_block(x, *weights)
-        _, inputs = by_torch(*exact)
-    moments = [t for z in inputs for t in (z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0))]
-    for one, right in zip(statistics, moments, strict=True):
+        statistics = residual_block(x, *weights)[1], reference.residual_block(*exact)[1]
+    for one, right in zip(*statistics, strict=True):
         assert relative_error(one, right) < ERRORS[dtype]
 
 
@@ -83,7 +75,7 @@ def test_half_types_are_no_farther_than_bn_act_after_convolutions(device, dtype,
     """Within 1.3 times their error: every map is rounded as there, but for sums on the way."""
     x, values, grad_y = case(32, dtype, device, (2, 14, 25), weights)
     exact = [t.to(dtype).double() if t.dim() == 4 else t.double() for t in (x, *values)]
-    expected = gradients(lambda *t: by_torch(*t)[0], exact[0], exact[1:], grad_y.double())
+    expected = gradients(by_reference, exact[0], exact[1:], grad_y.double())
     rounded = [t.to(dtype) if t.dim() == 4 else t for t in values]
     usual = gradients(by_bn_act, x, rounded, grad_y)
     actual = gradients(block, x, values, grad_y)
@@ -102,30 +94,62 @@ def test_gradcheck(monkeypatch, device, kernels):
 
 
 @pytest.mark.parametrize("frozen", range(7))
-def test_what_needs_no_gradient_gets_none(device, frozen):
+def test_a_frozen_tensor_changes_no_other_gradient(device, frozen):
     x, weights, grad_y = case(8, torch.float32, device)
     leaves = [t.requires_grad_(i != frozen) for i, t in enumerate((x, *weights))]
     expected = gradients(block, x, weights, grad_y)[1:]
     block(*leaves).backward(grad_y)
     for i, (leaf, right) in enumerate(zip(leaves, expected, strict=True)):
-        assert (leaf.grad is None) == (i == frozen)
-        assert i == frozen or torch.equal(leaf.grad, right)
+        assert leaf.grad is None if i == frozen else torch.equal(leaf.grad, right)
 
 
-def test_weights_are_differentiated_aside(device):
-    """Each in one call, which names all that it reads; y and x are not delayed by them."""
+class Read(TorchDispatchMode):
+    """Gathers the storages of what torch reads, but for what it makes meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.made = set(), {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        results = function(*arguments, **(keywords or {}))
+        self.storages |= storages(tree_leaves((arguments, keywords))) - self.made.keys()
+        # Kept, so that no other tensor takes their place in memory.
+        self.made |= {s: results for s in storages(tree_leaves(results)) - self.storages}
+        return results
+
+
+def storages(values):
+    return {t.untyped_storage().data_ptr() for t in values if isinstance(t, torch.Tensor)}
+
+
+def test_weights_are_differentiated_aside(device, monkeypatch):
+    """Each in one call that names all that it reads: on another stream it lives until then."""
+    monkeypatch.setattr(_extension, "has_kernel", lambda tensor: False)  # torch alone is watched
     x, weights, grad_y = case(8, torch.float32, device)
-    calls = []
+    shapes = []
 
     def aside(read, compute):
-        made = compute()
-        calls.append((len(read), tuple(made.shape)))
+        with Read() as watched:
+            made = compute()
+        assert watched.storages <= storages([*read, *leaves])
+        assert storages(read) - storages(leaves) <= watched.storages, "nothing lives for nothing"
+        shapes.append(tuple(made.shape))
         return made
 
     leaves = [t.requires_grad_() for t in (x, *weights)]
     y, _ = residual_block(*leaves, aside=aside)
-    y.backward(grad_y)
-    assert calls == [(11, (8, 4)), (2, (4, 4, 3, 3)), (8, (4, 8))]
+    made = torch.autograd.grad(y, leaves, grad_y)
+    assert shapes == [(8, 4), (4, 4, 3, 3), (4, 8)]
+    in_turn = gradients(block, leaves[0], leaves[1:], grad_y)[1:]
+    assert all(torch.equal(one, right) for one, right in zip(made, in_turn, strict=True))
+
+
+def test_an_expanded_gradient_and_a_second_run(device):
+    x, weights, grad_y = case(8, torch.bfloat16, device)
+    ones = torch.ones((), dtype=x.dtype, device=device).expand(grad_y.shape)
+    runs = [gradients(block, x, weights, one) for one in (ones, ones.contiguous(), ones)]
+    for one, *others in zip(*runs, strict=True):
+        assert all(torch.equal(one, other) for other in others)
 
 
 def test_what_is_kept_for_the_backward(device):
@@ -167,6 +191,10 @@ def test_autocast_and_changes_in_place(device, dtype):
         assert third is doubled[0] or torch.equal(one, third)
 
 
+def transposed(weight):
+    return weight.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 def operators(x, weights, grad_y):
     """Both, with their arguments."""
     inputs = [t.requires_grad_() for t in (x, *weights)]
@@ -183,8 +211,12 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", [(2, 7, 9), (1, 1, 1), (0, 3, 4), (2, 0, 4)])
-def test_registration(device, dtype, size):
-    for operator, arguments in operators(*case(2, dtype, device, size, torch.float32)):
+@pytest.mark.parametrize("lay", [dense, channels_last, transposed])
+def test_registration(device, dtype, size, lay):
+    """With weights that lie in any way."""
+    x, weights, grad_y = case(6, dtype, device, size, torch.float32)
+    weights = [lay(w) if w.dim() == 4 else w for w in weights]
+    for operator, arguments in operators(x, weights, grad_y):
         check_registration(operator, arguments)
 
 

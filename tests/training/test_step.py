@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stock": {"NUM_STACKS": 2},
     "torch's modules": {"FUSED": "off"},
     "our operators": {"FUSED": "on"},
+    "our operators, bf16": {"FUSED": "on", "PRECISION": "bf16"},  # on a GPU whole residuals, too
     "momentum": {"RMSPROP_MOMENTUM": 0.9},
     "clipped": {"GRADIENT_CLIP_NORM": 1.0},
     "adamw": {"OPTIMIZER": "adamw"},

@@ -16,8 +16,6 @@ def residual_block(
     beta2: Tensor,
     weight3: Tensor,
     beta3: Tensor,
-    weight_skip: Tensor | None = None,
-    beta_skip: Tensor | None = None,
     *,
     eps: float = 1e-3,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -38,7 +36,4 @@ def residual_block(
 
     inner = layer(x, weight1, beta1, None, True)
     inner = layer(inner, weight2, beta2, None, True)
-    if weight_skip is None or beta_skip is None:
-        return layer(inner, weight3, beta3, x, False), tuple(statistics)
-    y = layer(inner, weight3, beta3, None, False)
-    return y + layer(x, weight_skip, beta_skip, None, False), tuple(statistics)
+    return layer(inner, weight3, beta3, x, False), tuple(statistics)
