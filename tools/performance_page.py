@@ -89,7 +89,14 @@ def _group(row: dict[str, Any]) -> str:
 
 
 def _machine(content: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(content["machine_info"][key] for key in ("cpu", "cores", "gpu"))
+    keys = ("cpu", "cores", "gpu", "capability")
+    return tuple(content["machine_info"].get(key) for key in keys)
+
+
+def _name(machine: dict[str, Any]) -> str:
+    """`AMD EPYC, 2 cores, avx2`, or the GPU's name."""
+    instructions = [machine["capability"]] if "capability" in machine else []
+    return machine["gpu"] or ", ".join([machine["cpu"], f"{machine['cores']} cores", *instructions])
 
 
 def rows_of(content: dict[str, Any], device: str) -> list[dict[str, Any]]:
@@ -118,7 +125,7 @@ def section(name: str, content: dict[str, Any]) -> Iterator[str]:
     threads = " or ".join(str(n) for n in sorted({row["extra_info"]["threads"] for row in rows}))
     changed = " with changes" if commit["dirty"] else ""
     yield f"## {machine['gpu'] or machine['cpu']}\n"
-    yield f"- processor: {machine['cpu']}, {machine['cores']} cores, {threads} threads"
+    yield f"- processor: {_name({**machine, 'gpu': None})}, {threads} threads"
     yield f"- load average at the start: {machine['load']}"
     yield f"- fasthg {machine['fasthg']}, commit {commit['id'][:7]}{changed}"
     yield f"- torch {machine['torch']}, Python {machine['python']}"
@@ -215,16 +222,15 @@ def headlines(results: Results) -> list[Panel]:
             if RATIO in (info := row["extra_info"])
         ]
         machine = files[0][1]["machine_info"]
-        title = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
         if bars:
-            panels.append(Panel(title, bars, device == "cuda"))
+            panels.append(Panel(_name(machine), bars, device == "cuda"))
     return panels
 
 
 # Of the first picture that a reader sees: provider in the files -> in words.
 RIVALS = {
     "reference": "MARS's recipe in PyTorch, fp32",
-    "eager channels_last": "channels_last, mixed precision",
+    "eager channels_last": "channels_last, same precision",
 }
 CAPTURED = {
     "captured": "the same in a CUDA graph",
@@ -241,23 +247,20 @@ def training(folder: Path, results: Results) -> list[Panel]:
         rows = [row for _, content in results.get(device, []) for row in content["benchmarks"]]
         found = {row["params"]["provider"]: row for row in groups_of(rows).get(group, [])}
         bars = [
-            Bar(_words(t, found[p], device), info[RATIO], tuple(info[SPREAD]))
+            Bar(_words(t, found[p]), info[RATIO], tuple(info[SPREAD]))
             for p, t in (RIVALS | CAPTURED).items()
             if p in found and RATIO in (info := found[p]["extra_info"])
         ]
         if bars:
             machine = results[device][0][1]["machine_info"]
-            name = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
-            panels.append(Panel(f"{name}, batch {batch}", bars, device == "cuda"))
+            panels.append(Panel(f"{_name(machine)}, batch {batch}", bars, device == "cuda"))
         elif device == "cuda":
             panels += _of_visits(folder, f"{group}, cuda")
     return panels
 
 
-def _words(text: str, row: dict[str, Any], device: str) -> str:
+def _words(text: str, row: dict[str, Any]) -> str:
     """What a bar is called."""
-    # On a CPU without bfloat16 instructions every provider computes in float32.
-    text = text.replace(", mixed precision", ", fp32") if device == "cpu" else text
     return f"{text}, host-bound" if host_bound(row) else text
 
 

@@ -146,7 +146,7 @@ def test_what_waits_for_its_host_has_a_column_of_its_own(tmp_path):
     assert len(last) == 1 and "| reference | 200 ms |" in last[0] and "| 9.5x |  |" in last[0]
     bars = ElementTree.parse(tmp_path / "speed.svg").getroot()
     texts = [node.text for node in bars.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"channels_last, mixed precision, host-bound", "the same in a CUDA graph"} <= set(texts)
+    assert {"channels_last, same precision, host-bound", "the same in a CUDA graph"} <= set(texts)
 
 
 def test_durations_keep_three_digits():
