@@ -10,7 +10,7 @@ import pytest
 import torch
 from compare import compare
 
-from fasthg.model.layers import BatchNorm, Residual
+from fasthg.model.layers import Residual, set_fused
 
 FUSED = {"torch": "off", "bn_act": "auto", "fasthg": "on"}
 
@@ -32,11 +32,9 @@ def bench_residual_block(device, size):
     def run(fused):
         torch.manual_seed(0)
         block = Residual(256, 256).to(device, memory_format=torch.channels_last)
-        for module in block.modules():
-            if isinstance(module, BatchNorm):
-                module.fused = fused
-            elif isinstance(module, torch.nn.Conv2d):
-                module.to(torch.bfloat16)
+        set_fused(block, fused)
+        for layer in (block.conv1, block.conv2, block.conv3):
+            layer.conv.to(torch.bfloat16)
         x, grad_y = maps().requires_grad_(), maps()
         assert block.fuses(x) == (fused == "on")
         leaves = [x, *block.parameters()]

@@ -33,6 +33,7 @@ import pytest
 import torch
 
 from fasthg import ops
+from fasthg.runtime.device import has_bf16_instructions
 
 OURS = "fasthg"
 FOLDER = Path(__file__).parent
@@ -418,8 +419,8 @@ def read_floors() -> dict[str, dict[str, dict[str, float]]]:
 
 def instructions() -> str:
     """What torch finds this processor's to be: `avx2`, `avx512`, `avx512 bf16`."""
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.backends.cpu.get_cpu_capability().lower() + " bf16" * bf16
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return f"{capability} bf16" if has_bf16_instructions() else capability
 
 
 def floors_of(group: str, device: str) -> dict[str, float]:

@@ -67,8 +67,11 @@ def newest(folder: Path, known: Collection[str] | None = None) -> Results:
         if chosen and _machine(content) != _machine(chosen[0][1]):
             continue
         newer = {_key(row) for _, other in chosen for row in other["benchmarks"]}
-        rows = [row for row in rows_of(content, device) if _key(row) not in newer]
-        rows = [row for row in rows if known is None or _group(row) in known]
+        rows = [
+            row
+            for row in rows_of(content, device)
+            if _key(row) not in newer and (known is None or _group(row) in known)
+        ]
         if device == "cuda":  # fasthg is in every part
             first = {_key(row): row for row in reversed(rows)}
             rows = [row for row in rows if first[_key(row)] is row]
@@ -93,10 +96,15 @@ def _machine(content: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(content["machine_info"].get(key) for key in keys)
 
 
-def _name(machine: dict[str, Any]) -> str:
-    """`AMD EPYC, 2 cores, avx2`, or the GPU's name."""
+def _processor(machine: dict[str, Any]) -> str:
+    """`AMD EPYC, 2 cores, avx2`."""
     instructions = [machine["capability"]] if "capability" in machine else []
-    return machine["gpu"] or ", ".join([machine["cpu"], f"{machine['cores']} cores", *instructions])
+    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *instructions])
+
+
+def _name(machine: dict[str, Any]) -> str:
+    """The GPU's name, or `_processor`."""
+    return machine["gpu"] or _processor(machine)
 
 
 def rows_of(content: dict[str, Any], device: str) -> list[dict[str, Any]]:
@@ -125,7 +133,7 @@ def section(name: str, content: dict[str, Any]) -> Iterator[str]:
     threads = " or ".join(str(n) for n in sorted({row["extra_info"]["threads"] for row in rows}))
     changed = " with changes" if commit["dirty"] else ""
     yield f"## {machine['gpu'] or machine['cpu']}\n"
-    yield f"- processor: {_name({**machine, 'gpu': None})}, {threads} threads"
+    yield f"- processor: {_processor(machine)}, {threads} threads"
     yield f"- load average at the start: {machine['load']}"
     yield f"- fasthg {machine['fasthg']}, commit {commit['id'][:7]}{changed}"
     yield f"- torch {machine['torch']}, Python {machine['python']}"

@@ -21,6 +21,7 @@ from fasthg.model.layers import (
     Hourglass,
     Residual,
     halve,
+    set_fused,
     share_collector,
 )
 from fasthg.model.sync_batchnorm import SyncGroup
@@ -250,9 +251,7 @@ class StackedHourglass(nn.Module):
 
     def set_fused(self, fused: str) -> None:
         """Choose the operators of all layers: see `BatchNorm`."""
-        for module in self.modules():
-            if isinstance(module, BatchNorm | Hourglass | Stem | Stack):
-                module.fused = fused
+        set_fused(self, fused)
 
 
 # torch has one random state for a process: two threads initialise their networks in turn.

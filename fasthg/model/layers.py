@@ -169,6 +169,13 @@ class BatchNorm(nn.Module):
         update_statistics(self.running_mean, self.running_var, mean, var, count, self.decay)
 
 
+def set_fused(network: nn.Module, fused: str) -> None:
+    """Choose the operators of all layers of a network, or a part of one: see `BatchNorm`."""
+    for module in network.modules():
+        if hasattr(module, "fused"):
+            module.fused = fused  # type: ignore[assignment]
+
+
 def share_collector(network: nn.Module) -> BatchStatsCollector:
     """One new collector for all batch norms of a network."""
     collector = BatchStatsCollector()

@@ -68,12 +68,17 @@ def choose_precision(name: str, device: torch.device, width: int = 256) -> Preci
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "the GPU multiplies bfloat16")
         return Precision(torch.float16, "the GPU does not multiply bfloat16")
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if not has_bf16_instructions():
         return Precision(torch.float32, "the CPU has no bfloat16 instructions")
     single, half = _convolution_seconds(width)
     dtype = torch.bfloat16 if single >= BF16_GAIN * half else torch.float32
     figures = f"{single * 1e3:.3g} ms in float32, {half * 1e3:.3g} ms in bfloat16"
     return Precision(dtype, f"a convolution takes {figures}")
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this processor multiplies bfloat16, by avx512_bf16 or AMX."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @functools.cache

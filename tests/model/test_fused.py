@@ -11,7 +11,7 @@ from fasthg.config import Config
 from fasthg.data.batch import Batch
 from fasthg.model import build_model
 from fasthg.model.hourglass import Stack
-from fasthg.model.layers import BatchNorm, ConvBN, Hourglass, Residual
+from fasthg.model.layers import BatchNorm, ConvBN, Hourglass, Residual, set_fused
 from fasthg.ops import gaussian_heatmaps
 from fasthg.training.step import TrainStep
 
@@ -129,9 +129,7 @@ def test_auto_follows_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_residual_of_our_operators_compiles_without_a_graph_break() -> None:
     block = Residual(4, 8).double()
-    for layer in block.modules():
-        if isinstance(layer, BatchNorm):
-            layer.fused = "on"
+    set_fused(block, "on")
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), block(x))
@@ -146,9 +144,7 @@ def test_half_precision_follows_autocast() -> None:
 
 def test_a_residual_of_our_operators_follows_autocast() -> None:
     block = Residual(4, 8)
-    for layer in block.modules():
-        if isinstance(layer, BatchNorm):
-            layer.fused = "on"
+    set_fused(block, "on")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = block(torch.randn(2, 4, 8, 8))
     y.sum().backward()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fasthg.model import StackedHourglass, layers
-from fasthg.model.layers import BatchNorm, ConvBN, Residual, conv_on_blocks
+from fasthg.model.layers import ConvBN, Residual, conv_on_blocks, set_fused
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 24), (1, 3, 2, 2), (1, 4, 6, 10), (1, 1, 8, 4)])
@@ -132,9 +132,7 @@ def taken(monkeypatch):
 
 def switch(network, fused):
     """The network or block, with another value of FUSED."""
-    for module in network.modules():
-        if isinstance(module, BatchNorm):
-            module.fused = fused
+    set_fused(network, fused)
     return network
 
 
